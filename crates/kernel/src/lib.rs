@@ -1,0 +1,18 @@
+//! The Linux interfaces pagetide stands on, one file each: typed and safe outside, and the only
+//! room of the project with `unsafe`.
+//!
+//! Each file says since when the interface exists, what privilege it needs, every way in which a
+//! call stops early, and which errors it gives. Nothing here decides anything: what to do with a
+//! page that was written is the business of the crates above.
+
+#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
+compile_error!("pagetide knows the kernel interfaces of Linux on x86-64 only");
+
+pub mod maps;
+pub mod memory;
+pub mod pagemap;
+pub mod pagemap_scan;
+pub mod pidfd;
+pub mod probe;
+pub mod ptrace;
+pub mod userfaultfd;

@@ -1,0 +1,195 @@
+//! A set of pages, held as sorted, disjoint, coalesced ranges.
+//!
+//! The kernel reports written pages as ranges, mostly in ascending order, sometimes twice. Adding
+//! at the end is therefore cheap, and adding what is there already changes nothing.
+
+use crate::{PageCount, PageIndex, PageRange};
+use std::fmt;
+
+/// A set of pages of one space.
+///
+/// The ranges are sorted, none is empty, and no two touch: equal sets have equal ranges.
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
+pub struct PageSet {
+    ranges: Vec<PageRange>,
+}
+
+impl PageSet {
+    /// The empty set.
+    pub const fn new() -> PageSet {
+        PageSet { ranges: Vec::new() }
+    }
+
+    /// True if the set holds no page.
+    pub fn is_empty(&self) -> bool {
+        self.ranges.is_empty()
+    }
+
+    /// How many pages the set holds.
+    pub fn count(&self) -> PageCount {
+        self.ranges.iter().map(|range| range.count()).sum()
+    }
+
+    /// The ranges of the set: sorted, disjoint, none touching the next.
+    pub fn ranges(&self) -> &[PageRange] {
+        &self.ranges
+    }
+
+    /// The pages of the set in ascending order.
+    pub fn pages(&self) -> impl Iterator<Item = PageIndex> + '_ {
+        self.ranges.iter().flat_map(|range| range.pages())
+    }
+
+    /// True if `page` is in the set.
+    pub fn contains(&self, page: PageIndex) -> bool {
+        self.range_at(page).is_some()
+    }
+
+    /// True if every page of `range` is in the set.
+    pub fn contains_range(&self, range: PageRange) -> bool {
+        range.is_empty()
+            || self
+                .range_at(range.start())
+                .is_some_and(|found| range.end() <= found.end())
+    }
+
+    /// The range of the set that holds `page`.
+    pub fn range_at(&self, page: PageIndex) -> Option<PageRange> {
+        let after = self.ranges.partition_point(|range| range.start() <= page);
+        let candidate = *self.ranges.get(after.checked_sub(1)?)?;
+        candidate.contains(page).then_some(candidate)
+    }
+
+    /// Adds the pages of `range`; those that are there already stay.
+    pub fn insert(&mut self, range: PageRange) {
+        if range.is_empty() {
+            return;
+        }
+        match self.ranges.last_mut() {
+            None => return self.ranges.push(range),
+            Some(last) if last.end() < range.start() => return self.ranges.push(range),
+            Some(last) if last.start() <= range.start() => {
+                *last = PageRange::new(last.start(), last.end().max(range.end()));
+                return;
+            }
+            Some(_) => {}
+        }
+        // Everything from `first` up to `past` overlaps or touches the new range and merges into it.
+        let first = self.ranges.partition_point(|r| r.end() < range.start());
+        let past = self.ranges.partition_point(|r| r.start() <= range.end());
+        let mut merged = range;
+        if let Some(swallowed) = self.ranges.get(first..past).filter(|s| !s.is_empty()) {
+            merged = PageRange::new(
+                range.start().min(swallowed[0].start()),
+                range.end().max(swallowed[swallowed.len() - 1].end()),
+            );
+        }
+        self.ranges.splice(first..past, [merged]);
+    }
+
+    /// Removes the pages of `range`; those that are not there do not matter.
+    pub fn remove(&mut self, range: PageRange) {
+        if range.is_empty() {
+            return;
+        }
+        let first = self.ranges.partition_point(|r| r.end() <= range.start());
+        let past = self.ranges.partition_point(|r| r.start() < range.end());
+        if first >= past {
+            return;
+        }
+        let left = PageRange::new(self.ranges[first].start(), range.start());
+        let right = PageRange::new(range.end(), self.ranges[past - 1].end());
+        let kept = [left, right].into_iter().filter(|r| !r.is_empty());
+        self.ranges.splice(first..past, kept);
+    }
+
+    /// The pages that are in either set.
+    pub fn union(&self, other: &PageSet) -> PageSet {
+        let mut all = Vec::with_capacity(self.ranges.len() + other.ranges.len());
+        all.extend_from_slice(&self.ranges);
+        all.extend_from_slice(&other.ranges);
+        all.into_iter().collect()
+    }
+
+    /// The pages of this set that are not in `other`.
+    pub fn subtract(&self, other: &PageSet) -> PageSet {
+        let mut rest = PageSet::new();
+        let mut holes = other.ranges.iter().copied().peekable();
+        for &range in &self.ranges {
+            let mut at = range.start();
+            while let Some(hole) = holes.peek().copied() {
+                if hole.end() <= at {
+                    holes.next();
+                    continue;
+                }
+                if hole.start() >= range.end() {
+                    break;
+                }
+                rest.insert(PageRange::new(at, hole.start()));
+                at = at.max(hole.end());
+                if hole.end() >= range.end() {
+                    break;
+                }
+            }
+            rest.insert(PageRange::new(at, range.end()));
+        }
+        rest
+    }
+
+    /// The pages that are in both sets.
+    pub fn intersect(&self, other: &PageSet) -> PageSet {
+        let mut both = PageSet::new();
+        let (mut a, mut b) = (0, 0);
+        while let (Some(&left), Some(&right)) = (self.ranges.get(a), other.ranges.get(b)) {
+            if let Some(common) = left.intersection(right) {
+                both.insert(common);
+            }
+            if left.end() <= right.end() {
+                a += 1;
+            } else {
+                b += 1;
+            }
+        }
+        both
+    }
+
+    /// The part of the set that lies in `range`.
+    pub fn within(&self, range: PageRange) -> PageSet {
+        let first = self.ranges.partition_point(|r| r.end() <= range.start());
+        let ranges = self.ranges[first..]
+            .iter()
+            .map_while(|r| r.intersection(range))
+            .collect();
+        PageSet { ranges }
+    }
+}
+
+impl FromIterator<PageRange> for PageSet {
+    fn from_iter<I: IntoIterator<Item = PageRange>>(ranges: I) -> PageSet {
+        let mut sorted: Vec<PageRange> = ranges.into_iter().collect();
+        sorted.sort_unstable();
+        let mut set = PageSet::new();
+        sorted.into_iter().for_each(|range| set.insert(range));
+        set
+    }
+}
+
+impl From<PageRange> for PageSet {
+    fn from(range: PageRange) -> PageSet {
+        let mut set = PageSet::new();
+        set.insert(range);
+        set
+    }
+}
+
+impl Extend<PageRange> for PageSet {
+    fn extend<I: IntoIterator<Item = PageRange>>(&mut self, ranges: I) {
+        ranges.into_iter().for_each(|range| self.insert(range));
+    }
+}
+
+impl fmt::Debug for PageSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(&self.ranges).finish()
+    }
+}
