@@ -1,1 +1,218 @@
-//! placeholder
+//! The memory of a process, read and written from outside.
+//!
+//! Reads go through process_vm_readv(2), which is the faster way for many small pieces but stops at
+//! the first page the process itself could not read, and through `/proc/PID/mem` for the rest.
+//! Both need `PTRACE_MODE_ATTACH_REALCREDS`. A page that neither can read is named, never skipped.
+
+use nix::sys::uio::{RemoteIoVec, process_vm_readv};
+use nix::unistd::Pid;
+use pagetide_pages::{PageCount, PageIndex, PageRange, PageSize};
+use std::fs::{File, OpenOptions};
+use std::io::IoSliceMut;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+/// The kernel takes at most this many pieces in one call (UIO_MAXIOV).
+const PIECES_AT_ONCE: usize = 1024;
+
+/// Why memory of a process could not be opened, read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MemoryError {
+    /// `/proc/PID/mem` could not be opened.
+    #[error("open {path}", path = path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The address space is gone: the process exited or called execve(2) since it was opened.
+    #[error("the address space of process {pid} no longer exists")]
+    SpaceGone {
+        /// The process.
+        pid: i32,
+    },
+    /// Bytes could not be written.
+    #[error("write {address:#x}+{length:#x} of process {pid}")]
+    Write {
+        /// The process.
+        pid: i32,
+        /// First address.
+        address: u64,
+        /// Length in bytes.
+        length: usize,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Bytes could not be read.
+    #[error("read {address:#x}+{length:#x} of process {pid}")]
+    Read {
+        /// The process.
+        pid: i32,
+        /// First address.
+        address: u64,
+        /// Length in bytes.
+        length: usize,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// The memory of one process. Bound to the address space it had when this was opened: after an
+/// execve(2) every use fails with [`MemoryError::SpaceGone`].
+#[derive(Debug)]
+pub struct ProcessMemory {
+    pid: i32,
+    file: File,
+}
+
+impl ProcessMemory {
+    /// Opens the memory of process `pid` for reading and writing.
+    pub fn open(pid: i32) -> Result<ProcessMemory, MemoryError> {
+        let path = PathBuf::from(format!("/proc/{pid}/mem"));
+        match OpenOptions::new().read(true).write(true).open(&path) {
+            Ok(file) => Ok(ProcessMemory { pid, file }),
+            Err(source) => Err(MemoryError::Open { path, source }),
+        }
+    }
+
+    /// Reads the pages of `ranges`, one range after the other, into `out`, which must have their
+    /// total length, and returns the pages that cannot be read (past the end of a mapped file, guard
+    /// regions, device memory); their bytes in `out` are zero.
+    ///
+    /// Only meaningful while the process is stopped or when the caller reads again what is written
+    /// meanwhile. A page that was never touched is read as zeros; for shared memory, hugetlb and
+    /// files, reading it makes the kernel allocate it, so ask only for what there is.
+    pub fn read_pages(
+        &self,
+        size: PageSize,
+        ranges: &[PageRange],
+        out: &mut [u8],
+    ) -> Result<Vec<PageRange>, MemoryError> {
+        let mut unreadable = Vec::new();
+        let mut rest = out;
+        let mut pending: Vec<PageRange> = Vec::with_capacity(PIECES_AT_ONCE.min(ranges.len()));
+        for chunk in ranges.chunks(PIECES_AT_ONCE) {
+            pending.clear();
+            pending.extend(chunk.iter().filter(|range| !range.is_empty()));
+            let length: u64 = pending.iter().map(|r| size.bytes_of(r.count())).sum();
+            let (mine, other) = rest.split_at_mut(length as usize);
+            rest = other;
+            self.read_pieces(size, &pending, mine, &mut unreadable)?;
+        }
+        Ok(unreadable)
+    }
+
+    fn read_pieces(
+        &self,
+        size: PageSize,
+        pieces: &[PageRange],
+        mut out: &mut [u8],
+        unreadable: &mut Vec<PageRange>,
+    ) -> Result<(), MemoryError> {
+        let mut pieces = pieces.to_vec();
+        let mut done = 0;
+        while done < pieces.len() {
+            let remote: Vec<RemoteIoVec> = pieces[done..]
+                .iter()
+                .map(|range| RemoteIoVec {
+                    base: size.address_of(range.start()) as usize,
+                    len: size.bytes_of(range.count()) as usize,
+                })
+                .collect();
+            let local = &mut [IoSliceMut::new(out)];
+            // An error means that nothing was read: the first page of the first piece refuses.
+            let read = process_vm_readv(Pid::from_raw(self.pid), local, &remote).unwrap_or(0);
+            let mut pages = PageCount((read / size.len()) as u64);
+            out = &mut out[pages.0 as usize * size.len()..];
+            while done < pieces.len() && pages >= pieces[done].count() {
+                pages = PageCount(pages.0 - pieces[done].count().0);
+                done += 1;
+            }
+            if done == pieces.len() {
+                break;
+            }
+            let stuck = pieces[done].start().plus(pages);
+            let page = &mut out[..size.len()];
+            if !self.read_page_by_file(size, stuck, page)? {
+                page.fill(0);
+                unreadable.push(PageRange::single(stuck));
+            }
+            out = &mut out[size.len()..];
+            pieces[done] = PageRange::new(PageIndex(stuck.0 + 1), pieces[done].end());
+            if pieces[done].is_empty() {
+                done += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// One page through `/proc/PID/mem`; false if it has no readable content.
+    fn read_page_by_file(
+        &self,
+        size: PageSize,
+        page: PageIndex,
+        out: &mut [u8],
+    ) -> Result<bool, MemoryError> {
+        let mut filled = 0;
+        while filled < out.len() {
+            let at = size.address_of(page) + filled as u64;
+            match self.file.read_at(&mut out[filled..], at) {
+                // The file gives zero bytes only when the address space is gone.
+                Ok(0) => return Err(MemoryError::SpaceGone { pid: self.pid }),
+                Ok(read) => filled += read,
+                Err(error) if error.raw_os_error() == Some(nix::libc::EIO) => return Ok(false),
+                Err(error) if error.raw_os_error() == Some(nix::libc::EFAULT) => return Ok(false),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(source) => {
+                    return Err(MemoryError::Read {
+                        pid: self.pid,
+                        address: at,
+                        length: out.len() - filled,
+                        source,
+                    });
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Reads exactly `out.len()` bytes from `address`.
+    pub fn read(&self, address: u64, out: &mut [u8]) -> Result<(), MemoryError> {
+        self.file
+            .read_exact_at(out, address)
+            .map_err(|source| MemoryError::Read {
+                pid: self.pid,
+                address,
+                length: out.len(),
+                source,
+            })
+    }
+
+    /// Writes all of `bytes` at `address`, whatever the protection of the mapping; private pages are
+    /// copied first, as for a debugger.
+    pub fn write(&self, address: u64, bytes: &[u8]) -> Result<(), MemoryError> {
+        self.file
+            .write_all_at(bytes, address)
+            .map_err(|source| MemoryError::Write {
+                pid: self.pid,
+                address,
+                length: bytes.len(),
+                source,
+            })
+    }
+
+    /// Fails with [`MemoryError::SpaceGone`] if the process has exited or replaced its address space
+    /// since this was opened. `mapped` is any address that is mapped and readable.
+    pub fn check_alive(&self, mapped: u64) -> Result<(), MemoryError> {
+        let mut byte = [0u8; 1];
+        match self.file.read_at(&mut byte, mapped) {
+            Ok(0) => Err(MemoryError::SpaceGone { pid: self.pid }),
+            _ => Ok(()),
+        }
+    }
+}
