@@ -1,1 +1,112 @@
-//! placeholder
+//! Which pages were written since the last harvest.
+//!
+//! A [`Tracker`] watches mappings of one address space. [`Tracker::harvest`] atomically takes and
+//! clears the written set; what it gives is a [`Harvest`], which is either committed (the pages are
+//! durably stored) or given back (they count as written again). There is no third way: a harvest
+//! that is dropped gives back.
+//!
+//! The tracker never stops a process, never enters one, and copies no page. It is handed the file
+//! descriptors it needs. A page reported too often is a cost, a page missed is a bug; when unsure, it
+//! says written.
+
+mod harvest;
+mod wp_async;
+
+pub use harvest::{GivenBack, Harvest};
+pub use wp_async::WpAsync;
+
+use pagetide_kernel::pagemap_scan::{OpenPagemapError, ScanError};
+use pagetide_kernel::userfaultfd::UserfaultfdError;
+use pagetide_pages::{PageRange, PageSet, PageSize};
+use std::fmt;
+
+/// How written pages are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Backend {
+    /// userfaultfd in asynchronous write-protect mode, harvested with PAGEMAP_SCAN (Linux 6.7).
+    WpAsync,
+    /// Soft-dirty bits, cleared through `/proc/PID/clear_refs`.
+    SoftDirty,
+    /// No help from the kernel: every page is read and compared with what is stored.
+    Rehash,
+}
+
+impl Backend {
+    /// All backends, the preferred first.
+    pub const ALL: [Backend; 3] = [Backend::WpAsync, Backend::SoftDirty, Backend::Rehash];
+
+    /// The name by which users choose it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Backend::WpAsync => "wp-async",
+            Backend::SoftDirty => "soft-dirty",
+            Backend::Rehash => "rehash",
+        }
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A mapping that this tracker cannot watch, and why.
+#[derive(Debug)]
+pub struct Refused {
+    /// The pages of the mapping. Nothing is known of them: they count as written at all times.
+    pub pages: PageRange,
+    /// What the kernel said, with addresses.
+    pub reason: UserfaultfdError,
+}
+
+/// What changed in the layout since the tracker last looked.
+#[derive(Debug, Default)]
+pub struct LayoutChange {
+    /// Pages that were not watched until now: new mappings, mappings that replaced others at the
+    /// same address, mappings that were moved. Whether they were written is unknown, so all of them
+    /// are part of the next harvest.
+    pub fresh: PageSet,
+    /// Mappings that cannot be watched.
+    pub refused: Vec<Refused>,
+}
+
+/// Why tracking failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrackError {
+    /// The address space is gone: the process exited, or replaced itself by execve(2). Start again
+    /// with a new tracker and a full snapshot.
+    #[error("the tracked address space no longer exists: the process exited or executed a new program")]
+    SpaceGone,
+    /// The userfaultfd failed.
+    #[error(transparent)]
+    Protect(#[from] UserfaultfdError),
+    /// The scan failed. What it had reported until then is part of the next harvest.
+    #[error(transparent)]
+    Scan(#[from] ScanError),
+    /// The pagemap could not be opened.
+    #[error(transparent)]
+    OpenPagemap(#[from] OpenPagemapError),
+}
+
+/// Finds written pages by one backend.
+pub trait Tracker {
+    /// Which backend this is.
+    fn backend(&self) -> Backend;
+
+    /// The unit in which pages are reported.
+    fn page_size(&self) -> PageSize;
+
+    /// Begins to watch those of `mappings` that are not watched yet, and tells which these were. The
+    /// mappings are whole ones, sorted, as the kernel lists them. Watching does not start with a
+    /// clean slate: everything that is fresh counts as written until a harvest takes it.
+    fn arm(&mut self, mappings: &[PageRange]) -> Result<LayoutChange, TrackError>;
+
+    /// Takes and clears the written set of `mappings`, after arming what is new among them. What is
+    /// written while this runs belongs to this harvest or to the next, never to neither.
+    ///
+    /// On an error nothing is lost: what was taken so far is part of the next harvest.
+    fn harvest(&mut self, mappings: &[PageRange]) -> Result<Harvest, TrackError>;
+}

@@ -1,0 +1,196 @@
+//! The `wp-async` backend: mappings are registered with a userfaultfd whose write faults the kernel
+//! resolves by itself, and PAGEMAP_SCAN reports and re-protects the written pages in one step.
+//!
+//! The kernel's scan passes over a mapping that is not registered without a word, and a mapping that
+//! took another's place at the same address looks just like it in `/proc/PID/maps`. So before every
+//! harvest a second, reading scan looks for exactly that: mapped pages that are not registered.
+//! Those are registered and count as written in full.
+//!
+//! A dead address space scans as empty, without an error. So every harvest also registers a mapping
+//! once more, which changes nothing while the address space lives and fails when it does not.
+
+use crate::harvest::{GivenBack, Harvest, Ledger};
+use crate::{Backend, LayoutChange, Refused, TrackError, Tracker};
+use pagetide_kernel::pagemap_scan::{Categories, Pagemap, ScanFlags, ScanRequest, ScannedRange};
+use pagetide_kernel::userfaultfd::{UserfaultfdError, WriteProtector};
+use pagetide_pages::{PageRange, PageSet, PageSize};
+use std::sync::Arc;
+
+/// Slots of the result vector: 192 KiB, enough that a scan of scattered pages is a few calls.
+const VECTOR_SLOTS: usize = 8192;
+
+const SIZE: PageSize = PageSize::KIB_4;
+
+/// Tracking by asynchronous write-protection. See the head of this file.
+pub struct WpAsync {
+    protector: Arc<WriteProtector>,
+    pagemap: Pagemap,
+    ledger: Arc<Ledger>,
+    /// What this tracker has registered, or found to be registered with its own userfaultfd.
+    registered: PageSet,
+    vector: Vec<ScannedRange>,
+}
+
+impl WpAsync {
+    /// Tracks memory of the calling process itself. Needs no privilege.
+    pub fn of_self() -> Result<WpAsync, TrackError> {
+        let pagemap = Pagemap::of_self()?;
+        Ok(WpAsync::with(WriteProtector::of_self()?, pagemap))
+    }
+
+    /// Tracks the address space to which both of these belong: a userfaultfd created in it, and its
+    /// pagemap. If the userfaultfd was in use before, by a tracker that is gone, tracking goes on
+    /// where that one left it.
+    pub fn with(protector: WriteProtector, pagemap: Pagemap) -> WpAsync {
+        let protector = Arc::new(protector);
+        let marker = Arc::clone(&protector);
+        WpAsync {
+            protector,
+            pagemap,
+            ledger: Arc::new(Ledger::new(move |pages| mark_written(&marker, pages))),
+            registered: PageSet::new(),
+            vector: vec![ScannedRange::EMPTY; VECTOR_SLOTS],
+        }
+    }
+
+    /// The userfaultfd.
+    pub fn protector(&self) -> &WriteProtector {
+        &self.protector
+    }
+
+    /// The parts of `spans` that are mapped and not registered with any userfaultfd.
+    fn unregistered(&mut self, spans: &PageSet) -> Result<PageSet, TrackError> {
+        let mut found = PageSet::new();
+        for &span in spans.ranges() {
+            let (start, end) = SIZE.span_of(span);
+            let request = ScanRequest {
+                inverted: Categories::WP_ALLOWED,
+                all_of: Categories::WP_ALLOWED,
+                ..ScanRequest::over(start, end)
+            };
+            self.pagemap.scan(&request, &mut self.vector, |range| {
+                found.insert(SIZE.covering(range.start(), range.end()));
+            })?;
+        }
+        Ok(found)
+    }
+
+    /// Registers `span`, and if that fails because of one mapping in it, each mapping on its own.
+    fn register(
+        &self,
+        span: PageRange,
+        mappings: &[PageRange],
+        refused: &mut Vec<Refused>,
+    ) -> Result<(), TrackError> {
+        match self.register_one(span) {
+            Ok(()) => Ok(()),
+            Err(UserfaultfdError::SpaceGone { .. }) => Err(TrackError::SpaceGone),
+            Err(_) => {
+                let first = mappings.partition_point(|mapping| mapping.end() <= span.start());
+                let inside = mappings[first..]
+                    .iter()
+                    .map_while(|mapping| mapping.intersection(span));
+                for mapping in inside {
+                    match self.register_one(mapping) {
+                        Ok(()) => {}
+                        Err(UserfaultfdError::SpaceGone { .. }) => {
+                            return Err(TrackError::SpaceGone);
+                        }
+                        Err(reason) => refused.push(Refused {
+                            pages: mapping,
+                            reason,
+                        }),
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn register_one(&self, range: PageRange) -> Result<(), UserfaultfdError> {
+        let (start, end) = SIZE.span_of(range);
+        self.protector.register(start, end - start)
+    }
+
+    /// Reports and re-protects the written pages of `spans`, adding them to `written`.
+    fn take_written(&mut self, spans: &PageSet, written: &mut PageSet) -> Result<(), TrackError> {
+        for &span in spans.ranges() {
+            let (start, end) = SIZE.span_of(span);
+            // Exactly this mask: it is the kernel's fast path, and some kernels report zapped pages
+            // and holes as clean with any other.
+            let request = ScanRequest {
+                flags: ScanFlags::WRITE_PROTECT_MATCHING,
+                all_of: Categories::WRITTEN,
+                returned: Categories::WRITTEN,
+                ..ScanRequest::over(start, end)
+            };
+            self.pagemap.scan(&request, &mut self.vector, |range| {
+                written.insert(SIZE.covering(range.start(), range.end()));
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// Tells the kernel to count the pages as written again.
+fn mark_written(protector: &WriteProtector, pages: &PageSet) -> GivenBack {
+    let mut outcome = GivenBack::InKernel;
+    for &range in pages.ranges() {
+        let (start, end) = SIZE.span_of(range);
+        if let Err(error) = protector.mark_written(start, end - start) {
+            tracing::debug!(%error, "a range could not be given back to the kernel");
+            outcome = GivenBack::InMemory;
+        }
+    }
+    outcome
+}
+
+impl Tracker for WpAsync {
+    fn backend(&self) -> Backend {
+        Backend::WpAsync
+    }
+
+    fn page_size(&self) -> PageSize {
+        SIZE
+    }
+
+    fn arm(&mut self, mappings: &[PageRange]) -> Result<LayoutChange, TrackError> {
+        let Some(&first) = mappings.first() else {
+            return Ok(LayoutChange::default());
+        };
+        let spans: PageSet = mappings.iter().copied().collect();
+        let fresh = self.unregistered(&spans)?;
+        // What is registered, but not known to be registered by us, may be another's: registering it
+        // tells, and changes nothing if it is ours.
+        let wanted = fresh.union(&spans.subtract(&self.registered));
+        let mut change = LayoutChange {
+            fresh,
+            refused: Vec::new(),
+        };
+        for &span in wanted.ranges() {
+            self.register(span, mappings, &mut change.refused)?;
+        }
+        if let Err(UserfaultfdError::SpaceGone { .. }) = self.register_one(first) {
+            return Err(TrackError::SpaceGone);
+        }
+        let refused: PageSet = change.refused.iter().map(|refused| refused.pages).collect();
+        change.fresh = change.fresh.subtract(&refused);
+        self.registered = spans.subtract(&refused);
+        self.ledger.owe(&change.fresh);
+        Ok(change)
+    }
+
+    fn harvest(&mut self, mappings: &[PageRange]) -> Result<Harvest, TrackError> {
+        let layout = self.arm(mappings)?;
+        let watched = self.registered.clone();
+        let mut written = PageSet::new();
+        if let Err(error) = self.take_written(&watched, &mut written) {
+            self.ledger.owe(&written);
+            return Err(error);
+        }
+        let owed = self.ledger.collect();
+        self.ledger.owe(&owed.subtract(&watched));
+        let written = written.union(&owed.intersect(&watched));
+        Ok(Harvest::new(written, layout, Arc::clone(&self.ledger)))
+    }
+}
