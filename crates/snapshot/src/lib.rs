@@ -1,1 +1,53 @@
-//! placeholder
+//! Chains of full and delta snapshots: the model, the on-disk format, storage and verification.
+//!
+//! A snapshot holds *spaces* (named sparse arrays of pages) with their *regions*, and *attachments*
+//! (named bytes this crate does not interpret). This crate knows no process and no kernel: where
+//! pages come from, and where they go when they are read back, is the caller's business.
+//!
+//! A [`Store`] is a place that holds snapshots. A [`SnapshotWriter`] makes one more; a [`View`] is
+//! one snapshot with its ancestors resolved, so that every page of it can be read. The bytes on
+//! disk are specified in `docs/FORMAT.md`.
+//!
+//! ```
+//! use pagetide_pages::{PageCount, PageIndex, PageRange, PageSize};
+//! use pagetide_snapshot::*;
+//! use std::sync::Arc;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let store = Store::create(Arc::new(MemoryStorage::new()))?;
+//! let lock = store.lock()?;
+//! let mut writer = store.begin(&lock, None, WriteOptions::default())?;
+//! let pages = PageRange::with_count(PageIndex(16), PageCount(2));
+//! let region = Region { name: "heap".into(), ..Region::anonymous(pages) };
+//! writer.set_spaces(vec![Space::new("mem", PageSize::KIB_4, vec![region])])?;
+//! writer.put_pages(0, &[(PageIndex(16), &[7; 4096])])?;
+//! writer.put_state(0, PageRange::single(PageIndex(17)), PageState::Zero)?;
+//! let view = writer.commit()?;
+//!
+//! let mut page = vec![0; 4096];
+//! view.read_page(0, PageIndex(16), &mut page)?;
+//! assert_eq!(page, [7; 4096]);
+//! # Ok(())
+//! # }
+//! ```
+
+#![forbid(unsafe_code)]
+
+mod error;
+mod model;
+pub mod storage;
+mod store;
+mod verify;
+mod view;
+mod writer;
+
+pub use error::{LockError, OpenError, ReadError, WriteError};
+pub use model::{
+    Attachment, Backing, Capture, ContentHash, PageHash, PageState, Protection, Region, Sharing,
+    SnapshotId, SnapshotInfo, SnapshotKind, Space, StoreId,
+};
+pub use storage::{DirectoryStorage, MemoryStorage, Storage};
+pub use store::{DamagedSnapshot, Snapshots, Store, WriterLock};
+pub use verify::{Damage, VerifyProgress, VerifyReport};
+pub use view::{PageContent, View};
+pub use writer::{SnapshotWriter, WriteCounters, WriteOptions};

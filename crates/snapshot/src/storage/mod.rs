@@ -1,0 +1,71 @@
+//! Where the files of a store are kept, as a small trait: a directory, memory, later an object
+//! store. Nothing here knows what the files mean.
+
+mod directory;
+mod memory;
+
+pub use directory::DirectoryStorage;
+pub use memory::{AfterCrash, Fault, MemoryStorage};
+
+use std::fmt::Debug;
+use std::io;
+
+/// A place for files that are written once, under `/`-separated names.
+pub trait Storage: Send + Sync + Debug {
+    /// The place, for messages.
+    fn location(&self) -> String;
+
+    /// Makes the place ready to take files. What is there already stays.
+    fn prepare(&self) -> io::Result<()>;
+
+    /// The names of all files, in no order. The place itself missing is `NotFound`.
+    fn list(&self) -> io::Result<Vec<String>>;
+
+    /// A finished file, for reading.
+    fn open(&self, name: &str) -> io::Result<Box<dyn StoredFile>>;
+
+    /// A new file. It has the name `name` until it is published; a file of this name that a crash
+    /// left behind is replaced.
+    fn create(&self, name: &str) -> io::Result<Box<dyn PartialFile>>;
+
+    /// Removes a file. That there is none is `NotFound`.
+    fn remove(&self, name: &str) -> io::Result<()>;
+
+    /// The one right to write here, held until what is returned is dropped.
+    fn lock(&self) -> Result<Box<dyn StorageLock>, LockFailure>;
+}
+
+/// A finished file.
+pub trait StoredFile: Send + Sync {
+    /// Its length in bytes.
+    fn length(&self) -> io::Result<u64>;
+
+    /// Fills `buffer` from `offset` on; `UnexpectedEof` if the file ends before.
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+}
+
+/// A file that is being written. Dropped before it is published, it goes away.
+pub trait PartialFile: Send {
+    /// Adds all of `bytes` at the end.
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
+
+    /// Overwrites bytes that have been appended before.
+    fn rewrite(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// Makes everything durable, then gives the file its final name, durably. If there is a file
+    /// of that name it stays, and the error is `AlreadyExists`. After an error the file does not
+    /// exist under the final name.
+    fn publish(self: Box<Self>, name: &str) -> io::Result<()>;
+}
+
+/// The right to write to a storage.
+pub trait StorageLock: Send + Sync + Debug {}
+
+/// Why the lock of a storage could not be had.
+#[derive(Debug)]
+pub enum LockFailure {
+    /// Somebody else has it; who, if that is known.
+    Held(Option<String>),
+    /// The storage failed.
+    Io(io::Error),
+}
