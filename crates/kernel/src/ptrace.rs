@@ -1,1 +1,483 @@
-//! placeholder
+//! `ptrace(2)` and `wait4(2)` for a tracer that seizes threads: every request typed, no policy.
+//!
+//! All functions here act on one *thread*. All but [`seize`] must be called by the very thread of
+//! ours that seized it, and all but [`seize`] and [`interrupt`] need the traced thread to be in a
+//! ptrace-stop: otherwise the kernel answers ESRCH, which also means "gone". Which requests to
+//! send in which order is decided in `pagetide-process`.
+//!
+//! `nix` has typed wrappers of many of these, but its `Signal` has no real-time signals, so a
+//! tracer made of them cannot hand such a signal on. Hence the raw requests.
+
+#![allow(unsafe_code)]
+
+use std::fmt;
+use std::io;
+use std::mem::{offset_of, size_of};
+
+use nix::libc;
+
+/// Number of a thread, as the kernel counts them. The first thread's is that of the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ThreadId(i32);
+
+impl ThreadId {
+    /// The thread with this number; nothing is checked.
+    pub const fn new(number: i32) -> Self {
+        Self(number)
+    }
+
+    /// The number.
+    pub const fn get(self) -> i32 {
+        self.0
+    }
+}
+
+impl fmt::Display for ThreadId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
+/// General registers of an x86-64 thread: `struct user_regs_struct` of `<sys/user.h>`.
+///
+/// `orig_rax` is the number of the system call the thread is in, -1 (all ones) if in none.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[allow(missing_docs)] // the names are the registers
+pub struct Registers {
+    pub r15: u64,
+    pub r14: u64,
+    pub r13: u64,
+    pub r12: u64,
+    pub rbp: u64,
+    pub rbx: u64,
+    pub r11: u64,
+    pub r10: u64,
+    pub r9: u64,
+    pub r8: u64,
+    pub rax: u64,
+    pub rcx: u64,
+    pub rdx: u64,
+    pub rsi: u64,
+    pub rdi: u64,
+    pub orig_rax: u64,
+    pub rip: u64,
+    pub cs: u64,
+    pub eflags: u64,
+    pub rsp: u64,
+    pub ss: u64,
+    pub fs_base: u64,
+    pub gs_base: u64,
+    pub ds: u64,
+    pub es: u64,
+    pub fs: u64,
+    pub gs: u64,
+}
+
+const _: () = {
+    assert!(size_of::<Registers>() == size_of::<libc::user_regs_struct>());
+    assert!(offset_of!(Registers, rax) == offset_of!(libc::user_regs_struct, rax));
+    assert!(offset_of!(Registers, orig_rax) == offset_of!(libc::user_regs_struct, orig_rax));
+    assert!(offset_of!(Registers, rip) == offset_of!(libc::user_regs_struct, rip));
+    assert!(offset_of!(Registers, rsp) == offset_of!(libc::user_regs_struct, rsp));
+    assert!(offset_of!(Registers, fs_base) == offset_of!(libc::user_regs_struct, fs_base));
+    assert!(offset_of!(Registers, gs) == offset_of!(libc::user_regs_struct, gs));
+};
+
+/// Length of [`Registers`] as u64 words.
+pub const REGISTER_COUNT: usize = size_of::<Registers>() / size_of::<u64>();
+
+/// What [`seize`] or [`set_options`] asks to be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Options {
+    /// A new thread is traced from its first instruction, and the creator reports
+    /// [`Event::Clone`] (PTRACE_O_TRACECLONE).
+    pub trace_clone: bool,
+    /// `execve` is reported as [`Event::Exec`] (PTRACE_O_TRACEEXEC).
+    pub trace_exec: bool,
+    /// System call stops are told apart from SIGTRAP (PTRACE_O_TRACESYSGOOD).
+    pub mark_syscall_stops: bool,
+}
+
+impl Options {
+    fn bits(self) -> libc::c_ulong {
+        let mut bits = 0;
+        for (wanted, bit) in [
+            (self.trace_clone, libc::PTRACE_O_TRACECLONE),
+            (self.trace_exec, libc::PTRACE_O_TRACEEXEC),
+            (self.mark_syscall_stops, libc::PTRACE_O_TRACESYSGOOD),
+        ] {
+            if wanted {
+                bits |= libc::c_ulong::from(bit.cast_unsigned());
+            }
+        }
+        bits
+    }
+}
+
+/// What a traced thread reported to `wait4(2)`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WaitReport {
+    /// It ended by itself, with this exit code. The number is free again.
+    Exited {
+        /// Exit code, 0 to 255.
+        code: i32,
+    },
+    /// A signal ended it. The number is free again.
+    Killed {
+        /// The signal.
+        signal: i32,
+    },
+    /// A signal is about to be delivered. It is lost unless handed to [`resume`] or [`resume_to_syscall`].
+    Signal {
+        /// The signal, real-time ones included.
+        signal: i32,
+    },
+    /// It enters or leaves a system call (after [`resume_to_syscall`], with `mark_syscall_stops`).
+    Syscall,
+    /// A ptrace event; see `ptrace(2)`.
+    Event(Event),
+}
+
+/// A ptrace event stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// PTRACE_EVENT_STOP: [`interrupt`] took effect, or a seized new thread starts, or the process
+    /// is in a group-stop (then `group_stop` names the stop signal).
+    Stop {
+        /// SIGSTOP, SIGTSTP, SIGTTIN or SIGTTOU if the process is in a group-stop.
+        group_stop: Option<i32>,
+    },
+    /// PTRACE_EVENT_CLONE: it made a thread, whose number is [`event_message`].
+    Clone,
+    /// PTRACE_EVENT_EXEC: the process runs another program now.
+    Exec,
+    /// Any other, by number.
+    Other(i32),
+}
+
+/// Seizes a thread without stopping it: PTRACE_SEIZE, Linux 3.4.
+///
+/// # Errors
+/// ESRCH no such thread; EPERM no privilege, a kernel thread, a thread that has ended and is not
+/// reaped, or one that already has a tracer.
+pub fn seize(thread: ThreadId, options: Options) -> io::Result<()> {
+    request(libc::PTRACE_SEIZE, thread, 0, options.bits())
+}
+
+/// Asks a seized thread to stop: PTRACE_INTERRUPT. It reports [`Event::Stop`] when it does.
+pub fn interrupt(thread: ThreadId) -> io::Result<()> {
+    request(libc::PTRACE_INTERRUPT, thread, 0, 0)
+}
+
+/// Changes what is reported of a stopped thread: PTRACE_SETOPTIONS.
+pub fn set_options(thread: ThreadId, options: Options) -> io::Result<()> {
+    request(libc::PTRACE_SETOPTIONS, thread, 0, options.bits())
+}
+
+/// Lets a stopped thread run: PTRACE_CONT. `signal` (0: none) is delivered if it stands in a
+/// [`WaitReport::Signal`] stop.
+pub fn resume(thread: ThreadId, signal: i32) -> io::Result<()> {
+    request(libc::PTRACE_CONT, thread, 0, signal_argument(signal))
+}
+
+/// As [`resume`], but to stop at the next entry to or exit from a system call: PTRACE_SYSCALL.
+pub fn resume_to_syscall(thread: ThreadId, signal: i32) -> io::Result<()> {
+    request(libc::PTRACE_SYSCALL, thread, 0, signal_argument(signal))
+}
+
+/// Lets a stopped thread run and traces it no longer: PTRACE_DETACH. A thread of a process in
+/// group-stop goes back into it.
+pub fn detach(thread: ThreadId) -> io::Result<()> {
+    request(libc::PTRACE_DETACH, thread, 0, 0)
+}
+
+/// The value that belongs to the last event: PTRACE_GETEVENTMSG.
+pub fn event_message(thread: ThreadId) -> io::Result<u64> {
+    let mut message: libc::c_ulong = 0;
+    // SAFETY: PTRACE_GETEVENTMSG writes one unsigned long to `data`, which points to one that
+    // lives until after the call.
+    let result = unsafe {
+        libc::ptrace(libc::PTRACE_GETEVENTMSG, thread.0, 0usize, &raw mut message)
+    };
+    check(result).map(|_| message)
+}
+
+/// Reads the general registers: PTRACE_GETREGSET with NT_PRSTATUS.
+///
+/// `None` if the thread runs 32-bit code: its register set is a shorter one.
+pub fn registers(thread: ThreadId) -> io::Result<Option<Registers>> {
+    let mut registers = Registers::default();
+    let mut vector = libc::iovec {
+        iov_base: (&raw mut registers).cast(),
+        iov_len: size_of::<Registers>(),
+    };
+    // SAFETY: `vector` describes exactly `registers`, which lives until after the call; the kernel
+    // writes no more than `iov_len` bytes, and any bytes are valid u64 values.
+    let result = unsafe {
+        libc::ptrace(libc::PTRACE_GETREGSET, thread.0, NT_PRSTATUS, &raw mut vector)
+    };
+    check(result)?;
+    Ok((vector.iov_len == size_of::<Registers>()).then_some(registers))
+}
+
+/// Writes the general registers: PTRACE_SETREGSET with NT_PRSTATUS. All at once: nobody, and no
+/// end of ours, sees some of them changed and others not.
+///
+/// # Errors
+/// EIO or EINVAL if a segment register or base address is not one a thread may have.
+pub fn set_registers(thread: ThreadId, registers: &Registers) -> io::Result<()> {
+    let mut copy = *registers;
+    let mut vector = libc::iovec {
+        iov_base: (&raw mut copy).cast(),
+        iov_len: size_of::<Registers>(),
+    };
+    // SAFETY: `vector` describes exactly `copy`, which lives until after the call; the kernel reads.
+    let result = unsafe {
+        libc::ptrace(libc::PTRACE_SETREGSET, thread.0, NT_PRSTATUS, &raw mut vector)
+    };
+    check(result).map(|_| ())
+}
+
+/// Room that every extended state known today fits in (AMX tiles: 11,008 bytes), in bytes.
+pub const XSTATE_ROOM: usize = 16 * 1024;
+
+/// Reads the extended state (x87, SSE, AVX, ...) in the standard XSAVE layout into `buffer`, and
+/// returns its length in bytes: PTRACE_GETREGSET with NT_X86_XSTATE.
+///
+/// # Errors
+/// ENODEV on a processor without XSAVE; ENOBUFS if `buffer` may be too short.
+pub fn xstate(thread: ThreadId, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut vector = libc::iovec {
+        iov_base: buffer.as_mut_ptr().cast(),
+        iov_len: buffer.len(),
+    };
+    // SAFETY: `vector` describes exactly `buffer`, which is borrowed until after the call; the
+    // kernel writes no more than `iov_len` bytes.
+    let result = unsafe {
+        libc::ptrace(libc::PTRACE_GETREGSET, thread.0, NT_X86_XSTATE, &raw mut vector)
+    };
+    check(result)?;
+    if vector.iov_len >= buffer.len() {
+        return Err(io::Error::from_raw_os_error(libc::ENOBUFS));
+    }
+    Ok(vector.iov_len)
+}
+
+/// Writes the extended state: PTRACE_SETREGSET with NT_X86_XSTATE.
+///
+/// # Errors
+/// EINVAL if it has features this processor lacks; EFAULT if its length is not this machine's.
+pub fn set_xstate(thread: ThreadId, state: &[u8]) -> io::Result<()> {
+    let mut vector = libc::iovec {
+        iov_base: state.as_ptr().cast_mut().cast(),
+        iov_len: state.len(),
+    };
+    // SAFETY: `vector` describes exactly `state`, borrowed until after the call; this request only
+    // reads through `iov_base`, so the cast to a mutable pointer writes nothing.
+    let result = unsafe {
+        libc::ptrace(libc::PTRACE_SETREGSET, thread.0, NT_X86_XSTATE, &raw mut vector)
+    };
+    check(result).map(|_| ())
+}
+
+/// The set of blocked signals, bit n-1 for signal n: PTRACE_GETSIGMASK, Linux 3.11.
+///
+/// For a thread inside `ppoll`, `sigsuspend` and the like this is the mask it will have *after*
+/// the call, not the one in force while it waits.
+pub fn signal_mask(thread: ThreadId) -> io::Result<u64> {
+    let mut mask: u64 = 0;
+    // SAFETY: the request writes `addr` = 8 bytes to `data`, which points to 8 bytes that live
+    // until after the call.
+    let result = unsafe {
+        libc::ptrace(PTRACE_GETSIGMASK, thread.0, size_of::<u64>(), &raw mut mask)
+    };
+    check(result).map(|_| mask)
+}
+
+/// Replaces the set of blocked signals: PTRACE_SETSIGMASK. SIGKILL and SIGSTOP stay unblocked.
+/// The kernel forgets the mask it would have restored after a `ppoll`: this one is in force.
+pub fn set_signal_mask(thread: ThreadId, mask: u64) -> io::Result<()> {
+    let mut mask = mask;
+    // SAFETY: the request reads `addr` = 8 bytes from `data`, which points to 8 bytes that live
+    // until after the call.
+    let result = unsafe {
+        libc::ptrace(PTRACE_SETSIGMASK, thread.0, size_of::<u64>(), &raw mut mask)
+    };
+    check(result).map(|_| ())
+}
+
+/// One instruction of a classic BPF program: `struct sock_filter`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FilterInstruction {
+    /// Operation.
+    pub code: u16,
+    /// Instructions to skip if a comparison holds.
+    pub jump_true: u8,
+    /// Instructions to skip if it does not.
+    pub jump_false: u8,
+    /// Operand.
+    pub operand: u32,
+}
+
+const _: () = assert!(size_of::<FilterInstruction>() == size_of::<libc::sock_filter>());
+
+/// Most instructions the kernel lets one filter have (BPF_MAXINSNS).
+const FILTER_LENGTH_MAX: usize = 4096;
+
+/// One of the seccomp filters of a stopped thread: PTRACE_SECCOMP_GET_FILTER, Linux 4.4.
+/// `None` behind the last.
+///
+/// # Errors
+/// EACCES without CAP_SYS_ADMIN, or if the caller is under seccomp itself; EIO if the kernel was
+/// built without CONFIG_CHECKPOINT_RESTORE; EMEDIUMTYPE for a filter that is no classic BPF.
+pub fn seccomp_filter(thread: ThreadId, index: usize) -> io::Result<Option<Vec<FilterInstruction>>> {
+    let mut program = vec![FilterInstruction::default(); FILTER_LENGTH_MAX];
+    // SAFETY: the request writes at most BPF_MAXINSNS instructions of 8 bytes to `data`, and
+    // `program` has that many; any bytes are valid values of its fields.
+    let result = unsafe {
+        libc::ptrace(PTRACE_SECCOMP_GET_FILTER, thread.0, index, program.as_mut_ptr())
+    };
+    match check(result) {
+        Ok(length) => {
+            program.truncate(usize::try_from(length).unwrap_or(0));
+            Ok(Some(program))
+        }
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Where a stopped thread's restartable-sequence area lies: PTRACE_GET_RSEQ_CONFIGURATION, Linux
+/// 5.13. `None` if it registered none.
+pub fn rseq_area(thread: ThreadId) -> io::Result<Option<u64>> {
+    #[repr(C)]
+    #[derive(Default)]
+    struct Configuration {
+        address: u64,
+        size: u32,
+        signature: u32,
+        flags: u32,
+        padding: u32,
+    }
+    let mut configuration = Configuration::default();
+    // SAFETY: the request writes at most `addr` bytes to `data`, which points to a structure of
+    // exactly that many; any bytes are valid values of its fields.
+    let result = unsafe {
+        libc::ptrace(
+            PTRACE_GET_RSEQ_CONFIGURATION,
+            thread.0,
+            size_of::<Configuration>(),
+            &raw mut configuration,
+        )
+    };
+    check(result)?;
+    Ok((configuration.address != 0).then_some(configuration.address))
+}
+
+/// Whether the thread diverts its own system calls (`PR_SET_SYSCALL_USER_DISPATCH`):
+/// PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, Linux 6.4; EIO before.
+pub fn diverts_syscalls(thread: ThreadId) -> io::Result<bool> {
+    // struct ptrace_sud_config: mode, selector, offset, len.
+    let mut configuration = [0u64; 4];
+    // SAFETY: the request writes exactly `addr` = 32 bytes to `data`, which points to as many.
+    let result = unsafe {
+        libc::ptrace(
+            PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG,
+            thread.0,
+            size_of_val(&configuration),
+            configuration.as_mut_ptr(),
+        )
+    };
+    check(result).map(|_| configuration[0] != 0)
+}
+
+/// What this thread reported, if anything, without waiting. Only threads traced by the caller (or
+/// children of it) are considered: `wait4` with `__WALL | __WNOTHREAD | WNOHANG`.
+///
+/// # Errors
+/// ECHILD if the caller does not trace it, or it has been reaped.
+pub fn wait_thread(thread: ThreadId) -> io::Result<Option<WaitReport>> {
+    Ok(wait(thread.0)?.map(|(_, report)| report))
+}
+
+/// As [`wait_thread`] for every thread the caller traces. A caller that has children of its own
+/// takes their reports, too: use a thread that has none.
+pub fn wait_any() -> io::Result<Option<(ThreadId, WaitReport)>> {
+    wait(-1)
+}
+
+fn wait(number: i32) -> io::Result<Option<(ThreadId, WaitReport)>> {
+    let mut status: libc::c_int = 0;
+    // SAFETY: `status` is a valid place for one int, and `waitpid` writes nothing else.
+    let result = unsafe {
+        libc::waitpid(
+            number,
+            &raw mut status,
+            libc::__WALL | libc::__WNOTHREAD | libc::WNOHANG,
+        )
+    };
+    match result {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(None),
+        thread => Ok(Some((ThreadId(thread), decode(status)))),
+    }
+}
+
+fn decode(status: libc::c_int) -> WaitReport {
+    if libc::WIFEXITED(status) {
+        return WaitReport::Exited {
+            code: libc::WEXITSTATUS(status),
+        };
+    }
+    if libc::WIFSIGNALED(status) {
+        return WaitReport::Killed {
+            signal: libc::WTERMSIG(status),
+        };
+    }
+    let signal = libc::WSTOPSIG(status);
+    match status >> 16 {
+        0 if signal == libc::SIGTRAP | 0x80 => WaitReport::Syscall,
+        0 => WaitReport::Signal { signal },
+        libc::PTRACE_EVENT_STOP => WaitReport::Event(Event::Stop {
+            group_stop: (signal != libc::SIGTRAP).then_some(signal),
+        }),
+        libc::PTRACE_EVENT_CLONE => WaitReport::Event(Event::Clone),
+        libc::PTRACE_EVENT_EXEC => WaitReport::Event(Event::Exec),
+        other => WaitReport::Event(Event::Other(other)),
+    }
+}
+
+fn signal_argument(signal: i32) -> libc::c_ulong {
+    libc::c_ulong::try_from(signal).unwrap_or(0)
+}
+
+/// A request whose `data` is a number, or not used.
+fn request(
+    request: libc::c_uint,
+    thread: ThreadId,
+    address: libc::c_ulong,
+    data: libc::c_ulong,
+) -> io::Result<()> {
+    // SAFETY: callers pass only requests whose `data` is a plain number (options, a signal, 0), so
+    // the kernel reads and writes none of our memory.
+    let result = unsafe { libc::ptrace(request, thread.0, address, data) };
+    check(result).map(|_| ())
+}
+
+fn check(result: libc::c_long) -> io::Result<libc::c_long> {
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+const NT_PRSTATUS: usize = 1;
+const NT_X86_XSTATE: usize = 0x202;
+const PTRACE_GETSIGMASK: libc::c_uint = 0x420a;
+const PTRACE_SETSIGMASK: libc::c_uint = 0x420b;
+const PTRACE_SECCOMP_GET_FILTER: libc::c_uint = 0x420c;
+const PTRACE_GET_RSEQ_CONFIGURATION: libc::c_uint = 0x420f;
+const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: libc::c_uint = 0x4211;
