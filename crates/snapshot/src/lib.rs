@@ -34,7 +34,13 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod format;
+mod frame;
+mod ingest;
+mod layer;
 mod model;
+mod read;
+mod runs;
 pub mod storage;
 mod store;
 mod verify;
@@ -50,4 +56,4 @@ pub use storage::{DirectoryStorage, MemoryStorage, Storage};
 pub use store::{DamagedSnapshot, Snapshots, Store, WriterLock};
 pub use verify::{Damage, VerifyProgress, VerifyReport};
 pub use view::{PageContent, View};
-pub use writer::{SnapshotWriter, WriteCounters, WriteOptions};
+pub use writer::{DEFAULT_FRAME_BYTES, SnapshotWriter, WriteCounters, WriteOptions};

@@ -1,31 +1,70 @@
-//! A store: create, open, list, lock, and the way to views and writers.
-#![allow(unused)]
+//! A store: create, open, list, lock, and the way to views and writers. Reading never writes, and
+//! needs no lock: files appear whole and never change.
 
-use crate::model::*;
-use crate::*;
+use crate::error::{LockError, OpenError, ReadError, WriteError};
+use crate::format::FormatError;
+use crate::format::descriptor::{self, DESCRIPTOR_BYTES, DescriptorError, STORE_VERSION};
+use crate::format::metadata::Metadata;
+use crate::format::preamble::MAX_HEADER_BYTES;
+use crate::layer::{self, Layer, SnapshotFile, io_error};
+use crate::model::{PageState, SnapshotId, SnapshotInfo, StoreId};
+use crate::runs::Resolved;
+use crate::storage::{DirectoryStorage, LockFailure, Storage, StorageLock};
+use crate::verify::{self, VerifyProgress, VerifyReport};
+use crate::view::{self, View};
+use crate::writer::{SnapshotWriter, WriteOptions};
 use pagetide_pages::PageSet;
+use std::fmt;
+use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The file that says that this is a store.
+const DESCRIPTOR: &str = "pagetide-store";
+const DESCRIPTOR_PARTIAL: &str = "pagetide-store.partial";
+const LOCK: &str = "lock";
 
 /// A place that holds snapshots. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Store {}
+#[derive(Clone)]
+pub struct Store {
+    storage: Arc<dyn Storage>,
+    id: StoreId,
+}
 
-/// The right to write to a store; at most one at a time, over all processes.
+/// The right to write to a store. At any time at most one exists, over all processes. Writers begun
+/// under it hold on to it.
 #[derive(Debug)]
-pub struct WriterLock {}
+pub struct WriterLock {
+    held: Arc<HeldLock>,
+}
+
+/// What a lock and the writers begun under it share.
+#[derive(Debug)]
+pub(crate) struct HeldLock {
+    store: StoreId,
+    writing: AtomicBool,
+    _lock: Box<dyn StorageLock>,
+}
+
+impl HeldLock {
+    /// Lets the next writer begin.
+    pub fn writer_gone(&self) {
+        self.writing.store(false, Ordering::Release);
+    }
+}
 
 /// The snapshots of a store.
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Snapshots {
-    /// Those whose description can be read, by id.
+    /// Those whose header and metadata are sound, by number.
     pub good: Vec<SnapshotInfo>,
-    /// Those whose description cannot be read, by id.
+    /// Those whose header or metadata cannot be read, by number.
     pub damaged: Vec<DamagedSnapshot>,
 }
 
-/// A snapshot whose description cannot be read.
+/// A snapshot whose header or metadata cannot be read.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct DamagedSnapshot {
@@ -38,62 +77,348 @@ pub struct DamagedSnapshot {
 impl Store {
     /// A new, empty store where there is nothing yet.
     pub fn create(storage: Arc<dyn Storage>) -> Result<Store, OpenError> {
-        unimplemented!()
+        let location = storage.location();
+        let names = match storage.list() {
+            Ok(names) => names,
+            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+            Err(error) if error.kind() == ErrorKind::NotADirectory => {
+                return Err(OpenError::NotAStore { location });
+            }
+            Err(error) => return Err(open_failure(location, "list its files", error)),
+        };
+        if names.iter().any(|name| name == DESCRIPTOR) {
+            return Err(OpenError::Exists { location });
+        }
+        // What an earlier attempt may have left does not count.
+        if names
+            .iter()
+            .any(|name| name != DESCRIPTOR_PARTIAL && name != LOCK)
+        {
+            return Err(OpenError::NotEmpty { location });
+        }
+        let id = new_store_id().map_err(|error| OpenError::Io {
+            location: location.clone(),
+            operation: "draw a random id".to_owned(),
+            source: error,
+        })?;
+        let write = || {
+            storage.prepare()?;
+            let mut file = storage.create(DESCRIPTOR_PARTIAL)?;
+            file.append(&descriptor::encode(id))?;
+            file.publish(DESCRIPTOR)
+        };
+        match write() {
+            Ok(()) => Ok(Store { storage, id }),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                Err(OpenError::Exists { location })
+            }
+            Err(error) => Err(open_failure(location, "create the store", error)),
+        }
     }
+
     /// The store that is there. Nothing is written.
     pub fn open(storage: Arc<dyn Storage>) -> Result<Store, OpenError> {
-        unimplemented!()
+        let location = storage.location();
+        let bytes = match read_descriptor(&*storage) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Err(match storage.list() {
+                    Err(error) if error.kind() == ErrorKind::NotFound => {
+                        OpenError::Missing { location }
+                    }
+                    _ => OpenError::NotAStore { location },
+                });
+            }
+            Err(error) if error.kind() == ErrorKind::NotADirectory => {
+                return Err(OpenError::NotAStore { location });
+            }
+            Err(error) => return Err(open_failure(location, "read the store file", error)),
+        };
+        match descriptor::decode(&bytes) {
+            Ok(id) => Ok(Store { storage, id }),
+            Err(DescriptorError::Damaged(what)) => Err(OpenError::Damaged { location, what }),
+            Err(DescriptorError::Future(found)) => Err(OpenError::FutureFormat {
+                location,
+                found,
+                supported: STORE_VERSION,
+            }),
+        }
     }
-    /// As `create`, in a directory, which may exist if it is empty.
+
+    /// As `create`, in a directory that does not exist or is empty.
     pub fn create_directory(path: impl AsRef<Path>) -> Result<Store, OpenError> {
-        unimplemented!()
+        Store::create(Arc::new(DirectoryStorage::new(path.as_ref())))
     }
+
     /// As `open`, in a directory.
     pub fn open_directory(path: impl AsRef<Path>) -> Result<Store, OpenError> {
-        unimplemented!()
+        Store::open(Arc::new(DirectoryStorage::new(path.as_ref())))
     }
-    /// The id.
+
+    /// The store's name among stores.
     pub fn id(&self) -> StoreId {
-        unimplemented!()
+        self.id
     }
-    /// The place, for messages.
+
+    /// The place of the store, for messages.
     pub fn location(&self) -> String {
-        unimplemented!()
+        self.storage.location()
     }
-    /// All snapshots, from headers and metadata only.
+
+    /// All snapshots, from their headers and metadata alone. One that cannot be read does not keep
+    /// the others from being listed.
     pub fn snapshots(&self) -> Result<Snapshots, ReadError> {
-        unimplemented!()
+        let mut found = Snapshots::default();
+        for id in self.ids()? {
+            let info = SnapshotFile::open(&*self.storage, self.id, id)
+                .and_then(|file| Ok(file.info(&file.metadata()?)));
+            match info {
+                Ok(info) => found.good.push(info),
+                // It was removed since the list was read.
+                Err(ReadError::NoSuchSnapshot { .. }) => {}
+                Err(error @ ReadError::Io { .. }) => return Err(error),
+                Err(error) => found.damaged.push(DamagedSnapshot { id, error }),
+            }
+        }
+        Ok(found)
     }
-    /// The newest snapshot whose description can be read.
+
+    /// The newest snapshot whose header and metadata are sound. None are read but those needed.
     pub fn newest(&self) -> Result<Option<SnapshotInfo>, ReadError> {
-        unimplemented!()
+        for id in self.ids()?.into_iter().rev() {
+            let info = SnapshotFile::open(&*self.storage, self.id, id)
+                .and_then(|file| Ok(file.info(&file.metadata()?)));
+            match info {
+                Ok(info) => return Ok(Some(info)),
+                Err(error @ ReadError::Io { .. }) => return Err(error),
+                Err(_) => {}
+            }
+        }
+        Ok(None)
     }
-    /// The right to write. Also removes what a crashed writer left behind.
+
+    /// The right to write. Whoever gets it also removes what a crashed writer left behind.
     pub fn lock(&self) -> Result<WriterLock, LockError> {
-        unimplemented!()
+        let location = self.location();
+        let lock = self.storage.lock().map_err(|failure| match failure {
+            LockFailure::Held(holder) => LockError::Locked {
+                location: location.clone(),
+                holder,
+            },
+            LockFailure::Io(error) => lock_failure(location.clone(), "take the lock", error),
+        })?;
+        let clean = || -> io::Result<()> {
+            for name in self.storage.list()?.iter().filter(|n| layer::is_partial(n)) {
+                tracing::info!(file = name, "removing what a crashed writer left");
+                self.storage.remove(name)?;
+            }
+            Ok(())
+        };
+        clean()
+            .map_err(|error| lock_failure(location, "remove what a crashed writer left", error))?;
+        Ok(WriterLock {
+            held: Arc::new(HeldLock {
+                store: self.id,
+                writing: AtomicBool::new(false),
+                _lock: lock,
+            }),
+        })
     }
-    /// A snapshot with its ancestors resolved.
+
+    /// A snapshot with its ancestors resolved. Of each file in the chain header, metadata and index
+    /// are read and checked, no pages.
     pub fn view(&self, id: SnapshotId) -> Result<View, ReadError> {
-        unimplemented!()
+        // From the snapshot back to the full one, then forward again.
+        let mut files = vec![self.file(id)?];
+        while let Some((parent, expected)) = files[files.len() - 1].header.parent {
+            let child = files[files.len() - 1].id;
+            let file = self.file(parent).map_err(|error| match error {
+                ReadError::NoSuchSnapshot { .. } => ReadError::ParentMissing {
+                    snapshot: child,
+                    parent,
+                },
+                other => other,
+            })?;
+            let found = file.header.content_hash();
+            if found != expected {
+                return Err(ReadError::ParentReplaced {
+                    snapshot: child,
+                    parent,
+                    expected,
+                    found,
+                });
+            }
+            files.push(file);
+        }
+        let mut view = None;
+        while let Some(file) = files.pop() {
+            view = Some(self.view_over(view.as_ref(), &file)?);
+        }
+        view.ok_or(ReadError::NoSuchSnapshot { snapshot: id })
     }
-    /// A new snapshot: a delta to `parent`, or full without one.
+
+    /// A new snapshot: a delta to `parent`, or a full one.
     pub fn begin(
         &self,
         lock: &WriterLock,
         parent: Option<&View>,
         options: WriteOptions,
     ) -> Result<SnapshotWriter, WriteError> {
-        unimplemented!()
+        let location = self.location();
+        if lock.held.store != self.id {
+            return Err(WriteError::ForeignLock { location });
+        }
+        if let Some(parent) = parent.filter(|parent| parent.inner.store != self.id) {
+            return Err(WriteError::ForeignParent {
+                location,
+                parent: parent.id(),
+            });
+        }
+        let names = self.storage.list().map_err(|source| WriteError::Io {
+            location: location.clone(),
+            operation: "list its files".to_owned(),
+            source,
+        })?;
+        if lock.held.writing.swap(true, Ordering::AcqRel) {
+            return Err(WriteError::Busy { location });
+        }
+        // Damaged snapshots count too: no number is used twice.
+        let used = names.iter().filter_map(|name| layer::snapshot_of(name));
+        let last = used.chain(parent.map(View::id)).max();
+        let id = SnapshotId(last.map_or(1, |last| last.0 + 1));
+        let held = Arc::clone(&lock.held);
+        SnapshotWriter::begin(self.clone(), held, id, parent.cloned(), options)
+            .inspect_err(|_| lock.held.writer_gone())
     }
-    /// The pages of the space of this name whose state or bytes differ between two snapshots, or that only one of them has. No I/O.
+
+    /// The pages of the space of this name whose state or bytes differ between two snapshots, or
+    /// that only one of them has. If the page size differs, all pages of either. No I/O.
     pub fn changed(&self, a: &View, b: &View, space: &str) -> PageSet {
-        unimplemented!()
+        view::changed(a, b, space)
     }
-    /// Checks every byte of every snapshot.
+
+    /// Reads and checks every byte of every snapshot, on all cores. Damage is in the report; only
+    /// failing storage is an error. `progress` is called from many threads.
     pub fn verify(
         &self,
         progress: &(dyn Fn(VerifyProgress) + Sync),
     ) -> Result<VerifyReport, ReadError> {
-        unimplemented!()
+        verify::verify(self, progress)
+    }
+
+    /// The numbers of all snapshot files, ascending.
+    pub(crate) fn ids(&self) -> Result<Vec<SnapshotId>, ReadError> {
+        let names = self
+            .storage
+            .list()
+            .map_err(|error| io_error(&self.location(), "list its files".to_owned(), error))?;
+        let mut ids: Vec<_> = names.iter().filter_map(|n| layer::snapshot_of(n)).collect();
+        ids.sort_unstable();
+        Ok(ids)
+    }
+
+    pub(crate) fn file(&self, id: SnapshotId) -> Result<SnapshotFile, ReadError> {
+        SnapshotFile::open(&*self.storage, self.id, id)
+    }
+
+    pub(crate) fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
+    }
+
+    /// The view of the snapshot in `file`, whose parent's view is `parent`.
+    pub(crate) fn view_over(
+        &self,
+        parent: Option<&View>,
+        file: &SnapshotFile,
+    ) -> Result<View, ReadError> {
+        let metadata = file.metadata()?;
+        let info = file.info(&metadata);
+        let Metadata {
+            spaces,
+            attachments,
+            ..
+        } = metadata;
+        let index = file.index(&spaces)?;
+        let mut top = vec![Vec::new(); spaces.len()];
+        for run in &index.runs {
+            top[run.space as usize].push(Resolved {
+                pages: run.pages,
+                state: run.state,
+                layer: 0,
+                ordinal: run.ordinal,
+            });
+        }
+        let count = |state: PageState| -> u64 {
+            let runs = index.runs.iter().filter(|run| run.state == state);
+            runs.map(|run| run.pages.count().0)
+                .fold(0, u64::saturating_add)
+        };
+        let counted = (count(PageState::Data), count(PageState::Zero));
+        if counted != (info.pages.0, info.zero_pages.0) {
+            let what = "its counters do not match its index".to_owned();
+            return Err(file.at(FormatError::Damaged(what)));
+        }
+        let layer = Arc::new(Layer {
+            id: file.id,
+            store: self.id,
+            storage: Arc::clone(&self.storage),
+            header: file.header.clone(),
+            index,
+        });
+        View::over(parent, layer, &top, info, spaces, attachments)
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store")
+            .field("location", &self.location())
+            .field("id", &self.id)
+            .finish()
+    }
+}
+
+fn new_store_id() -> io::Result<StoreId> {
+    let mut id = [0; 16];
+    getrandom::fill(&mut id).map_err(io::Error::other)?;
+    Ok(StoreId(id))
+}
+
+/// The bytes of the store file: at most as many as any version of it can have.
+fn read_descriptor(storage: &dyn Storage) -> io::Result<Vec<u8>> {
+    let file = storage.open(DESCRIPTOR)?;
+    let length = file.length()?.min(u64::from(MAX_HEADER_BYTES) + 1);
+    let mut bytes = Vec::with_capacity(DESCRIPTOR_BYTES);
+    bytes.resize(length as usize, 0);
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem
+    )
+}
+
+fn open_failure(location: String, operation: &str, source: io::Error) -> OpenError {
+    if is_refusal(&source) && operation.starts_with("create") {
+        return OpenError::ReadOnly { location, source };
+    }
+    OpenError::Io {
+        location,
+        operation: operation.to_owned(),
+        source,
+    }
+}
+
+fn lock_failure(location: String, operation: &str, source: io::Error) -> LockError {
+    if is_refusal(&source) {
+        return LockError::ReadOnly { location, source };
+    }
+    LockError::Io {
+        location,
+        operation: operation.to_owned(),
+        source,
     }
 }

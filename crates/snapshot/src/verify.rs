@@ -1,7 +1,18 @@
-//! Reading every byte of a store to find damage.
-#![allow(unused)]
+//! Reading every byte of a store to find damage, and naming what is lost. Nothing is repaired.
 
-use crate::model::SnapshotId;
+use crate::error::ReadError;
+use crate::format::FormatError;
+use crate::format::index::Index;
+use crate::frame::FrameDecoder;
+use crate::layer::{SnapshotFile, io_error};
+use crate::model::{PageHash, PageState, SnapshotId, Space};
+use crate::read::worker_count;
+use crate::store::Store;
+use crate::view::View;
+use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet};
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// A damaged part of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,7 +22,7 @@ pub struct Damage {
     pub snapshot: SnapshotId,
     /// The name of the space, if the damage is to pages.
     pub space: Option<String>,
-    /// The address of the first damaged byte in the space, if the damage is to pages.
+    /// The address in the space of the first byte lost, if the damage is to pages.
     pub address: Option<u64>,
     /// How many bytes are lost: of the space if there is an address, of the file otherwise.
     pub length_bytes: u64,
@@ -23,11 +34,11 @@ pub struct Damage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct VerifyProgress {
-    /// The snapshot being read.
+    /// The snapshot that is being read.
     pub snapshot: SnapshotId,
-    /// Bytes of files checked so far.
+    /// Bytes of snapshot files read so far.
     pub done_bytes: u64,
-    /// Bytes of all files.
+    /// Bytes of all snapshot files whose headers can be read.
     pub total_bytes: u64,
 }
 
@@ -37,10 +48,259 @@ pub struct VerifyProgress {
 pub struct VerifyReport {
     /// True if there is no damage.
     pub ok: bool,
-    /// How many snapshots were checked.
+    /// How many snapshots there are, damaged ones included.
     pub snapshots: u64,
-    /// Bytes of files checked.
+    /// Bytes of snapshot files read.
     pub checked_bytes: u64,
     /// The damage, by snapshot.
     pub damaged: Vec<Damage>,
+}
+
+/// Bytes done and to do, over all snapshots.
+struct Meter<'a> {
+    done: AtomicU64,
+    total: u64,
+    report: &'a (dyn Fn(VerifyProgress) + Sync),
+}
+
+impl Meter<'_> {
+    fn add(&self, snapshot: SnapshotId, bytes: u64) {
+        let done_bytes = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        (self.report)(VerifyProgress {
+            snapshot,
+            done_bytes,
+            total_bytes: self.total,
+        });
+    }
+}
+
+pub fn verify(
+    store: &Store,
+    progress: &(dyn Fn(VerifyProgress) + Sync),
+) -> Result<VerifyReport, ReadError> {
+    let mut damaged = Vec::new();
+    let mut broken = BTreeSet::new();
+    let mut files = Vec::new();
+    let ids = store.ids()?;
+    for &id in &ids {
+        match store.file(id) {
+            Ok(file) => files.push(file),
+            Err(error) => {
+                broken.insert(id);
+                damaged.push(of_file(id, 0, error)?);
+            }
+        }
+    }
+    let meter = Meter {
+        done: AtomicU64::new(0),
+        total: files.iter().map(|file| file.header.file_length()).sum(),
+        report: progress,
+    };
+    let mut latest = None;
+    for file in &files {
+        let before = damaged.len();
+        check_file(file, &meter, &mut damaged)?;
+        if damaged.len() > before {
+            broken.insert(file.id);
+        } else if let Some(damage) = check_chain(store, file, &broken, &mut latest)? {
+            broken.insert(file.id);
+            damaged.push(damage);
+        }
+    }
+    damaged.sort_by_key(|damage| damage.snapshot);
+    Ok(VerifyReport {
+        ok: damaged.is_empty(),
+        snapshots: ids.len() as u64,
+        checked_bytes: meter.done.into_inner(),
+        damaged,
+    })
+}
+
+/// Damage to a snapshot as such. Failing storage is not damage and stays an error.
+fn of_file(snapshot: SnapshotId, length_bytes: u64, error: ReadError) -> Result<Damage, ReadError> {
+    if let ReadError::Io { .. } = error {
+        return Err(error);
+    }
+    let (space, address, length_bytes) = match &error {
+        ReadError::MissingPages {
+            space,
+            address,
+            length,
+            ..
+        } => (Some(space.clone()), Some(*address), *length),
+        _ => (None, None, length_bytes),
+    };
+    Ok(Damage {
+        snapshot,
+        space,
+        address,
+        length_bytes,
+        what: error.to_string(),
+    })
+}
+
+/// Checks everything in a file that can be checked without its ancestors.
+fn check_file(
+    file: &SnapshotFile,
+    meter: &Meter<'_>,
+    damaged: &mut Vec<Damage>,
+) -> Result<(), ReadError> {
+    let header = &file.header;
+    meter.add(file.id, header.metadata_at() - header.frames_length);
+    let length = header.metadata_length + header.index_length;
+    let parts = file.metadata().and_then(|metadata| {
+        let index = file.index(&metadata.spaces)?;
+        Ok((metadata, index))
+    });
+    meter.add(file.id, length);
+    match parts {
+        Ok((metadata, index)) => check_frames(file, &metadata.spaces, &index, meter, damaged),
+        Err(error) => {
+            damaged.push(of_file(file.id, length, error)?);
+            Ok(())
+        }
+    }
+}
+
+/// Checks that the snapshot, sound by itself, has its parent and that all its pages are somewhere.
+/// What is broken in an ancestor is said of the ancestor only. `latest` is the view of the snapshot
+/// checked before, mostly the parent: a chain is then walked once, not once for each of its links.
+fn check_chain(
+    store: &Store,
+    file: &SnapshotFile,
+    broken: &BTreeSet<SnapshotId>,
+    latest: &mut Option<View>,
+) -> Result<Option<Damage>, ReadError> {
+    if file
+        .header
+        .parent
+        .is_some_and(|(parent, _)| broken.contains(&parent))
+    {
+        return Ok(None);
+    }
+    let is_parent = |view: &View| file.header.parent == Some((view.id(), view.info().content_hash));
+    let view = match latest.take().filter(is_parent) {
+        Some(parent) => store.view_over(Some(&parent), file),
+        None => store.view(file.id),
+    };
+    match view {
+        Ok(view) => {
+            *latest = Some(view);
+            Ok(None)
+        }
+        Err(error) => of_file(file.id, file.header.file_length(), error).map(Some),
+    }
+}
+
+/// Checks the bytes of all frames, and the hash of every page in them.
+fn check_frames(
+    file: &SnapshotFile,
+    spaces: &[Space],
+    index: &Index,
+    meter: &Meter<'_>,
+    damaged: &mut Vec<Damage>,
+) -> Result<(), ReadError> {
+    let next = AtomicUsize::new(0);
+    let found: Mutex<Vec<(PageSet, FormatError)>> = Mutex::new(Vec::new());
+    let failed: Mutex<Option<ReadError>> = Mutex::new(None);
+    let lock_failed = || failed.lock().unwrap_or_else(PoisonError::into_inner);
+    let work = || -> Result<(), ReadError> {
+        let mut decoder = FrameDecoder::new()
+            .map_err(|error| io_error("memory", "prepare to decompress".to_owned(), error))?;
+        let (mut stored, mut raw) = (Vec::new(), Vec::new());
+        while lock_failed().is_none() {
+            let Some(frame) = index.frames.get(next.fetch_add(1, Ordering::Relaxed)) else {
+                break;
+            };
+            file.stored(frame, &mut stored)?;
+            let page_bytes = spaces[frame.space as usize].page_size.len();
+            raw.resize(frame.page_count as usize * page_bytes, 0);
+            let numbers = PageRange::with_count(
+                PageIndex(frame.first_ordinal),
+                PageCount(u64::from(frame.page_count)),
+            );
+            let decoded = decoder.decode(&stored, frame.encoding, &frame.checksum, &mut raw);
+            let damage = match decoded {
+                Err(error) => Some((PageSet::from(numbers), error)),
+                Ok(()) => wrong_pages(index, numbers, &raw, page_bytes),
+            };
+            if let Some(damage) = damage {
+                let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+                found.push(damage);
+            }
+            meter.add(file.id, u64::from(frame.stored_length));
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..worker_count(0, index.frames.len()) {
+            scope.spawn(|| {
+                if let Err(error) = work() {
+                    lock_failed().get_or_insert(error);
+                }
+            });
+        }
+    });
+    if let Some(error) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        return Err(error);
+    }
+    let mut found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    found.sort_by_key(|(numbers, _)| numbers.ranges().first().copied());
+    for (numbers, error) in found {
+        name_pages(file, spaces, index, &numbers, error, damaged);
+    }
+    Ok(())
+}
+
+/// The stored pages whose bytes do not have their hash.
+fn wrong_pages(
+    index: &Index,
+    numbers: PageRange,
+    raw: &[u8],
+    page_bytes: usize,
+) -> Option<(PageSet, FormatError)> {
+    let pages = numbers.pages().zip(raw.chunks_exact(page_bytes));
+    let wrong: PageSet = pages
+        .filter(|(number, bytes)| PageHash::of(bytes) != index.hashes[number.0 as usize])
+        .map(|(number, _)| PageRange::single(number))
+        .collect();
+    let what = || FormatError::Damaged("pages do not have their hash".to_owned());
+    (!wrong.is_empty()).then(|| (wrong, what()))
+}
+
+/// Says of the stored pages `numbers` which pages of which space they are. Pages that were written
+/// over before the snapshot was finished are nobody's, and are named by the file alone.
+fn name_pages(
+    file: &SnapshotFile,
+    spaces: &[Space],
+    index: &Index,
+    numbers: &PageSet,
+    error: FormatError,
+    damaged: &mut Vec<Damage>,
+) {
+    let what = file.at(error).to_string();
+    let before = damaged.len();
+    for run in index.runs.iter().filter(|run| run.state == PageState::Data) {
+        let own = PageRange::with_count(PageIndex(run.ordinal), run.pages.count());
+        for lost in numbers.within(own).ranges() {
+            let space = &spaces[run.space as usize];
+            let skipped = PageCount(lost.start().0 - run.ordinal);
+            damaged.push(Damage {
+                snapshot: file.id,
+                space: Some(space.name.clone()),
+                address: Some(space.page_size.address_of(run.pages.start().plus(skipped))),
+                length_bytes: space.page_size.bytes_of(lost.count()),
+                what: what.clone(),
+            });
+        }
+    }
+    if damaged.len() == before {
+        damaged.push(Damage {
+            snapshot: file.id,
+            space: None,
+            address: None,
+            length_bytes: 0,
+            what,
+        });
+    }
 }

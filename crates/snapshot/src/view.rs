@@ -1,13 +1,41 @@
-//! One snapshot with its ancestors resolved: what every page of it is, and its bytes.
-#![allow(unused)]
+//! One snapshot with its ancestors resolved: what every page of it is, and the hash of its bytes.
+//! Everything here is in memory; fetching the bytes is in `read`.
+//!
+//! A view is made from that of the parent: the parent's pages, cut down to the captured regions of
+//! the snapshot, with the snapshot's own records laid over them. A page that was not part of the
+//! parent therefore never comes back from further down the chain.
 
-use crate::ReadError;
-use crate::model::*;
-use pagetide_pages::{PageIndex, PageRange};
+use crate::error::ReadError;
+use crate::format::metadata::captured;
+use crate::layer::Layer;
+use crate::model::{Attachment, PageHash, PageState, SnapshotId, SnapshotInfo, Space, StoreId};
+use crate::read::FrameCache;
+use crate::runs::{self, Resolved};
+use pagetide_pages::{PageIndex, PageRange, PageSet};
+use std::fmt;
+use std::sync::Arc;
 
 /// A snapshot with its ancestors resolved. Cheap to clone; pages are read when asked for.
-#[derive(Clone, Debug)]
-pub struct View {}
+#[derive(Clone)]
+pub struct View {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub store: StoreId,
+    pub info: SnapshotInfo,
+    pub spaces: Vec<Space>,
+    pub attachments: Vec<Attachment>,
+    /// The snapshot and all its ancestors, oldest first.
+    pub chain: Vec<SnapshotId>,
+    /// The files that pages are taken from, oldest first.
+    pub layers: Vec<Arc<Layer>>,
+    /// For each space its pages, ascending.
+    pub runs: Vec<Vec<Resolved>>,
+    /// For each space the hash of a page of zeros.
+    pub zero_hashes: Vec<PageHash>,
+    pub cache: FrameCache,
+}
 
 /// The content of the pages of a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,72 +51,279 @@ pub enum PageContent<'a> {
 }
 
 impl View {
-    /// The id.
+    /// The number of the snapshot.
     pub fn id(&self) -> SnapshotId {
-        unimplemented!()
+        self.inner.info.id
     }
-    /// What is known without reading pages.
+
+    /// What is known about the snapshot without reading pages.
     pub fn info(&self) -> &SnapshotInfo {
-        unimplemented!()
+        &self.inner.info
     }
+
     /// The snapshot and its ancestors, newest first.
     pub fn chain(&self) -> Vec<SnapshotId> {
-        unimplemented!()
+        self.inner.chain.iter().rev().copied().collect()
     }
-    /// The spaces.
+
+    /// The spaces with their regions, as they were given to the writer. A space is named in other
+    /// calls by its position here.
     pub fn spaces(&self) -> &[Space] {
-        unimplemented!()
+        &self.inner.spaces
     }
-    /// The number of the space of this name.
+
+    /// The position of the space of this name.
     pub fn space_index(&self, name: &str) -> Option<usize> {
-        unimplemented!()
+        self.inner
+            .spaces
+            .iter()
+            .position(|space| space.name == name)
     }
-    /// The attachments.
+
+    /// The attachments, in the order they were given.
     pub fn attachments(&self) -> &[Attachment] {
-        unimplemented!()
+        &self.inner.attachments
     }
+
     /// The bytes of the attachment of this name.
     pub fn attachment(&self, name: &str) -> Option<&[u8]> {
-        unimplemented!()
+        let mut all = self.inner.attachments.iter();
+        Some(&all.find(|attachment| attachment.name == name)?.bytes)
     }
+
     /// What a page is; `None` if it is not part of the snapshot. No I/O.
     pub fn page_state(&self, space: usize, page: PageIndex) -> Option<PageState> {
-        unimplemented!()
+        Some(self.inner.at(space, page)?.state)
     }
-    /// The hash of a page that is data or zero. No I/O.
+
+    /// The hash of the bytes of a page; `None` if it is not part of the snapshot, or is guard or
+    /// unbacked and so has no bytes. Pages of zeros have the hash of zeros. No I/O.
     pub fn page_hash(&self, space: usize, page: PageIndex) -> Option<PageHash> {
-        unimplemented!()
+        let run = self.inner.at(space, page)?;
+        self.inner.hash_in(space, run, page)
     }
-    /// The states of the pages of `range`, ascending, as ranges.
-    pub fn runs(&self, space: usize, range: PageRange) -> Vec<(PageRange, PageState)> {
-        unimplemented!()
-    }
-    /// Fills `buffer` (one page) with the bytes of a page.
-    pub fn read_page(
-        &self,
-        space: usize,
-        page: PageIndex,
-        buffer: &mut [u8],
-    ) -> Result<(), ReadError> {
-        unimplemented!()
-    }
-    /// Hands the contents of `range` to `visit` in ascending order; pages that are not part of the snapshot are left out.
-    pub fn read<E: From<ReadError>>(
+
+    /// The pages of `range` that are part of the snapshot, ascending, each range as long as the
+    /// state stays the same. No I/O.
+    pub fn runs(
         &self,
         space: usize,
         range: PageRange,
-        visit: impl FnMut(PageRange, PageContent<'_>) -> Result<(), E>,
-    ) -> Result<(), E> {
-        unimplemented!()
+    ) -> impl Iterator<Item = (PageRange, PageState)> + '_ {
+        let mut parts = self.inner.parts(space, range).peekable();
+        std::iter::from_fn(move || {
+            let Resolved {
+                mut pages, state, ..
+            } = parts.next()?;
+            while let Some(more) =
+                parts.next_if(|next| next.state == state && next.pages.start() == pages.end())
+            {
+                pages = PageRange::new(pages.start(), more.pages.end());
+            }
+            Some((pages, state))
+        })
     }
-    /// As `read`, but on `threads` threads (0: one a core) and in no order.
-    pub fn read_parallel<E: From<ReadError> + Send>(
-        &self,
-        space: usize,
-        range: PageRange,
-        threads: usize,
-        visit: impl Fn(PageRange, PageContent<'_>) -> Result<(), E> + Sync,
-    ) -> Result<(), E> {
-        unimplemented!()
+
+    /// The view of a snapshot whose own records are `top` (by space) and lie in `layer`.
+    pub(crate) fn over(
+        parent: Option<&View>,
+        layer: Arc<Layer>,
+        top: &[Vec<Resolved>],
+        info: SnapshotInfo,
+        spaces: Vec<Space>,
+        attachments: Vec<Attachment>,
+    ) -> Result<View, ReadError> {
+        let parent = parent.map(|view| &*view.inner);
+        let mut layers = parent.map_or_else(Vec::new, |parent| parent.layers.clone());
+        let mut chain = parent.map_or_else(Vec::new, |parent| parent.chain.clone());
+        chain.push(info.id);
+        let (store, own) = (layer.store, layers.len());
+        layers.push(layer);
+        let mut resolved = Vec::with_capacity(spaces.len());
+        for (space, top) in spaces.iter().zip(top) {
+            let base = parent.and_then(|parent| parent.runs_of(space));
+            let runs = resolve(base, space, top, own);
+            if let Some(gap) = runs::first_gap(&runs, captured(space)) {
+                return Err(ReadError::MissingPages {
+                    snapshot: info.id,
+                    space: space.name.clone(),
+                    address: space.page_size.address_of(gap.start()),
+                    length: space.page_size.bytes_of(gap.count()),
+                });
+            }
+            resolved.push(runs);
+        }
+        drop_unused(&mut layers, &mut resolved);
+        let zero_hash = |space: &Space| PageHash::of(&vec![0; space.page_size.len()]);
+        let inner = Inner {
+            store,
+            info,
+            zero_hashes: spaces.iter().map(zero_hash).collect(),
+            spaces,
+            attachments,
+            chain,
+            cache: FrameCache::new(layers.len()),
+            layers,
+            runs: resolved,
+        };
+        Ok(View {
+            inner: Arc::new(inner),
+        })
+    }
+}
+
+/// The pages of a space: the parent's in the captured regions, under those of the snapshot itself,
+/// whose layer is number `own`.
+fn resolve(
+    base: Option<&[Resolved]>,
+    space: &Space,
+    top: &[Resolved],
+    own: usize,
+) -> Vec<Resolved> {
+    let mut top = top.to_vec();
+    for run in top.iter_mut().filter(|run| run.state == PageState::Data) {
+        run.layer = own as u32;
+    }
+    match base {
+        None => top,
+        Some(base) => runs::overlay(&runs::restrict(base, captured(space)), &top),
+    }
+}
+
+/// Lets go of the layers that no page is taken from any more, and renumbers the rest.
+fn drop_unused(layers: &mut Vec<Arc<Layer>>, runs: &mut [Vec<Resolved>]) {
+    let mut used = vec![false; layers.len()];
+    let data = |run: &&mut Resolved| run.state == PageState::Data;
+    for run in runs.iter_mut().flatten().filter(data) {
+        used[run.layer as usize] = true;
+    }
+    if used.iter().all(|&used| used) {
+        return;
+    }
+    let mut number = 0;
+    let numbers: Vec<u32> = used
+        .iter()
+        .map(|&used| {
+            number += u32::from(used);
+            number.saturating_sub(1)
+        })
+        .collect();
+    for run in runs.iter_mut().flatten().filter(data) {
+        run.layer = numbers[run.layer as usize];
+    }
+    let mut used = used.into_iter();
+    layers.retain(|_| used.next().unwrap_or(true));
+}
+
+impl Inner {
+    /// The pages of the space that is the same as `space`.
+    fn runs_of(&self, space: &Space) -> Option<&[Resolved]> {
+        Some(&self.runs[self.same_space(space)?])
+    }
+
+    /// The position here of the space that is the same as `space`, which may be of another snapshot.
+    pub fn same_space(&self, space: &Space) -> Option<usize> {
+        self.spaces
+            .iter()
+            .position(|own| own.name == space.name && own.page_size == space.page_size)
+    }
+
+    pub fn at(&self, space: usize, page: PageIndex) -> Option<&Resolved> {
+        let runs = self.runs.get(space)?;
+        let after = runs.partition_point(|run| run.pages.start() <= page);
+        let run = &runs[after.checked_sub(1)?];
+        run.pages.contains(page).then_some(run)
+    }
+
+    /// The hash of `page`, which is in `run`.
+    pub fn hash_in(&self, space: usize, run: &Resolved, page: PageIndex) -> Option<PageHash> {
+        match run.state {
+            PageState::Data => {
+                let ordinal = run.ordinal + (page.0 - run.pages.start().0);
+                Some(self.layers[run.layer as usize].index.hashes[ordinal as usize])
+            }
+            PageState::Zero => Some(self.zero_hashes[space]),
+            PageState::Guard | PageState::Unbacked => None,
+        }
+    }
+
+    /// The runs in `range`, cut to it.
+    pub fn parts(&self, space: usize, range: PageRange) -> impl Iterator<Item = Resolved> + '_ {
+        let runs = self.runs.get(space).map_or(&[][..], |runs| runs);
+        let touching = runs::touching(runs, range);
+        touching.iter().filter_map(move |run| run.cut(range))
+    }
+}
+
+/// The pages of the space `name` whose state or bytes differ between `a` and `b`, or that only one
+/// of them has.
+pub(crate) fn changed(a: &View, b: &View, name: &str) -> PageSet {
+    let (in_a, in_b) = (a.space_index(name), b.space_index(name));
+    let everything = |view: &View, space: Option<usize>| -> PageSet {
+        let runs = space.map(|space| &view.inner.runs[space]);
+        runs.into_iter().flatten().map(|run| run.pages).collect()
+    };
+    let (pages_a, pages_b) = (everything(a, in_a), everything(b, in_b));
+    let (Some(in_a), Some(in_b)) = (in_a, in_b) else {
+        return pages_a.union(&pages_b);
+    };
+    if a.spaces()[in_a].page_size != b.spaces()[in_b].page_size {
+        return pages_a.union(&pages_b);
+    }
+    let mut differ = pages_a
+        .subtract(&pages_b)
+        .union(&pages_b.subtract(&pages_a));
+    let mut found = PageSet::new();
+    for left in &a.inner.runs[in_a] {
+        for right in b.inner.parts(in_b, left.pages) {
+            let Some(left) = left.cut(right.pages) else {
+                continue;
+            };
+            if !same_bytes(a, &left, b, &right) {
+                add_differing(&mut found, (a, in_a, &left), (b, in_b, &right));
+            }
+        }
+    }
+    differ.extend(found.ranges().iter().copied());
+    differ
+}
+
+/// Whether two runs over the same pages are the same without a look at the hashes.
+fn same_bytes(a: &View, left: &Resolved, b: &View, right: &Resolved) -> bool {
+    match (left.state, right.state) {
+        (PageState::Data, PageState::Data) => {
+            let files = [(a, left), (b, right)]
+                .map(|(view, run)| &view.inner.layers[run.layer as usize].header);
+            left.ordinal == right.ordinal && files[0] == files[1]
+        }
+        (x, y) => x == y,
+    }
+}
+
+fn add_differing(
+    found: &mut PageSet,
+    (a, in_a, left): (&View, usize, &Resolved),
+    (b, in_b, right): (&View, usize, &Resolved),
+) {
+    if left.state != PageState::Data || right.state != PageState::Data {
+        return found.insert(left.pages);
+    }
+    for page in left.pages.pages() {
+        let hashes = (
+            a.inner.hash_in(in_a, left, page),
+            b.inner.hash_in(in_b, right, page),
+        );
+        if hashes.0 != hashes.1 {
+            found.insert(PageRange::single(page));
+        }
+    }
+}
+
+impl fmt::Debug for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("View")
+            .field("snapshot", &self.id())
+            .field("store", &self.inner.store)
+            .finish_non_exhaustive()
     }
 }

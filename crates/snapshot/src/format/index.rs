@@ -1,0 +1,246 @@
+//! The index section: which pages the snapshot records, where the frames are, and the hash of every
+//! stored page. Once decoded it is known to be consistent; readers need not check again.
+
+use super::metadata::captured;
+use super::{ENCODING_RAW, ENCODING_ZSTD, Fields, FormatError, MAX_FRAME_BYTES, damaged};
+use crate::model::{PageHash, PageState, Space};
+use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet};
+
+const COUNTS_BYTES: u64 = 3 * 8;
+const RUN_BYTES: u64 = 4 + 2 + 2 + 8 + 8 + 8;
+const FRAME_BYTES: u64 = 4 + 2 + 2 + 4 + 4 + 32;
+const HASH_BYTES: u64 = 16;
+
+const DATA: u16 = 1;
+const ZERO: u16 = 2;
+const GUARD: u16 = 3;
+const UNBACKED: u16 = 4;
+
+/// Pages with one state. The stored pages of a file are numbered; `ordinal` is the number of the
+/// first, 0 if the state is not `Data`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    pub space: u32,
+    pub state: PageState,
+    pub pages: PageRange,
+    pub ordinal: u64,
+}
+
+/// Some stored pages, compressed together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    pub space: u32,
+    pub encoding: u16,
+    pub stored_length: u32,
+    pub page_count: u32,
+    pub checksum: [u8; 32],
+    /// Where it starts in the file's frames; the sum of the lengths before it.
+    pub offset: u64,
+    /// The number of its first page; the sum of the counts before it.
+    pub first_ordinal: u64,
+}
+
+/// The decoded section.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Index {
+    pub runs: Vec<Run>,
+    pub frames: Vec<Frame>,
+    pub hashes: Vec<PageHash>,
+}
+
+impl Index {
+    /// The frame that holds the stored page `ordinal`.
+    pub fn frame_of(&self, ordinal: u64) -> usize {
+        let after = self.frames.partition_point(|f| f.first_ordinal <= ordinal);
+        after.saturating_sub(1)
+    }
+
+    pub fn encode(&self) -> Vec<u8> {
+        let counts = [self.runs.len(), self.frames.len(), self.hashes.len()];
+        let mut bytes = Vec::with_capacity(
+            (COUNTS_BYTES as usize)
+                + counts[0] * RUN_BYTES as usize
+                + counts[1] * FRAME_BYTES as usize
+                + counts[2] * HASH_BYTES as usize,
+        );
+        for count in counts {
+            bytes.extend_from_slice(&(count as u64).to_le_bytes());
+        }
+        for run in &self.runs {
+            let state = match run.state {
+                PageState::Data => DATA,
+                PageState::Zero => ZERO,
+                PageState::Guard => GUARD,
+                PageState::Unbacked => UNBACKED,
+            };
+            bytes.extend_from_slice(&run.space.to_le_bytes());
+            bytes.extend_from_slice(&state.to_le_bytes());
+            bytes.extend_from_slice(&0_u16.to_le_bytes());
+            bytes.extend_from_slice(&run.pages.start().0.to_le_bytes());
+            bytes.extend_from_slice(&run.pages.count().0.to_le_bytes());
+            bytes.extend_from_slice(&run.ordinal.to_le_bytes());
+        }
+        for frame in &self.frames {
+            bytes.extend_from_slice(&frame.space.to_le_bytes());
+            bytes.extend_from_slice(&frame.encoding.to_le_bytes());
+            bytes.extend_from_slice(&0_u16.to_le_bytes());
+            bytes.extend_from_slice(&frame.stored_length.to_le_bytes());
+            bytes.extend_from_slice(&frame.page_count.to_le_bytes());
+            bytes.extend_from_slice(&frame.checksum);
+        }
+        for hash in &self.hashes {
+            bytes.extend_from_slice(&hash.0);
+        }
+        bytes
+    }
+}
+
+/// The index in `bytes`, of a file with these spaces and this many bytes of frames.
+pub fn decode(bytes: &[u8], spaces: &[Space], frames_length: u64) -> Result<Index, FormatError> {
+    if (bytes.len() as u64) < COUNTS_BYTES {
+        return damaged("its index is too short");
+    }
+    let mut fields = Fields::new(bytes);
+    let counts = [fields.u64(), fields.u64(), fields.u64()];
+    let lengths = [RUN_BYTES, FRAME_BYTES, HASH_BYTES];
+    let length = counts
+        .iter()
+        .zip(lengths)
+        .try_fold(COUNTS_BYTES, |sum, (&count, each)| {
+            sum.checked_add(count.checked_mul(each)?)
+        });
+    // From here on no count is larger than the section that was read already.
+    if length != Some(bytes.len() as u64) {
+        return damaged("the counts in its index do not add up to the length of the index");
+    }
+    let [runs, frames, hashes] = counts.map(|count| count as usize);
+    let runs: Result<Vec<_>, _> = (0..runs).map(|_| run(&mut fields)).collect();
+    let frames: Result<Vec<_>, _> = (0..frames).map(|_| frame(&mut fields)).collect();
+    let mut index = Index {
+        runs: runs?,
+        frames: frames?,
+        hashes: (0..hashes).map(|_| PageHash(fields.array())).collect(),
+    };
+    place_frames(&mut index, spaces, frames_length)?;
+    check_runs(&index, spaces)?;
+    Ok(index)
+}
+
+fn run(fields: &mut Fields<'_>) -> Result<Run, FormatError> {
+    let space = fields.u32();
+    let state = match fields.u16() {
+        DATA => PageState::Data,
+        ZERO => PageState::Zero,
+        GUARD => PageState::Guard,
+        UNBACKED => PageState::Unbacked,
+        0 => return damaged("a run of pages has no kind"),
+        code => {
+            return Err(FormatError::Future(format!(
+                "kind {code} of a run of pages"
+            )));
+        }
+    };
+    match fields.u16() {
+        0 => {}
+        code => return Err(FormatError::Future(format!("page encoding {code}"))),
+    }
+    let (first, count, ordinal) = (fields.u64(), fields.u64(), fields.u64());
+    if count == 0 || first.checked_add(count).is_none() {
+        return damaged(format!(
+            "a run of {count} pages from {first:#x} on is impossible"
+        ));
+    }
+    if state != PageState::Data && ordinal != 0 {
+        return damaged("a run without bytes has a place for them");
+    }
+    Ok(Run {
+        space,
+        state,
+        pages: PageRange::with_count(PageIndex(first), PageCount(count)),
+        ordinal,
+    })
+}
+
+fn frame(fields: &mut Fields<'_>) -> Result<Frame, FormatError> {
+    let (space, encoding, reserved) = (fields.u32(), fields.u16(), fields.u16());
+    if encoding != ENCODING_RAW && encoding != ENCODING_ZSTD {
+        return Err(FormatError::Future(format!("frame encoding {encoding}")));
+    }
+    if reserved != 0 {
+        return Err(FormatError::Future(format!("frame flags {reserved:#x}")));
+    }
+    Ok(Frame {
+        space,
+        encoding,
+        stored_length: fields.u32(),
+        page_count: fields.u32(),
+        checksum: fields.array(),
+        offset: 0,
+        first_ordinal: 0,
+    })
+}
+
+/// Gives each frame its place, and checks that the frames are all there is and fit their pages.
+fn place_frames(
+    index: &mut Index,
+    spaces: &[Space],
+    frames_length: u64,
+) -> Result<(), FormatError> {
+    let (mut offset, mut ordinal) = (0, 0);
+    for frame in &mut index.frames {
+        let Some(space) = spaces.get(frame.space as usize) else {
+            return damaged("a frame belongs to a space that does not exist");
+        };
+        let raw = u64::from(frame.page_count) * space.page_size.bytes();
+        let stored = u64::from(frame.stored_length);
+        if raw == 0 || raw > MAX_FRAME_BYTES || stored == 0 || stored > raw {
+            return damaged(format!(
+                "a frame of {raw} bytes stored as {stored} is impossible"
+            ));
+        }
+        if frame.encoding == ENCODING_RAW && stored != raw {
+            return damaged("an uncompressed frame does not have the length of its pages");
+        }
+        frame.offset = offset;
+        frame.first_ordinal = ordinal;
+        offset += stored;
+        ordinal += u64::from(frame.page_count);
+    }
+    if offset != frames_length {
+        return damaged("its frames do not add up to the length of the frame section");
+    }
+    if ordinal != index.hashes.len() as u64 {
+        return damaged("it does not have one hash for each stored page");
+    }
+    Ok(())
+}
+
+/// Checks that runs ascend, lie in captured regions, and point at frames of their space.
+fn check_runs(index: &Index, spaces: &[Space]) -> Result<(), FormatError> {
+    let regions: Vec<PageSet> = spaces.iter().map(|s| captured(s).collect()).collect();
+    let mut before = None;
+    for run in &index.runs {
+        let Some(captured) = regions.get(run.space as usize) else {
+            return damaged("a run of pages belongs to a space that does not exist");
+        };
+        if before.is_some_and(|before| before > (run.space, run.pages.start())) {
+            return damaged("its runs of pages do not ascend");
+        }
+        before = Some((run.space, run.pages.end()));
+        if !captured.contains_range(run.pages) {
+            return damaged("a run of pages lies outside the captured regions");
+        }
+        if run.state != PageState::Data {
+            continue;
+        }
+        let end = run.ordinal.checked_add(run.pages.count().0);
+        let Some(end) = end.filter(|&end| end <= index.hashes.len() as u64) else {
+            return damaged("a run of pages points past the stored pages");
+        };
+        let frames = &index.frames[index.frame_of(run.ordinal)..=index.frame_of(end - 1)];
+        if frames.iter().any(|frame| frame.space != run.space) {
+            return damaged("a run of pages points into another space");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,80 @@
+//! One frame: some pages to stored bytes and back. Not which pages they are, nor where they lie.
+
+use crate::format::{ENCODING_RAW, ENCODING_ZSTD, FormatError, damaged};
+use std::borrow::Cow;
+use std::io;
+use zstd::bulk::{Compressor, Decompressor};
+
+/// Stored bytes with what the frame table says about them.
+pub struct EncodedFrame<'a> {
+    pub bytes: Cow<'a, [u8]>,
+    pub encoding: u16,
+    pub checksum: [u8; 32],
+}
+
+/// Makes frames; holds what compression can use again.
+pub struct FrameEncoder {
+    compressor: Compressor<'static>,
+}
+
+impl FrameEncoder {
+    pub fn new(level: i32) -> io::Result<FrameEncoder> {
+        let compressor = Compressor::new(level)?;
+        Ok(FrameEncoder { compressor })
+    }
+
+    /// The frame for the pages `raw`. What does not get smaller is stored as it is.
+    pub fn encode<'a>(&mut self, raw: Cow<'a, [u8]>) -> io::Result<EncodedFrame<'a>> {
+        // A frame must save more than a 64th to be worth the time to read it back.
+        let worth = raw.len() - raw.len() / 64;
+        let compressed = self.compressor.compress(&raw)?;
+        let (bytes, encoding) = if compressed.len() < worth {
+            (Cow::Owned(compressed), ENCODING_ZSTD)
+        } else {
+            (raw, ENCODING_RAW)
+        };
+        let checksum = *blake3::hash(&bytes).as_bytes();
+        Ok(EncodedFrame {
+            bytes,
+            encoding,
+            checksum,
+        })
+    }
+}
+
+/// Reads frames; holds what decompression can use again.
+pub struct FrameDecoder {
+    decompressor: Decompressor<'static>,
+}
+
+impl FrameDecoder {
+    pub fn new() -> io::Result<FrameDecoder> {
+        let decompressor = Decompressor::new()?;
+        Ok(FrameDecoder { decompressor })
+    }
+
+    /// The pages of a frame, in `raw`, which has their length.
+    pub fn decode(
+        &mut self,
+        stored: &[u8],
+        encoding: u16,
+        checksum: &[u8; 32],
+        raw: &mut [u8],
+    ) -> Result<(), FormatError> {
+        if blake3::hash(stored).as_bytes() != checksum {
+            return damaged("the checksum of a frame does not match");
+        }
+        match encoding {
+            ENCODING_RAW if stored.len() == raw.len() => {
+                raw.copy_from_slice(stored);
+                Ok(())
+            }
+            ENCODING_ZSTD => match self.decompressor.decompress_to_buffer(stored, raw) {
+                Ok(length) if length == raw.len() => Ok(()),
+                Ok(_) => damaged("a frame decompresses to less than its pages"),
+                Err(_) => damaged("a frame does not decompress"),
+            },
+            _ => damaged("a frame has the wrong length"),
+        }
+    }
+}

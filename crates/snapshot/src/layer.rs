@@ -1,0 +1,256 @@
+//! One snapshot file: its parts, read and checked one at a time. What a snapshot means together
+//! with its ancestors is in `view`.
+
+use crate::error::ReadError;
+use crate::format::header::{self, Header};
+use crate::format::index::{self, Frame, Index};
+use crate::format::metadata::{self, Metadata};
+use crate::format::preamble::PREAMBLE_BYTES;
+use crate::format::{FormatError, damaged};
+use crate::frame::FrameDecoder;
+use crate::model::{SnapshotId, SnapshotInfo, SnapshotKind, Space, StoreId};
+use crate::storage::{Storage, StoredFile};
+use std::io::{self, ErrorKind};
+use std::sync::Arc;
+
+const DIRECTORY: &str = "snapshots/";
+const SUFFIX: &str = ".snap";
+const PARTIAL_SUFFIX: &str = ".partial";
+
+/// The name of the file of a snapshot.
+pub fn file_name(id: SnapshotId) -> String {
+    format!("{DIRECTORY}{:010}{SUFFIX}", id.0)
+}
+
+/// The name of the file of a snapshot that is still being written.
+pub fn partial_name(id: SnapshotId) -> String {
+    format!("{DIRECTORY}{:010}{PARTIAL_SUFFIX}", id.0)
+}
+
+/// Whether `name` is of a file that was still being written.
+pub fn is_partial(name: &str) -> bool {
+    name.ends_with(PARTIAL_SUFFIX)
+}
+
+/// The snapshot whose file has this name.
+pub fn snapshot_of(name: &str) -> Option<SnapshotId> {
+    let digits = name.strip_prefix(DIRECTORY)?.strip_suffix(SUFFIX)?;
+    let id = SnapshotId(digits.parse().ok()?);
+    (id.0 > 0 && file_name(id) == name).then_some(id)
+}
+
+/// An open snapshot file whose header has been checked.
+pub struct SnapshotFile {
+    pub id: SnapshotId,
+    pub name: String,
+    pub header: Header,
+    location: String,
+    file: Box<dyn StoredFile>,
+}
+
+impl SnapshotFile {
+    pub fn open(
+        storage: &dyn Storage,
+        store: StoreId,
+        id: SnapshotId,
+    ) -> Result<SnapshotFile, ReadError> {
+        let name = file_name(id);
+        let location = storage.location();
+        let file = storage.open(&name).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => ReadError::NoSuchSnapshot { snapshot: id },
+            _ => io_error(&location, format!("open {name}"), error),
+        })?;
+        let length = file
+            .length()
+            .map_err(|error| io_error(&location, format!("read the length of {name}"), error))?;
+        let mut start = [0; PREAMBLE_BYTES];
+        let read = |buffer: &mut [u8]| read_at(&*file, buffer, 0, &location, id, &name);
+        read(&mut start)?;
+        let header_length = header::length(&start).map_err(|error| error.at(id, &name))?;
+        let mut bytes = vec![0; header_length];
+        read(&mut bytes)?;
+        let header = header::decode(&bytes, length).map_err(|error| error.at(id, &name))?;
+        if header.store != store {
+            return Err(ReadError::ForeignSnapshot {
+                snapshot: id,
+                file: name,
+            });
+        }
+        if header.snapshot != id {
+            let what = format!("it is snapshot {}", header.snapshot);
+            return Err(FormatError::Damaged(what).at(id, &name));
+        }
+        Ok(SnapshotFile {
+            id,
+            name,
+            header,
+            location,
+            file,
+        })
+    }
+
+    pub fn metadata(&self) -> Result<Metadata, ReadError> {
+        let header = &self.header;
+        let hash = &header.metadata_hash;
+        let bytes = self.section(
+            header.metadata_at(),
+            header.metadata_length,
+            hash,
+            "metadata",
+        )?;
+        metadata::decode(&bytes).map_err(|error| self.at(error))
+    }
+
+    pub fn index(&self, spaces: &[Space]) -> Result<Index, ReadError> {
+        let header = &self.header;
+        let hash = &header.index_hash;
+        let bytes = self.section(header.index_at(), header.index_length, hash, "index")?;
+        index::decode(&bytes, spaces, header.frames_length).map_err(|error| self.at(error))
+    }
+
+    pub fn info(&self, metadata: &Metadata) -> SnapshotInfo {
+        info(&self.header, metadata)
+    }
+
+    /// The stored bytes of a frame, not yet checked.
+    pub fn stored(&self, frame: &Frame, bytes: &mut Vec<u8>) -> Result<(), ReadError> {
+        let offset = header::HEADER_BYTES as u64 + frame.offset;
+        bytes.resize(frame.stored_length as usize, 0);
+        read_at(
+            &*self.file,
+            bytes,
+            offset,
+            &self.location,
+            self.id,
+            &self.name,
+        )
+    }
+
+    /// `error`, said of this file.
+    pub fn at(&self, error: FormatError) -> ReadError {
+        error.at(self.id, &self.name)
+    }
+
+    fn section(
+        &self,
+        offset: u64,
+        length: u64,
+        hash: &[u8; 32],
+        what: &str,
+    ) -> Result<Vec<u8>, ReadError> {
+        // The header's lengths have been checked against the length of the file.
+        let mut bytes = vec![0; length as usize];
+        read_at(
+            &*self.file,
+            &mut bytes,
+            offset,
+            &self.location,
+            self.id,
+            &self.name,
+        )?;
+        if blake3::hash(&bytes).as_bytes() != hash {
+            let error: Result<(), _> =
+                damaged(format!("the checksum of its {what} does not match"));
+            error.map_err(|error| self.at(error))?;
+        }
+        Ok(bytes)
+    }
+}
+
+/// What header and metadata say about a snapshot.
+pub fn info(header: &Header, metadata: &Metadata) -> SnapshotInfo {
+    SnapshotInfo {
+        id: header.snapshot,
+        parent: header.parent.map(|(id, _)| id),
+        kind: match header.parent {
+            Some(_) => SnapshotKind::Delta,
+            None => SnapshotKind::Full,
+        },
+        created_unix_ns: metadata.created_unix_ns,
+        stored_bytes: header.file_length(),
+        pages: pagetide_pages::PageCount(metadata.data_pages),
+        zero_pages: pagetide_pages::PageCount(metadata.zero_pages),
+        logical_bytes: metadata.logical_bytes(),
+        content_hash: header.content_hash(),
+    }
+}
+
+pub fn io_error(location: &str, operation: String, source: io::Error) -> ReadError {
+    ReadError::Io {
+        location: location.to_owned(),
+        operation,
+        source,
+    }
+}
+
+fn read_at(
+    file: &dyn StoredFile,
+    buffer: &mut [u8],
+    offset: u64,
+    location: &str,
+    id: SnapshotId,
+    name: &str,
+) -> Result<(), ReadError> {
+    file.read_exact_at(buffer, offset)
+        .map_err(|error| match error.kind() {
+            ErrorKind::UnexpectedEof => FormatError::Damaged(format!(
+                "it ends before {:#x}",
+                offset.saturating_add(buffer.len() as u64)
+            ))
+            .at(id, name),
+            _ => io_error(location, format!("read {name} at {offset:#x}"), error),
+        })
+}
+
+/// What a view keeps of a snapshot file: where its pages are, and their hashes. The file itself is
+/// not kept open, so that the length of a chain is not bounded by the number of descriptors.
+#[derive(Debug)]
+pub struct Layer {
+    pub id: SnapshotId,
+    pub store: StoreId,
+    pub storage: Arc<dyn Storage>,
+    pub header: Header,
+    pub index: Index,
+}
+
+/// Reads frames of layers. Keeps the last file open, and the buffer for stored bytes.
+pub struct FrameReader {
+    decoder: FrameDecoder,
+    stored: Vec<u8>,
+    file: Option<SnapshotFile>,
+}
+
+impl FrameReader {
+    pub fn new() -> io::Result<FrameReader> {
+        Ok(FrameReader {
+            decoder: FrameDecoder::new()?,
+            stored: Vec::new(),
+            file: None,
+        })
+    }
+
+    /// The pages of frame number `number` of `layer`, each of `page_bytes` bytes, in `raw`.
+    pub fn read(
+        &mut self,
+        layer: &Layer,
+        number: usize,
+        page_bytes: usize,
+        raw: &mut Vec<u8>,
+    ) -> Result<(), ReadError> {
+        let file = match self.file.take() {
+            Some(file) if file.id == layer.id => file,
+            _ => SnapshotFile::open(&*layer.storage, layer.store, layer.id)?,
+        };
+        let file = self.file.insert(file);
+        if file.header != layer.header {
+            let what = "it is no longer the file that was opened".to_owned();
+            return Err(file.at(FormatError::Damaged(what)));
+        }
+        let frame = &layer.index.frames[number];
+        file.stored(frame, &mut self.stored)?;
+        raw.resize(frame.page_count as usize * page_bytes, 0);
+        self.decoder
+            .decode(&self.stored, frame.encoding, &frame.checksum, raw)
+            .map_err(|error| file.at(error))
+    }
+}

@@ -1,0 +1,301 @@
+//! Fetching the bytes of pages: one at a time, in ascending order, or on all cores in no order.
+//! Which pages there are is decided in `view`.
+
+use crate::error::ReadError;
+use crate::layer::{FrameReader, io_error};
+use crate::model::PageState;
+use crate::runs::Resolved;
+use crate::view::{Inner, PageContent, View};
+use pagetide_pages::{PageCount, PageIndex, PageRange};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// How many decoded frames a view keeps at least, and at most. In between it keeps two for each
+/// layer, because pages in ascending order lie in frames of many layers at once.
+const KEPT_FRAMES_MIN: usize = 8;
+const KEPT_FRAMES_MAX: usize = 256;
+/// Frames of huge pages are large; no more are decoded while those that are kept exceed this.
+const KEPT_BYTES_MAX: usize = 64 << 20;
+
+/// The frames decoded last, and what is needed to decode more.
+pub struct FrameCache {
+    state: Mutex<CacheState>,
+}
+
+#[derive(Default)]
+struct CacheState {
+    capacity: usize,
+    bytes: usize,
+    clock: u64,
+    frames: HashMap<(u32, usize), (Arc<Vec<u8>>, u64)>,
+    reader: Option<FrameReader>,
+}
+
+impl FrameCache {
+    pub fn new(layers: usize) -> FrameCache {
+        let state = CacheState {
+            capacity: (2 * layers).clamp(KEPT_FRAMES_MIN, KEPT_FRAMES_MAX),
+            ..CacheState::default()
+        };
+        FrameCache {
+            state: Mutex::new(state),
+        }
+    }
+}
+
+/// Pages in one frame, or pages without bytes.
+#[derive(Clone, Copy)]
+struct Piece {
+    pages: PageRange,
+    state: PageState,
+    layer: u32,
+    frame: usize,
+    /// The position of the first page in the frame.
+    position: u64,
+}
+
+impl View {
+    /// Fills `buffer`, which has the size of a page, with the bytes of a page that is data or zero.
+    pub fn read_page(
+        &self,
+        space: usize,
+        page: PageIndex,
+        buffer: &mut [u8],
+    ) -> Result<(), ReadError> {
+        let page_size = self.checked_space(space)?.page_size;
+        if buffer.len() != page_size.len() {
+            return Err(ReadError::WrongBuffer {
+                expected: page_size.len(),
+                found: buffer.len(),
+            });
+        }
+        let mut filled = false;
+        self.read(space, PageRange::single(page), |_, content| {
+            match content {
+                PageContent::Bytes(bytes) => buffer.copy_from_slice(bytes),
+                PageContent::Zero => buffer.fill(0),
+                PageContent::Guard | PageContent::Unbacked => return Ok(()),
+            }
+            filled = true;
+            Ok::<(), ReadError>(())
+        })?;
+        if filled {
+            return Ok(());
+        }
+        Err(ReadError::NoContent {
+            snapshot: self.id(),
+            space: self.spaces()[space].name.clone(),
+            address: page_size.address_of(page),
+        })
+    }
+
+    /// Hands the contents of the pages of `range` to `visit`, ascending, many pages at a time.
+    /// Pages that are not part of the snapshot are left out. Frames decoded last are kept, so that
+    /// reading on from where the last call ended costs nothing extra. The first error ends it.
+    pub fn read<E: From<ReadError>>(
+        &self,
+        space: usize,
+        range: PageRange,
+        mut visit: impl FnMut(PageRange, PageContent<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let page_bytes = self.checked_space(space)?.page_size.len();
+        for run in self.inner.parts(space, range) {
+            for piece in self.inner.pieces(run) {
+                let raw = match piece.state {
+                    PageState::Data => self.inner.cached_frame(&piece, page_bytes)?,
+                    _ => Arc::default(),
+                };
+                visit(piece.pages, piece.content(&raw, page_bytes))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// As `read`, but `visit` is called from `threads` threads at once (0: one for each core) and
+    /// in no order. Each frame is decoded once.
+    pub fn read_parallel<E: From<ReadError> + Send>(
+        &self,
+        space: usize,
+        range: PageRange,
+        threads: usize,
+        visit: impl Fn(PageRange, PageContent<'_>) -> Result<(), E> + Sync,
+    ) -> Result<(), E> {
+        let page_bytes = self.checked_space(space)?.page_size.len();
+        let mut pieces: Vec<Piece> = self
+            .inner
+            .parts(space, range)
+            .flat_map(|run| self.inner.pieces(run))
+            .collect();
+        // Pieces of one frame stand together then, in the order of the files.
+        pieces.sort_by_key(|piece| (piece.layer, piece.frame));
+        let same_frame = |a: &Piece, b: &Piece| {
+            a.state == PageState::Data && (a.layer, a.frame) == (b.layer, b.frame)
+        };
+        let groups: Vec<&[Piece]> = pieces.chunk_by(same_frame).collect();
+        let threads = worker_count(threads, groups.len());
+        let next = AtomicUsize::new(0);
+        let stop = AtomicBool::new(false);
+        let work = || -> Result<(), E> {
+            let mut reader = self.reader()?;
+            let mut raw = Vec::new();
+            while !stop.load(Ordering::Relaxed) {
+                let Some(group) = groups.get(next.fetch_add(1, Ordering::Relaxed)) else {
+                    break;
+                };
+                self.visit_group(group, page_bytes, &mut reader, &mut raw, &visit)?;
+            }
+            Ok(())
+        };
+        if threads <= 1 {
+            return work();
+        }
+        let failed = Mutex::new(None);
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    if let Err(error) = work() {
+                        stop.store(true, Ordering::Relaxed);
+                        let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+                        failed.get_or_insert(error);
+                    }
+                });
+            }
+        });
+        let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn visit_group<E: From<ReadError>>(
+        &self,
+        group: &[Piece],
+        page_bytes: usize,
+        reader: &mut FrameReader,
+        raw: &mut Vec<u8>,
+        visit: &impl Fn(PageRange, PageContent<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let first = group[0];
+        if first.state == PageState::Data {
+            let layer = &self.inner.layers[first.layer as usize];
+            reader.read(layer, first.frame, page_bytes, raw)?;
+        }
+        for piece in group {
+            visit(piece.pages, piece.content(raw, page_bytes))?;
+        }
+        Ok(())
+    }
+
+    fn reader(&self) -> Result<FrameReader, ReadError> {
+        FrameReader::new()
+            .map_err(|error| io_error("memory", "prepare to decompress".to_owned(), error))
+    }
+
+    fn checked_space(&self, index: usize) -> Result<&crate::model::Space, ReadError> {
+        self.spaces().get(index).ok_or(ReadError::NoSuchSpace {
+            snapshot: self.id(),
+            index,
+        })
+    }
+}
+
+impl Piece {
+    /// The content of the pages, of which `raw` is the decoded frame if they have bytes.
+    fn content<'a>(&self, raw: &'a [u8], page_bytes: usize) -> PageContent<'a> {
+        match self.state {
+            PageState::Zero => PageContent::Zero,
+            PageState::Guard => PageContent::Guard,
+            PageState::Unbacked => PageContent::Unbacked,
+            PageState::Data => {
+                let start = self.position as usize * page_bytes;
+                let length = self.pages.count().0 as usize * page_bytes;
+                PageContent::Bytes(&raw[start..start + length])
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// `run` cut where frames end.
+    fn pieces(&self, run: Resolved) -> impl Iterator<Item = Piece> + '_ {
+        let mut at = run.pages.start();
+        std::iter::from_fn(move || {
+            let left = PageRange::new(at, run.pages.end());
+            if left.is_empty() {
+                return None;
+            }
+            if run.state != PageState::Data {
+                at = left.end();
+                return Some(Piece {
+                    pages: left,
+                    state: run.state,
+                    layer: u32::MAX,
+                    frame: 0,
+                    position: 0,
+                });
+            }
+            let index = &self.layers[run.layer as usize].index;
+            let ordinal = run.ordinal + (at.0 - run.pages.start().0);
+            let number = index.frame_of(ordinal);
+            let frame = &index.frames[number];
+            let position = ordinal - frame.first_ordinal;
+            let in_frame = u64::from(frame.page_count) - position;
+            let count = PageCount(in_frame.min(left.count().0));
+            let pages = PageRange::with_count(at, count);
+            at = pages.end();
+            Some(Piece {
+                pages,
+                state: run.state,
+                layer: run.layer,
+                frame: number,
+                position,
+            })
+        })
+    }
+
+    /// The pages of the frame of `piece`, decoded now or lately.
+    fn cached_frame(&self, piece: &Piece, page_bytes: usize) -> Result<Arc<Vec<u8>>, ReadError> {
+        let mut state = self
+            .cache
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let state = &mut *state;
+        state.clock += 1;
+        let key = (piece.layer, piece.frame);
+        if let Some((raw, used)) = state.frames.get_mut(&key) {
+            *used = state.clock;
+            return Ok(Arc::clone(raw));
+        }
+        let reader =
+            match &mut state.reader {
+                Some(reader) => reader,
+                none => none.insert(FrameReader::new().map_err(|error| {
+                    io_error("memory", "prepare to decompress".to_owned(), error)
+                })?),
+            };
+        let mut raw = Vec::new();
+        while state.frames.len() >= state.capacity || state.bytes > KEPT_BYTES_MAX {
+            let oldest = state.frames.iter().min_by_key(|(_, (_, used))| *used);
+            let oldest = oldest.map(|(&key, _)| key);
+            // The buffer of the frame that goes is used again, unless somebody still reads it.
+            let Some((old, _)) = oldest.and_then(|key| state.frames.remove(&key)) else {
+                break;
+            };
+            state.bytes -= old.len();
+            raw = Arc::try_unwrap(old).unwrap_or_default();
+        }
+        let layer = &self.layers[piece.layer as usize];
+        reader.read(layer, piece.frame, page_bytes, &mut raw)?;
+        let raw = Arc::new(raw);
+        state.bytes += raw.len();
+        state.frames.insert(key, (Arc::clone(&raw), state.clock));
+        Ok(raw)
+    }
+}
+
+/// How many threads to use for `jobs` jobs when `asked` were asked for; 0 asks for one a core.
+pub fn worker_count(asked: usize, jobs: usize) -> usize {
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = if asked == 0 { cores() } else { asked };
+    threads.min(jobs)
+}
