@@ -87,6 +87,103 @@ const _: () = {
 /// Length of [`Registers`] as u64 words.
 pub const REGISTER_COUNT: usize = size_of::<Registers>() / size_of::<u64>();
 
+impl Registers {
+    /// The registers in the order of their declaration, which is the kernel's.
+    pub fn to_words(&self) -> [u64; REGISTER_COUNT] {
+        [
+            self.r15,
+            self.r14,
+            self.r13,
+            self.r12,
+            self.rbp,
+            self.rbx,
+            self.r11,
+            self.r10,
+            self.r9,
+            self.r8,
+            self.rax,
+            self.rcx,
+            self.rdx,
+            self.rsi,
+            self.rdi,
+            self.orig_rax,
+            self.rip,
+            self.cs,
+            self.eflags,
+            self.rsp,
+            self.ss,
+            self.fs_base,
+            self.gs_base,
+            self.ds,
+            self.es,
+            self.fs,
+            self.gs,
+        ]
+    }
+
+    /// The inverse of [`Self::to_words`].
+    pub fn from_words(words: [u64; REGISTER_COUNT]) -> Self {
+        let [
+            r15,
+            r14,
+            r13,
+            r12,
+            rbp,
+            rbx,
+            r11,
+            r10,
+            r9,
+            r8,
+            rax,
+            rcx,
+            rdx,
+            rsi,
+            rdi,
+            orig_rax,
+            rip,
+            cs,
+            eflags,
+            rsp,
+            ss,
+            fs_base,
+            gs_base,
+            ds,
+            es,
+            fs,
+            gs,
+        ] = words;
+        Self {
+            r15,
+            r14,
+            r13,
+            r12,
+            rbp,
+            rbx,
+            r11,
+            r10,
+            r9,
+            r8,
+            rax,
+            rcx,
+            rdx,
+            rsi,
+            rdi,
+            orig_rax,
+            rip,
+            cs,
+            eflags,
+            rsp,
+            ss,
+            fs_base,
+            gs_base,
+            ds,
+            es,
+            fs,
+            gs,
+        }
+    }
+}
+
 /// What [`seize`] or [`set_options`] asks to be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Options {
@@ -197,9 +294,8 @@ pub fn event_message(thread: ThreadId) -> io::Result<u64> {
     let mut message: libc::c_ulong = 0;
     // SAFETY: PTRACE_GETEVENTMSG writes one unsigned long to `data`, which points to one that
     // lives until after the call.
-    let result = unsafe {
-        libc::ptrace(libc::PTRACE_GETEVENTMSG, thread.0, 0usize, &raw mut message)
-    };
+    let result =
+        unsafe { libc::ptrace(libc::PTRACE_GETEVENTMSG, thread.0, 0usize, &raw mut message) };
     check(result).map(|_| message)
 }
 
@@ -215,7 +311,12 @@ pub fn registers(thread: ThreadId) -> io::Result<Option<Registers>> {
     // SAFETY: `vector` describes exactly `registers`, which lives until after the call; the kernel
     // writes no more than `iov_len` bytes, and any bytes are valid u64 values.
     let result = unsafe {
-        libc::ptrace(libc::PTRACE_GETREGSET, thread.0, NT_PRSTATUS, &raw mut vector)
+        libc::ptrace(
+            libc::PTRACE_GETREGSET,
+            thread.0,
+            NT_PRSTATUS,
+            &raw mut vector,
+        )
     };
     check(result)?;
     Ok((vector.iov_len == size_of::<Registers>()).then_some(registers))
@@ -234,7 +335,12 @@ pub fn set_registers(thread: ThreadId, registers: &Registers) -> io::Result<()> 
     };
     // SAFETY: `vector` describes exactly `copy`, which lives until after the call; the kernel reads.
     let result = unsafe {
-        libc::ptrace(libc::PTRACE_SETREGSET, thread.0, NT_PRSTATUS, &raw mut vector)
+        libc::ptrace(
+            libc::PTRACE_SETREGSET,
+            thread.0,
+            NT_PRSTATUS,
+            &raw mut vector,
+        )
     };
     check(result).map(|_| ())
 }
@@ -255,7 +361,12 @@ pub fn xstate(thread: ThreadId, buffer: &mut [u8]) -> io::Result<usize> {
     // SAFETY: `vector` describes exactly `buffer`, which is borrowed until after the call; the
     // kernel writes no more than `iov_len` bytes.
     let result = unsafe {
-        libc::ptrace(libc::PTRACE_GETREGSET, thread.0, NT_X86_XSTATE, &raw mut vector)
+        libc::ptrace(
+            libc::PTRACE_GETREGSET,
+            thread.0,
+            NT_X86_XSTATE,
+            &raw mut vector,
+        )
     };
     check(result)?;
     if vector.iov_len >= buffer.len() {
@@ -276,9 +387,28 @@ pub fn set_xstate(thread: ThreadId, state: &[u8]) -> io::Result<()> {
     // SAFETY: `vector` describes exactly `state`, borrowed until after the call; this request only
     // reads through `iov_base`, so the cast to a mutable pointer writes nothing.
     let result = unsafe {
-        libc::ptrace(libc::PTRACE_SETREGSET, thread.0, NT_X86_XSTATE, &raw mut vector)
+        libc::ptrace(
+            libc::PTRACE_SETREGSET,
+            thread.0,
+            NT_X86_XSTATE,
+            &raw mut vector,
+        )
     };
     check(result).map(|_| ())
+}
+
+/// Length of an extended state that has these features (an XCR0 mask) and no AMX tiles, in bytes,
+/// as the processor's CPUID leaf 13 lays them out.
+pub fn xstate_size_without_tiles(features: u64) -> usize {
+    let legacy_and_header = 576;
+    let ends = (2..63u32)
+        .filter(|feature| features & (1 << feature) != 0 && !(17..=18).contains(feature))
+        .map(|feature| {
+            let leaf = std::arch::x86_64::__cpuid_count(13, feature);
+            u64::from(leaf.eax) + u64::from(leaf.ebx)
+        });
+    usize::try_from(ends.max().unwrap_or(0))
+        .map_or(legacy_and_header, |end| end.max(legacy_and_header))
 }
 
 /// The set of blocked signals, bit n-1 for signal n: PTRACE_GETSIGMASK, Linux 3.11.
@@ -289,9 +419,8 @@ pub fn signal_mask(thread: ThreadId) -> io::Result<u64> {
     let mut mask: u64 = 0;
     // SAFETY: the request writes `addr` = 8 bytes to `data`, which points to 8 bytes that live
     // until after the call.
-    let result = unsafe {
-        libc::ptrace(PTRACE_GETSIGMASK, thread.0, size_of::<u64>(), &raw mut mask)
-    };
+    let result =
+        unsafe { libc::ptrace(PTRACE_GETSIGMASK, thread.0, size_of::<u64>(), &raw mut mask) };
     check(result).map(|_| mask)
 }
 
@@ -301,9 +430,8 @@ pub fn set_signal_mask(thread: ThreadId, mask: u64) -> io::Result<()> {
     let mut mask = mask;
     // SAFETY: the request reads `addr` = 8 bytes from `data`, which points to 8 bytes that live
     // until after the call.
-    let result = unsafe {
-        libc::ptrace(PTRACE_SETSIGMASK, thread.0, size_of::<u64>(), &raw mut mask)
-    };
+    let result =
+        unsafe { libc::ptrace(PTRACE_SETSIGMASK, thread.0, size_of::<u64>(), &raw mut mask) };
     check(result).map(|_| ())
 }
 
@@ -332,12 +460,20 @@ const FILTER_LENGTH_MAX: usize = 4096;
 /// # Errors
 /// EACCES without CAP_SYS_ADMIN, or if the caller is under seccomp itself; EIO if the kernel was
 /// built without CONFIG_CHECKPOINT_RESTORE; EMEDIUMTYPE for a filter that is no classic BPF.
-pub fn seccomp_filter(thread: ThreadId, index: usize) -> io::Result<Option<Vec<FilterInstruction>>> {
+pub fn seccomp_filter(
+    thread: ThreadId,
+    index: usize,
+) -> io::Result<Option<Vec<FilterInstruction>>> {
     let mut program = vec![FilterInstruction::default(); FILTER_LENGTH_MAX];
     // SAFETY: the request writes at most BPF_MAXINSNS instructions of 8 bytes to `data`, and
     // `program` has that many; any bytes are valid values of its fields.
     let result = unsafe {
-        libc::ptrace(PTRACE_SECCOMP_GET_FILTER, thread.0, index, program.as_mut_ptr())
+        libc::ptrace(
+            PTRACE_SECCOMP_GET_FILTER,
+            thread.0,
+            index,
+            program.as_mut_ptr(),
+        )
     };
     match check(result) {
         Ok(length) => {

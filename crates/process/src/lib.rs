@@ -1,1 +1,47 @@
-//! placeholder
+//! A live process as data: examine it, stop it, read and write its threads, run system calls
+//! inside it, and let it go on as if nothing had happened.
+//!
+//! What this crate is not: it reads and writes no memory of the target but the few bytes a remote
+//! call needs, tracks nothing, and stores nothing. It hands out plain values and descriptors.
+//!
+//! The rule above all others: the target is never worse off. Each type says what becomes of the
+//! target if an operation fails, or if this process is killed in the middle of it.
+//!
+//! ```no_run
+//! use pagetide_process::{StopOptions, StoppedProcess, examine};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let examined = examine(4711)?;
+//! let mut stopped = StoppedProcess::stop(&examined.identity, StopOptions::default())?;
+//! let threads = stopped.thread_states()?;
+//! let pid = stopped.remote_calls()?.call(39 /* getpid */, [0; 6])?;
+//! assert_eq!(pid, 4711);
+//! stopped.resume()?;
+//! # drop(threads);
+//! # Ok(())
+//! # }
+//! ```
+
+mod descriptors;
+mod examine;
+mod identity;
+mod landing;
+mod proc_files;
+mod remote;
+mod restart;
+mod seccomp;
+mod self_healing;
+mod state;
+mod stop;
+mod syscall_names;
+mod thread_state;
+mod tracer;
+
+pub use descriptors::{DescriptorError, FileDescriptor};
+pub use examine::{Examined, NoPrivilege, RefusalError, examine};
+pub use identity::{IdentityError, ProcessIdentity};
+pub use pagetide_kernel::ptrace::{Registers, ThreadId};
+pub use remote::{RemoteCallError, RemoteCalls, SystemCall};
+pub use state::{MemoryLayout, OutsideState, ProcessState, StateDecodeError, StateReadError};
+pub use stop::{ResumeError, StopError, StopOptions, StoppedProcess};
+pub use thread_state::{ThreadState, ThreadStateError};

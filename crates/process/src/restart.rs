@@ -1,0 +1,115 @@
+//! System calls that a stop interrupts: how their thread goes on without noticing.
+//!
+//! A call that a stop wakes leaves the kernel with one of four internal results, none of which
+//! user space may see. The kernel turns it into "do it again" on the way out of the stop, if the
+//! registers still say so, or into EINTR if a signal handler is to run first. So a thread that is
+//! stopped and goes on needs nothing. Two cases need help:
+//!
+//! - Some calls say a plain EINTR instead (the list in `signal(7)`, "Interruption of system calls
+//!   and library functions by stop signals"). A stop of ours would be seen by the program. Such a
+//!   result is replaced by ERESTARTNOHAND, which means: again, unless a handler runs. A call with
+//!   a relative timeout then waits for all of it once more.
+//! - Registers set back to a time when another call was under way: ERESTART_RESTARTBLOCK refers to
+//!   a block in the kernel that belongs to the newer call. The call is entered anew instead.
+
+use pagetide_kernel::ptrace::Registers;
+
+pub(crate) const EINTR: i64 = 4;
+pub(crate) const ERESTARTSYS: i64 = 512;
+pub(crate) const ERESTARTNOINTR: i64 = 513;
+pub(crate) const ERESTARTNOHAND: i64 = 514;
+pub(crate) const ERESTART_RESTARTBLOCK: i64 = 516;
+
+/// Number of `restart_syscall(2)`, which the kernel itself puts in place of another number.
+const RESTART_SYSCALL: i64 = 219;
+/// Length of the `syscall` instruction, in bytes.
+const SYSCALL_LENGTH: u64 = 2;
+
+/// Calls that say EINTR when a stop wakes them, by number. Those on files do so only for sockets
+/// with a timeout and for FUSE; either way EINTR says that nothing has been read or written.
+const PLAIN_EINTR: [i64; 24] = [
+    0,   // read
+    1,   // write
+    17,  // pread64
+    18,  // pwrite64
+    19,  // readv
+    20,  // writev
+    42,  // connect
+    43,  // accept
+    44,  // sendto
+    45,  // recvfrom
+    46,  // sendmsg
+    47,  // recvmsg
+    65,  // semop
+    128, // rt_sigtimedwait
+    208, // io_getevents
+    220, // semtimedop
+    232, // epoll_wait
+    281, // epoll_pwait
+    288, // accept4
+    299, // recvmmsg
+    307, // sendmmsg
+    333, // io_pgetevents
+    426, // io_uring_enter
+    441, // epoll_pwait2
+];
+
+/// The error a system call left with, as a positive number; `None` outside calls and on success.
+pub(crate) fn pending_error(registers: &Registers) -> Option<i64> {
+    let result = registers.rax.cast_signed();
+    let in_call = registers.orig_rax.cast_signed() >= 0;
+    (in_call && (-4095..0).contains(&result)).then_some(-result)
+}
+
+/// Whether the thread is inside a call that the kernel will do again.
+pub(crate) fn will_restart(registers: &Registers) -> bool {
+    matches!(
+        pending_error(registers),
+        Some(ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND | ERESTART_RESTARTBLOCK)
+    )
+}
+
+pub(crate) fn is_restart_block(registers: &Registers) -> bool {
+    pending_error(registers) == Some(ERESTART_RESTARTBLOCK)
+}
+
+/// The registers with which a stop of ours does not show as EINTR, if they need a change.
+pub(crate) fn without_plain_eintr(registers: &Registers) -> Option<Registers> {
+    let call = registers.orig_rax.cast_signed();
+    (pending_error(registers) == Some(EINTR) && PLAIN_EINTR.contains(&call)).then(|| Registers {
+        rax: (-ERESTARTNOHAND).cast_unsigned(),
+        ..*registers
+    })
+}
+
+/// Registers that do an interrupted call again by themselves, with no help of the kernel: the
+/// instruction is to be executed once more. For a place from which the kernel restarts nothing.
+///
+/// A call that was continued by `restart_syscall` before has lost its number; it ends in EINTR.
+pub(crate) fn entered_anew(registers: &Registers) -> Registers {
+    if !will_restart(registers) {
+        return *registers;
+    }
+    if registers.orig_rax.cast_signed() == RESTART_SYSCALL {
+        return Registers {
+            rax: (-EINTR).cast_unsigned(),
+            orig_rax: u64::MAX,
+            ..*registers
+        };
+    }
+    Registers {
+        rax: registers.orig_rax,
+        rip: registers.rip.wrapping_sub(SYSCALL_LENGTH),
+        orig_rax: u64::MAX,
+        ..*registers
+    }
+}
+
+/// Registers of another time, made fit to be put into a thread that is stopped now.
+pub(crate) fn for_another_time(registers: &Registers) -> Registers {
+    if is_restart_block(registers) {
+        entered_anew(registers)
+    } else {
+        *registers
+    }
+}

@@ -1,0 +1,358 @@
+//! A process with all its threads stopped, and how it gets into and out of that.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use pagetide_kernel::ptrace::ThreadId;
+
+use crate::descriptors::{self, DescriptorError, FileDescriptor};
+use crate::examine::{NoPrivilege, why_no_privilege};
+use crate::identity::ProcessIdentity;
+use crate::landing::{Landing, Terrain};
+use crate::proc_files::{Stat, Status, comm_of};
+use crate::remote::{RemoteCallError, RemoteCalls};
+use crate::thread_state::{self, ThreadState, ThreadStateError};
+use crate::tracer::{Ending, StopFailure, Tracer};
+
+/// How to stop a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StopOptions {
+    /// How long to wait for all threads to stop. The threads that have stopped stand still
+    /// meanwhile. Default: one second.
+    pub timeout: Duration,
+}
+
+impl Default for StopOptions {
+    fn default() -> Self {
+        Self {
+            timeout: Duration::from_secs(1),
+        }
+    }
+}
+
+impl StopOptions {
+    /// The default options with another time limit.
+    pub fn with_timeout(timeout: Duration) -> Self {
+        Self { timeout }
+    }
+}
+
+/// Why a process was not stopped. It runs on, all of it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StopError {
+    /// It has ended, or its number belongs to another process now.
+    #[error("process {pid} has ended")]
+    Gone {
+        /// The process.
+        pid: i32,
+    },
+    /// It ended by itself while it was being stopped.
+    #[error("process {pid} ended with status {status} while it was being stopped")]
+    Exited {
+        /// The process.
+        pid: i32,
+        /// Its exit status, 0 to 255.
+        status: i32,
+    },
+    /// A signal ended it while it was being stopped.
+    #[error("process {pid} was killed by signal {signal} while it was being stopped")]
+    Killed {
+        /// The process.
+        pid: i32,
+        /// The signal.
+        signal: i32,
+    },
+    /// Its first thread has ended while others run on; `/proc` then shows no memory of it.
+    #[error("the first thread of process {pid} has ended while others run on")]
+    FirstThreadEnded {
+        /// The process.
+        pid: i32,
+    },
+    /// It began to run another program while it was being stopped.
+    #[error("process {pid} began to run another program while it was being stopped")]
+    Exec {
+        /// The process.
+        pid: i32,
+    },
+    /// One of its threads has a tracer already.
+    #[error(
+        "thread {thread} of process {pid} is already traced by process {tracer} ({tracer_comm})"
+    )]
+    AlreadyTraced {
+        /// The process.
+        pid: i32,
+        /// The thread.
+        thread: ThreadId,
+        /// Who traces it.
+        tracer: i32,
+        /// The tracer's name.
+        tracer_comm: String,
+    },
+    /// We may not trace it.
+    #[error("no permission to stop thread {thread} of process {pid}: {reason}")]
+    NoPrivilege {
+        /// The process.
+        pid: i32,
+        /// The thread.
+        thread: ThreadId,
+        /// What stands in the way.
+        reason: NoPrivilege,
+    },
+    /// A thread runs 32-bit code.
+    #[error("thread {thread} of process {pid} runs 32-bit code")]
+    ThirtyTwoBit {
+        /// The process.
+        pid: i32,
+        /// The thread.
+        thread: ThreadId,
+    },
+    /// A thread did not stop in time; in state D it sleeps uninterruptibly in the kernel, as the
+    /// parent of a `vfork` does.
+    #[error(
+        "thread {thread} of process {pid} did not stop within {waited_ms} ms: it is in state {state}, in {place}"
+    )]
+    Timeout {
+        /// The process.
+        pid: i32,
+        /// The thread.
+        thread: ThreadId,
+        /// State letter of `proc(5)`.
+        state: char,
+        /// The kernel function it waits in, as far as the kernel tells.
+        place: String,
+        /// How long was waited, in milliseconds.
+        waited_ms: u128,
+    },
+    /// It made threads faster than they could be found.
+    #[error("process {pid} kept making threads for {waited_ms} ms")]
+    TooManyThreads {
+        /// The process.
+        pid: i32,
+        /// How long was tried, in milliseconds.
+        waited_ms: u128,
+    },
+    /// The kernel refused a request.
+    #[error("cannot {what} thread {thread} of process {pid}")]
+    Kernel {
+        /// What was tried.
+        what: &'static str,
+        /// The process.
+        pid: i32,
+        /// The thread.
+        thread: ThreadId,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The thread states could not be read.
+    #[error("cannot prepare the threads of process {pid}")]
+    Prepare {
+        /// The process.
+        pid: i32,
+        /// What went wrong.
+        #[source]
+        source: ThreadStateError,
+    },
+    /// `/proc` could not be read.
+    #[error("cannot read what /proc says of process {pid}")]
+    Proc {
+        /// The process.
+        pid: i32,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// No thread for tracing could be started here.
+    #[error("cannot start a thread for tracing")]
+    Tracer(#[source] io::Error),
+}
+
+/// Why a process could not be told to go on. It is not stopped by us any more in any case.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ResumeError {
+    /// It was killed while it was stopped.
+    #[error("process {pid} was killed while it was stopped")]
+    Gone {
+        /// The process.
+        pid: i32,
+    },
+}
+
+/// A process, stopped: no thread of it runs user code until this value is dropped.
+///
+/// Dropping it (or the end of this program, by whatever means) lets the target run on as it was. A
+/// process that was in a group-stop (SIGSTOP and the like) before is in it again afterwards.
+/// System calls that were interrupted are continued; no signal is lost or doubled.
+///
+/// While it exists, no thread of the program may wait for *any* child (`wait(2)`, `waitpid(-1)`):
+/// it would take the reports of the target's threads. Waiting for children by number is fine.
+#[derive(Debug)]
+pub struct StoppedProcess {
+    identity: ProcessIdentity,
+    threads: Vec<ThreadId>,
+    tracer: Tracer,
+    pub(crate) terrain: Terrain,
+}
+
+impl StoppedProcess {
+    /// Stops every thread of the process: `PTRACE_SEIZE` and `PTRACE_INTERRUPT`.
+    ///
+    /// What a remote call needs to know of the target's code is looked up before the stop begins.
+    pub fn stop(identity: &ProcessIdentity, options: StopOptions) -> Result<Self, StopError> {
+        let pid = identity.pid;
+        if !identity.is_alive_and_same() {
+            return Err(StopError::Gone { pid });
+        }
+        let terrain = Terrain::survey(identity);
+        let tracer = Tracer::start(pid).map_err(StopError::Tracer)?;
+        let begin = Instant::now();
+        let deadline = begin + options.timeout;
+        let outcome = tracer.run(move |tracees| {
+            tracees.stop_all(deadline)?;
+            let hidden = thread_state::hide_interruptions(tracees);
+            Ok((tracees.stopped(), hidden))
+        });
+        let explain = |failure| explain(failure, pid, begin.elapsed());
+        // An early return drops the tracer, which lets all threads go.
+        let (threads, hidden) = outcome.map_err(explain)?;
+        hidden.map_err(|source| match source {
+            ThreadStateError::ThirtyTwoBit { thread } => StopError::ThirtyTwoBit { pid, thread },
+            ThreadStateError::Gone { .. } => StopError::Gone { pid },
+            source => StopError::Prepare { pid, source },
+        })?;
+        if !identity.is_alive_and_same() {
+            return Err(StopError::Gone { pid });
+        }
+        Ok(Self {
+            identity: identity.clone(),
+            threads,
+            tracer,
+            terrain,
+        })
+    }
+
+    /// Which process it is.
+    pub fn identity(&self) -> &ProcessIdentity {
+        &self.identity
+    }
+
+    /// Its threads, the first one first.
+    pub fn threads(&self) -> &[ThreadId] {
+        &self.threads
+    }
+
+    /// The signal of the group-stop (SIGSTOP, SIGTSTP, ...) the process was in when it was stopped.
+    pub fn group_stop(&self) -> Option<i32> {
+        self.tracer.run(|tracees| tracees.group_stop())
+    }
+
+    /// Reads all threads: some 3 us a thread.
+    pub fn thread_states(&self) -> Result<Vec<ThreadState>, ThreadStateError> {
+        let mut states = self.tracer.run(thread_state::read_all)?;
+        thread_state::name_all(&mut states);
+        Ok(states)
+    }
+
+    /// Sets threads back to states of an earlier time. All of them, or none.
+    ///
+    /// A thread that was in a system call then does it again, from the beginning if it is one of
+    /// those that the kernel continues with `restart_syscall(2)`; such a call that had been
+    /// continued before ends in EINTR. The thread's name is not set.
+    pub fn set_thread_states(&mut self, states: &[ThreadState]) -> Result<(), ThreadStateError> {
+        let states = states.to_vec();
+        self.tracer
+            .run(move |tracees| thread_state::write_all(tracees, &states))
+    }
+
+    /// Begins a session of system calls run inside the target.
+    pub fn remote_calls(&mut self) -> Result<RemoteCalls<'_>, RemoteCallError> {
+        RemoteCalls::begin(self)
+    }
+
+    /// The open files of the process, by number.
+    pub fn fds(&self) -> Result<Vec<FileDescriptor>, DescriptorError> {
+        descriptors::list(self.identity.pid)
+    }
+
+    /// A copy of one of its file descriptors, close-on-exec: `pidfd_getfd(2)`.
+    pub fn take_fd(&self, number: i32) -> Result<OwnedFd, DescriptorError> {
+        descriptors::take(&self.identity, number)
+    }
+
+    /// Lets the process run on.
+    pub fn resume(self) -> Result<(), ResumeError> {
+        let pid = self.identity.pid;
+        let ending = self.tracer.run(|tracees| {
+            tracees.reap();
+            let all = tracees.let_all_go();
+            tracees.ending().or((!all).then_some(Ending::Unknown))
+        });
+        match ending {
+            None => Ok(()),
+            Some(_) if self.identity.is_alive_and_same() => Ok(()),
+            Some(_) => Err(ResumeError::Gone { pid }),
+        }
+    }
+
+    pub(crate) fn tracer(&self) -> &Tracer {
+        &self.tracer
+    }
+
+    pub(crate) fn landing(&mut self) -> Option<Landing> {
+        self.terrain.landing()
+    }
+}
+
+fn explain(failure: StopFailure, pid: i32, waited: Duration) -> StopError {
+    let waited_ms = waited.as_millis();
+    match failure {
+        StopFailure::Ended(Ending::Exited(status)) => StopError::Exited { pid, status },
+        StopFailure::Ended(Ending::Killed(signal)) => StopError::Killed { pid, signal },
+        StopFailure::Ended(Ending::Unknown) => StopError::Gone { pid },
+        StopFailure::FirstThreadEnded => StopError::FirstThreadEnded { pid },
+        StopFailure::Exec => StopError::Exec { pid },
+        StopFailure::AlreadyTraced { thread, tracer } => StopError::AlreadyTraced {
+            pid,
+            thread,
+            tracer,
+            tracer_comm: comm_of(tracer),
+        },
+        StopFailure::NotPermitted { thread } => {
+            let uid = Status::of_process(pid).map_or(0, |status| status.number("Uid"));
+            let uid = u32::try_from(uid).unwrap_or(u32::MAX);
+            StopError::NoPrivilege {
+                pid,
+                thread,
+                reason: why_no_privilege(pid, uid),
+            }
+        }
+        StopFailure::Timeout { thread: None } => StopError::TooManyThreads { pid, waited_ms },
+        StopFailure::Timeout {
+            thread: Some(thread),
+        } => StopError::Timeout {
+            pid,
+            thread,
+            state: Stat::of_thread(pid, thread).map_or('?', |stat| stat.state()),
+            place: std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/wchan"))
+                .ok()
+                .filter(|place| !place.is_empty() && place != "0")
+                .unwrap_or_else(|| String::from("an unknown place")),
+            waited_ms,
+        },
+        StopFailure::Kernel {
+            what,
+            thread,
+            source,
+        } => StopError::Kernel {
+            what,
+            pid,
+            thread,
+            source,
+        },
+        StopFailure::Proc(source) => StopError::Proc { pid, source },
+    }
+}
