@@ -1,0 +1,199 @@
+//! Copying pages out of a process into the arena: the part of a checkpoint that runs in the stop
+//! window. No compression, no disk, no formatting here.
+//!
+//! Pages arrive as two sets. Those to *read* are copied as they are. Those to *compare* are read into a
+//! scratch buffer and copied only if their hash differs from the one in the parent snapshot. Before a
+//! long range of memory is read, the kernel is asked which of its pages hold anything, because reading a
+//! page that was never touched would make the kernel map or even allocate it.
+
+use crate::arena::{Arena, Wanted};
+use pagetide_kernel::memory::{MemoryError, ProcessMemory};
+use pagetide_kernel::pagemap_scan::{Categories, Pagemap, ScanError, ScanRequest, ScannedRange};
+use pagetide_pages::{PageCount, PageRange, PageSet, PageSize};
+use pagetide_snapshot::{PageHash, PageState, View};
+
+pub(crate) const SIZE: PageSize = PageSize::KIB_4;
+
+/// From this length on, the kernel is asked what a range holds before it is read. A scan call costs
+/// about as much as reading a few pages.
+const ASK_FROM: PageCount = PageCount(16);
+
+/// Pages compared at once: 256 KiB, which stays in the cache between the read and the hash.
+const COMPARE_AT_ONCE: PageCount = PageCount(64);
+
+/// Why pages could not be copied.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CaptureError {
+    /// Memory could not be read.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The page tables could not be scanned.
+    #[error(transparent)]
+    Scan(#[from] ScanError),
+    /// The full buffer could not be emptied into the store.
+    #[error(transparent)]
+    Store(#[from] pagetide_snapshot::WriteError),
+}
+
+/// What the copying needs to know of where pages come from.
+pub(crate) struct Source<'a> {
+    pub memory: &'a ProcessMemory,
+    pub pagemap: &'a Pagemap,
+    /// The parent, and the number of the space in it.
+    pub parent: Option<(&'a View, usize)>,
+    /// The kernel's scan knows guard regions.
+    pub knows_guards: bool,
+}
+
+/// What was copied.
+pub(crate) struct Copied<'a> {
+    pub arena: &'a mut Arena,
+    /// Called with a full arena, which is cleared afterwards.
+    pub spill: &'a mut dyn FnMut(&Arena) -> Result<(), CaptureError>,
+    /// Pages whose state is known without bytes.
+    pub states: Vec<(PageRange, PageState)>,
+    /// Pages that were copied, those that could not be read among them.
+    pub pages: PageSet,
+    /// Pages that could not be read.
+    pub unreadable: PageSet,
+    scratch: Vec<u8>,
+    vector: Vec<ScannedRange>,
+}
+
+impl<'a> Copied<'a> {
+    pub fn new(
+        arena: &'a mut Arena,
+        spill: &'a mut dyn FnMut(&Arena) -> Result<(), CaptureError>,
+    ) -> Copied<'a> {
+        Copied {
+            arena,
+            spill,
+            states: Vec::new(),
+            pages: PageSet::new(),
+            unreadable: PageSet::new(),
+            scratch: vec![1; SIZE.bytes_of(COMPARE_AT_ONCE) as usize],
+            vector: vec![ScannedRange::EMPTY; 1024],
+        }
+    }
+
+    /// Empties the full arena.
+    fn spill(&mut self) -> Result<(), CaptureError> {
+        (self.spill)(self.arena)?;
+        self.arena.clear();
+        Ok(())
+    }
+}
+
+impl Source<'_> {
+    /// Copies `pages` of private memory, asking first what long ranges hold: what holds nothing is
+    /// zero. `anonymous` are the pages where that is so; elsewhere a page that is not in memory still
+    /// has content.
+    pub fn read(
+        &self,
+        pages: &PageSet,
+        anonymous: &PageSet,
+        copied: &mut Copied<'_>,
+    ) -> Result<(), CaptureError> {
+        let mut direct = Vec::new();
+        let (askable, other) = (pages.intersect(anonymous), pages.subtract(anonymous));
+        direct.extend_from_slice(other.ranges());
+        for &range in askable.ranges() {
+            if range.count() < ASK_FROM {
+                direct.push(range);
+            } else {
+                self.sort_by_content(range, &mut direct, copied)?;
+            }
+        }
+        direct.sort_unstable();
+        self.copy(&direct, copied)
+    }
+
+    /// Adds the pages of `range` that may hold something to `direct` and records the others.
+    fn sort_by_content(
+        &self,
+        range: PageRange,
+        direct: &mut Vec<PageRange>,
+        copied: &mut Copied<'_>,
+    ) -> Result<(), CaptureError> {
+        let (start, end) = SIZE.span_of(range);
+        let guard = match self.knows_guards {
+            true => Categories::GUARD,
+            false => Categories::empty(),
+        };
+        let request = ScanRequest {
+            any_of: Categories::PRESENT | Categories::SWAPPED,
+            returned: guard,
+            ..ScanRequest::over(start, end)
+        };
+        let mut at = range.start();
+        let states = &mut copied.states;
+        self.pagemap.scan(&request, &mut copied.vector, |found| {
+            let pages = SIZE.covering(found.start(), found.end());
+            push_state(states, PageRange::new(at, pages.start()), PageState::Zero);
+            if found.categories().contains(Categories::GUARD) {
+                push_state(states, pages, PageState::Guard);
+            } else {
+                direct.push(pages);
+            }
+            at = pages.end();
+        })?;
+        push_state(states, PageRange::new(at, range.end()), PageState::Zero);
+        Ok(())
+    }
+
+    /// Copies `ranges`, ascending, into the arena.
+    fn copy(&self, ranges: &[PageRange], copied: &mut Copied<'_>) -> Result<(), CaptureError> {
+        let mut wanted = Wanted::new(ranges);
+        while !wanted.is_empty() {
+            let Some(batch) = copied.arena.take(&mut wanted) else {
+                copied.spill()?;
+                continue;
+            };
+            let unreadable = self.memory.read_pages(SIZE, batch.ranges, batch.bytes)?;
+            copied.pages.extend(batch.ranges.iter().copied());
+            copied.unreadable.extend(unreadable);
+        }
+        Ok(())
+    }
+
+    /// Reads `pages` and copies those whose content is not the parent's. Without a parent, all.
+    pub fn compare(&self, pages: &PageSet, copied: &mut Copied<'_>) -> Result<(), CaptureError> {
+        let Some((parent, space)) = self.parent else {
+            return self.copy(pages.ranges(), copied);
+        };
+        let pieces = pages.ranges().iter().flat_map(|r| r.pieces(COMPARE_AT_ONCE));
+        for piece in pieces {
+            let length = SIZE.bytes_of(piece.count()) as usize;
+            let bytes = &mut copied.scratch[..length];
+            let unreadable = self.memory.read_pages(SIZE, &[piece], bytes)?;
+            let readable = PageSet::from(piece).subtract(&unreadable.iter().copied().collect());
+            copied.unreadable.extend(unreadable);
+            for page in readable.pages() {
+                let offset = (page.0 - piece.start().0) as usize * SIZE.len();
+                let bytes = &copied.scratch[offset..offset + SIZE.len()];
+                if parent.page_hash(space, page) == Some(PageHash::of(bytes)) {
+                    continue;
+                }
+                // What was compared is what is kept: shared memory may change between two reads.
+                let one = [PageRange::single(page)];
+                loop {
+                    if let Some(batch) = copied.arena.take(&mut Wanted::new(&one)) {
+                        batch.bytes.copy_from_slice(bytes);
+                        copied.pages.insert(one[0]);
+                        break;
+                    }
+                    (copied.spill)(copied.arena)?;
+                    copied.arena.clear();
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn push_state(states: &mut Vec<(PageRange, PageState)>, range: PageRange, state: PageState) {
+    if !range.is_empty() {
+        states.push((range, state));
+    }
+}

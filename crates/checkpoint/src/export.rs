@@ -1,0 +1,63 @@
+//! A snapshot of a process as plain files: the bytes of each region, or an ELF core.
+//!
+//! Nothing here needs the process, and nothing is interpreted: whoever reads the files sees what the
+//! process would have seen at the instant of the snapshot.
+
+mod core;
+
+pub use core::{CoreError, write_core};
+
+use pagetide_pages::PageSize;
+use pagetide_snapshot::{Capture, PageContent, ReadError, Region, View};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+/// Why a region could not be written out.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExportError {
+    /// The snapshot could not be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The output could not be written.
+    #[error("write the output at offset {offset:#x}")]
+    Write {
+        /// Where in the output.
+        offset: u64,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Writes the bytes of `region` of the space with number `space` to `out`, from `offset` on, and makes
+/// the file long enough. Pages of zeros, guard pages and pages without content are left as holes, so
+/// `out` must hold nothing there yet.
+pub fn write_region(
+    view: &View,
+    space: usize,
+    region: &Region,
+    page_size: PageSize,
+    out: &File,
+    offset: u64,
+) -> Result<(), ExportError> {
+    let end = offset + page_size.bytes_of(region.pages.count());
+    let length = out.metadata().map(|metadata| metadata.len());
+    let extended = length.and_then(|length| out.set_len(length.max(end)));
+    extended.map_err(|source| ExportError::Write {
+        offset: end,
+        source,
+    })?;
+    if region.capture != Capture::Captured {
+        return Ok(());
+    }
+    let (start, _) = page_size.span_of(region.pages);
+    view.read_parallel(space, region.pages, 0, |pages, content| {
+        let PageContent::Bytes(bytes) = content else {
+            return Ok(());
+        };
+        let at = offset + (page_size.address_of(pages.start()) - start);
+        out.write_all_at(bytes, at)
+            .map_err(|source| ExportError::Write { offset: at, source })
+    })
+}

@@ -1,0 +1,191 @@
+//! Whether the files behind private mappings are still what they were.
+//!
+//! A private mapping shows a file's pages until the process writes to them, so it changes when the
+//! file does, and no page table of the process says so. A file is *settled* if its bytes cannot have
+//! changed without a trace: it lies on a local file system that stamps every change, its last change
+//! is old enough that another in the same clock tick can be excluded, and nobody has it open for
+//! writing (a read lease is granted only then, fcntl(2) F_SETLEASE). If it was settled at one
+//! snapshot and is settled with the same stamps at the next, the pages it shows are the same.
+//!
+//! Whatever cannot be shown to be settled is compared page by page instead. Leases need the file's
+//! owner or CAP_LEASE; without, every file counts as unsettled: a cost, not a danger.
+
+use crate::layout::{self, FileFacts};
+use pagetide_kernel::lease;
+use pagetide_kernel::maps::{Mapping, MappingName};
+use rustix::fs::{Mode, OFlags};
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// A change younger than this may share its time stamp with one that follows.
+const SETTLING: Duration = Duration::from_secs(2);
+
+/// File systems whose mmap stores and writes always move the time stamps.
+const LOCAL_FILE_SYSTEMS: [i64; 7] = [
+    0xEF53,      // ext2, ext3, ext4
+    0x5846_5342, // xfs
+    0x9123_683E, // btrfs
+    0xF2F5_2010, // f2fs
+    0x7371_7368, // squashfs
+    0xE0F5_E1E2, // erofs
+    0x9660,      // isofs
+];
+
+const IN_MEMORY_FILE_SYSTEMS: [i64; 2] = [
+    0x0102_1994, // tmpfs, memfd, shared anonymous memory, System V
+    0x9584_58F6, // hugetlbfs
+];
+
+/// A file, by device and inode.
+pub(crate) type FileKey = (u64, u64);
+
+/// The stamps by which a change is noticed. Equal stamps of a settled file mean equal bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub(crate) struct Stamps {
+    pub device: u64,
+    pub inode: u64,
+    pub size_bytes: u64,
+    pub modified_ns: i64,
+    pub changed_ns: i64,
+}
+
+/// The files behind the mappings of one process, kept open from one snapshot to the next.
+#[derive(Default)]
+pub(crate) struct Files {
+    open: HashMap<FileKey, OwnedFd>,
+}
+
+/// What was found of the files at one moment.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub(crate) struct FileReport {
+    settled: HashMap<FileKey, Stamps>,
+    facts: HashMap<FileKey, (u64, i64, bool)>,
+}
+
+impl FileReport {
+    /// True if `earlier` proves that the file's pages are what they were then.
+    pub fn unchanged_since(&self, mapping: &Mapping, earlier: &[Stamps]) -> bool {
+        let now = self.settled.get(&key(mapping));
+        now.is_some_and(|now| earlier.contains(now))
+    }
+
+    /// True if every file that was settled in `before` is so still, with the same stamps.
+    pub fn agrees_with(&self, before: &FileReport) -> bool {
+        before
+            .settled
+            .iter()
+            .all(|(key, stamps)| self.settled.get(key) == Some(stamps) || !self.facts.contains_key(key))
+    }
+
+    /// The stamps of all settled files.
+    pub fn settled(&self) -> Vec<Stamps> {
+        self.settled.values().copied().collect()
+    }
+
+    /// What is known of the file behind a mapping.
+    pub fn facts(&self, mapping: &Mapping) -> Option<FileFacts> {
+        let &(size_bytes, modified_ns, in_memory) = self.facts.get(&key(mapping))?;
+        Some(FileFacts {
+            size_bytes,
+            modified_ns,
+            in_memory,
+        })
+    }
+}
+
+fn key(mapping: &Mapping) -> FileKey {
+    (layout::device_number(mapping), mapping.inode)
+}
+
+impl Files {
+    /// Looks at the files behind `mappings` of process `pid`. Not for a stop window: it opens files.
+    pub fn look(&mut self, pid: i32, mappings: &[Mapping]) -> FileReport {
+        let mut report = FileReport::default();
+        for mapping in mappings.iter().filter(|mapping| mapping.has_file()) {
+            let key = key(mapping);
+            if report.facts.contains_key(&key) {
+                continue;
+            }
+            if !self.open.contains_key(&key)
+                && let Some(file) = open_behind(pid, mapping)
+            {
+                self.open.insert(key, file);
+            }
+            let Some(file) = self.open.get(&key) else {
+                continue;
+            };
+            if let Some((stamps, in_memory, settled)) = examine(file) {
+                let facts = (stamps.size_bytes, stamps.modified_ns, in_memory);
+                report.facts.insert(key, facts);
+                if settled {
+                    report.settled.insert(key, stamps);
+                }
+            }
+        }
+        self.open.retain(|key, _| report.facts.contains_key(key));
+        report
+    }
+
+    /// The open object behind a mapping, if it lies in memory: its holes can be told from its data.
+    pub fn shared_memory(&self, mapping: &Mapping, report: &FileReport) -> Option<&OwnedFd> {
+        report.facts(mapping).filter(|facts| facts.in_memory)?;
+        self.open.get(&key(mapping))
+    }
+}
+
+/// Opens what is behind a mapping: by the mapping itself (needs CAP_CHECKPOINT_RESTORE, works for
+/// deleted files and shared memory), else by path if that still is the same file.
+fn open_behind(pid: i32, mapping: &Mapping) -> Option<OwnedFd> {
+    let by_mapping = PathBuf::from(format!(
+        "/proc/{pid}/map_files/{:x}-{:x}",
+        mapping.start, mapping.end
+    ));
+    let by_path = match &mapping.name {
+        MappingName::Path(path) if path.is_absolute() => {
+            Some(PathBuf::from(format!("/proc/{pid}/root")).join(path.strip_prefix("/").ok()?))
+        }
+        _ => None,
+    };
+    [Some(by_mapping), by_path].into_iter().flatten().find_map(|path| {
+        // Not blocking, and no terminal taken, whatever the path turns out to be.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let is_regular = |stat: &rustix::fs::Stat| {
+            rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file()
+        };
+        // Opening a device can have effects; a regular file's cannot.
+        rustix::fs::stat(&path).ok().filter(is_regular)?;
+        let file = rustix::fs::open(&path, flags, Mode::empty()).ok()?;
+        let stat = rustix::fs::fstat(&file).ok().filter(is_regular)?;
+        ((stat.st_dev, stat.st_ino) == key(mapping)).then_some(file)
+    })
+}
+
+fn examine(file: &OwnedFd) -> Option<(Stamps, bool, bool)> {
+    let stat = rustix::fs::fstat(file).ok()?;
+    let kind = rustix::fs::fstatfs(file).ok()?.f_type;
+    let nanoseconds = |seconds: i64, nanoseconds: u64| {
+        seconds
+            .saturating_mul(1_000_000_000)
+            .saturating_add_unsigned(nanoseconds)
+    };
+    let stamps = Stamps {
+        device: stat.st_dev,
+        inode: stat.st_ino,
+        size_bytes: u64::try_from(stat.st_size).unwrap_or(0),
+        modified_ns: nanoseconds(stat.st_mtime, stat.st_mtime_nsec),
+        changed_ns: nanoseconds(stat.st_ctime, stat.st_ctime_nsec),
+    };
+    let settled = LOCAL_FILE_SYSTEMS.contains(&kind)
+        && is_old(stamps.modified_ns)
+        && is_old(stamps.changed_ns)
+        && lease::nobody_writes(file);
+    Some((stamps, IN_MEMORY_FILE_SYSTEMS.contains(&kind), settled))
+}
+
+fn is_old(stamp_ns: i64) -> bool {
+    let stamp = Duration::from_nanos(u64::try_from(stamp_ns).unwrap_or(0));
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.is_ok_and(|now| stamp + SETTLING < now)
+}

@@ -1,0 +1,95 @@
+//! What one snapshot must remember for the next delta of the same process, beyond the kernel's bits.
+//! It travels with the snapshot as the attachment `tracking`.
+
+use crate::files::Stamps;
+use pagetide_pages::{PageIndex, PageRange, PageSet};
+
+/// The name of the attachment.
+pub(crate) const ATTACHMENT: &str = "tracking";
+
+const VERSION: u16 = 1;
+
+/// More than this was never written by us.
+const LIMIT_BYTES: usize = 256 << 20;
+
+/// See the head of this file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Memo {
+    /// Pages of private file mappings of which the process has its own copy. If such a copy is dropped
+    /// the page shows the file again, and the kernel does not report that as a write.
+    pub private_copies: PageSet,
+    /// The files that were settled.
+    pub settled: Vec<Stamps>,
+    /// Registered I/O buffers: the kernel may write to them without a trace.
+    pub buffers: PageSet,
+}
+
+#[derive(bincode::Encode, bincode::Decode)]
+struct OnDisk {
+    version: u16,
+    private_copies: Vec<(u64, u64)>,
+    settled: Vec<Stamps>,
+    buffers: Vec<(u64, u64)>,
+}
+
+fn config() -> impl bincode::config::Config {
+    bincode::config::standard()
+        .with_little_endian()
+        .with_fixed_int_encoding()
+        .with_limit::<LIMIT_BYTES>()
+}
+
+fn pairs(set: &PageSet) -> Vec<(u64, u64)> {
+    let pair = |range: &PageRange| (range.start().0, range.end().0);
+    set.ranges().iter().map(pair).collect()
+}
+
+fn set(pairs: Vec<(u64, u64)>) -> PageSet {
+    let range = |(start, end)| PageRange::new(PageIndex(start), PageIndex(end));
+    pairs.into_iter().map(range).collect()
+}
+
+impl Memo {
+    /// The bytes of the attachment; `None` if there is more to remember than the limit, in which case
+    /// the next snapshot remembers nothing and is full.
+    pub fn to_bytes(&self) -> Option<Vec<u8>> {
+        let on_disk = OnDisk {
+            version: VERSION,
+            private_copies: pairs(&self.private_copies),
+            settled: self.settled.clone(),
+            buffers: pairs(&self.buffers),
+        };
+        bincode::encode_to_vec(on_disk, config()).ok()
+    }
+
+    /// `None` if the bytes are not a memo of a version known here: nothing may be relied on then.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Memo> {
+        let (on_disk, used): (OnDisk, usize) = bincode::decode_from_slice(bytes, config()).ok()?;
+        let known = on_disk.version == VERSION && used == bytes.len();
+        known.then(|| Memo {
+            private_copies: set(on_disk.private_copies),
+            settled: on_disk.settled,
+            buffers: set(on_disk.buffers),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_memo_is_read_as_it_was_written_and_refused_when_cut() {
+        let range = |a, b| PageRange::new(PageIndex(a), PageIndex(b));
+        let memo = Memo {
+            private_copies: [range(1, 3), range(9, 10)].into_iter().collect(),
+            settled: Vec::new(),
+            buffers: PageSet::from(range(77, 99)),
+        };
+        let bytes = memo.to_bytes().expect("a small memo fits");
+        assert_eq!(Memo::from_bytes(&bytes), Some(memo));
+        for length in 0..bytes.len() {
+            assert_eq!(Memo::from_bytes(&bytes[..length]), None);
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! How checkpoints of a process are taken: plain choices, no behaviour.
+
+use pagetide_snapshot::WriteOptions;
+use pagetide_tracker::Backend;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+/// Where the tracking of a process lives between two snapshots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Residence {
+    /// In the process itself: a later run of another program goes on with a delta. Leaves two file
+    /// descriptors in the process until [`crate::detach`] removes them.
+    Target,
+    /// In the program that takes the checkpoints. Leaves nothing in the process; when the program
+    /// ends, by whatever cause, tracking ends with it.
+    Here,
+}
+
+/// When pages are copied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// By how much there is to copy.
+    #[default]
+    Auto,
+    /// All of them while the process is stopped.
+    Stop,
+    /// Most of them while it runs; what is written meanwhile, again while it is stopped.
+    Precopy,
+}
+
+/// What becomes of the process after a snapshot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Leave {
+    /// It runs on.
+    #[default]
+    Running,
+    /// It stays stopped, as by SIGSTOP, at the very instant of the snapshot.
+    Stopped,
+    /// It is killed once the snapshot is durable, and never runs past its instant.
+    Killed,
+}
+
+/// How checkpoints are taken.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Options {
+    /// The backend to use; `None` for the best that works here.
+    pub backend: Option<Backend>,
+    /// Where the tracking lives.
+    pub residence: Residence,
+    /// When pages are copied.
+    pub mode: Mode,
+    /// The most memory that copied pages may take before they are stored. If more than this is
+    /// copied in one stop, the process stays stopped while the rest is stored.
+    pub buffer_bytes: u64,
+    /// How snapshots are written.
+    pub write: WriteOptions,
+    /// How long all threads may take to stop.
+    pub stop_timeout: Duration,
+    /// Set to make the checkpoint under way end early, with the process running and nothing lost.
+    pub cancel: Arc<AtomicBool>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            backend: None,
+            residence: Residence::Target,
+            mode: Mode::Auto,
+            buffer_bytes: 256 << 20,
+            write: WriteOptions::default(),
+            stop_timeout: Duration::from_secs(5),
+            cancel: Arc::new(AtomicBool::new(false)),
+        }
+    }
+}
+
+/// What one snapshot is asked to be.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Request {
+    /// A full snapshot, though a delta may be possible.
+    pub full: bool,
+    /// What becomes of the process.
+    pub leave: Leave,
+}

@@ -1,0 +1,69 @@
+//! What one snapshot was: counts, times and what is missing from it. Plain values.
+
+use pagetide_pages::PageCount;
+use pagetide_snapshot::{SnapshotId, SnapshotKind};
+use pagetide_tracker::Backend;
+use std::time::Duration;
+
+/// A mapping whose contents a snapshot does not hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotCaptured {
+    /// First address.
+    pub start: u64,
+    /// Address past the last byte.
+    pub end: u64,
+    /// The name, as `/proc/PID/maps` shows it.
+    pub name: String,
+    /// Why not, for people.
+    pub reason: String,
+}
+
+/// A mapping that the tracker could not watch. Its contents are in the snapshot: they were read and
+/// compared in full.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotTracked {
+    /// First address.
+    pub start: u64,
+    /// Address past the last byte.
+    pub end: u64,
+    /// Why not, for people.
+    pub reason: String,
+}
+
+/// What one snapshot was.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Report {
+    /// Its id.
+    pub id: SnapshotId,
+    /// Its parent.
+    pub parent: Option<SnapshotId>,
+    /// Full or delta.
+    pub kind: SnapshotKind,
+    /// How written pages were found.
+    pub backend: Backend,
+    /// Pages reported as written, or found to differ, and copied.
+    pub written_pages: PageCount,
+    /// Pages whose bytes are in the snapshot's file.
+    pub stored_pages: PageCount,
+    /// Copied pages that turned out to be all zeros.
+    pub zero_pages: PageCount,
+    /// Length of everything the snapshot describes.
+    pub logical_bytes: u64,
+    /// Length of its file.
+    pub stored_bytes: u64,
+    /// How long the process did not run.
+    pub stop: Duration,
+    /// Of that, finding the written pages.
+    pub scan: Duration,
+    /// Of that, copying pages.
+    pub copy: Duration,
+    /// From the call to durable.
+    pub total: Duration,
+    /// What the snapshot does not hold.
+    pub not_captured: Vec<NotCaptured>,
+    /// What had to be compared because it could not be tracked.
+    pub not_tracked: Vec<NotTracked>,
+    /// Why the snapshot is full, if a delta could have been expected.
+    pub why_full: Option<&'static str>,
+}

@@ -1,0 +1,307 @@
+//! Beginning, finding and ending the tracking of a process: the userfaultfd that must be created
+//! inside it, and the mark beside it. Not the use of it.
+
+use crate::mark::{MEMFD_LINK, MEMFD_NAME, Mark, MarkContent, Phase};
+use pagetide_kernel::maps;
+use pagetide_kernel::pagemap_scan::{
+    Categories, OpenPagemapError, Pagemap, ScanRequest, ScannedRange,
+};
+use pagetide_kernel::pidfd::{PidFd, PidFdError};
+use pagetide_kernel::userfaultfd::{CREATION_FLAGS, UserfaultfdError, WriteProtector};
+use pagetide_process::{
+    ProcessIdentity, RemoteCallError, ResumeError, StopError, StopOptions, StoppedProcess,
+};
+use pagetide_snapshot::StoreId;
+use pagetide_tracker::WpAsync;
+use std::os::fd::OwnedFd;
+
+const UFFD_LINK: &str = "anon_inode:[userfaultfd]";
+
+/// Why tracking could not begin, be found again, or be removed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrackingError {
+    /// The process is tracked for another store.
+    #[error("process {pid} is already tracked, for the store with id {owner}")]
+    OwnedByAnother {
+        /// The process.
+        pid: i32,
+        /// The id of that store.
+        owner: StoreId,
+    },
+    /// The process could not be stopped.
+    #[error(transparent)]
+    Stop(#[from] StopError),
+    /// A system call inside the process failed.
+    #[error("prepare process {pid} for tracking")]
+    Remote {
+        /// The process.
+        pid: i32,
+        /// What went wrong.
+        #[source]
+        source: RemoteCallError,
+    },
+    /// The process could not be let go.
+    #[error(transparent)]
+    Resume(#[from] ResumeError),
+    /// A file descriptor of the process could not be fetched.
+    #[error("fetch a file descriptor from process {pid}")]
+    Fetch {
+        /// The process.
+        pid: i32,
+        /// What went wrong.
+        #[source]
+        source: PidFdError,
+    },
+    /// The userfaultfd cannot track.
+    #[error(transparent)]
+    Protect(#[from] UserfaultfdError),
+    /// The pagemap could not be opened.
+    #[error(transparent)]
+    OpenPagemap(#[from] OpenPagemapError),
+    /// The mark in the process could not be read or written.
+    #[error("the tracking mark of process {pid}")]
+    Mark {
+        /// The process.
+        pid: i32,
+        /// What went wrong.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// The tracking of one process.
+pub(crate) struct Tracking {
+    pub tracker: WpAsync,
+    /// The mark in the process, if the tracking lives there.
+    pub mark: Option<Mark>,
+}
+
+/// Where a process's tracking was found.
+struct Found {
+    mark: Mark,
+    mark_number: i32,
+}
+
+/// All marks in a process, its own and those inherited from a parent.
+fn marks(identity: &ProcessIdentity, pidfd: &PidFd) -> Result<Vec<Found>, TrackingError> {
+    let pid = identity.pid;
+    let mut found = Vec::new();
+    for (mark_number, _) in links(pid).filter(|(_, link)| link == MEMFD_LINK) {
+        // Between the listing and the fetch the process may have closed it.
+        let Ok(memfd) = pidfd.get_fd(mark_number) else {
+            continue;
+        };
+        let mark = Mark::read(memfd).map_err(|source| TrackingError::Mark { pid, source })?;
+        found.extend(mark.map(|mark| Found { mark, mark_number }));
+    }
+    Ok(found)
+}
+
+/// The file descriptors of a process and what they refer to.
+fn links(pid: i32) -> impl Iterator<Item = (i32, String)> {
+    let directory = std::fs::read_dir(format!("/proc/{pid}/fd"));
+    directory.into_iter().flatten().flatten().filter_map(|entry| {
+        let number = entry.file_name().to_str()?.parse().ok()?;
+        let link = std::fs::read_link(entry.path()).ok()?;
+        Some((number, link.to_str()?.to_owned()))
+    })
+}
+
+fn fetch(pidfd: &PidFd, pid: i32, number: i32) -> Result<OwnedFd, TrackingError> {
+    pidfd
+        .get_fd(number)
+        .map_err(|source| TrackingError::Fetch { pid, source })
+}
+
+fn open_pidfd(pid: i32) -> Result<PidFd, TrackingError> {
+    PidFd::open(pid).map_err(|source| TrackingError::Fetch { pid, source })
+}
+
+impl Tracking {
+    /// The tracking that an earlier run left in the process for `store`, if there is any.
+    pub fn find(
+        identity: &ProcessIdentity,
+        store: StoreId,
+    ) -> Result<Option<Tracking>, TrackingError> {
+        let pid = identity.pid;
+        let pidfd = open_pidfd(pid)?;
+        let own = marks(identity, &pidfd)?
+            .into_iter()
+            .find(|found| found.mark.content().process == *identity);
+        let Some(Found { mark, .. }) = own else {
+            return Ok(None);
+        };
+        let number = mark.content().uffd_number;
+        if !links(pid).any(|(found, link)| found == number && link == UFFD_LINK) {
+            return Ok(None);
+        }
+        if mark.content().store != store {
+            return Err(TrackingError::OwnedByAnother {
+                pid,
+                owner: mark.content().store,
+            });
+        }
+        let protector = WriteProtector::already_enabled(fetch(&pidfd, pid, number)?);
+        let tracker = WpAsync::with(protector, Pagemap::of_process(pid)?);
+        Ok(Some(Tracking {
+            tracker,
+            mark: Some(mark),
+        }))
+    }
+
+    /// Creates a userfaultfd in the stopped process and fetches it. With `store`, it stays there with a
+    /// mark beside it; without, nothing stays.
+    pub fn begin(
+        stopped: &mut StoppedProcess,
+        identity: &ProcessIdentity,
+        store: Option<StoreId>,
+    ) -> Result<Tracking, TrackingError> {
+        let pid = identity.pid;
+        let pidfd = open_pidfd(pid)?;
+        let mut left = Left::default();
+        let begun = create(stopped, &pidfd, identity, store, &mut left);
+        // What is not to stay, or was left by a beginning that failed, is closed again.
+        if begun.is_err() || store.is_none() {
+            let closed = close_in(stopped, &left.numbers());
+            if begun.is_ok() {
+                closed.map_err(|source| TrackingError::Remote { pid, source })?;
+            }
+        }
+        begun
+    }
+}
+
+/// What a beginning has put into a process so far.
+#[derive(Default)]
+struct Left {
+    uffd: Option<i32>,
+    memfd: Option<i32>,
+}
+
+impl Left {
+    fn numbers(&self) -> Vec<i32> {
+        [self.uffd, self.memfd].into_iter().flatten().collect()
+    }
+}
+
+fn create(
+    stopped: &mut StoppedProcess,
+    pidfd: &PidFd,
+    identity: &ProcessIdentity,
+    store: Option<StoreId>,
+    left: &mut Left,
+) -> Result<Tracking, TrackingError> {
+    let pid = identity.pid;
+    let remote = |source| TrackingError::Remote { pid, source };
+    let mut calls = stopped.remote_calls().map_err(remote)?;
+    let made = (|| {
+        let uffd = calls.call(
+            nix::libc::SYS_userfaultfd,
+            [u64::from(CREATION_FLAGS), 0, 0, 0, 0, 0],
+        )?;
+        left.uffd = i32::try_from(uffd).ok();
+        if store.is_some() {
+            let flags = u64::from(rustix::fs::MemfdFlags::CLOEXEC.bits());
+            let memfd = calls.with_bytes(MEMFD_NAME, |calls, name| {
+                calls.call(nix::libc::SYS_memfd_create, [name, flags, 0, 0, 0, 0])
+            })?;
+            left.memfd = i32::try_from(memfd).ok();
+        }
+        Ok(())
+    })();
+    let finished = calls.finish();
+    made.and(finished).map_err(remote)?;
+
+    let uffd_number = left.uffd.unwrap_or(-1);
+    let protector = WriteProtector::enable(fetch(pidfd, pid, uffd_number)?)?;
+    let mark = match (store, left.memfd) {
+        (Some(store), Some(memfd)) => {
+            let content = MarkContent {
+                store,
+                process: identity.clone(),
+                uffd_number,
+                phase: Phase::Armed,
+            };
+            let mark = Mark::create(fetch(pidfd, pid, memfd)?, content);
+            Some(mark.map_err(|source| TrackingError::Mark { pid, source })?)
+        }
+        _ => None,
+    };
+    let tracker = WpAsync::with(protector, Pagemap::of_process(pid)?);
+    Ok(Tracking { tracker, mark })
+}
+
+fn close_in(stopped: &mut StoppedProcess, numbers: &[i32]) -> Result<(), RemoteCallError> {
+    let mut calls = stopped.remote_calls()?;
+    let mut closed = Ok(());
+    for &number in numbers {
+        let number = u64::from(number.cast_unsigned());
+        let result = calls.call(nix::libc::SYS_close, [number, 0, 0, 0, 0, 0]);
+        closed = closed.and(result.map(drop));
+    }
+    closed.and(calls.finish())
+}
+
+/// What was removed from a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Detached {
+    /// How many file descriptors were closed in it.
+    pub descriptors: usize,
+}
+
+/// Removes everything that pagetide left in a process: the registration of its mappings, and the file
+/// descriptors. Whatever store they belong to, and also copies that the process inherited from a parent.
+/// Nothing to remove is no error. The next snapshot of the process is full.
+pub fn detach(identity: &ProcessIdentity, options: StopOptions) -> Result<Detached, TrackingError> {
+    let pid = identity.pid;
+    let pidfd = open_pidfd(pid)?;
+    let found = marks(identity, &pidfd)?;
+    if found.is_empty() {
+        return Ok(Detached { descriptors: 0 });
+    }
+    let links: Vec<(i32, String)> = links(pid).collect();
+    let mut numbers = Vec::new();
+    for Found { mark, mark_number } in &found {
+        let uffd = mark.content().uffd_number;
+        if links.iter().any(|(number, link)| *number == uffd && link == UFFD_LINK) {
+            if mark.content().process == *identity {
+                // A forked child may hold copies of the userfaultfd, so closing it may not be the end.
+                unregister(pid, fetch(&pidfd, pid, uffd)?);
+            }
+            numbers.push(uffd);
+        }
+        numbers.push(*mark_number);
+    }
+    let mut stopped = StoppedProcess::stop(identity, options)?;
+    let closed = close_in(&mut stopped, &numbers);
+    stopped.resume()?;
+    closed.map_err(|source| TrackingError::Remote { pid, source })?;
+    Ok(Detached {
+        descriptors: numbers.len(),
+    })
+}
+
+/// Ends the registration of every mapping that is tracked asynchronously. Mappings that the process
+/// itself registered with a userfaultfd in another mode are left alone: some kernels would let any
+/// userfaultfd of the process end their registration.
+fn unregister(pid: i32, uffd: OwnedFd) {
+    let protector = WriteProtector::already_enabled(uffd);
+    let Ok(pagemap) = Pagemap::of_process(pid) else {
+        return;
+    };
+    for mapping in maps::mappings(pid).unwrap_or_default() {
+        let request = ScanRequest {
+            all_of: Categories::WP_ALLOWED,
+            max_pages: 1,
+            ..ScanRequest::over(mapping.start, mapping.end)
+        };
+        let tracked = pagemap.scan_once(&request, &mut [ScannedRange::EMPTY]);
+        if tracked.is_ok_and(|progress| progress.filled > 0)
+            && let Err(error) = protector.unregister(mapping.start, mapping.length_bytes())
+        {
+            tracing::debug!(%error, "a mapping stays registered until the last copy is closed");
+        }
+    }
+}
