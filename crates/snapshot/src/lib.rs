@@ -39,6 +39,7 @@ mod frame;
 mod ingest;
 mod layer;
 mod model;
+mod options;
 mod read;
 mod runs;
 pub mod storage;
@@ -52,8 +53,9 @@ pub use model::{
     Attachment, Backing, Capture, ContentHash, PageHash, PageState, Protection, Region, Sharing,
     SnapshotId, SnapshotInfo, SnapshotKind, Space, StoreId,
 };
+pub use options::{DEFAULT_FRAME_BYTES, WriteCounters, WriteOptions};
 pub use storage::{DirectoryStorage, MemoryStorage, Storage};
 pub use store::{DamagedSnapshot, Snapshots, Store, WriterLock};
 pub use verify::{Damage, VerifyProgress, VerifyReport};
 pub use view::{PageContent, View};
-pub use writer::{DEFAULT_FRAME_BYTES, SnapshotWriter, WriteCounters, WriteOptions};
+pub use writer::SnapshotWriter;

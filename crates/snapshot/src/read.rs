@@ -23,12 +23,16 @@ pub struct FrameCache {
     state: Mutex<CacheState>,
 }
 
+/// The pages of a frame, and when they were last asked for.
+type Kept = (Arc<Vec<u8>>, u64);
+
 #[derive(Default)]
 struct CacheState {
     capacity: usize,
     bytes: usize,
     clock: u64,
-    frames: HashMap<(u32, usize), (Arc<Vec<u8>>, u64)>,
+    /// By layer and number, with the time of the last use.
+    frames: HashMap<(u32, usize), Kept>,
     reader: Option<FrameReader>,
 }
 

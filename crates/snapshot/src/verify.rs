@@ -102,7 +102,14 @@ pub fn verify(
         check_file(file, &meter, &mut damaged)?;
         if damaged.len() > before {
             broken.insert(file.id);
-        } else if let Some(damage) = check_chain(store, file, &broken, &mut latest)? {
+        } else if file
+            .header
+            .parent
+            .is_some_and(|(parent, _)| broken.contains(&parent))
+        {
+            // What is broken in an ancestor is said of the ancestor only.
+            broken.insert(file.id);
+        } else if let Some(damage) = check_chain(store, file, &mut latest)? {
             broken.insert(file.id);
             damaged.push(damage);
         }
@@ -163,21 +170,13 @@ fn check_file(
 }
 
 /// Checks that the snapshot, sound by itself, has its parent and that all its pages are somewhere.
-/// What is broken in an ancestor is said of the ancestor only. `latest` is the view of the snapshot
+/// `latest` is the view of the snapshot
 /// checked before, mostly the parent: a chain is then walked once, not once for each of its links.
 fn check_chain(
     store: &Store,
     file: &SnapshotFile,
-    broken: &BTreeSet<SnapshotId>,
     latest: &mut Option<View>,
 ) -> Result<Option<Damage>, ReadError> {
-    if file
-        .header
-        .parent
-        .is_some_and(|(parent, _)| broken.contains(&parent))
-    {
-        return Ok(None);
-    }
     let is_parent = |view: &View| file.header.parent == Some((view.id(), view.info().content_hash));
     let view = match latest.take().filter(is_parent) {
         Some(parent) => store.view_over(Some(&parent), file),

@@ -10,6 +10,7 @@ use crate::frame::{EncodedFrame, FrameEncoder};
 use crate::ingest::{self, Chunk, Finding, PageRef, Plan};
 use crate::layer::{self, Layer, file_name, partial_name};
 use crate::model::{Attachment, PageHash, PageState, SnapshotId, Space};
+use crate::options::{WriteCounters, WriteOptions};
 use crate::read::worker_count;
 use crate::runs::{self, Entry, Resolved};
 use crate::storage::PartialFile;
@@ -21,50 +22,6 @@ use std::fmt;
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
-
-/// How many bytes of pages a frame has if nothing else is asked for; see `docs/FORMAT.md` for the
-/// measurement.
-pub const DEFAULT_FRAME_BYTES: usize = 128 << 10;
-
-/// How a snapshot is written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WriteOptions {
-    /// The zstd level.
-    pub level: i32,
-    /// How many threads hash and compress; 0 is one for each core.
-    pub threads: usize,
-    /// Whether pages that have the bytes of the parent are left out.
-    pub elide_unchanged: bool,
-    /// How many bytes of pages are compressed together: one page at least, 4 MiB at most.
-    pub frame_bytes: usize,
-}
-
-impl Default for WriteOptions {
-    fn default() -> WriteOptions {
-        WriteOptions {
-            level: 1,
-            threads: 0,
-            elide_unchanged: true,
-            frame_bytes: DEFAULT_FRAME_BYTES,
-        }
-    }
-}
-
-/// What a writer has done so far. A page that was put twice counts twice.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct WriteCounters {
-    /// Pages given to `put_pages`.
-    pub written_pages: PageCount,
-    /// Of these, pages whose bytes are stored.
-    pub stored_pages: PageCount,
-    /// Of these, pages that are all zeros.
-    pub zero_pages: PageCount,
-    /// Of these, pages left out because the parent has the same bytes.
-    pub elided_pages: PageCount,
-    /// Bytes in the file so far.
-    pub stored_bytes: u64,
-}
 
 /// A snapshot in the making. Dropped before `commit`, it goes away. It holds the lock it was begun
 /// under.

@@ -160,8 +160,8 @@ pub fn decode(bytes: &[u8]) -> Result<Metadata, FormatError> {
     // The limit counts bytes in memory, of which a decoded structure can have some three times as
     // many as it had bytes in the file.
     let (record, used) = match bytes.len() {
-        0..=0x1_0000 => decode_within::<0x4_0000>(bytes)?,
-        0..=0x20_0000 => decode_within::<0x80_0000>(bytes)?,
+        ..=0x1_0000 => decode_within::<0x4_0000>(bytes)?,
+        0x1_0001..=0x20_0000 => decode_within::<0x80_0000>(bytes)?,
         _ => decode_within::<0x1000_0000>(bytes)?,
     };
     if used != bytes.len() {
@@ -220,14 +220,18 @@ fn space(record: SpaceRecord) -> Result<Space, FormatError> {
     })
 }
 
+fn bit(set: bool, bit: u8) -> u8 {
+    if set { bit } else { 0 }
+}
+
 fn region_record(region: &Region) -> RegionRecord {
     let protection = region.protection;
     let mut record = RegionRecord {
         first_page: region.pages.start().0,
         page_count: region.pages.count().0,
-        protection: u8::from(protection.read) * READ
-            | u8::from(protection.write) * WRITE
-            | u8::from(protection.execute) * EXECUTE,
+        protection: bit(protection.read, READ)
+            | bit(protection.write, WRITE)
+            | bit(protection.execute, EXECUTE),
         sharing: match region.sharing {
             Sharing::Private => PRIVATE,
             Sharing::Shared => SHARED,

@@ -1,0 +1,47 @@
+//! How a snapshot is to be written, and what has been written so far. Values only.
+
+use pagetide_pages::PageCount;
+
+/// How many bytes of pages a frame has if nothing else is asked for; see `docs/FORMAT.md` for the
+/// measurement.
+pub const DEFAULT_FRAME_BYTES: usize = 128 << 10;
+
+/// How a snapshot is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WriteOptions {
+    /// The zstd level.
+    pub level: i32,
+    /// How many threads hash and compress; 0 is one for each core.
+    pub threads: usize,
+    /// Whether pages that have the bytes of the parent are left out.
+    pub elide_unchanged: bool,
+    /// How many bytes of pages are compressed together: one page at least, 4 MiB at most.
+    pub frame_bytes: usize,
+}
+
+impl Default for WriteOptions {
+    fn default() -> WriteOptions {
+        WriteOptions {
+            level: 1,
+            threads: 0,
+            elide_unchanged: true,
+            frame_bytes: DEFAULT_FRAME_BYTES,
+        }
+    }
+}
+
+/// What a writer has done so far. A page that was put twice counts twice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WriteCounters {
+    /// Pages given to `put_pages`.
+    pub written_pages: PageCount,
+    /// Of these, pages whose bytes are stored.
+    pub stored_pages: PageCount,
+    /// Of these, pages that are all zeros.
+    pub zero_pages: PageCount,
+    /// Of these, pages left out because the parent has the same bytes.
+    pub elided_pages: PageCount,
+    /// Bytes in the file so far.
+    pub stored_bytes: u64,
+}

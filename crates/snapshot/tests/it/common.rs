@@ -1,0 +1,253 @@
+//! What the tests share: small pages, small chains, and the arithmetic to give a doctored file
+//! sound checksums again. Offsets are written as in `docs/FORMAT.md`, not taken from the code.
+
+use pagetide_pages::{PageCount, PageIndex, PageRange, PageSize};
+use pagetide_snapshot::*;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+pub fn pages(start: u64, end: u64) -> PageRange {
+    PageRange::new(PageIndex(start), PageIndex(end))
+}
+
+pub fn size(bytes: u64) -> PageSize {
+    PageSize::new(bytes).expect("a page size")
+}
+
+pub fn region(start: u64, end: u64) -> Region {
+    Region::anonymous(pages(start, end))
+}
+
+pub fn not_captured(start: u64, end: u64) -> Region {
+    Region {
+        capture: Capture::NotCaptured {
+            reason: "a device".into(),
+        },
+        ..region(start, end)
+    }
+}
+
+/// One thread and frames of 1 KiB, so that even small chains have many.
+pub fn options() -> WriteOptions {
+    WriteOptions {
+        threads: 1,
+        frame_bytes: 1024,
+        ..WriteOptions::default()
+    }
+}
+
+/// Bytes that depend on `seed` alone: zeros for 0, the same byte for small seeds, noise for others.
+pub fn page(seed: u8, bytes: usize) -> Vec<u8> {
+    if seed < 8 {
+        return vec![seed; bytes];
+    }
+    let mut state = u64::from(seed);
+    let noise = std::iter::repeat_with(|| {
+        state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        (state >> 33) as u8
+    });
+    noise.take(bytes).collect()
+}
+
+/// What a page is, as the naive model has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    Bytes(Vec<u8>),
+    Zero,
+    Guard,
+    Unbacked,
+}
+
+impl Content {
+    pub fn of(bytes: &[u8]) -> Content {
+        match bytes.iter().all(|&byte| byte == 0) {
+            true => Content::Zero,
+            false => Content::Bytes(bytes.to_vec()),
+        }
+    }
+}
+
+/// Every page of a space of a view, read page by page.
+pub fn contents(view: &View, space: usize) -> Result<BTreeMap<u64, Content>, ReadError> {
+    let bytes = view.spaces()[space].page_size.len();
+    let mut found = BTreeMap::new();
+    view.read(space, pages(0, u64::MAX), |range, content| {
+        for (number, page) in range.pages().enumerate() {
+            let content = match content {
+                PageContent::Bytes(all) => Content::Bytes(all[number * bytes..][..bytes].to_vec()),
+                PageContent::Zero => Content::Zero,
+                PageContent::Guard => Content::Guard,
+                PageContent::Unbacked => Content::Unbacked,
+            };
+            assert!(found.insert(page.0, content).is_none(), "a page came twice");
+        }
+        Ok::<(), ReadError>(())
+    })?;
+    Ok(found)
+}
+
+/// All a reader can see of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    pub info: SnapshotInfo,
+    pub spaces: Vec<Space>,
+    pub attachments: Vec<Attachment>,
+    pub contents: Vec<BTreeMap<u64, Content>>,
+}
+
+pub fn see(store: &Store, id: u64) -> Result<Seen, ReadError> {
+    let view = store.view(SnapshotId(id))?;
+    let all = (0..view.spaces().len()).map(|space| contents(&view, space));
+    Ok(Seen {
+        info: view.info().clone(),
+        spaces: view.spaces().to_vec(),
+        attachments: view.attachments().to_vec(),
+        contents: all.collect::<Result<_, _>>()?,
+    })
+}
+
+pub fn verify(store: &Store) -> VerifyReport {
+    store.verify(&|_| ()).expect("the storage works")
+}
+
+pub fn open(storage: &MemoryStorage) -> Result<Store, OpenError> {
+    Store::open(Arc::new(storage.clone()))
+}
+
+/// A full snapshot and two deltas of two spaces, with every kind of page, region and backing.
+pub fn small_chain() -> (MemoryStorage, Store) {
+    let storage = MemoryStorage::new();
+    let store = Store::create(Arc::new(storage.clone())).expect("a store");
+    let lock = store.lock().expect("the lock");
+    let file = Region {
+        backing: Backing::File {
+            path: b"/usr/lib/libc.so\xff".to_vec(),
+            offset_bytes: 4096,
+            device: 5,
+            inode: 77,
+            size_bytes: 99999,
+            modified_ns: -3,
+        },
+        advice: vec!["hugepage".into(), "dontfork".into()],
+        name: "text".into(),
+        ..region(20, 24)
+    };
+    let shared = Region {
+        sharing: Sharing::Shared,
+        backing: Backing::SharedMemory {
+            path: b"/memfd:x".to_vec(),
+            offset_bytes: 0,
+            device: 1,
+            inode: 2,
+        },
+        ..region(0, 4)
+    };
+    let vdso = Region {
+        backing: Backing::Kernel,
+        ..not_captured(40, 42)
+    };
+    let spaces = |heap_end| {
+        vec![
+            Space::new(
+                "mem",
+                size(512),
+                vec![region(4, heap_end), file.clone(), vdso.clone()],
+            ),
+            Space::new("shm:1:2", size(1024), vec![shared.clone()]),
+        ]
+    };
+    let mut writer = store.begin(&lock, None, options()).expect("a writer");
+    writer.set_spaces(spaces(10)).expect("spaces");
+    writer.attach("registers", vec![1, 2, 3]).expect("attach");
+    let heap: Vec<u8> = [1, 9, 3, 0, 5].iter().flat_map(|&s| page(s, 512)).collect();
+    writer.put_pages(0, &[(PageIndex(4), &heap)]).expect("put");
+    let guard = PageRange::single(PageIndex(9));
+    writer.put_state(0, guard, PageState::Guard).expect("put");
+    writer
+        .put_state(0, pages(20, 24), PageState::Unbacked)
+        .expect("put");
+    writer
+        .put_state(1, pages(0, 4), PageState::Zero)
+        .expect("put");
+    writer
+        .put_pages(1, &[(PageIndex(2), &page(7, 1024))])
+        .expect("put");
+    let first = writer.commit().expect("commit");
+
+    let mut writer = store
+        .begin(&lock, Some(&first), options())
+        .expect("a writer");
+    writer.set_spaces(spaces(12)).expect("spaces");
+    writer.attach("registers", vec![4]).expect("attach");
+    writer.attach("log position", vec![0; 9]).expect("attach");
+    writer
+        .put_pages(
+            0,
+            &[
+                (PageIndex(10), &page(10, 1024)),
+                (PageIndex(21), &page(11, 512)),
+            ],
+        )
+        .expect("put");
+    let second = writer.commit().expect("commit");
+
+    let mut writer = store
+        .begin(&lock, Some(&second), options())
+        .expect("a writer");
+    writer.set_spaces(spaces(11)).expect("spaces");
+    writer
+        .put_pages(
+            0,
+            &[
+                (PageIndex(5), &page(12, 512)),
+                (PageIndex(4), &page(0, 512)),
+            ],
+        )
+        .expect("put");
+    writer
+        .put_pages(1, &[(PageIndex(0), &page(2, 1024))])
+        .expect("put");
+    writer.commit().expect("commit");
+    (storage, store)
+}
+
+pub fn snapshot_name(id: u64) -> String {
+    format!("snapshots/{id:010}.snap")
+}
+
+pub fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}
+
+/// Where the metadata and the index of a snapshot file start.
+pub fn sections(file: &[u8]) -> (usize, usize) {
+    let metadata = (u64_at(file, 88) as usize).saturating_add(212);
+    (metadata, metadata.saturating_add(u64_at(file, 96) as usize))
+}
+
+/// Gives the sections and the header of a doctored snapshot file sound checksums again, as far as
+/// the lengths in the header allow.
+pub fn reseal(file: &mut [u8]) {
+    let (metadata, index) = sections(file);
+    if metadata <= index && index <= file.len() {
+        let hashes =
+            [&file[metadata..index], &file[index..]].map(|part| *blake3::hash(part).as_bytes());
+        file[112..144].copy_from_slice(&hashes[0]);
+        file[144..176].copy_from_slice(&hashes[1]);
+    }
+    reseal_header(file);
+}
+
+pub fn reseal_header(file: &mut [u8]) {
+    let content = *blake3::hash(&file[..176]).as_bytes();
+    file[176..208].copy_from_slice(&content);
+    let crc = crc32c::crc32c(&file[..208]);
+    file[208..212].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// `count` pages from `first` on.
+pub fn span(first: u64, count: u64) -> PageRange {
+    PageRange::with_count(PageIndex(first), PageCount(count))
+}

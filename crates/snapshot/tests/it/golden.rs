@@ -1,0 +1,161 @@
+//! Prevents that a chain written by an earlier version can no longer be read: the files in
+//! `tests/data/format-1` were written once by `examples/golden.rs` and must be read for ever. What
+//! they hold is written out here a second time, by hand.
+
+use crate::common::*;
+use pagetide_pages::PageIndex;
+use pagetide_snapshot::*;
+use std::path::Path;
+
+const STORE_ID: &str = "92be338609c7a9303cf68e71364f2c7b";
+const CONTENT_HASHES: [&str; 2] = [
+    "2730c73d2bb4c053d128186c190bf42a51e68b37ec9b394da7ffe890d12f792d",
+    "179d301c09d9ff75c1ef99a23c523b2281d58ad8c73879762f1b6f877284fbff",
+];
+
+fn golden() -> Store {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/format-1");
+    Store::open_directory(path).expect("the store of format 1")
+}
+
+fn bytes_of(view: &View, space: usize, number: u64) -> Vec<u8> {
+    let mut bytes = vec![0xaa; view.spaces()[space].page_size.len()];
+    view.read_page(space, PageIndex(number), &mut bytes)
+        .expect("read");
+    bytes
+}
+
+/// The page that has `text` again and again.
+fn repeated(text: &str, length: usize) -> Vec<u8> {
+    text.bytes().cycle().take(length).collect()
+}
+
+/// The page whose byte number n is (n * n / 7 + n) % 251.
+fn uneven(length: usize) -> Vec<u8> {
+    (0..length).map(|n| ((n * n / 7 + n) % 251) as u8).collect()
+}
+
+#[test]
+fn the_chain_is_listed() {
+    let store = golden();
+    assert_eq!(store.id().to_string(), STORE_ID);
+    let listed = store.snapshots().expect("a list");
+    assert!(listed.damaged.is_empty());
+    let seen: Vec<_> = listed
+        .good
+        .iter()
+        .map(|i| {
+            (
+                i.id.0,
+                i.parent.map(|p| p.0),
+                i.kind,
+                i.pages.0,
+                i.zero_pages.0,
+                i.logical_bytes,
+            )
+        })
+        .collect();
+    let expected = [
+        (1, None, SnapshotKind::Full, 4, 3, 9 * 4096 + 2 * 65536),
+        (2, Some(1), SnapshotKind::Delta, 2, 1, 10 * 4096 + 2 * 65536),
+    ];
+    assert_eq!(seen, expected);
+    let hashes: Vec<_> = listed
+        .good
+        .iter()
+        .map(|i| i.content_hash.to_string())
+        .collect();
+    assert_eq!(hashes, CONTENT_HASHES);
+    let report = verify(&store);
+    assert!(report.ok, "{:?}", report.damaged);
+}
+
+#[test]
+fn the_full_snapshot_is_what_it_was() {
+    let view = golden().view(SnapshotId(1)).expect("a view");
+    assert_eq!(view.attachment("registers"), Some(&b"rip=0x401000"[..]));
+    assert_eq!(view.attachment("empty"), Some(&b""[..]));
+    let mem = &view.spaces()[0];
+    assert_eq!((mem.name.as_str(), mem.page_size.bytes()), ("mem", 4096));
+    assert_eq!(mem.regions.len(), 3);
+    assert_eq!(mem.regions[0].pages, pages(0x10, 0x18));
+    assert_eq!(mem.regions[0].name, "[heap]");
+    assert_eq!(mem.regions[0].advice, ["hugepage", "dontfork"]);
+    assert_eq!(mem.regions[0].backing, Backing::Anonymous);
+    let text = Region {
+        pages: pages(0x20, 0x21),
+        protection: Protection {
+            read: true,
+            write: false,
+            execute: true,
+        },
+        sharing: Sharing::Private,
+        backing: Backing::File {
+            path: b"/usr/bin/true\xff".to_vec(),
+            offset_bytes: 8192,
+            device: 0xfd01,
+            inode: 123456,
+            size_bytes: 26936,
+            modified_ns: -1_500_000_000,
+        },
+        name: String::new(),
+        advice: vec![],
+        capture: Capture::Captured,
+    };
+    assert_eq!(mem.regions[1], text);
+    assert_eq!(mem.regions[2].backing, Backing::Kernel);
+    let reason = "the kernel makes it".to_owned();
+    assert_eq!(mem.regions[2].capture, Capture::NotCaptured { reason });
+    let shared = &view.spaces()[1];
+    assert_eq!(
+        (shared.name.as_str(), shared.page_size.bytes()),
+        ("shm:8:1234", 65536)
+    );
+    assert_eq!(shared.regions[0].sharing, Sharing::Shared);
+    let backing = Backing::SharedMemory {
+        path: b"/memfd:buffer".to_vec(),
+        offset_bytes: 65536,
+        device: 8,
+        inode: 1234,
+    };
+    assert_eq!(shared.regions[0].backing, backing);
+
+    assert_eq!(bytes_of(&view, 0, 0x10), repeated("page sixteen ", 4096));
+    assert_eq!(bytes_of(&view, 0, 0x11), uneven(4096));
+    assert_eq!(bytes_of(&view, 0, 0x12), repeated("eighteen", 4096));
+    for number in 0x13..0x15 {
+        assert_eq!(bytes_of(&view, 0, number), vec![0; 4096]);
+    }
+    assert_eq!(view.page_state(0, PageIndex(0x15)), Some(PageState::Guard));
+    assert_eq!(view.page_state(0, PageIndex(0x17)), Some(PageState::Guard));
+    assert_eq!(view.page_state(0, PageIndex(0x18)), None);
+    assert_eq!(
+        view.page_state(0, PageIndex(0x20)),
+        Some(PageState::Unbacked)
+    );
+    assert_eq!(view.page_state(0, PageIndex(0x30)), None);
+    assert_eq!(bytes_of(&view, 1, 0), vec![0; 65536]);
+    assert_eq!(bytes_of(&view, 1, 1), repeated("shared", 65536));
+}
+
+#[test]
+fn the_delta_is_what_it_was() {
+    let view = golden().view(SnapshotId(2)).expect("a view");
+    assert_eq!(view.attachments().len(), 1);
+    assert_eq!(view.attachment("registers"), Some(&b"rip=0x401005"[..]));
+    assert_eq!(view.spaces()[0].regions[0].pages, pages(0x10, 0x19));
+    assert_eq!(bytes_of(&view, 0, 0x10), repeated("page sixteen ", 4096));
+    assert_eq!(bytes_of(&view, 0, 0x11), repeated("changed ", 4096));
+    assert_eq!(bytes_of(&view, 0, 0x12), vec![0; 4096]);
+    assert_eq!(bytes_of(&view, 0, 0x18), uneven(4096));
+    assert_eq!(view.page_state(0, PageIndex(0x16)), Some(PageState::Guard));
+    assert_eq!(
+        view.page_state(0, PageIndex(0x20)),
+        Some(PageState::Unbacked)
+    );
+    assert_eq!(bytes_of(&view, 1, 1), repeated("shared", 65536));
+    let store = golden();
+    let parent = store.view(SnapshotId(1)).expect("a view");
+    let changed = store.changed(&parent, &view, "mem");
+    assert_eq!(changed.ranges(), [pages(0x11, 0x13), pages(0x18, 0x19)]);
+}
