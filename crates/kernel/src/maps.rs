@@ -1,14 +1,16 @@
 //! The mappings of a process, from `/proc/PID/maps`, and their VmFlags, from `/proc/PID/smaps`.
 //!
 //! Reading needs `PTRACE_MODE_READ_FSCREDS`. `maps` costs about a microsecond a mapping; `smaps`
-//! walks the page tables and costs far more, so it is not for a stop window. Parsing is the `procfs`
-//! crate's. Source: proc_pid_maps(5), proc_pid_smaps(5).
+//! walks the page tables and costs far more, so it is not for a stop window.
+//! Source: proc_pid_maps(5), proc_pid_smaps(5).
+//!
+//! The lines are parsed here, as bytes: a target chooses its file names, so a name may be any bytes,
+//! begin or end with blanks, or look like something else, and none of that may hide a mapping.
 
 use pagetide_pages::{PageRange, PageSize};
-use procfs::FromBufRead;
-use procfs::process::{MMPermissions, MMapPath, MemoryMap, MemoryMaps, VmFlags};
-use std::io::Read;
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 /// What a mapping shows, by the last column of `maps`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -25,7 +27,8 @@ pub enum MappingName {
     KernelData(&'static str),
     /// A System V shared memory segment, with its key.
     SystemV(i32),
-    /// The path of a file, of a deleted file, of a memfd or of another file-like object.
+    /// The path of a file, of a deleted file, of a memfd or of another file-like object, byte for
+    /// byte as the kernel prints it: a newline in it reads `\012`, and ` (deleted)` is appended.
     Path(PathBuf),
     /// Any other name in brackets, such as `anon:NAME` set by prctl(2); without the brackets.
     Other(String),
@@ -72,38 +75,64 @@ impl Mapping {
         self.inode != 0 || self.device != (0, 0)
     }
 
-    fn from_procfs(map: &MemoryMap) -> Mapping {
-        let may = |permission| map.perms.contains(permission);
-        Mapping {
-            start: map.address.0,
-            end: map.address.1,
-            read: may(MMPermissions::READ),
-            write: may(MMPermissions::WRITE),
-            execute: may(MMPermissions::EXECUTE),
-            shared: may(MMPermissions::SHARED),
-            offset_bytes: map.offset,
-            device: (map.dev.0.cast_unsigned(), map.dev.1.cast_unsigned()),
-            inode: map.inode,
-            name: name_of(&map.pathname),
-        }
+    /// One line of `maps`, without its newline; `None` if it is not as proc_pid_maps(5) says.
+    fn from_line(line: &[u8]) -> Option<Mapping> {
+        let mut fields = line.splitn(6, |byte| *byte == b' ');
+        let mut field = || fields.next().and_then(|bytes| str::from_utf8(bytes).ok());
+        let (start, end) = field()?.split_once('-')?;
+        let permissions = field()?.as_bytes();
+        let offset = field()?;
+        let (major, minor) = field()?.split_once(':')?;
+        let inode = field()?;
+        // The name stands after blanks that fill its column; `maps` has none without a name.
+        let rest = fields.next().unwrap_or_default();
+        let blanks = rest.iter().take_while(|byte| **byte == b' ').count();
+        let hex = |digits| u64::from_str_radix(digits, 16).ok();
+        let may = |at: usize, letter: u8| permissions.get(at) == Some(&letter);
+        Some(Mapping {
+            start: hex(start)?,
+            end: hex(end)?,
+            read: may(0, b'r'),
+            write: may(1, b'w'),
+            execute: may(2, b'x'),
+            shared: may(3, b's'),
+            offset_bytes: hex(offset)?,
+            device: (
+                u32::from_str_radix(major, 16).ok()?,
+                u32::from_str_radix(minor, 16).ok()?,
+            ),
+            inode: inode.parse().ok()?,
+            name: name_of(&rest[blanks..]),
+        })
     }
 }
 
-fn name_of(path: &MMapPath) -> MappingName {
-    match path {
-        MMapPath::Anonymous => MappingName::None,
-        MMapPath::Heap => MappingName::Heap,
-        MMapPath::Stack => MappingName::Stack,
-        MMapPath::Vdso => MappingName::Vdso,
-        MMapPath::Vvar => MappingName::KernelData("vvar"),
-        MMapPath::Vsyscall => MappingName::KernelData("vsyscall"),
-        MMapPath::Vsys(key) => MappingName::SystemV(*key),
-        MMapPath::Path(path) => MappingName::Path(path.clone()),
-        MMapPath::TStack(thread) => MappingName::Other(format!("stack:{thread}")),
-        MMapPath::Rollup => MappingName::Other("rollup".to_owned()),
-        MMapPath::Other(name) if name == "vvar_vclock" => MappingName::KernelData("vvar_vclock"),
-        MMapPath::Other(name) => MappingName::Other(name.clone()),
+fn name_of(name: &[u8]) -> MappingName {
+    match name {
+        b"" => MappingName::None,
+        b"[heap]" => MappingName::Heap,
+        b"[stack]" => MappingName::Stack,
+        b"[vdso]" => MappingName::Vdso,
+        b"[vvar]" => MappingName::KernelData("vvar"),
+        b"[vvar_vclock]" => MappingName::KernelData("vvar_vclock"),
+        b"[vsyscall]" => MappingName::KernelData("vsyscall"),
+        [b'[', inner @ .., b']'] => MappingName::Other(String::from_utf8_lossy(inner).into_owned()),
+        _ => match system_v_key(name) {
+            Some(key) => MappingName::SystemV(key),
+            None => MappingName::Path(PathBuf::from(OsStr::from_bytes(name))),
+        },
     }
+}
+
+/// The key of `/SYSVkkkkkkkk (deleted)`, eight hexadecimal digits. A segment always reads as deleted,
+/// because it has no name in any file system; a file of that name does not, until it is deleted.
+fn system_v_key(name: &[u8]) -> Option<i32> {
+    let digits = name
+        .strip_prefix(b"/SYSV")?
+        .strip_suffix(b" (deleted)")
+        .filter(|digits| digits.len() == 8)?;
+    let key = u32::from_str_radix(str::from_utf8(digits).ok()?, 16).ok()?;
+    Some(key.cast_signed())
 }
 
 /// Why the mappings could not be read.
@@ -120,45 +149,62 @@ pub enum MapsError {
         source: std::io::Error,
     },
     /// A line is not as proc_pid_maps(5) says.
-    #[error("parse {path}", path = path.display())]
+    #[error("parse {path}: not a line of mappings: {line}", path = path.display())]
     Parse {
         /// The file.
         path: PathBuf,
-        /// What the parser said.
-        #[source]
-        source: procfs::ProcError,
+        /// The line.
+        line: String,
     },
 }
 
 /// The mappings of process `pid`, by ascending address. A process whose address space is gone (it
 /// is exiting) has none.
 pub fn mappings(pid: i32) -> Result<Vec<Mapping>, MapsError> {
-    let maps = parse(PathBuf::from(format!("/proc/{pid}/maps")))?;
-    Ok(maps.iter().map(Mapping::from_procfs).collect())
+    let path = PathBuf::from(format!("/proc/{pid}/maps"));
+    let text = read(&path)?;
+    lines(&text)
+        .map(|line| parse(&path, line))
+        .collect::<Result<_, _>>()
 }
 
 /// The mappings of process `pid`, each with the VmFlags of proc_pid_smaps(5) as their two-letter
 /// names (`rd`, `wr`, `hg`, `dc`, ...). Walks all page tables of the process: slow.
 pub fn mappings_with_flags(pid: i32) -> Result<Vec<(Mapping, Vec<String>)>, MapsError> {
-    let maps = parse(PathBuf::from(format!("/proc/{pid}/smaps")))?;
-    let flags = |flags: &VmFlags| {
-        let names = flags.iter_names();
-        names.map(|(name, _)| name.to_ascii_lowercase()).collect()
-    };
-    let described = |map: &MemoryMap| (Mapping::from_procfs(map), flags(&map.extension.vm_flags));
-    Ok(maps.iter().map(described).collect())
+    let path = PathBuf::from(format!("/proc/{pid}/smaps"));
+    let text = read(&path)?;
+    let mut described: Vec<(Mapping, Vec<String>)> = Vec::new();
+    for line in lines(&text) {
+        // A field is `Name:   value`; the line of a mapping begins with a hexadecimal digit and has
+        // no colon in its first word.
+        let word = line.split(|byte| *byte == b' ').next().unwrap_or_default();
+        match (word.ends_with(b":"), described.last_mut()) {
+            (false, _) => described.push((parse(&path, line)?, Vec::new())),
+            (true, Some((_, flags))) if word == b"VmFlags:" => {
+                let names = String::from_utf8_lossy(&line[word.len()..]);
+                *flags = names.split_whitespace().map(str::to_owned).collect();
+            }
+            (true, _) => {}
+        }
+    }
+    Ok(described)
 }
 
-fn parse(path: PathBuf) -> Result<MemoryMaps, MapsError> {
-    let mut bytes = Vec::with_capacity(16 * 1024);
-    let read = std::fs::File::open(&path).and_then(|mut file| file.read_to_end(&mut bytes));
-    if let Err(source) = read {
-        return Err(MapsError::Read { path, source });
-    }
-    // A file name need not be UTF-8; the mapping must be seen all the same.
-    let text = String::from_utf8_lossy(&bytes);
-    match MemoryMaps::from_buf_read(text.as_bytes()) {
-        Ok(maps) => Ok(maps),
-        Err(source) => Err(MapsError::Parse { path, source }),
-    }
+fn read(path: &Path) -> Result<Vec<u8>, MapsError> {
+    std::fs::read(path).map_err(|source| MapsError::Read {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    text.split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+}
+
+fn parse(path: &Path, line: &[u8]) -> Result<Mapping, MapsError> {
+    Mapping::from_line(line).ok_or_else(|| MapsError::Parse {
+        path: path.to_owned(),
+        line: String::from_utf8_lossy(line).into_owned(),
+    })
 }

@@ -104,6 +104,9 @@ impl ProcessMemory {
             rest = other;
             self.read_pieces(size, &pending, mine, &mut unreadable)?;
         }
+        // process_vm_readv names a process, not an address space: after an execve(2), or if the
+        // number was given to a new process, it has read from the wrong one.
+        self.check_alive()?;
         Ok(unreadable)
     }
 
@@ -161,6 +164,10 @@ impl ProcessMemory {
         let mut filled = 0;
         while filled < out.len() {
             let at = size.address_of(page) + filled as u64;
+            // The kernel's half, such as `[vsyscall]`: no offset of a file.
+            if i64::try_from(at).is_err() {
+                return Ok(false);
+            }
             match self.file.read_at(&mut out[filled..], at) {
                 // The file gives zero bytes only when the address space is gone.
                 Ok(0) => return Err(MemoryError::SpaceGone { pid: self.pid }),
@@ -183,34 +190,39 @@ impl ProcessMemory {
 
     /// Reads exactly `out.len()` bytes from `address`.
     pub fn read(&self, address: u64, out: &mut [u8]) -> Result<(), MemoryError> {
-        self.file
-            .read_exact_at(out, address)
-            .map_err(|source| MemoryError::Read {
+        let read = self.file.read_exact_at(out, address);
+        read.map_err(|source| match source.kind() {
+            // The file gives zero bytes only when the address space is gone.
+            std::io::ErrorKind::UnexpectedEof => MemoryError::SpaceGone { pid: self.pid },
+            _ => MemoryError::Read {
                 pid: self.pid,
                 address,
                 length: out.len(),
                 source,
-            })
+            },
+        })
     }
 
     /// Writes all of `bytes` at `address`, whatever the protection of the mapping; private pages are
     /// copied first, as for a debugger.
     pub fn write(&self, address: u64, bytes: &[u8]) -> Result<(), MemoryError> {
-        self.file
-            .write_all_at(bytes, address)
-            .map_err(|source| MemoryError::Write {
+        let written = self.file.write_all_at(bytes, address);
+        written.map_err(|source| match source.kind() {
+            std::io::ErrorKind::WriteZero => MemoryError::SpaceGone { pid: self.pid },
+            _ => MemoryError::Write {
                 pid: self.pid,
                 address,
                 length: bytes.len(),
                 source,
-            })
+            },
+        })
     }
 
     /// Fails with [`MemoryError::SpaceGone`] if the process has exited or replaced its address space
-    /// since this was opened. `mapped` is any address that is mapped and readable.
-    pub fn check_alive(&self, mapped: u64) -> Result<(), MemoryError> {
-        let mut byte = [0u8; 1];
-        match self.file.read_at(&mut byte, mapped) {
+    /// since this was opened. An address space that another process shares (CLONE_VM) lives on.
+    pub fn check_alive(&self) -> Result<(), MemoryError> {
+        // Page zero is not mapped in a living space, which is an error and not an end of file.
+        match self.file.read_at(&mut [0u8; 1], 0) {
             Ok(0) => Err(MemoryError::SpaceGone { pid: self.pid }),
             _ => Ok(()),
         }

@@ -97,6 +97,16 @@ pub enum ReadEntriesError {
 }
 
 impl Pagemap {
+    /// Whether the address space this was opened on still exists. Some kernels scan a dead one as
+    /// empty, without an error; the file itself has an entry for page 0 of every living space. An address
+    /// space that another process shares (CLONE_VM) lives on.
+    pub fn is_alive(&self) -> bool {
+        !matches!(
+            self.file().read_at(&mut [0u8; ENTRY_BYTES as usize], 0),
+            Ok(0)
+        )
+    }
+
     /// The entries of `range` (base pages of 4 KiB), one for each page, in order.
     pub fn entries(&self, range: PageRange) -> Result<Vec<PagemapEntry>, ReadEntriesError> {
         const AT_ONCE: usize = 4096;

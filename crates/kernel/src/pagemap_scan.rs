@@ -145,7 +145,9 @@ pub enum ScanError {
     #[error("this kernel has no PAGEMAP_SCAN (Linux 6.7 or newer is needed)")]
     Unsupported,
     /// A mapping in the range is not registered and the request insisted on it.
-    #[error("scan {start:#x}..{end:#x}: a mapping is not registered for asynchronous write-protection")]
+    #[error(
+        "scan {start:#x}..{end:#x}: a mapping is not registered for asynchronous write-protection"
+    )]
     NotRegistered {
         /// First address of the request.
         start: u64,
@@ -258,8 +260,7 @@ impl Pagemap {
         let answer = unsafe { rustix::ioctl::ioctl(self.file.as_fd(), scan) };
         match answer {
             Ok(progress) => Ok(ScanProgress {
-                complete: progress.complete && request.max_pages == 0
-                    || progress.walk_end >= end,
+                complete: progress.complete && request.max_pages == 0 || progress.walk_end >= end,
                 ..progress
             }),
             Err(Errno::NOTTY) => Err(ScanError::Unsupported),

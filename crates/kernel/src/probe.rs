@@ -160,4 +160,3 @@ fn try_soft_dirty() -> Result<(), String> {
         (false, true) => Err("soft-dirty bits cannot be cleared".to_owned()),
     }
 }
-

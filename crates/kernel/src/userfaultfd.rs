@@ -15,7 +15,7 @@ use linux_raw_sys::general::{
     UFFD_API, UFFD_FEATURE_WP_ASYNC, UFFD_FEATURE_WP_HUGETLBFS_SHMEM, UFFD_FEATURE_WP_UNPOPULATED,
     uffdio_api,
 };
-use rustix::ioctl::{Updater, opcode};
+use rustix::ioctl::{Opcode, Updater, opcode};
 use rustix::mm::UserfaultfdFlags;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use userfaultfd::{RegisterMode, Uffd};
@@ -27,9 +27,11 @@ pub const TRACKING_FEATURES: u64 = UFFD_FEATURE_WP_ASYNC as u64
     | UFFD_FEATURE_WP_HUGETLBFS_SHMEM as u64;
 
 /// The arguments of the userfaultfd(2) call that a remote process must make to give us an fd.
-pub const CREATION_FLAGS: u32 = UserfaultfdFlags::CLOEXEC.bits()
-    | UserfaultfdFlags::NONBLOCK.bits()
-    | USER_MODE_ONLY;
+pub const CREATION_FLAGS: u32 =
+    UserfaultfdFlags::CLOEXEC.bits() | UserfaultfdFlags::NONBLOCK.bits() | USER_MODE_ONLY;
+
+const UFFDIO_API: Opcode = opcode::read_write::<uffdio_api>(0xAA, 0x3F);
+const _: () = assert!(UFFDIO_API == 0xC018_AA3F);
 
 const USER_MODE_ONLY: u32 = linux_raw_sys::general::UFFD_USER_MODE_ONLY;
 
@@ -41,7 +43,9 @@ pub enum UserfaultfdError {
     #[error("create a userfaultfd")]
     Create(#[source] std::io::Error),
     /// The kernel lacks a feature that tracking needs.
-    #[error("this kernel's userfaultfd has no asynchronous write-protection (Linux 6.7 or newer is needed)")]
+    #[error(
+        "this kernel's userfaultfd has no asynchronous write-protection (Linux 6.7 or newer is needed)"
+    )]
     FeaturesMissing(#[source] std::io::Error),
     /// Another userfaultfd owns a mapping of the range.
     #[error("register {start:#x}+{length:#x}: a mapping belongs to another userfaultfd")]
@@ -110,14 +114,9 @@ impl WriteProtector {
             ioctls: 0,
         };
         // SAFETY: UFFDIO_API takes a pointer to `uffdio_api`, which it reads and fills in.
-        let enabled = unsafe {
-            rustix::ioctl::ioctl(
-                fd.as_fd(),
-                Updater::<{ opcode::read_write::<uffdio_api>(0xAA, 0x3F) }, uffdio_api>::new(
-                    &mut api,
-                ),
-            )
-        };
+        let request = unsafe { Updater::<UFFDIO_API, uffdio_api>::new(&mut api) };
+        // SAFETY: as above; the pointer is to `api`, exclusively borrowed by the request.
+        let enabled = unsafe { rustix::ioctl::ioctl(fd.as_fd(), request) };
         enabled.map_err(|errno| UserfaultfdError::FeaturesMissing(errno.into()))?;
         Ok(WriteProtector::already_enabled(fd))
     }
@@ -133,7 +132,11 @@ impl WriteProtector {
     /// this fd changes nothing. Fails as a whole, having changed nothing, if one mapping refuses.
     pub fn register(&self, start: u64, length: u64) -> Result<(), UserfaultfdError> {
         self.uffd
-            .register_with_mode(start as *mut _, length as usize, RegisterMode::WRITE_PROTECT)
+            .register_with_mode(
+                start as *mut _,
+                length as usize,
+                RegisterMode::WRITE_PROTECT,
+            )
             .map(drop)
             .map_err(|error| match errno_of(&error) {
                 Some(nix::libc::EBUSY) => UserfaultfdError::OwnedByAnother { start, length },

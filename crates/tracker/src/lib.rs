@@ -78,17 +78,37 @@ pub struct LayoutChange {
 pub enum TrackError {
     /// The address space is gone: the process exited, or replaced itself by execve(2). Start again
     /// with a new tracker and a full snapshot.
-    #[error("the tracked address space no longer exists: the process exited or executed a new program")]
+    #[error(
+        "the tracked address space no longer exists: the process exited or executed a new program"
+    )]
     SpaceGone,
     /// The userfaultfd failed.
     #[error(transparent)]
-    Protect(#[from] UserfaultfdError),
+    Protect(UserfaultfdError),
     /// The scan failed. What it had reported until then is part of the next harvest.
     #[error(transparent)]
-    Scan(#[from] ScanError),
+    Scan(ScanError),
     /// The pagemap could not be opened.
     #[error(transparent)]
     OpenPagemap(#[from] OpenPagemapError),
+}
+
+impl From<ScanError> for TrackError {
+    fn from(error: ScanError) -> TrackError {
+        match error {
+            ScanError::SpaceGone { .. } => TrackError::SpaceGone,
+            other => TrackError::Scan(other),
+        }
+    }
+}
+
+impl From<UserfaultfdError> for TrackError {
+    fn from(error: UserfaultfdError) -> TrackError {
+        match error {
+            UserfaultfdError::SpaceGone { .. } => TrackError::SpaceGone,
+            other => TrackError::Protect(other),
+        }
+    }
 }
 
 /// Finds written pages by one backend.

@@ -6,8 +6,12 @@
 //! harvest a second, reading scan looks for exactly that: mapped pages that are not registered.
 //! Those are registered and count as written in full.
 //!
-//! A dead address space scans as empty, without an error. So every harvest also registers a mapping
-//! once more, which changes nothing while the address space lives and fails when it does not.
+//! A mapping that took another's place may also have been registered meanwhile by the target itself,
+//! with a userfaultfd of its own. So before every harvest everything is registered once more, which
+//! changes nothing where it is ours and is refused where it is not.
+//!
+//! Some kernels scan a dead address space as empty, without an error. So every harvest asks, last of
+//! all, whether the address space still exists.
 
 use crate::harvest::{GivenBack, Harvest, Ledger};
 use crate::{Backend, LayoutChange, Refused, TrackError, Tracker};
@@ -21,12 +25,15 @@ const VECTOR_SLOTS: usize = 8192;
 
 const SIZE: PageSize = PageSize::KIB_4;
 
+/// Addresses from here on are the kernel's: `[vsyscall]` is listed there, and a scan would refuse it.
+const KERNEL_HALF: u64 = 1 << 63;
+
 /// Tracking by asynchronous write-protection. See the head of this file.
 pub struct WpAsync {
     protector: Arc<WriteProtector>,
     pagemap: Pagemap,
     ledger: Arc<Ledger>,
-    /// What this tracker has registered, or found to be registered with its own userfaultfd.
+    /// What is registered with this tracker's userfaultfd out of the mappings it was last given.
     registered: PageSet,
     vector: Vec<ScannedRange>,
 }
@@ -112,6 +119,13 @@ impl WpAsync {
         self.protector.register(start, end - start)
     }
 
+    fn check_alive(&self) -> Result<(), TrackError> {
+        match self.pagemap.is_alive() {
+            true => Ok(()),
+            false => Err(TrackError::SpaceGone),
+        }
+    }
+
     /// Reports and re-protects the written pages of `spans`, adding them to `written`.
     fn take_written(&mut self, spans: &PageSet, written: &mut PageSet) -> Result<(), TrackError> {
         for &span in spans.ranges() {
@@ -155,28 +169,27 @@ impl Tracker for WpAsync {
     }
 
     fn arm(&mut self, mappings: &[PageRange]) -> Result<LayoutChange, TrackError> {
-        let Some(&first) = mappings.first() else {
-            return Ok(LayoutChange::default());
-        };
+        let ours = mappings.partition_point(|mapping| SIZE.span_of(*mapping).0 < KERNEL_HALF);
+        let (mappings, kernels) = mappings.split_at(ours);
+        let mut change = LayoutChange::default();
+        change.refused.extend(kernels.iter().map(|&pages| {
+            let (start, end) = SIZE.span_of(pages);
+            let length = end - start;
+            let reason = UserfaultfdError::CannotRegister { start, length };
+            Refused { pages, reason }
+        }));
         let spans: PageSet = mappings.iter().copied().collect();
         let fresh = self.unregistered(&spans)?;
-        // What is registered, but not known to be registered by us, may be another's: registering it
-        // tells, and changes nothing if it is ours.
-        let wanted = fresh.union(&spans.subtract(&self.registered));
-        let mut change = LayoutChange {
-            fresh,
-            refused: Vec::new(),
-        };
-        for &span in wanted.ranges() {
+        // Owed before it is registered: after that, no scan tells any more that it was fresh.
+        self.ledger.owe(&fresh);
+        self.registered = PageSet::new();
+        for &span in spans.ranges() {
             self.register(span, mappings, &mut change.refused)?;
         }
-        if let Err(UserfaultfdError::SpaceGone { .. }) = self.register_one(first) {
-            return Err(TrackError::SpaceGone);
-        }
+        self.check_alive()?;
         let refused: PageSet = change.refused.iter().map(|refused| refused.pages).collect();
-        change.fresh = change.fresh.subtract(&refused);
+        change.fresh = fresh.subtract(&refused);
         self.registered = spans.subtract(&refused);
-        self.ledger.owe(&change.fresh);
         Ok(change)
     }
 
@@ -184,7 +197,8 @@ impl Tracker for WpAsync {
         let layout = self.arm(mappings)?;
         let watched = self.registered.clone();
         let mut written = PageSet::new();
-        if let Err(error) = self.take_written(&watched, &mut written) {
+        let taken = self.take_written(&watched, &mut written);
+        if let Err(error) = taken.and_then(|()| self.check_alive()) {
             self.ledger.owe(&written);
             return Err(error);
         }

@@ -1,0 +1,148 @@
+//! An io_uring driven by raw system calls: just enough to let the kernel write to memory in the ways
+//! that no page fault tells of.
+
+use super::{PAGE, READ_WRITE, Region};
+use nix::libc;
+use rustix::io_uring::{
+    IORING_OFF_SQ_RING, IORING_OFF_SQES, IoringEnterFlags, IoringOp, IoringRegisterOp,
+    IoringSetupFlags, io_uring_enter, io_uring_params, io_uring_register, io_uring_setup,
+    io_uring_sqe,
+};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+/// A ring with room for a few requests.
+pub struct Ring {
+    fd: OwnedFd,
+    parameters: io_uring_params,
+    /// Submission and completion queue: mapped from the ring, or memory that was handed in.
+    pub rings: Region,
+    /// The requests.
+    pub requests: Region,
+    sent: u32,
+}
+
+const ENTRIES: u32 = 4;
+
+impl Ring {
+    /// A ring whose queues are mapped from it, as usual.
+    pub fn new() -> io::Result<Ring> {
+        let mut parameters = io_uring_params::default();
+        // SAFETY: the parameters are valid, and name no memory.
+        let fd = unsafe { io_uring_setup(ENTRIES, &mut parameters) }?;
+        let file = File::from(fd);
+        let map = |offset| Region::map(PAGE, READ_WRITE, libc::MAP_SHARED, Some((&file, offset)));
+        let rings = map(IORING_OFF_SQ_RING as usize)?;
+        let requests = map(IORING_OFF_SQES as usize)?;
+        let fd = OwnedFd::from(file);
+        Ok(Ring {
+            fd,
+            parameters,
+            rings,
+            requests,
+            sent: 0,
+        })
+    }
+
+    /// A ring whose queues lie in private memory of this process (IORING_SETUP_NO_MMAP).
+    pub fn in_own_memory() -> io::Result<Ring> {
+        let rings = Region::filled(1, 0);
+        let requests = Region::filled(1, 0);
+        let mut parameters = io_uring_params::default();
+        parameters.flags = IoringSetupFlags::NO_MMAP;
+        parameters.cq_off.user_addr.ptr = rings.start() as *mut _;
+        parameters.sq_off.user_addr.ptr = requests.start() as *mut _;
+        // SAFETY: both areas are a page, which is enough for so few entries, and outlive the ring,
+        // because the struct drops its fd first.
+        let fd = unsafe { io_uring_setup(ENTRIES, &mut parameters) }?;
+        Ok(Ring {
+            fd,
+            parameters,
+            rings,
+            requests,
+            sent: 0,
+        })
+    }
+
+    /// Registers `pages` of `region` as fixed buffer 0.
+    pub fn register_buffer(
+        &self,
+        region: &Region,
+        pages: std::ops::Range<usize>,
+    ) -> io::Result<()> {
+        let buffer = libc::iovec {
+            iov_base: region.address(pages.start) as *mut _,
+            iov_len: pages.len() * PAGE,
+        };
+        let one = (&raw const buffer).cast();
+        // SAFETY: one iovec, of memory that stays mapped until the ring is closed.
+        unsafe { io_uring_register(&self.fd, IoringRegisterOp::RegisterBuffers, one, 1) }?;
+        Ok(())
+    }
+
+    /// Does nothing, and completes.
+    pub fn complete_nothing(&mut self) {
+        self.submit(io_uring_sqe {
+            opcode: IoringOp::Nop,
+            ..io_uring_sqe::default()
+        });
+        self.finish();
+    }
+
+    /// Starts to read `length` bytes from the start of `file` to `address`; `fixed` for buffer 0.
+    pub fn start_read(&mut self, file: &File, address: u64, length: usize, fixed: bool) {
+        let mut request = io_uring_sqe {
+            opcode: if fixed {
+                IoringOp::ReadFixed
+            } else {
+                IoringOp::Read
+            },
+            fd: file.as_raw_fd(),
+            ..io_uring_sqe::default()
+        };
+        request.addr_or_splice_off_in.addr.ptr = address as *mut _;
+        request.len.len = u32::try_from(length).expect("length");
+        self.submit(request);
+    }
+
+    /// Waits for one completion and gives its result.
+    pub fn finish(&mut self) -> i32 {
+        // SAFETY: waits only; no argument is passed.
+        let entered = unsafe { io_uring_enter(&self.fd, 0, 1, IoringEnterFlags::GETEVENTS) };
+        entered.expect("io_uring_enter");
+        let head = self.rings.observe(self.parameters.cq_off.head as usize);
+        let mask = self
+            .rings
+            .observe(self.parameters.cq_off.ring_mask as usize);
+        let entry = self.parameters.cq_off.cqes + 16 * (head & mask);
+        let result = self.rings.observe(entry as usize + 8);
+        self.rings
+            .publish(self.parameters.cq_off.head as usize, head + 1);
+        result.cast_signed()
+    }
+
+    fn submit(&mut self, request: io_uring_sqe) {
+        let slot = self.sent % ENTRIES;
+        // SAFETY: a request is plain bytes, all of which are initialized by `default`.
+        let bytes = unsafe {
+            std::slice::from_raw_parts((&raw const request).cast::<u8>(), size_of::<io_uring_sqe>())
+        };
+        self.requests
+            .store_bytes(slot as usize * bytes.len(), bytes);
+        let array = self.parameters.sq_off.array as usize + slot as usize * 4;
+        self.rings.publish(array, slot);
+        self.sent += 1;
+        self.rings
+            .publish(self.parameters.sq_off.tail as usize, self.sent);
+        // SAFETY: the request names memory that its caller keeps mapped until it completes.
+        let entered = unsafe { io_uring_enter(&self.fd, 1, 0, IoringEnterFlags::empty()) };
+        assert_eq!(entered.expect("io_uring_enter"), 1);
+    }
+
+    /// What `/proc/self/fdinfo` says of the ring.
+    pub fn description(&self) -> String {
+        std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.fd.as_raw_fd()))
+            .expect("fdinfo")
+    }
+}
