@@ -1,6 +1,9 @@
 //! Prevents: bytes of the wrong page, of the wrong process, or of nothing, passed off as the target's
 //! memory. A page is either read, or named as unreadable, or the read is an error.
 
+// Lists of pieces, of which some have one.
+#![allow(clippy::single_range_in_vec_init)]
+
 mod common;
 
 use common::child::{Child, execute_self};

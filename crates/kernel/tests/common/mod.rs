@@ -38,13 +38,18 @@ pub fn skip(test: &str, reason: &str) {
     eprintln!("SKIPPED {test}: {reason}");
 }
 
+const SLOT: u64 = 1 << 30;
+
+/// Bytes of address space for a region of `length` bytes: whole slots, and room to grow.
+fn slots_of(length: usize) -> usize {
+    (length.div_ceil(SLOT as usize) + 1) * SLOT as usize
+}
+
 /// Every region gets an address of its own, far from where the kernel places mappings and far from
 /// every other: what a region grows into is free, what it gives up is not taken by another thread.
 fn free_address(length: usize) -> u64 {
-    const SLOT: u64 = 1 << 30;
     static NEXT: AtomicU64 = AtomicU64::new(0x1000_0000_0000);
-    let slots = (length as u64).div_ceil(SLOT) + 1;
-    NEXT.fetch_add(slots * SLOT, Ordering::Relaxed)
+    NEXT.fetch_add(slots_of(length) as u64, Ordering::Relaxed)
 }
 
 fn checked(result: i32) -> io::Result<()> {
@@ -84,6 +89,8 @@ fn map_at(
 pub struct Region {
     start: u64,
     length: usize,
+    /// What to unmap in the end: all slots, as the region may have grown within them.
+    own: usize,
 }
 
 impl Region {
@@ -104,7 +111,28 @@ impl Region {
             fd,
             offset,
         )?;
-        Ok(Region { start, length })
+        Ok(Region {
+            start,
+            length,
+            own: slots_of(length),
+        })
+    }
+
+    /// A shared mapping of a file at a place of the kernel's choice: some refuse any other.
+    pub fn map_anywhere(length: usize, file: &File, offset: usize) -> io::Result<Region> {
+        let offset = libc::off_t::try_from(offset).expect("offset");
+        let (flags, fd) = (libc::MAP_SHARED, file.as_raw_fd());
+        // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing.
+        let mapped =
+            unsafe { libc::mmap(std::ptr::null_mut(), length, READ_WRITE, flags, fd, offset) };
+        match mapped {
+            libc::MAP_FAILED => Err(io::Error::last_os_error()),
+            at => Ok(Region {
+                start: at as u64,
+                length,
+                own: length,
+            }),
+        }
     }
 
     /// Private anonymous memory in base pages, readable and writable, not touched yet.
@@ -359,10 +387,8 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        // The region may have grown; nothing else lies up to the end of its last slot.
-        let length = (self.length.div_ceil(1 << 30) + 1) << 30;
-        // SAFETY: the slots belong to this region alone, and no Rust reference into them exists.
-        let unmapped = unsafe { libc::munmap(self.start as *mut _, length) };
+        // SAFETY: the addresses belong to this region alone, and no Rust reference into them exists.
+        let unmapped = unsafe { libc::munmap(self.start as *mut _, self.own) };
         assert_eq!(unmapped, 0, "unmap a region");
     }
 }
@@ -439,6 +465,7 @@ pub fn attach_system_v(key: i32) -> io::Result<Region> {
     Ok(Region {
         start,
         length: PAGE,
+        own: slots_of(PAGE),
     })
 }
 

@@ -1,7 +1,7 @@
 //! An io_uring driven by raw system calls: just enough to let the kernel write to memory in the ways
 //! that no page fault tells of.
 
-use super::{PAGE, READ_WRITE, Region};
+use super::{PAGE, Region};
 use nix::libc;
 use rustix::io_uring::{
     IORING_OFF_SQ_RING, IORING_OFF_SQES, IoringEnterFlags, IoringOp, IoringRegisterOp,
@@ -32,7 +32,7 @@ impl Ring {
         // SAFETY: the parameters are valid, and name no memory.
         let fd = unsafe { io_uring_setup(ENTRIES, &mut parameters) }?;
         let file = File::from(fd);
-        let map = |offset| Region::map(PAGE, READ_WRITE, libc::MAP_SHARED, Some((&file, offset)));
+        let map = |offset| Region::map_anywhere(PAGE, &file, offset);
         let rings = map(IORING_OFF_SQ_RING as usize)?;
         let requests = map(IORING_OFF_SQES as usize)?;
         let fd = OwnedFd::from(file);
@@ -81,13 +81,17 @@ impl Ring {
         Ok(())
     }
 
-    /// Does nothing, and completes.
-    pub fn complete_nothing(&mut self) {
-        self.submit(io_uring_sqe {
+    /// Puts a request that does nothing into the queue, and leaves it there.
+    pub fn submit_nothing(&mut self) {
+        self.queue(io_uring_sqe {
             opcode: IoringOp::Nop,
             ..io_uring_sqe::default()
         });
-        self.finish();
+    }
+
+    /// How many requests have completed.
+    pub fn completions(&self) -> u32 {
+        self.rings.observe(self.parameters.cq_off.tail as usize)
     }
 
     /// Starts to read `length` bytes from the start of `file` to `address`; `fixed` for buffer 0.
@@ -103,7 +107,8 @@ impl Ring {
         };
         request.addr_or_splice_off_in.addr.ptr = address as *mut _;
         request.len.len = u32::try_from(length).expect("length");
-        self.submit(request);
+        self.queue(request);
+        self.let_run();
     }
 
     /// Waits for one completion and gives its result.
@@ -122,7 +127,7 @@ impl Ring {
         result.cast_signed()
     }
 
-    fn submit(&mut self, request: io_uring_sqe) {
+    fn queue(&mut self, request: io_uring_sqe) {
         let slot = self.sent % ENTRIES;
         // SAFETY: a request is plain bytes, all of which are initialized by `default`.
         let bytes = unsafe {
@@ -135,6 +140,10 @@ impl Ring {
         self.sent += 1;
         self.rings
             .publish(self.parameters.sq_off.tail as usize, self.sent);
+    }
+
+    /// Makes the kernel take one request from the queue.
+    pub fn let_run(&self) {
         // SAFETY: the request names memory that its caller keeps mapped until it completes.
         let entered = unsafe { io_uring_enter(&self.fd, 1, 0, IoringEnterFlags::empty()) };
         assert_eq!(entered.expect("io_uring_enter"), 1);
