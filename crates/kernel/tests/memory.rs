@@ -66,7 +66,7 @@ fn whole_pages_are_read() {
 }
 
 #[test]
-fn pages_without_read_permission_are_read() {
+fn t25_pages_without_read_permission_are_read() {
     let region = numbered();
     region.protect(2..3, libc::PROT_NONE);
     region.protect(5..8, libc::PROT_NONE);
@@ -75,7 +75,7 @@ fn pages_without_read_permission_are_read() {
 }
 
 #[test]
-fn holes_are_named_and_what_follows_is_read() {
+fn t25_holes_are_named_and_what_follows_is_read() {
     let region = numbered();
     region.unmap(0..1);
     region.unmap(3..5);
@@ -122,7 +122,7 @@ fn secret_memory_is_named() {
 }
 
 #[test]
-fn kernel_data_is_named() {
+fn t26_kernel_data_is_named() {
     let maps = pagetide_kernel::maps::mappings(std::process::id().cast_signed()).unwrap();
     let is_data = |name: &_| matches!(name, pagetide_kernel::maps::MappingName::KernelData(_));
     let memory = own_memory();

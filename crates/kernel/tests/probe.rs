@@ -8,6 +8,15 @@ use pagetide_kernel::pagemap_scan::{Categories, Pagemap, ScanRequest, ScannedRan
 use pagetide_kernel::probe::{Probe, known_categories};
 use pagetide_kernel::userfaultfd::WriteProtector;
 
+/// Probing clears the soft-dirty bits of the whole process: one test at a time.
+fn probe_alone() -> (std::sync::MutexGuard<'static, ()>, Probe) {
+    static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let guard = ALONE
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    (guard, Probe::of_this_kernel())
+}
+
 /// T19: newer categories are refused by older kernels, and one such bit fails the whole scan.
 #[test]
 fn t19_the_known_categories_are_those_that_scan() {
@@ -33,7 +42,7 @@ fn t19_the_known_categories_are_those_that_scan() {
 
 #[test]
 fn the_oldest_categories_are_known_wherever_there_is_a_scan() {
-    let probe = Probe::of_this_kernel();
+    let (_alone, probe) = probe_alone();
     let oldest = Categories::WP_ALLOWED
         | Categories::WRITTEN
         | Categories::FILE
@@ -47,7 +56,7 @@ fn the_oldest_categories_are_known_wherever_there_is_a_scan() {
 
 #[test]
 fn asynchronous_protection_is_had_if_the_probe_says_so() {
-    let probe = Probe::of_this_kernel();
+    let (_alone, probe) = probe_alone();
     let region = Region::filled(1, 1);
     let register = || -> Result<(), Box<dyn std::error::Error>> {
         Ok(WriteProtector::of_self()?.register(region.start(), PAGE as u64)?)
@@ -64,7 +73,7 @@ fn asynchronous_protection_is_had_if_the_probe_says_so() {
 /// T21: `clear_refs` takes the request on kernels that have no soft-dirty bits.
 #[test]
 fn t21_soft_dirty_is_believed_only_if_a_store_shows_up() {
-    let probe = Probe::of_this_kernel();
+    let (_alone, probe) = probe_alone();
     std::fs::write("/proc/self/clear_refs", "4").expect("every kernel takes it");
     let region = Region::filled(1, 1);
     let pagemap = Pagemap::of_self().unwrap();
@@ -80,7 +89,8 @@ fn t21_soft_dirty_is_believed_only_if_a_store_shows_up() {
 #[test]
 fn the_probe_names_the_kernel_and_leaves_nothing_behind() {
     let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
-    let (before, probe) = (open(), Probe::of_this_kernel());
+    let (_alone, probe) = probe_alone();
+    let before = open();
     // Tests of this program run side by side, so only a leak in every round would show.
     let leaked = (0..50).map(|_| Probe::of_this_kernel()).count();
     assert!(open() < before + leaked);
