@@ -136,11 +136,6 @@ impl Arena {
         self.ranges.iter().zip(&self.places).map(piece).collect()
     }
 
-    /// True if nothing is in it.
-    pub fn is_empty(&self) -> bool {
-        self.ranges.is_empty()
-    }
-
     /// Empties it; the memory stays, touched.
     pub fn clear(&mut self) {
         self.ranges.clear();

@@ -155,6 +155,11 @@ impl Checkpointer {
         &self.store
     }
 
+    /// True if a next snapshot can be a delta.
+    pub fn has_snapshot(&self) -> bool {
+        self.last.is_some()
+    }
+
     fn find_parent(&mut self) -> Result<(), AttachError> {
         match self.backend {
             Backend::Rehash => {

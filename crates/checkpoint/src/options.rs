@@ -41,6 +41,17 @@ pub enum Leave {
     Killed,
 }
 
+/// Called while pages are stored, with the bytes stored so far and in all. Not called while the process
+/// is stopped.
+#[derive(Clone)]
+pub struct Progress(pub Arc<dyn Fn(u64, u64) + Send + Sync>);
+
+impl std::fmt::Debug for Progress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Progress")
+    }
+}
+
 /// How checkpoints are taken.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -60,6 +71,8 @@ pub struct Options {
     pub stop_timeout: Duration,
     /// Set to make the checkpoint under way end early, with the process running and nothing lost.
     pub cancel: Arc<AtomicBool>,
+    /// Told how far storing has come.
+    pub progress: Option<Progress>,
 }
 
 impl Default for Options {
@@ -72,6 +85,7 @@ impl Default for Options {
             write: WriteOptions::default(),
             stop_timeout: Duration::from_secs(5),
             cancel: Arc::new(AtomicBool::new(false)),
+            progress: None,
         }
     }
 }

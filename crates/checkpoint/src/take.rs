@@ -277,7 +277,7 @@ impl Checkpointer {
         let guard = LeaveGuard::before_stop(pid, request.leave, self.options.stop_timeout)?;
         let (mut stopped, files) = self.stop_until_settled(parent, &precopied, &mut writer, harvests)?;
         self.check_cancelled()?;
-        writer.put_pages(0, &self.arena.pieces())?;
+        self.store_pages(&mut writer)?;
         for &(range, state) in &stopped.states {
             writer.put_state(0, range, state)?;
         }
@@ -340,8 +340,8 @@ impl Checkpointer {
             };
             let buffers = rings::registered_buffers(pid);
             let identity = self.examined.identity.clone();
-            let mut process = StoppedProcess::stop(&identity, self.stop_options())?;
             let since = Instant::now();
+            let mut process = StoppedProcess::stop(&identity, self.stop_options())?;
             let window = Window {
                 parent,
                 precopied,
@@ -368,6 +368,23 @@ impl Checkpointer {
             self.arena.clear();
         }
         unreachable!("the loop ends by returning")
+    }
+
+    /// Stores what the arena holds, in batches, so that it can be cancelled and watched.
+    fn store_pages(&self, writer: &mut SnapshotWriter) -> Result<(), TakeError> {
+        const PIECES_AT_ONCE: usize = 4096;
+        let pieces = self.arena.pieces();
+        let total: u64 = pieces.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+        let mut done = 0;
+        for batch in pieces.chunks(PIECES_AT_ONCE) {
+            self.check_cancelled()?;
+            writer.put_pages(0, batch)?;
+            done += batch.iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>();
+            if let Some(progress) = &self.options.progress {
+                (progress.0)(done, total);
+            }
+        }
+        Ok(())
     }
 
     /// An error in the stop window of a process that is gone is told as just that.

@@ -1,1 +1,23 @@
-fn main() {}
+//! The command `pagetide`: flags, tables, JSON and exit codes over the libraries. What a command does
+//! lives in `commands`, one file each; how it failed and what to do about it, in `failure`.
+
+mod args;
+mod commands;
+mod failure;
+mod output;
+mod signals;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments = args::Arguments::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_env("PAGETIDE_LOG"))
+        .with_writer(std::io::stderr)
+        .init();
+    match commands::run(arguments.command) {
+        Ok(code) => code,
+        Err(error) => failure::report(&error),
+    }
+}

@@ -404,7 +404,9 @@ pub fn xstate_size_without_tiles(features: u64) -> usize {
     let ends = (2..63u32)
         .filter(|feature| features & (1 << feature) != 0 && !(17..=18).contains(feature))
         .map(|feature| {
-            let leaf = std::arch::x86_64::__cpuid_count(13, feature);
+            // SAFETY: every x86-64 processor has CPUID. (Newer compilers know that it is safe.)
+            #[allow(unused_unsafe)]
+            let leaf = unsafe { std::arch::x86_64::__cpuid_count(13, feature) };
             u64::from(leaf.eax) + u64::from(leaf.ebx)
         });
     usize::try_from(ends.max().unwrap_or(0))
@@ -529,36 +531,94 @@ pub fn diverts_syscalls(thread: ThreadId) -> io::Result<bool> {
     check(result).map(|_| configuration[0] != 0)
 }
 
-/// What this thread reported, if anything, without waiting. Only threads traced by the caller (or
-/// children of it) are considered: `wait4` with `__WALL | __WNOTHREAD | WNOHANG`.
+/// What any thread the caller traces has reported, if any, without waiting: `waitid(2)` and
+/// `wait4(2)` with `__WALL | __WNOTHREAD | WNOHANG`. A caller that has children of its own takes
+/// their reports, too: use a thread that has none.
+///
+/// The end of `kept` is reported but not reaped, and so reported again each time: it stays to be
+/// reaped by its parent, which may be another thread of this program.
+///
+/// # Errors
+/// ECHILD if the caller traces nothing.
+pub fn wait_any(kept: ThreadId) -> io::Result<Option<(ThreadId, WaitReport)>> {
+    wait(libc::P_ALL, 0, kept)
+}
+
+/// As [`wait_any`], of one thread only.
 ///
 /// # Errors
 /// ECHILD if the caller does not trace it, or it has been reaped.
-pub fn wait_thread(thread: ThreadId) -> io::Result<Option<WaitReport>> {
-    Ok(wait(thread.0)?.map(|(_, report)| report))
+pub fn wait_thread(thread: ThreadId, kept: ThreadId) -> io::Result<Option<WaitReport>> {
+    let id = libc::id_t::try_from(thread.0).unwrap_or(0);
+    Ok(wait(libc::P_PID, id, kept)?.map(|(_, report)| report))
 }
 
-/// As [`wait_thread`] for every thread the caller traces. A caller that has children of its own
-/// takes their reports, too: use a thread that has none.
-pub fn wait_any() -> io::Result<Option<(ThreadId, WaitReport)>> {
-    wait(-1)
-}
-
-fn wait(number: i32) -> io::Result<Option<(ThreadId, WaitReport)>> {
+fn wait(
+    kind: libc::idtype_t,
+    id: libc::id_t,
+    kept: ThreadId,
+) -> io::Result<Option<(ThreadId, WaitReport)>> {
+    let how = libc::__WALL | libc::__WNOTHREAD | libc::WNOHANG;
+    let look_only = how | libc::WEXITED | libc::WSTOPPED | libc::WNOWAIT;
+    // SAFETY: all bytes zero are a valid `siginfo_t`.
+    let mut seen: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `seen` is a valid place for one `siginfo_t`, and `waitid` writes nothing else.
+    let result = unsafe { libc::waitid(kind, id, &raw mut seen, look_only) };
+    check(libc::c_long::from(result))?;
+    // SAFETY: for `waitid` the kernel fills the SIGCHLD part of the union; if it had nothing to
+    // say, the zeros from above are there.
+    let thread = ThreadId(unsafe { seen.si_pid() });
+    if thread.0 == 0 {
+        return Ok(None);
+    }
+    if thread == kept {
+        // SAFETY: as for `si_pid`.
+        let value = unsafe { seen.si_status() };
+        match seen.si_code {
+            libc::CLD_EXITED => return Ok(Some((thread, WaitReport::Exited { code: value }))),
+            libc::CLD_KILLED | libc::CLD_DUMPED => {
+                return Ok(Some((thread, WaitReport::Killed { signal: value })));
+            }
+            _ => {}
+        }
+    }
     let mut status: libc::c_int = 0;
     // SAFETY: `status` is a valid place for one int, and `waitpid` writes nothing else.
-    let result = unsafe {
-        libc::waitpid(
-            number,
-            &raw mut status,
-            libc::__WALL | libc::__WNOTHREAD | libc::WNOHANG,
-        )
-    };
+    let result = unsafe { libc::waitpid(thread.0, &raw mut status, how) };
     match result {
         -1 => Err(io::Error::last_os_error()),
+        // Another thread of ours took it in between.
         0 => Ok(None),
-        thread => Ok(Some((ThreadId(thread), decode(status)))),
+        _ => Ok(Some((thread, decode(status)))),
     }
+}
+
+/// The ptrace-stop a thread is in, though nothing was (or is any more) reported of it:
+/// PTRACE_GETSIGINFO. Another thread of this program that waits for its own child, which happens to
+/// be traced, takes the report away; this tells what it was.
+///
+/// # Errors
+/// ESRCH if the thread is not in a ptrace-stop.
+pub fn current_stop(thread: ThreadId) -> io::Result<WaitReport> {
+    // SAFETY: all bytes zero are a valid `siginfo_t`.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the request writes one `siginfo_t` to `data`, which points to one that lives until
+    // after the call.
+    let result =
+        unsafe { libc::ptrace(libc::PTRACE_GETSIGINFO, thread.0, 0usize, &raw mut info) };
+    check(result)?;
+    // For events and system call stops the code is the wait status without its lowest byte; the
+    // codes of real signals have nothing in the second byte, or are negative.
+    let event = info.si_code >> 8;
+    if info.si_code == libc::SIGTRAP | 0x80 {
+        return Ok(WaitReport::Syscall);
+    }
+    if info.si_code > 0 && info.si_code < 0x10000 && (1..=0xff).contains(&event) {
+        return Ok(decode(0x7f | (info.si_code << 8)));
+    }
+    Ok(WaitReport::Signal {
+        signal: info.si_signo,
+    })
 }
 
 fn decode(status: libc::c_int) -> WaitReport {

@@ -339,7 +339,9 @@ pub(crate) struct Session {
     /// What lets the thread find back by itself; written before the first call.
     frame: Option<Frame>,
     memory: Arc<File>,
-    /// What the target had where the frame and the bytes are, the oldest first.
+    /// What the target had where the frame is.
+    under_frame: Option<Vec<u8>>,
+    /// What the target had where bytes of ours are, the oldest first.
     overwritten: Vec<(u64, Vec<u8>)>,
     /// The next bytes go below this address, and not below `floor`.
     free_below: u64,
@@ -415,6 +417,7 @@ impl Session {
             },
             frame,
             memory,
+            under_frame: None,
             overwritten: Vec::new(),
             free_below,
             floor: chosen.stack.map_or(0, |stack| stack.start),
@@ -487,8 +490,8 @@ impl Session {
             self.thread,
         ))?;
         if let Some(frame) = &self.frame {
-            let (address, bytes) = (frame.address, frame.bytes.clone());
-            self.overwrite(address, &bytes)?;
+            self.under_frame = Some(self.read(frame.address, frame.bytes.len())?);
+            self.write(frame.address, &frame.bytes)?;
         }
         self.entered = true;
         Ok(())
@@ -588,7 +591,11 @@ impl Session {
         if self.entered {
             self.put_back(pid)?;
         }
-        let mut memory_error = None;
+        // Only now: until here the thread might have needed the frame.
+        let mut memory_error = match (&self.frame, self.under_frame.take()) {
+            (Some(frame), Some(bytes)) => self.write(frame.address, &bytes).err(),
+            _ => None,
+        };
         while !self.overwritten.is_empty() {
             if let Err(error) = self.take_back_bytes() {
                 memory_error = Some(error);

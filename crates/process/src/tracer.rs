@@ -155,6 +155,8 @@ pub(crate) struct Tracees {
     list: Vec<Tracee>,
     group_stop: Option<i32>,
     ending: Option<Ending>,
+    /// How often seizing was denied for no reason that could be seen.
+    denials: u32,
     /// Set while a remote call session holds a thread whose registers are not its own.
     pub(crate) session: Option<crate::remote::Session>,
 }
@@ -166,6 +168,9 @@ pub(crate) enum SessionReport {
     Gone,
     Timeout,
 }
+
+/// Denials that may be due to a change under way.
+const DENIALS_MAX: u32 = 20;
 
 const SEIZE_OPTIONS: Options = Options {
     trace_clone: true,
@@ -181,6 +186,7 @@ impl Tracees {
             list: Vec::with_capacity(64),
             group_stop: None,
             ending: None,
+            denials: 0,
             session: None,
         }
     }
@@ -194,7 +200,7 @@ impl Tracees {
         self.group_stop
     }
 
-    /// The threads that are stopped, in the order the kernel lists them.
+    /// The threads that are stopped, the first one first.
     pub(crate) fn stopped(&self) -> Vec<ThreadId> {
         self.list
             .iter()
@@ -223,7 +229,6 @@ impl Tracees {
             Some(tracee) if tracee.now == Now::Stopped => {}
             _ => return Err(StopFailure::FirstThreadEnded),
         }
-        // Leaving no room for a pid that was given to another process: order as the kernel lists.
         self.list
             .sort_by_key(|tracee| (tracee.thread != first, tracee.thread));
         Ok(())
@@ -290,6 +295,13 @@ impl Tracees {
                 Ok(false)
             }
             None if stat.has_ended() => Ok(false),
+            // A first thread that has ended gives its number to one that runs another program:
+            // denied before, and alive by the time we look.
+            None if self.denials < DENIALS_MAX => {
+                self.denials += 1;
+                sleep(Duration::from_micros(100));
+                Ok(true)
+            }
             None => Err(StopFailure::NotPermitted { thread }),
         }
     }
@@ -297,7 +309,7 @@ impl Tracees {
     fn wait_until_all_stopped(&mut self, deadline: Instant) -> Result<(), StopFailure> {
         let mut pause = Pause::new();
         while self.list.iter().any(|tracee| tracee.now == Now::Running) {
-            match ptrace::wait_any() {
+            match ptrace::wait_any(ThreadId::new(self.pid)) {
                 Ok(Some((thread, report))) => {
                     self.handle_report(thread, report)?;
                     pause = Pause::new();
@@ -313,6 +325,7 @@ impl Tracees {
             }
             if pause.is_long() {
                 self.find_ended_first_thread();
+                self.find_stolen_reports()?;
             }
             pause.wait();
         }
@@ -391,6 +404,34 @@ impl Tracees {
         }
     }
 
+    /// A thread of this program that waits for a child of its own takes the child's reports even if
+    /// it is traced by another thread. What was reported can still be seen.
+    fn find_stolen_reports(&mut self) -> Result<(), StopFailure> {
+        let running: Vec<ThreadId> = self
+            .list
+            .iter()
+            .filter(|tracee| tracee.now == Now::Running)
+            .map(|tracee| tracee.thread)
+            .collect();
+        for thread in running {
+            if let Some(report) = self.stolen_report(thread) {
+                self.handle_report(thread, report)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What the thread stopped for, unless that is still to be reported in the ordinary way. A
+    /// thread that is seen in a stop has its report ready, so the order of the questions matters.
+    fn stolen_report(&self, thread: ThreadId) -> Option<WaitReport> {
+        let report = ptrace::current_stop(thread).ok()?;
+        match ptrace::wait_thread(thread, ThreadId::new(self.pid)) {
+            Ok(Some(ordinary)) => Some(ordinary),
+            Ok(None) => Some(report),
+            Err(_) => None,
+        }
+    }
+
     fn first_running(&self) -> Option<ThreadId> {
         self.list
             .iter()
@@ -403,7 +444,7 @@ impl Tracees {
     pub(crate) fn wait_in_session(&mut self, thread: ThreadId, deadline: Instant) -> SessionReport {
         let mut pause = Pause::new();
         loop {
-            match ptrace::wait_any() {
+            match ptrace::wait_any(ThreadId::new(self.pid)) {
                 Ok(Some((reporter, report))) => {
                     let ended = matches!(
                         report,
@@ -425,6 +466,11 @@ impl Tracees {
                 Ok(None) => {}
                 Err(_) => return SessionReport::Gone,
             }
+            if pause.is_long()
+                && let Some(report) = self.stolen_report(thread)
+            {
+                return SessionReport::Report(report);
+            }
             if Instant::now() >= deadline {
                 return SessionReport::Timeout;
             }
@@ -440,12 +486,16 @@ impl Tracees {
 
     /// Takes note of threads that were killed while all were stopped.
     pub(crate) fn reap(&mut self) {
-        while let Ok(Some((thread, report))) = ptrace::wait_any() {
+        while let Ok(Some((thread, report))) = ptrace::wait_any(ThreadId::new(self.pid)) {
             if matches!(
                 report,
                 WaitReport::Exited { .. } | WaitReport::Killed { .. }
             ) {
                 self.remove(thread, report);
+            }
+            if thread.get() == self.pid {
+                // Its end is not reaped here, so it would be reported again and again.
+                break;
             }
         }
     }
@@ -461,10 +511,13 @@ impl Tracees {
         }
         // A newborn that has not reported, or a thread that has just stopped, can be let go in
         // the proper way, too.
-        while let Ok(Some((thread, report))) = ptrace::wait_any() {
+        while let Ok(Some((thread, report))) = ptrace::wait_any(ThreadId::new(self.pid)) {
             match report {
                 WaitReport::Exited { .. } | WaitReport::Killed { .. } => {
-                    self.remove(thread, report)
+                    self.remove(thread, report);
+                    if thread.get() == self.pid {
+                        break;
+                    }
                 }
                 WaitReport::Signal { signal } => {
                     if go_on_to_stop(thread, signal).is_err() {
@@ -485,7 +538,7 @@ impl Tracees {
                 Now::Stopped => {
                     if ptrace::detach(tracee.thread).is_err() {
                         // Killed while stopped. Reap it, or its process cannot end.
-                        ptrace::wait_thread(tracee.thread).ok();
+                        ptrace::wait_thread(tracee.thread, ThreadId::new(self.pid)).ok();
                         all = false;
                     }
                 }

@@ -83,7 +83,6 @@ int main(int argc, char **argv) {
     else if (!strcmp(kind, "semop")) {
         struct sembuf down = {0, -1, 0};
         result = semop(semaphore, &down, 1);
-        semctl(semaphore, 0, IPC_RMID);
     }
     else if (!strcmp(kind, "sigtimedwait")) {
         struct timespec limit = {30, 0};

@@ -1,0 +1,261 @@
+//! A live process put back to a snapshot: its layout, its memory, its registers. What the kernel keeps
+//! for it (open files and their positions, sockets, pids) is not touched.
+//!
+//! Everything that can be known to fail is found before anything is changed: which threads there are,
+//! which mappings would have to be made and cannot be, and whether every page that will be needed can
+//! be read from the store. Only pages that differ are written: those the tracker reports as written
+//! since the last snapshot and those the chain says changed between that one and the wanted one, or,
+//! without tracking, all pages whose hash is not the wanted one.
+
+mod contents;
+mod shape;
+
+use crate::checkpointer::{MEMORY_SPACE, PROCESS_ATTACHMENT};
+use crate::mark::Phase;
+use crate::tracking::{Tracking, TrackingError};
+use contents::Contents;
+use pagetide_kernel::maps::{self, MapsError};
+use pagetide_kernel::memory::{MemoryError, ProcessMemory};
+use pagetide_kernel::pagemap_scan::{OpenPagemapError, Pagemap, ScanError};
+use pagetide_pages::{PageCount, PageSet};
+use pagetide_process::{
+    ProcessState, RefusalError, RemoteCallError, ResumeError, StateDecodeError, StopError,
+    StopOptions, StoppedProcess, ThreadId, ThreadStateError, examine,
+};
+use pagetide_snapshot::{ReadError, SnapshotId, Store, View};
+use shape::Shape;
+use std::time::{Duration, Instant};
+
+/// Why a process was not put back.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RollbackError {
+    /// The process cannot be handled.
+    #[error(transparent)]
+    Refused(#[from] RefusalError),
+    /// The snapshot is not one of a process.
+    #[error("snapshot {id} holds no process")]
+    NotAProcess {
+        /// Its id.
+        id: SnapshotId,
+    },
+    /// The snapshot is of another process.
+    #[error("snapshot {id} is of another process: of {was} ({comm}), and not of this {pid}")]
+    AnotherProcess {
+        /// The snapshot.
+        id: SnapshotId,
+        /// The process it is of.
+        was: i32,
+        /// Its name.
+        comm: String,
+        /// The process that was to be put back.
+        pid: i32,
+    },
+    /// Threads have come or gone since.
+    #[error("the threads of process {pid} are not those of snapshot {id}: {born} came and {gone} went since")]
+    Threads {
+        /// The process.
+        pid: i32,
+        /// The snapshot.
+        id: SnapshotId,
+        /// Threads that are there now and were not then.
+        born: usize,
+        /// Threads that were there then and are not now.
+        gone: usize,
+    },
+    /// A mapping is needed that cannot be made again.
+    #[error("{start:#x}-{end:#x} {name}: {reason}")]
+    Mapping {
+        /// First address.
+        start: u64,
+        /// Address past the last byte.
+        end: u64,
+        /// The name of the mapping.
+        name: String,
+        /// Why not, for people.
+        reason: &'static str,
+    },
+    /// The state in the snapshot cannot be read.
+    #[error("the process state in the snapshot")]
+    State(#[from] StateDecodeError),
+    /// The store cannot be read.
+    #[error(transparent)]
+    Store(#[from] ReadError),
+    /// The process could not be stopped.
+    #[error(transparent)]
+    Stop(#[from] StopError),
+    /// The tracking of the process.
+    #[error(transparent)]
+    Tracking(#[from] TrackingError),
+    /// The mappings could not be read.
+    #[error(transparent)]
+    Maps(#[from] MapsError),
+    /// The page tables could not be read.
+    #[error(transparent)]
+    Scan(#[from] ScanError),
+    /// The pagemap could not be opened.
+    #[error(transparent)]
+    OpenPagemap(#[from] OpenPagemapError),
+    /// Memory could not be read.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// Registers could not be read or set.
+    #[error(transparent)]
+    Threading(#[from] ThreadStateError),
+    /// The process could not be let go.
+    #[error(transparent)]
+    Resume(#[from] ResumeError),
+    /// A system call inside the process failed before anything was changed.
+    #[error("a system call inside process {pid}")]
+    Remote {
+        /// The process.
+        pid: i32,
+        /// What went wrong.
+        #[source]
+        source: RemoteCallError,
+    },
+    /// Something failed when part of the process was put back already. It is left stopped (SIGSTOP),
+    /// because it is neither what it was nor what it should be.
+    #[error("process {pid} is only partly put back, and was left stopped")]
+    Partly {
+        /// The process.
+        pid: i32,
+        /// What went wrong.
+        #[source]
+        source: Box<RollbackError>,
+    },
+}
+
+impl RollbackError {
+    /// True if the process or the snapshot cannot be handled, as opposed to something that failed.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            RollbackError::Refused(RefusalError::Proc { .. }) => false,
+            RollbackError::Refused(_)
+            | RollbackError::NotAProcess { .. }
+            | RollbackError::AnotherProcess { .. }
+            | RollbackError::Threads { .. }
+            | RollbackError::Mapping { .. } => true,
+            _ => false,
+        }
+    }
+}
+
+/// What a rollback did.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct RolledBack {
+    /// Pages that were written.
+    pub restored_pages: PageCount,
+    /// Pages that were read to see whether they differ.
+    pub compared_pages: PageCount,
+    /// How long the process did not run.
+    pub stop: Duration,
+}
+
+/// Puts process `pid` back to `view`, a snapshot in `store`.
+pub fn roll_back(
+    pid: i32,
+    store: &Store,
+    view: &View,
+    options: StopOptions,
+) -> Result<RolledBack, RollbackError> {
+    let identity = examine(pid)?.identity;
+    let id = view.id();
+    let space = view
+        .space_index(MEMORY_SPACE)
+        .ok_or(RollbackError::NotAProcess { id })?;
+    let state = view
+        .attachment(PROCESS_ATTACHMENT)
+        .ok_or(RollbackError::NotAProcess { id })?;
+    let state = ProcessState::from_bytes(state)?;
+    if state.outside.identity != identity {
+        return Err(RollbackError::AnotherProcess {
+            id,
+            was: state.outside.identity.pid,
+            comm: state.outside.comm,
+            pid,
+        });
+    }
+    let changed = changed_since_tracking(&identity, store, view)?;
+    let memory = ProcessMemory::open(pid)?;
+    let pagemap = Pagemap::of_process(pid)?;
+
+    let started = Instant::now();
+    let mut stopped = StoppedProcess::stop(&identity, options)?;
+    same_threads(pid, id, stopped.threads(), &state)?;
+    let mappings = maps::mappings(pid)?;
+    let regions = &view.spaces()[space].regions;
+    let shape = Shape::plan(&mappings, regions)?;
+    shape.check_files(pid)?;
+    let contents = Contents::plan(
+        view,
+        space,
+        &memory,
+        &pagemap,
+        &mappings,
+        &shape,
+        changed.as_ref(),
+    )?;
+
+    // From here on the process is being changed.
+    let brk = state.outside.layout.start_brk;
+    let put_back = shape
+        .apply(pid, &mut stopped, brk)
+        .and_then(|()| contents.apply(pid, &mut stopped, view, space, &memory))
+        .and_then(|()| Ok(stopped.set_thread_states(&state.threads)?));
+    if let Err(source) = put_back {
+        if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::STOP);
+        }
+        return Err(RollbackError::Partly {
+            pid,
+            source: Box::new(source),
+        });
+    }
+    stopped.resume()?;
+    Ok(RolledBack {
+        restored_pages: contents.restored(),
+        compared_pages: contents.compared(),
+        stop: started.elapsed(),
+    })
+}
+
+/// The pages that differ between the snapshot that tracking counts from and `view`; `None` if nothing
+/// is tracked, or not for this chain.
+fn changed_since_tracking(
+    identity: &pagetide_process::ProcessIdentity,
+    store: &Store,
+    view: &View,
+) -> Result<Option<PageSet>, RollbackError> {
+    let tracking = match Tracking::find(identity, store.id()) {
+        // Tracked for another store: its bits count from a snapshot not known here.
+        Err(TrackingError::OwnedByAnother { .. }) => None,
+        other => other?,
+    };
+    let phase = tracking.and_then(|tracking| Some(tracking.mark?.content().phase));
+    let Some(Phase::Committed(id, hash)) = phase else {
+        return Ok(None);
+    };
+    let base = store.view(id).ok().filter(|base| base.info().content_hash == hash);
+    Ok(base.map(|base| store.changed(&base, view, MEMORY_SPACE)))
+}
+
+fn same_threads(
+    pid: i32,
+    id: SnapshotId,
+    now: &[ThreadId],
+    state: &ProcessState,
+) -> Result<(), RollbackError> {
+    let born = now.iter().filter(|now| !state.threads.iter().any(|then| then.thread == **now));
+    let gone = state.threads.iter().filter(|then| !now.contains(&then.thread));
+    match (born.count(), gone.count()) {
+        (0, 0) => Ok(()),
+        (born, gone) => Err(RollbackError::Threads {
+            pid,
+            id,
+            born,
+            gone,
+        }),
+    }
+}

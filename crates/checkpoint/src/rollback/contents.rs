@@ -1,0 +1,300 @@
+//! The memory part of a rollback: which pages differ, what they have to become, and writing them.
+
+use super::RollbackError;
+use super::shape::Shape;
+use crate::capture::SIZE;
+use crate::layout::{self, Watch};
+use pagetide_kernel::maps::Mapping;
+use pagetide_kernel::memory::ProcessMemory;
+use pagetide_kernel::pagemap_scan::{Categories, Pagemap, ScanRequest, ScannedRange};
+use pagetide_pages::{PageCount, PageRange, PageSet};
+use pagetide_process::StoppedProcess;
+use pagetide_snapshot::{
+    Backing, Capture, PageContent, PageHash, PageState, ReadError, Region, Sharing, View,
+};
+
+/// Pages compared at once.
+const COMPARE_AT_ONCE: PageCount = PageCount(64);
+/// Zero ranges of private anonymous memory from this length on are dropped rather than written.
+const DROP_FROM: PageCount = PageCount(16);
+/// As much as is read from the store before the first change; what is more is read twice, first to see
+/// that it can be read.
+const HELD_BYTES: usize = 512 << 20;
+
+const MADV_GUARD_INSTALL: u64 = 102;
+const MADV_GUARD_REMOVE: u64 = 103;
+
+/// The pages that have to change.
+#[derive(Default)]
+pub(super) struct Contents {
+    data: PageSet,
+    zero: PageSet,
+    /// Of the zero pages, those that can be dropped from memory.
+    droppable: PageSet,
+    guard: PageSet,
+    /// Guard pages now that must become ordinary again.
+    unguard: PageSet,
+    held: Vec<(PageRange, Vec<u8>)>,
+    compared: PageCount,
+}
+
+impl Contents {
+    /// Finds the pages that differ, and reads from the store what they have to become. `changed` are the
+    /// pages the chain says may differ, if the tracker's bits are to be relied on; else all are compared.
+    pub fn plan(
+        view: &View,
+        space: usize,
+        memory: &ProcessMemory,
+        pagemap: &Pagemap,
+        mappings: &[Mapping],
+        shape: &Shape,
+        changed: Option<&PageSet>,
+    ) -> Result<Contents, RollbackError> {
+        let mut contents = Contents::default();
+        let regions = &view.spaces()[space].regions;
+        let held = |region: &&Region| region.capture == Capture::Captured;
+        let captured: PageSet = regions.iter().filter(held).map(|r| r.pages).collect();
+        let anonymous: PageSet = regions
+            .iter()
+            .filter(|r| r.backing == Backing::Anonymous && r.sharing == Sharing::Private)
+            .map(|r| r.pages)
+            .collect();
+        let suspects = match changed {
+            None => captured,
+            Some(changed) => {
+                let trusted: PageSet = mappings
+                    .iter()
+                    .filter(|mapping| layout::watch(mapping) == Watch::Track)
+                    .map(Mapping::pages)
+                    .collect();
+                let doubtful = doubtful(pagemap, &trusted)?;
+                let suspects = doubtful.union(changed).union(&captured.subtract(&trusted));
+                suspects.intersect(&captured)
+            }
+        };
+        let fresh = shape.new_pages();
+        let mut scratch = vec![0; SIZE.bytes_of(COMPARE_AT_ONCE) as usize];
+        for &range in suspects.ranges() {
+            for (pages, state) in view.runs(space, range) {
+                contents.sort(view, space, memory, pagemap, pages, state, &fresh, &mut scratch)?;
+            }
+        }
+        contents.droppable = contents.zero.intersect(&anonymous);
+        contents.refuse_shared_files(regions)?;
+        contents.read_ahead(view, space)?;
+        Ok(contents)
+    }
+
+    /// Sorts the pages of one run by what has to be done with them.
+    #[allow(clippy::too_many_arguments)]
+    fn sort(
+        &mut self,
+        view: &View,
+        space: usize,
+        memory: &ProcessMemory,
+        pagemap: &Pagemap,
+        pages: PageRange,
+        state: PageState,
+        fresh: &PageSet,
+        scratch: &mut [u8],
+    ) -> Result<(), RollbackError> {
+        let guards = guards(pagemap, pages)?;
+        match state {
+            PageState::Unbacked => return Ok(()),
+            PageState::Guard => {
+                let wanted = PageSet::from(pages).subtract(&guards);
+                self.guard.extend(wanted.ranges().iter().copied());
+                return Ok(());
+            }
+            PageState::Data | PageState::Zero => {}
+        }
+        self.unguard.extend(guards.ranges().iter().copied());
+        // What is not mapped yet has to be written unless it is zero, and so has what was a guard.
+        let mut differing = guards.union(&fresh.within(pages));
+        let mut readable = PageSet::from(pages).subtract(&differing);
+        if state == PageState::Zero {
+            // What holds nothing is zero already, and reading it would make it hold something.
+            readable = holding(pagemap, &readable)?;
+            differing = PageSet::new();
+        }
+        for piece in readable.ranges().iter().flat_map(|r| r.pieces(COMPARE_AT_ONCE)) {
+            let bytes = &mut scratch[..SIZE.bytes_of(piece.count()) as usize];
+            let unreadable = memory.read_pages(SIZE, &[piece], bytes)?;
+            self.compared += piece.count();
+            differing.extend(unreadable);
+            for (page, bytes) in piece.pages().zip(bytes.chunks_exact(SIZE.len())) {
+                if view.page_hash(space, page) != Some(PageHash::of(bytes)) {
+                    differing.insert(PageRange::single(page));
+                }
+            }
+        }
+        let set = match state {
+            PageState::Zero => &mut self.zero,
+            _ => &mut self.data,
+        };
+        set.extend(differing.ranges().iter().copied());
+        Ok(())
+    }
+
+    /// A file that is mapped shared is not the process's memory alone: putting it back would write to
+    /// the file.
+    fn refuse_shared_files(&self, regions: &[Region]) -> Result<(), RollbackError> {
+        let differing = self.data.union(&self.zero);
+        let shared_file = |region: &&Region| {
+            region.sharing == Sharing::Shared && matches!(region.backing, Backing::File { .. })
+        };
+        for region in regions.iter().filter(shared_file) {
+            if !differing.within(region.pages).is_empty() {
+                let (start, end) = SIZE.span_of(region.pages);
+                return Err(RollbackError::Mapping {
+                    start,
+                    end,
+                    name: region.name.clone(),
+                    reason: "a file mapped shared has changed since, and is not put back",
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the wanted bytes, so that nothing is changed if the store cannot give them.
+    fn read_ahead(&mut self, view: &View, space: usize) -> Result<(), RollbackError> {
+        let mut held_bytes = 0;
+        for &range in self.data.ranges() {
+            let held = &mut self.held;
+            view.read(space, range, |pages, content| {
+                if let PageContent::Bytes(bytes) = content
+                    && held_bytes + bytes.len() <= HELD_BYTES
+                {
+                    held_bytes += bytes.len();
+                    held.push((pages, bytes.to_vec()));
+                }
+                Ok::<(), ReadError>(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Writes the pages.
+    pub fn apply(
+        &self,
+        pid: i32,
+        stopped: &mut StoppedProcess,
+        view: &View,
+        space: usize,
+        memory: &ProcessMemory,
+    ) -> Result<(), RollbackError> {
+        let long = |range: &&PageRange| range.count() >= DROP_FROM;
+        let dropped: PageSet = self.droppable.ranges().iter().filter(long).copied().collect();
+        let dontneed = nix::libc::MADV_DONTNEED.unsigned_abs().into();
+        let advice = [
+            (&self.unguard, MADV_GUARD_REMOVE),
+            (&dropped, dontneed),
+            (&self.guard, MADV_GUARD_INSTALL),
+        ];
+        if advice.iter().any(|(pages, _)| !pages.is_empty()) {
+            let remote = |source| RollbackError::Remote { pid, source };
+            let mut calls = stopped.remote_calls().map_err(remote)?;
+            let advised = advice.iter().try_for_each(|(pages, advice)| {
+                pages.ranges().iter().try_for_each(|range| {
+                    let (start, end) = SIZE.span_of(*range);
+                    let arguments = [start, end - start, *advice, 0, 0, 0];
+                    calls.call(nix::libc::SYS_madvise, arguments).map(drop)
+                })
+            });
+            advised.and(calls.finish()).map_err(remote)?;
+        }
+        let zeros = vec![0; SIZE.bytes_of(COMPARE_AT_ONCE) as usize];
+        let written = self.zero.subtract(&dropped);
+        for piece in written.ranges().iter().flat_map(|r| r.pieces(COMPARE_AT_ONCE)) {
+            let bytes = &zeros[..SIZE.bytes_of(piece.count()) as usize];
+            memory.write(SIZE.address_of(piece.start()), bytes)?;
+        }
+        let mut held = PageSet::new();
+        for (pages, bytes) in &self.held {
+            memory.write(SIZE.address_of(pages.start()), bytes)?;
+            held.insert(*pages);
+        }
+        for &range in self.data.subtract(&held).ranges() {
+            view.read(space, range, |pages, content| {
+                if let PageContent::Bytes(bytes) = content {
+                    memory.write(SIZE.address_of(pages.start()), bytes)?;
+                }
+                Ok::<(), RollbackError>(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// How many pages are written.
+    pub fn restored(&self) -> PageCount {
+        self.data.count() + self.zero.count() + self.guard.count()
+    }
+
+    /// How many pages were read.
+    pub fn compared(&self) -> PageCount {
+        self.compared
+    }
+}
+
+fn scan(
+    pagemap: &Pagemap,
+    request: ScanRequest,
+    found: &mut PageSet,
+) -> Result<(), RollbackError> {
+    let mut vector = vec![ScannedRange::EMPTY; 512];
+    pagemap.scan(&request, &mut vector, |range| {
+        found.insert(SIZE.covering(range.start(), range.end()));
+    })?;
+    Ok(())
+}
+
+/// The pages of `trusted` that were written since the last harvest, or that no tracker watches.
+fn doubtful(pagemap: &Pagemap, trusted: &PageSet) -> Result<PageSet, RollbackError> {
+    let mut found = PageSet::new();
+    for &range in trusted.ranges() {
+        let (start, end) = SIZE.span_of(range);
+        let over = ScanRequest::over(start, end);
+        let written = ScanRequest {
+            all_of: Categories::WRITTEN,
+            returned: Categories::WRITTEN,
+            ..over
+        };
+        let unwatched = ScanRequest {
+            inverted: Categories::WP_ALLOWED,
+            all_of: Categories::WP_ALLOWED,
+            ..over
+        };
+        scan(pagemap, written, &mut found)?;
+        scan(pagemap, unwatched, &mut found)?;
+    }
+    Ok(found)
+}
+
+/// The guard pages among `pages`; none where the kernel knows none.
+fn guards(pagemap: &Pagemap, pages: PageRange) -> Result<PageSet, RollbackError> {
+    let (start, end) = SIZE.span_of(pages);
+    let request = ScanRequest {
+        any_of: Categories::GUARD,
+        ..ScanRequest::over(start, end)
+    };
+    let mut found = PageSet::new();
+    match scan(pagemap, request, &mut found) {
+        Err(_) => Ok(PageSet::new()),
+        Ok(()) => Ok(found),
+    }
+}
+
+/// The pages among `pages` that may hold something.
+fn holding(pagemap: &Pagemap, pages: &PageSet) -> Result<PageSet, RollbackError> {
+    let mut found = PageSet::new();
+    for &range in pages.ranges() {
+        let (start, end) = SIZE.span_of(range);
+        let request = ScanRequest {
+            any_of: Categories::PRESENT | Categories::SWAPPED,
+            ..ScanRequest::over(start, end)
+        };
+        scan(pagemap, request, &mut found)?;
+    }
+    Ok(found)
+}

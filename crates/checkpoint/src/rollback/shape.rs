@@ -1,0 +1,246 @@
+//! The layout part of a rollback: which address ranges must be unmapped, mapped, or protected otherwise.
+
+use super::RollbackError;
+use crate::layout;
+use pagetide_kernel::maps::{Mapping, MappingName};
+use pagetide_pages::{PageRange, PageSet, PageSize};
+use pagetide_process::{RemoteCallError, RemoteCalls, StoppedProcess};
+use pagetide_snapshot::{Backing, Region, Sharing};
+use rustix::mm::{MapFlags, ProtFlags};
+use std::os::unix::ffi::OsStrExt;
+
+const SIZE: PageSize = PageSize::KIB_4;
+
+/// What has to be done to the layout.
+#[derive(Default)]
+pub(super) struct Shape {
+    /// Mapped now, not part of the snapshot.
+    unmap: Vec<PageRange>,
+    /// Part of the snapshot, not mapped now or mapped otherwise.
+    map: Vec<Missing>,
+    /// Mapped as it should be, with another protection.
+    protect: Vec<(PageRange, ProtFlags)>,
+    /// Where the heap ends in the snapshot, if it ends elsewhere now.
+    heap_end: Option<u64>,
+    heap_now: bool,
+}
+
+struct Missing {
+    pages: PageRange,
+    protection: ProtFlags,
+    name: String,
+    /// Path, device, inode and offset of the file behind it.
+    file: Option<(Vec<u8>, u64, u64, u64)>,
+}
+
+fn protection(region: &Region) -> ProtFlags {
+    let flag = |on, flag| if on { flag } else { ProtFlags::empty() };
+    flag(region.protection.read, ProtFlags::READ)
+        | flag(region.protection.write, ProtFlags::WRITE)
+        | flag(region.protection.execute, ProtFlags::EXEC)
+}
+
+fn is_heap(region: &Region) -> bool {
+    region.name == "[heap]"
+}
+
+/// True if the same thing stands behind both, at the addresses they share.
+fn same_backing(mapping: &Mapping, region: &Region) -> bool {
+    let (start, _) = SIZE.span_of(region.pages);
+    let shared = region.sharing == Sharing::Shared;
+    let same_place = |offset: u64, device: u64, inode: u64| {
+        mapping.inode == inode
+            && layout::device_number(mapping) == device
+            && mapping.offset_bytes.wrapping_sub(mapping.start) == offset.wrapping_sub(start)
+    };
+    mapping.shared == shared
+        && match region.backing {
+            Backing::Anonymous => !mapping.has_file(),
+            Backing::File { offset_bytes, device, inode, .. }
+            | Backing::SharedMemory { offset_bytes, device, inode, .. } => {
+                same_place(offset_bytes, device, inode)
+            }
+            Backing::Kernel => true,
+        }
+}
+
+impl Shape {
+    /// Compares the mappings of now with the regions of the snapshot. Refuses what cannot be made again.
+    pub fn plan(mappings: &[Mapping], regions: &[Region]) -> Result<Shape, RollbackError> {
+        let of_kernel = |mapping: &Mapping| {
+            matches!(mapping.name, MappingName::KernelData(_) | MappingName::Vdso)
+        };
+        let mut shape = Shape {
+            heap_now: mappings.iter().any(|mapping| mapping.name == MappingName::Heap),
+            ..Shape::default()
+        };
+        let now: PageSet = mappings
+            .iter()
+            .filter(|mapping| !of_kernel(mapping))
+            .map(Mapping::pages)
+            .collect();
+        let regions = || regions.iter().filter(|region| region.backing != Backing::Kernel);
+        let wanted: PageSet = regions().map(|region| region.pages).collect();
+        shape.unmap.extend_from_slice(now.subtract(&wanted).ranges());
+
+        let heap_end_now = mappings.iter().filter(|m| m.name == MappingName::Heap).map(|m| m.end);
+        let heap_end = regions().filter(|r| is_heap(r)).map(|r| SIZE.span_of(r.pages).1);
+        let (heap_end_now, heap_end) = (heap_end_now.max(), heap_end.max());
+        if heap_end != heap_end_now {
+            shape.heap_end = Some(heap_end.unwrap_or(0));
+        }
+        for region in regions() {
+            let first = mappings.partition_point(|m| m.pages().end() <= region.pages.start());
+            let mut covered = PageSet::new();
+            for mapping in &mappings[first..] {
+                let Some(common) = mapping.pages().intersection(region.pages) else {
+                    break;
+                };
+                if !same_backing(mapping, region) {
+                    continue;
+                }
+                covered.insert(common);
+                let same = (mapping.read, mapping.write, mapping.execute)
+                    == (
+                        region.protection.read,
+                        region.protection.write,
+                        region.protection.execute,
+                    );
+                if !same {
+                    shape.protect.push((common, protection(region)));
+                }
+            }
+            for &pages in PageSet::from(region.pages).subtract(&covered).ranges() {
+                shape.map.push(missing(region, pages)?);
+            }
+        }
+        Ok(shape)
+    }
+
+    /// True if nothing has to be done.
+    pub fn new_pages(&self) -> PageSet {
+        self.map.iter().map(|missing| missing.pages).collect()
+    }
+
+    /// Whether the files that have to be mapped again are still those they were.
+    pub fn check_files(&self, pid: i32) -> Result<(), RollbackError> {
+        for missing in &self.map {
+            let Some((path, device, inode, _)) = &missing.file else {
+                continue;
+            };
+            let path = std::path::Path::new(std::ffi::OsStr::from_bytes(path));
+            let inside = path.strip_prefix("/").unwrap_or(path);
+            let path = std::path::PathBuf::from(format!("/proc/{pid}/root")).join(inside);
+            let same = rustix::fs::stat(&path)
+                .is_ok_and(|stat| (stat.st_dev, stat.st_ino) == (*device, *inode));
+            if !same {
+                return Err(missing.refusal("the file it maps is no longer there"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Does it. What adds comes before what takes away.
+    pub fn apply(
+        &self,
+        pid: i32,
+        stopped: &mut StoppedProcess,
+        start_brk: u64,
+    ) -> Result<(), RollbackError> {
+        let nothing = self.unmap.is_empty() && self.map.is_empty() && self.protect.is_empty();
+        if nothing && self.heap_end.is_none() {
+            return Ok(());
+        }
+        let remote = |source| RollbackError::Remote { pid, source };
+        let mut calls = stopped.remote_calls().map_err(remote)?;
+        let done = self.apply_in(&mut calls, start_brk);
+        done.and(calls.finish()).map_err(remote)
+    }
+
+    fn apply_in(
+        &self,
+        calls: &mut RemoteCalls<'_>,
+        start_brk: u64,
+    ) -> Result<(), RemoteCallError> {
+        if let Some(end) = self.heap_end {
+            let end = if end == 0 { start_brk } else { end };
+            calls.call(nix::libc::SYS_brk, [end, 0, 0, 0, 0, 0])?;
+        }
+        for missing in &self.map {
+            missing.map(calls)?;
+        }
+        for &range in &self.unmap {
+            let (start, end) = SIZE.span_of(range);
+            calls.call(nix::libc::SYS_munmap, [start, end - start, 0, 0, 0, 0])?;
+        }
+        for &(range, protection) in &self.protect {
+            let (start, end) = SIZE.span_of(range);
+            let protection = u64::from(protection.bits());
+            calls.call(
+                nix::libc::SYS_mprotect,
+                [start, end - start, protection, 0, 0, 0],
+            )?;
+        }
+        Ok(())
+    }
+}
+
+fn missing(region: &Region, pages: PageRange) -> Result<Missing, RollbackError> {
+    let (region_start, _) = SIZE.span_of(region.pages);
+    let (start, _) = SIZE.span_of(pages);
+    let mut missing = Missing {
+        pages,
+        protection: protection(region),
+        name: region.name.clone(),
+        file: None,
+    };
+    if region.sharing == Sharing::Shared {
+        return Err(missing.refusal("shared memory that is no longer mapped cannot be mapped again"));
+    }
+    if region.advice.iter().any(|advice| advice == "hugetlb") {
+        return Err(missing.refusal("huge pages that are no longer mapped cannot be mapped again"));
+    }
+    if let Backing::File { path, offset_bytes, device, inode, .. } = &region.backing {
+        let offset = offset_bytes + (start - region_start);
+        missing.file = Some((path.clone(), *device, *inode, offset));
+    }
+    Ok(missing)
+}
+
+impl Missing {
+    fn refusal(&self, reason: &'static str) -> RollbackError {
+        let (start, end) = SIZE.span_of(self.pages);
+        RollbackError::Mapping {
+            start,
+            end,
+            name: self.name.clone(),
+            reason,
+        }
+    }
+
+    fn map(&self, calls: &mut RemoteCalls<'_>) -> Result<(), RemoteCallError> {
+        let (start, end) = SIZE.span_of(self.pages);
+        let protection = u64::from(self.protection.bits());
+        let place = |flags: MapFlags| u64::from((flags | MapFlags::FIXED | MapFlags::PRIVATE).bits());
+        let Some((path, _, _, offset)) = &self.file else {
+            let flags = place(MapFlags::from_bits_retain(nix::libc::MAP_ANONYMOUS.cast_unsigned()));
+            let arguments = [start, end - start, protection, flags, u64::MAX, 0];
+            return calls.call(nix::libc::SYS_mmap, arguments).map(drop);
+        };
+        let mut path = path.clone();
+        path.push(0);
+        let at_cwd = i64::from(nix::libc::AT_FDCWD).cast_unsigned();
+        let flags = (nix::libc::O_RDONLY | nix::libc::O_CLOEXEC).cast_unsigned();
+        let file = calls.with_bytes(&path, |calls, path| {
+            let arguments = [at_cwd, path, u64::from(flags), 0, 0, 0];
+            calls.call(nix::libc::SYS_openat, arguments)
+        })?;
+        let flags = place(MapFlags::empty());
+        let mapped = calls.call(
+            nix::libc::SYS_mmap,
+            [start, end - start, protection, flags, file, *offset],
+        );
+        let closed = calls.call(nix::libc::SYS_close, [file, 0, 0, 0, 0, 0]);
+        mapped.and(closed).map(drop)
+    }
+}

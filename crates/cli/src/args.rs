@@ -1,0 +1,282 @@
+//! What the user may say. Parsing touches nothing: no file, no process.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Incremental checkpoints of live processes: full once, then only what was written.
+#[derive(Debug, Parser)]
+#[command(
+    name = "pagetide",
+    version,
+    max_term_width = 100,
+    after_help = "Exit status: 0 done; 1 failed; 2 wrong usage; 3 refused (the process or the store \
+                  cannot be handled); 130 and 143 after SIGINT and SIGTERM."
+)]
+pub struct Arguments {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show what this kernel and user allow, and which backend would be used
+    Probe(Probe),
+    /// Take snapshots of a running process: the first full, later ones deltas
+    Checkpoint(Checkpoint),
+    /// Start a command under checkpoints and exit with its status
+    Run(Run),
+    /// List the snapshots of a store, newest last
+    Log(StoreOnly),
+    /// Show the spaces, regions and attachments of one snapshot
+    Show(StoreAt),
+    /// Show which regions and pages differ between two snapshots
+    Diff(Diff),
+    /// Check every byte of every snapshot
+    Verify(StoreOnly),
+    /// Write a snapshot out as plain files or as an ELF core
+    Export(Export),
+    /// Put the memory and registers of a live process back to a snapshot
+    Rollback(Rollback),
+    /// Remove what pagetide left in a process
+    Detach(Detach),
+    /// Print a completion script for a shell
+    Completions(Completions),
+    /// Print the manual page
+    Man,
+}
+
+/// Options of `probe`.
+#[derive(Debug, Args)]
+pub struct Probe {
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How snapshots are taken: shared by `checkpoint` and `run`.
+#[derive(Debug, Args)]
+pub struct Taking {
+    /// Directory of the store; it is made if it does not exist
+    #[arg(long, value_name = "DIR")]
+    pub store: PathBuf,
+    /// How written pages are found
+    #[arg(long, value_enum, default_value_t = BackendName::Auto)]
+    pub backend: BackendName,
+    /// Copy while the process is stopped, or most of it while it runs [default: by the amount]
+    #[arg(long, value_enum)]
+    pub mode: Option<ModeName>,
+    /// Most memory for copied pages, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u64).range(4..=1 << 20))]
+    pub buffer: u64,
+    /// zstd level
+    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-7..=22))]
+    pub level: i32,
+    /// Print one JSON object a line for each snapshot
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `checkpoint`.
+#[derive(Debug, Args)]
+pub struct Checkpoint {
+    /// The process
+    #[arg(value_parser = clap::value_parser!(i32).range(1..))]
+    pub pid: i32,
+    #[command(flatten)]
+    pub taking: Taking,
+    /// Keep going, one snapshot each DUR (200ms, 1s, 5m)
+    #[arg(long, value_name = "DUR", value_parser = duration)]
+    pub every: Option<Duration>,
+    /// With --every: stop after N snapshots
+    #[arg(long, value_name = "N", requires = "every", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+    /// Take a full snapshot though a delta would do
+    #[arg(long)]
+    pub full: bool,
+    /// How to leave the process after the last snapshot
+    #[arg(long, value_enum, default_value_t = LeaveName::Running)]
+    pub leave: LeaveName,
+}
+
+/// Options of `run`.
+#[derive(Debug, Args)]
+pub struct Run {
+    #[command(flatten)]
+    pub taking: Taking,
+    /// One snapshot each DUR (200ms, 1s, 5m)
+    #[arg(long, value_name = "DUR", value_parser = duration)]
+    pub every: Duration,
+    /// The command and its arguments
+    #[arg(trailing_var_arg = true, required = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
+}
+
+/// A store.
+#[derive(Debug, Args)]
+pub struct StoreOnly {
+    /// Directory of the store
+    pub store: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A store and a snapshot in it.
+#[derive(Debug, Args)]
+pub struct StoreAt {
+    /// Directory of the store
+    pub store: PathBuf,
+    /// The snapshot [default: the newest]
+    #[arg(long, value_name = "ID")]
+    pub at: Option<u64>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `diff`.
+#[derive(Debug, Args)]
+pub struct Diff {
+    /// Directory of the store
+    pub store: PathBuf,
+    /// One snapshot
+    pub a: u64,
+    /// The other
+    pub b: u64,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `export`.
+#[derive(Debug, Args)]
+pub struct Export {
+    /// Directory of the store
+    pub store: PathBuf,
+    /// The snapshot [default: the newest]
+    #[arg(long, value_name = "ID")]
+    pub at: Option<u64>,
+    /// raw: a file a region in a new directory; core: an ELF core for a debugger
+    #[arg(long, value_enum)]
+    pub format: ExportFormat,
+    /// Where to write: a directory for raw, a file for core; it must not exist yet (raw: or be empty)
+    #[arg(short, long, value_name = "PATH")]
+    pub output: PathBuf,
+}
+
+/// Options of `rollback`.
+#[derive(Debug, Args)]
+pub struct Rollback {
+    /// The process
+    #[arg(value_parser = clap::value_parser!(i32).range(1..))]
+    pub pid: i32,
+    /// Directory of the store
+    pub store: PathBuf,
+    /// The snapshot [default: the newest]
+    #[arg(long, value_name = "ID")]
+    pub at: Option<u64>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `detach`.
+#[derive(Debug, Args)]
+pub struct Detach {
+    /// The process
+    #[arg(value_parser = clap::value_parser!(i32).range(1..))]
+    pub pid: i32,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `completions`.
+#[derive(Debug, Args)]
+pub struct Completions {
+    /// The shell
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+/// A backend by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BackendName {
+    /// The best that works here
+    Auto,
+    /// userfaultfd in asynchronous write-protect mode (Linux 6.7)
+    WpAsync,
+    /// Soft-dirty bits
+    SoftDirty,
+    /// No help from the kernel: read and compare everything
+    Rehash,
+}
+
+/// When pages are copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ModeName {
+    /// All while the process is stopped
+    Stop,
+    /// Most while it runs, the rest while it is stopped
+    Precopy,
+}
+
+/// What becomes of the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LeaveName {
+    /// It runs on
+    Running,
+    /// It stays stopped (SIGSTOP) at the instant of the snapshot
+    Stopped,
+    /// It is killed once the snapshot is durable
+    Killed,
+}
+
+/// The form of an export.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
+    /// A sparse file for each region, and map.json
+    Raw,
+    /// An ELF core
+    Core,
+}
+
+/// `200ms`, `1s`, `5m`.
+fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        _ => Err("a duration is a number above 0 and a unit: 200ms, 1s, 5m, 1h".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_consistent_and_every_argument_has_a_help_text() {
+        let mut command = Arguments::command();
+        command.clone().debug_assert();
+        command.build();
+        for subcommand in command.get_subcommands() {
+            assert!(subcommand.get_about().is_some(), "{}", subcommand.get_name());
+            for argument in subcommand.get_arguments() {
+                let place = format!("{} {}", subcommand.get_name(), argument.get_id());
+                assert!(argument.get_help().is_some(), "{place} has no help text");
+            }
+        }
+    }
+
+    #[test]
+    fn durations() {
+        assert_eq!(duration("200ms"), Ok(Duration::from_millis(200)));
+        assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
+        for wrong in ["", "5", "ms", "0s", "-1s", "5x", "99999999999999999999s"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+}

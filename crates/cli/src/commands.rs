@@ -1,0 +1,60 @@
+//! The commands, one file each.
+
+mod checkpoint;
+mod detach;
+mod diff;
+mod export;
+mod log;
+mod packaging;
+mod probe;
+mod rollback;
+mod show;
+mod verify;
+
+use crate::args::Command;
+use crate::failure::Wrong;
+use anyhow::Context;
+use pagetide_snapshot::{SnapshotId, Store, View};
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Does what the user asked for.
+pub fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Probe(options) => probe::run(&options),
+        Command::Checkpoint(options) => return checkpoint::run(&options),
+        Command::Run(options) => return checkpoint::run_command(&options),
+        Command::Log(options) => log::run(&options),
+        Command::Show(options) => show::run(&options),
+        Command::Diff(options) => diff::run(&options),
+        Command::Verify(options) => return verify::run(&options),
+        Command::Export(options) => export::run(&options),
+        Command::Rollback(options) => rollback::run(&options),
+        Command::Detach(options) => detach::run(&options),
+        Command::Completions(options) => packaging::completions(&options),
+        Command::Man => packaging::man(),
+    }
+    .map(|()| ExitCode::SUCCESS)
+}
+
+/// The store in a directory, which must be there.
+fn open_store(path: &Path) -> anyhow::Result<Store> {
+    Ok(Store::open_directory(path)?)
+}
+
+/// A snapshot of a store: the one asked for, or the newest.
+fn view_at(store: &Store, at: Option<u64>) -> anyhow::Result<View> {
+    let id = match at {
+        Some(id) => SnapshotId(id),
+        None => match store.newest()? {
+            Some(info) => info.id,
+            None => {
+                let message = format!("{}: there is no snapshot yet", store.location());
+                return Err(Wrong::Refused(message).into());
+            }
+        },
+    };
+    store
+        .view(id)
+        .with_context(|| format!("open snapshot {id} of {}", store.location()))
+}

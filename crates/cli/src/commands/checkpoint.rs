@@ -1,0 +1,391 @@
+//! `pagetide checkpoint` and `pagetide run`: snapshots of one process, once or on a schedule.
+
+use crate::args::{BackendName, Checkpoint, LeaveName, ModeName, Run, Taking};
+use crate::failure::{Signalled, Wrong};
+use crate::output;
+use crate::signals::Signals;
+use anyhow::Context;
+use pagetide::{
+    Checkpointer, Leave, Mode, NotCaptured, Options, Progress, Report, Request, Residence, TakeError,
+};
+use pagetide_process::{ProcessIdentity, StopOptions};
+use pagetide_snapshot::{OpenError, SnapshotKind, Store};
+use pagetide_tracker::Backend;
+use serde::Serialize;
+use std::io::IsTerminal;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitCode, ExitStatus};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// One snapshot for machines: these names are a contract.
+#[derive(Serialize)]
+struct Line<'a> {
+    id: u64,
+    parent: Option<u64>,
+    kind: &'static str,
+    backend: &'static str,
+    written_pages: u64,
+    stored_pages: u64,
+    zero_pages: u64,
+    logical_bytes: u64,
+    stored_bytes: u64,
+    stop_us: u64,
+    scan_us: u64,
+    copy_us: u64,
+    total_us: u64,
+    not_captured: Vec<Missing<'a>>,
+    not_tracked: Vec<Missing<'a>>,
+    why_full: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+struct Missing<'a> {
+    start: String,
+    end: String,
+    name: &'a str,
+    reason: &'a str,
+}
+
+pub fn run(arguments: &Checkpoint) -> anyhow::Result<ExitCode> {
+    let signals = Signals::catch()?;
+    // The process is looked at first: a pid that cannot be handled leaves no store behind.
+    pagetide_process::examine(arguments.pid)?;
+    let store = open_or_create(&arguments.taking.store)?;
+    let residence = match arguments.every {
+        None => Residence::Target,
+        Some(_) => Residence::Here,
+    };
+    let options = options(&arguments.taking, residence, &signals);
+    let mut checkpointer = Checkpointer::attach(arguments.pid, store, options)?;
+    let mut printer = Printer::new(arguments.taking.json);
+    let mut schedule = Schedule::new(arguments.every, arguments.count);
+    while schedule.wait(&signals) {
+        let leave = match arguments.leave {
+            _ if !schedule.is_last() => Leave::Running,
+            LeaveName::Running => Leave::Running,
+            LeaveName::Stopped => Leave::Stopped,
+            LeaveName::Killed => Leave::Killed,
+        };
+        let request = Request {
+            full: arguments.full && schedule.taken == 0,
+            leave,
+        };
+        match checkpointer.take(request) {
+            Ok(report) => printer.print(&report)?,
+            Err(error) => {
+                tidy_up_after(&error, &checkpointer);
+                return Err(told(error, &signals, schedule.taken));
+            }
+        }
+        schedule.taken += 1;
+    }
+    match signals.exit_status() {
+        Some(status) => Err(Signalled(status).into()),
+        None => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// A first snapshot that fails leaves nothing in the process: there is nothing to go on from.
+fn tidy_up_after(error: &TakeError, checkpointer: &Checkpointer) {
+    if checkpointer.has_snapshot() || matches!(error, TakeError::Ended { .. }) {
+        return;
+    }
+    let _ = pagetide::detach(checkpointer.identity(), StopOptions::default());
+}
+
+/// The error as the user should see it.
+fn told(error: TakeError, signals: &Signals, taken: u64) -> anyhow::Error {
+    match signals.exit_status() {
+        Some(status) if matches!(error, TakeError::Cancelled) => Signalled(status).into(),
+        _ if taken > 0 => {
+            anyhow::Error::new(error).context(format!("after {taken} snapshots"))
+        }
+        _ => error.into(),
+    }
+}
+
+pub fn run_command(arguments: &Run) -> anyhow::Result<ExitCode> {
+    let store = open_or_create(&arguments.taking.store)?;
+    let (program, words) = arguments
+        .command
+        .split_first()
+        .ok_or_else(|| Wrong::Usage("no command to run".to_owned()))?;
+    let mut command = Command::new(program);
+    command.args(words);
+    let mut child = command
+        .spawn()
+        .with_context(|| format!("start {}", program.display()))?;
+    let signals = Signals::catch()?;
+    let outcome = follow(arguments, store, &signals, &mut child);
+    let status = end(&mut child, &signals)?;
+    outcome?;
+    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+    Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+}
+
+/// Snapshots of the command until it ends.
+fn follow(
+    arguments: &Run,
+    store: Store,
+    signals: &Signals,
+    child: &mut Child,
+) -> anyhow::Result<()> {
+    let pid = i32::try_from(child.id())?;
+    let options = options(&arguments.taking, Residence::Here, signals);
+    let mut printer = Printer::new(arguments.taking.json);
+    let mut checkpointer: Option<Checkpointer> = None;
+    let mut schedule = Schedule::new(Some(arguments.every), None);
+    schedule.next += arguments.every;
+    while schedule.wait_for(signals, || matches!(child.try_wait(), Ok(None))) {
+        let taken = match checkpointer.as_mut() {
+            Some(checkpointer) => checkpointer.take(Request::default()),
+            None => match Checkpointer::attach(pid, store.clone(), options.clone()) {
+                Ok(attached) => checkpointer.insert(attached).take(Request::default()),
+                Err(_) if !matches!(child.try_wait(), Ok(None)) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            },
+        };
+        match taken {
+            Ok(report) => printer.print(&report)?,
+            // The command may end at any moment, also in the middle of a snapshot.
+            Err(_) if has_ended(child, pid) => return Ok(()),
+            Err(TakeError::Cancelled) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+        schedule.taken += 1;
+    }
+    Ok(())
+}
+
+fn has_ended(child: &mut Child, pid: i32) -> bool {
+    !matches!(child.try_wait(), Ok(None))
+        || !ProcessIdentity::of(pid).is_ok_and(|identity| identity.is_alive_and_same())
+}
+
+/// Waits for the command; a signal to us is passed on to it, unless it came from the terminal, which
+/// has sent it to the command as well.
+fn end(child: &mut Child, signals: &Signals) -> anyhow::Result<ExitStatus> {
+    let mut passed_on = false;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if signals.came() && !passed_on {
+            let signal = match signals.exit_status() {
+                Some(143) => Some(rustix::process::Signal::TERM),
+                _ if std::io::stdin().is_terminal() => None,
+                _ => Some(rustix::process::Signal::INT),
+            };
+            if let Some(signal) = signal {
+                rustix::process::kill_process(rustix::process::Pid::from_child(child), signal)?;
+            }
+            passed_on = true;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// The store in a directory; a new one if there is no directory, or an empty one.
+fn open_or_create(path: &Path) -> anyhow::Result<Store> {
+    match Store::open_directory(path) {
+        Err(OpenError::Missing { .. }) => {}
+        Err(OpenError::NotAStore { .. }) if is_empty(path) => {}
+        other => return Ok(other?),
+    }
+    Ok(Store::create_directory(path)?)
+}
+
+fn is_empty(path: &Path) -> bool {
+    std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
+}
+
+fn options(taking: &Taking, residence: Residence, signals: &Signals) -> Options {
+    let mut options = Options::default();
+    options.backend = match taking.backend {
+        BackendName::Auto => None,
+        BackendName::WpAsync => Some(Backend::WpAsync),
+        BackendName::SoftDirty => Some(Backend::SoftDirty),
+        BackendName::Rehash => Some(Backend::Rehash),
+    };
+    options.mode = match taking.mode {
+        None => Mode::Auto,
+        Some(ModeName::Stop) => Mode::Stop,
+        Some(ModeName::Precopy) => Mode::Precopy,
+    };
+    options.residence = residence;
+    options.buffer_bytes = taking.buffer << 20;
+    options.write.level = taking.level;
+    options.cancel = signals.cancel();
+    let bar = output::progress("storing");
+    options.progress = Some(Progress(Arc::new(move |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+        if done >= total {
+            bar.reset();
+        }
+    })));
+    options
+}
+
+/// When the next snapshot is due.
+struct Schedule {
+    every: Option<Duration>,
+    count: Option<u64>,
+    next: Instant,
+    taken: u64,
+}
+
+impl Schedule {
+    fn new(every: Option<Duration>, count: Option<u64>) -> Schedule {
+        Schedule {
+            every,
+            count: if every.is_some() { count } else { Some(1) },
+            next: Instant::now(),
+            taken: 0,
+        }
+    }
+
+    /// True if the snapshot now due is the last one.
+    fn is_last(&self) -> bool {
+        self.count == Some(self.taken + 1)
+    }
+
+    fn wait(&mut self, signals: &Signals) -> bool {
+        self.wait_for(signals, || true)
+    }
+
+    /// Waits until the next snapshot is due; false if there is none any more. A snapshot that took
+    /// longer than the interval does not make the next ones come in a burst.
+    fn wait_for(&mut self, signals: &Signals, mut goes_on: impl FnMut() -> bool) -> bool {
+        if self.count == Some(self.taken) {
+            return false;
+        }
+        loop {
+            if signals.came() || !goes_on() {
+                return false;
+            }
+            let now = Instant::now();
+            if now >= self.next {
+                self.next = (self.next + self.every.unwrap_or_default()).max(now);
+                return true;
+            }
+            std::thread::sleep((self.next - now).min(Duration::from_millis(20)));
+        }
+    }
+}
+
+/// Prints a line for each snapshot.
+struct Printer {
+    json: bool,
+    header_due: bool,
+    told: Vec<NotCaptured>,
+}
+
+impl Printer {
+    fn new(json: bool) -> Printer {
+        Printer {
+            json,
+            header_due: true,
+            told: Vec::new(),
+        }
+    }
+
+    fn print(&mut self, report: &Report) -> anyhow::Result<()> {
+        if self.json {
+            return output::json(&line(report));
+        }
+        if std::mem::take(&mut self.header_due) {
+            output::text(&format!(
+                "{:>5} {:>6} {:<6} {:>10} {:>10} {:>12} {:>10} {:>10}\n",
+                "id", "parent", "kind", "written", "stored", "size", "stopped", "total"
+            ))?;
+        }
+        output::text(&format!(
+            "{:>5} {:>6} {:<6} {:>10} {:>10} {:>12} {:>10} {:>10}\n",
+            report.id,
+            report.parent.map_or("-".to_owned(), |id| id.to_string()),
+            kind(report.kind),
+            report.written_pages,
+            report.stored_pages,
+            output::bytes(report.stored_bytes),
+            output::duration(report.stop),
+            output::duration(report.total),
+        ))?;
+        self.tell(report);
+        Ok(())
+    }
+
+    /// What is missing or could not be tracked, to stderr, when it changes.
+    fn tell(&mut self, report: &Report) {
+        if let Some(why) = report.why_full {
+            eprintln!("pagetide: snapshot {} is full: {why}", report.id);
+        }
+        for missing in &report.not_tracked {
+            eprintln!(
+                "pagetide: {:#x}-{:#x} cannot be tracked and is compared each time: {}",
+                missing.start, missing.end, missing.reason
+            );
+        }
+        let kernel_data = |missing: &&NotCaptured| {
+            !["[vvar]", "[vvar_vclock]", "[vsyscall]"].contains(&missing.name.as_str())
+        };
+        if self.told != report.not_captured {
+            for missing in report.not_captured.iter().filter(kernel_data) {
+                eprintln!(
+                    "pagetide: not captured: {:#x}-{:#x} {}: {}",
+                    missing.start, missing.end, missing.name, missing.reason
+                );
+            }
+            self.told.clone_from(&report.not_captured);
+        }
+    }
+}
+
+fn kind(kind: SnapshotKind) -> &'static str {
+    match kind {
+        SnapshotKind::Full => "full",
+        SnapshotKind::Delta => "delta",
+    }
+}
+
+fn line(report: &Report) -> Line<'_> {
+    let address = |address: u64| format!("{address:016x}");
+    Line {
+        id: report.id.0,
+        parent: report.parent.map(|id| id.0),
+        kind: kind(report.kind),
+        backend: report.backend.name(),
+        written_pages: report.written_pages.0,
+        stored_pages: report.stored_pages.0,
+        zero_pages: report.zero_pages.0,
+        logical_bytes: report.logical_bytes,
+        stored_bytes: report.stored_bytes,
+        stop_us: output::microseconds(report.stop),
+        scan_us: output::microseconds(report.scan),
+        copy_us: output::microseconds(report.copy),
+        total_us: output::microseconds(report.total),
+        not_captured: report
+            .not_captured
+            .iter()
+            .map(|missing| Missing {
+                start: address(missing.start),
+                end: address(missing.end),
+                name: &missing.name,
+                reason: &missing.reason,
+            })
+            .collect(),
+        not_tracked: report
+            .not_tracked
+            .iter()
+            .map(|missing| Missing {
+                start: address(missing.start),
+                end: address(missing.end),
+                name: "",
+                reason: &missing.reason,
+            })
+            .collect(),
+        why_full: report.why_full,
+    }
+}

@@ -1,0 +1,28 @@
+//! `pagetide detach`: remove what pagetide left in a process.
+
+use crate::args::Detach;
+use crate::output;
+use pagetide_process::StopOptions;
+use serde::Serialize;
+
+#[derive(Serialize)]
+struct Answer {
+    pid: i32,
+    closed_descriptors: usize,
+}
+
+pub fn run(options: &Detach) -> anyhow::Result<()> {
+    let examined = pagetide_process::examine(options.pid)?;
+    let detached = pagetide::detach(&examined.identity, StopOptions::default())?;
+    let answer = Answer {
+        pid: options.pid,
+        closed_descriptors: detached.descriptors,
+    };
+    if options.json {
+        return output::json(&answer);
+    }
+    output::text(&match answer.closed_descriptors {
+        0 => format!("process {}: there was nothing to remove\n", answer.pid),
+        _ => format!("process {}: tracking removed; the next snapshot is full\n", answer.pid),
+    })
+}

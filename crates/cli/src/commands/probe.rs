@@ -1,0 +1,61 @@
+//! `pagetide probe`: which backend would be used here, and why not the others.
+
+use crate::args::Probe as Options;
+use crate::output;
+use pagetide_kernel::probe::Probe;
+use serde::Serialize;
+
+#[derive(Serialize)]
+struct Answer {
+    kernel: String,
+    backends: Vec<BackendAnswer>,
+    default: Option<&'static str>,
+    pagemap_scan: bool,
+    scan_categories: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct BackendAnswer {
+    name: &'static str,
+    usable: bool,
+    reason: Option<String>,
+}
+
+pub fn run(options: &Options) -> anyhow::Result<()> {
+    let probe = Probe::of_this_kernel();
+    let backends = pagetide::backends(&probe);
+    let default = backends.iter().find(|(_, usable)| usable.is_ok());
+    let answer = Answer {
+        default: default.map(|(backend, _)| backend.name()),
+        backends: backends
+            .into_iter()
+            .map(|(backend, usable)| BackendAnswer {
+                name: backend.name(),
+                usable: usable.is_ok(),
+                reason: usable.err(),
+            })
+            .collect(),
+        kernel: probe.kernel,
+        pagemap_scan: probe.pagemap_scan,
+        scan_categories: probe
+            .categories
+            .iter_names()
+            .map(|(name, _)| name.to_ascii_lowercase())
+            .collect(),
+    };
+    if options.json {
+        return output::json(&answer);
+    }
+    let row = |backend: &BackendAnswer| {
+        let usable = if backend.usable { "yes" } else { "no" };
+        let reason = backend.reason.clone().unwrap_or_default();
+        vec![backend.name.to_owned(), usable.to_owned(), reason]
+    };
+    let rows = answer.backends.iter().map(row).collect();
+    let mut text = format!("kernel {}\n\n", answer.kernel);
+    text += &output::table(&["backend", "usable", "why not"], &[], rows);
+    if let Some(default) = answer.default {
+        text += &format!("\n{default} would be used\n");
+    }
+    output::text(&text)
+}

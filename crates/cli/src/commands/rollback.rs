@@ -1,0 +1,39 @@
+//! `pagetide rollback`: a live process's memory and registers put back to a snapshot.
+
+use super::{open_store, view_at};
+use crate::args::Rollback;
+use crate::output;
+use pagetide_process::StopOptions;
+use serde::Serialize;
+
+#[derive(Serialize)]
+struct Answer {
+    pid: i32,
+    at: u64,
+    restored_pages: u64,
+    compared_pages: u64,
+    stop_us: u64,
+}
+
+pub fn run(options: &Rollback) -> anyhow::Result<()> {
+    let store = open_store(&options.store)?;
+    let view = view_at(&store, options.at)?;
+    let done = pagetide::roll_back(options.pid, &store, &view, StopOptions::default())?;
+    let answer = Answer {
+        pid: options.pid,
+        at: view.id().0,
+        restored_pages: done.restored_pages.0,
+        compared_pages: done.compared_pages.0,
+        stop_us: output::microseconds(done.stop),
+    };
+    if options.json {
+        return output::json(&answer);
+    }
+    output::text(&format!(
+        "process {} is back at snapshot {}: {} pages written, stopped for {}\n",
+        answer.pid,
+        answer.at,
+        answer.restored_pages,
+        output::duration(done.stop)
+    ))
+}

@@ -1,0 +1,184 @@
+//! `pagetide show`: what one snapshot holds.
+
+use super::{open_store, view_at};
+use crate::args::StoreAt;
+use crate::output;
+use pagetide_pages::PageSize;
+use pagetide_snapshot::{Backing, Capture, Region, Sharing};
+use serde::Serialize;
+
+#[derive(Serialize)]
+struct Answer {
+    id: u64,
+    parent: Option<u64>,
+    spaces: Vec<SpaceAnswer>,
+    attachments: Vec<AttachmentAnswer>,
+}
+
+#[derive(Serialize)]
+struct SpaceAnswer {
+    name: String,
+    page_bytes: u64,
+    regions: Vec<RegionAnswer>,
+}
+
+#[derive(Serialize)]
+struct AttachmentAnswer {
+    name: String,
+    length_bytes: u64,
+}
+
+/// One region for machines; `map.json` of an export holds the same.
+#[derive(Serialize)]
+pub struct RegionAnswer {
+    pub start: String,
+    pub end: String,
+    pub protection: String,
+    pub shared: bool,
+    pub backing: BackingAnswer,
+    pub name: String,
+    pub advice: Vec<String>,
+    pub captured: bool,
+    pub reason: Option<String>,
+}
+
+/// What stands behind a region.
+#[derive(Serialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum BackingAnswer {
+    Anonymous,
+    File {
+        path: String,
+        offset_bytes: u64,
+        device: u64,
+        inode: u64,
+        size_bytes: u64,
+        modified_ns: i64,
+    },
+    SharedMemory {
+        path: String,
+        offset_bytes: u64,
+        device: u64,
+        inode: u64,
+    },
+    Kernel,
+}
+
+/// A region with addresses in 16 hexadecimal digits.
+pub fn region(region: &Region, size: PageSize) -> RegionAnswer {
+    let (start, end) = size.span_of(region.pages);
+    let flag = |on, letter| if on { letter } else { '-' };
+    let path = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    RegionAnswer {
+        start: format!("{start:016x}"),
+        end: format!("{end:016x}"),
+        protection: [
+            flag(region.protection.read, 'r'),
+            flag(region.protection.write, 'w'),
+            flag(region.protection.execute, 'x'),
+        ]
+        .iter()
+        .collect(),
+        shared: region.sharing == Sharing::Shared,
+        backing: match &region.backing {
+            Backing::Anonymous => BackingAnswer::Anonymous,
+            Backing::Kernel => BackingAnswer::Kernel,
+            Backing::File {
+                path: bytes,
+                offset_bytes,
+                device,
+                inode,
+                size_bytes,
+                modified_ns,
+            } => BackingAnswer::File {
+                path: path(bytes),
+                offset_bytes: *offset_bytes,
+                device: *device,
+                inode: *inode,
+                size_bytes: *size_bytes,
+                modified_ns: *modified_ns,
+            },
+            Backing::SharedMemory {
+                path: bytes,
+                offset_bytes,
+                device,
+                inode,
+            } => BackingAnswer::SharedMemory {
+                path: path(bytes),
+                offset_bytes: *offset_bytes,
+                device: *device,
+                inode: *inode,
+            },
+        },
+        name: region.name.clone(),
+        advice: region.advice.clone(),
+        captured: region.capture == Capture::Captured,
+        reason: match &region.capture {
+            Capture::Captured => None,
+            Capture::NotCaptured { reason } => Some(reason.clone()),
+        },
+    }
+}
+
+pub fn run(options: &StoreAt) -> anyhow::Result<()> {
+    let store = open_store(&options.store)?;
+    let view = view_at(&store, options.at)?;
+    let answer = Answer {
+        id: view.id().0,
+        parent: view.info().parent.map(|id| id.0),
+        spaces: view
+            .spaces()
+            .iter()
+            .map(|space| SpaceAnswer {
+                name: space.name.clone(),
+                page_bytes: space.page_size.bytes(),
+                regions: space
+                    .regions
+                    .iter()
+                    .map(|found| region(found, space.page_size))
+                    .collect(),
+            })
+            .collect(),
+        attachments: view
+            .attachments()
+            .iter()
+            .map(|attachment| AttachmentAnswer {
+                name: attachment.name.clone(),
+                length_bytes: attachment.bytes.len() as u64,
+            })
+            .collect(),
+    };
+    if options.json {
+        return output::json(&answer);
+    }
+    let mut text = format!("snapshot {}", answer.id);
+    match answer.parent {
+        Some(parent) => text += &format!(", a delta to {parent}\n"),
+        None => text += ", full\n",
+    }
+    for space in &answer.spaces {
+        text += &format!("\nspace {}, pages of {} bytes\n", space.name, space.page_bytes);
+        let cells = |region: &RegionAnswer| {
+            let sharing = if region.shared { "s" } else { "p" };
+            let note = match (&region.reason, region.advice.is_empty()) {
+                (Some(reason), _) => format!("not captured: {reason}"),
+                (None, false) => region.advice.join(","),
+                (None, true) => String::new(),
+            };
+            vec![
+                format!("{}-{}", region.start, region.end),
+                format!("{}{sharing}", region.protection),
+                region.name.clone(),
+                note,
+            ]
+        };
+        let rows = space.regions.iter().map(cells).collect();
+        text += &output::table(&["region", "prot", "name", "notes"], &[], rows);
+    }
+    text += "\n";
+    for attachment in &answer.attachments {
+        let size = output::bytes(attachment.length_bytes);
+        text += &format!("attachment {}, {size}\n", attachment.name);
+    }
+    output::text(&text)
+}
