@@ -80,7 +80,9 @@ impl Arena {
 
     /// Makes sure that `bytes` (up to the limit) can be taken without touching fresh memory.
     pub fn prepare(&mut self, bytes: u64) {
-        let wanted = usize::try_from(bytes).unwrap_or(usize::MAX).div_ceil(CHUNK_BYTES);
+        let wanted = usize::try_from(bytes)
+            .unwrap_or(usize::MAX)
+            .div_ceil(CHUNK_BYTES);
         // One more, since pieces do not fill every chunk to the last byte.
         let wanted = wanted.saturating_add(1).min(self.limit_chunks);
         while self.chunks.len() < wanted {
@@ -166,10 +168,17 @@ mod tests {
         assert!(arena.take(&mut wanted).is_none() && !wanted.is_empty());
         let pieces = arena.pieces();
         assert_eq!((pieces.len(), pieces[1].0), (2, PageIndex(100)));
-        assert!(pieces.iter().all(|(_, bytes)| bytes.iter().all(|&byte| byte == 9)));
+        assert!(
+            pieces
+                .iter()
+                .all(|(_, bytes)| bytes.iter().all(|&byte| byte == 9))
+        );
         arena.clear();
         let rest = arena.take(&mut wanted).expect("it was emptied");
-        assert_eq!(rest.ranges, [PageRange::new(PageIndex(1122), PageIndex(2100))]);
+        assert_eq!(
+            rest.ranges,
+            [PageRange::new(PageIndex(1122), PageIndex(2100))]
+        );
         assert!(wanted.is_empty());
     }
 }

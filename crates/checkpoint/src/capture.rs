@@ -162,7 +162,10 @@ impl Source<'_> {
         let Some((parent, space)) = self.parent else {
             return self.copy(pages.ranges(), copied);
         };
-        let pieces = pages.ranges().iter().flat_map(|r| r.pieces(COMPARE_AT_ONCE));
+        let pieces = pages
+            .ranges()
+            .iter()
+            .flat_map(|r| r.pieces(COMPARE_AT_ONCE));
         for piece in pieces {
             let length = SIZE.bytes_of(piece.count()) as usize;
             let bytes = &mut copied.scratch[..length];

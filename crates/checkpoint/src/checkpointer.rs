@@ -2,16 +2,16 @@
 //! tracking when a snapshot succeeds or fails. One snapshot itself is in `take`.
 
 use crate::arena::Arena;
+use crate::capture::SIZE;
 use crate::files::Files;
 use crate::mark::Phase;
 use crate::memo::{self, Memo};
 use crate::options::{Options, Request, Residence};
 use crate::report::Report;
-use crate::capture::SIZE;
 use crate::take::TakeError;
 use crate::tracking::{Tracking, TrackingError};
-use pagetide_kernel::pagemap_scan::{Categories, OpenPagemapError, Pagemap};
 use pagetide_kernel::memory::{MemoryError, ProcessMemory};
+use pagetide_kernel::pagemap_scan::{Categories, OpenPagemapError, Pagemap};
 use pagetide_kernel::probe::{self, Probe};
 use pagetide_process::{
     Examined, ProcessIdentity, ProcessState, RefusalError, StopOptions, StoppedProcess, examine,
@@ -166,12 +166,17 @@ impl Checkpointer {
                 // Contents are compared, so any snapshot of this process will do as a parent.
                 let newest = self.store.newest()?.map(|info| info.id);
                 let view = newest.map(|id| self.store.view(id)).transpose()?;
-                self.last = view.filter(|view| self.is_of_this_process(view)).and_then(with_memo);
+                self.last = view
+                    .filter(|view| self.is_of_this_process(view))
+                    .and_then(with_memo);
                 Ok(())
             }
             _ => {
                 self.tracking = Tracking::find(self.identity(), self.store.id())?;
-                let mark = self.tracking.as_ref().and_then(|tracking| tracking.mark.as_ref());
+                let mark = self
+                    .tracking
+                    .as_ref()
+                    .and_then(|tracking| tracking.mark.as_ref());
                 match mark.map(|mark| mark.content().phase) {
                     None => {}
                     Some(Phase::Armed) => {
@@ -253,7 +258,10 @@ impl Checkpointer {
     /// Says in the process how far we are, if its tracking lives there.
     pub(crate) fn set_phase(&mut self, phase: Phase) -> Result<(), TakeError> {
         let pid = self.identity().pid;
-        let mark = self.tracking.as_mut().and_then(|tracking| tracking.mark.as_mut());
+        let mark = self
+            .tracking
+            .as_mut()
+            .and_then(|tracking| tracking.mark.as_mut());
         match mark.map(|mark| mark.set(phase)) {
             Some(Err(source)) => Err(TrackingError::Mark { pid, source }.into()),
             _ => Ok(()),

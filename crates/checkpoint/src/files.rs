@@ -73,10 +73,9 @@ impl FileReport {
 
     /// True if every file that was settled in `before` is so still, with the same stamps.
     pub fn agrees_with(&self, before: &FileReport) -> bool {
-        before
-            .settled
-            .iter()
-            .all(|(key, stamps)| self.settled.get(key) == Some(stamps) || !self.facts.contains_key(key))
+        before.settled.iter().all(|(key, stamps)| {
+            self.settled.get(key) == Some(stamps) || !self.facts.contains_key(key)
+        })
     }
 
     /// The stamps of all settled files.
@@ -148,18 +147,21 @@ fn open_behind(pid: i32, mapping: &Mapping) -> Option<OwnedFd> {
         }
         _ => None,
     };
-    [Some(by_mapping), by_path].into_iter().flatten().find_map(|path| {
-        // Not blocking, and no terminal taken, whatever the path turns out to be.
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let is_regular = |stat: &rustix::fs::Stat| {
-            rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file()
-        };
-        // Opening a device can have effects; a regular file's cannot.
-        rustix::fs::stat(&path).ok().filter(is_regular)?;
-        let file = rustix::fs::open(&path, flags, Mode::empty()).ok()?;
-        let stat = rustix::fs::fstat(&file).ok().filter(is_regular)?;
-        ((stat.st_dev, stat.st_ino) == key(mapping)).then_some(file)
-    })
+    [Some(by_mapping), by_path]
+        .into_iter()
+        .flatten()
+        .find_map(|path| {
+            // Not blocking, and no terminal taken, whatever the path turns out to be.
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+            let is_regular = |stat: &rustix::fs::Stat| {
+                rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file()
+            };
+            // Opening a device can have effects; a regular file's cannot.
+            rustix::fs::stat(&path).ok().filter(is_regular)?;
+            let file = rustix::fs::open(&path, flags, Mode::empty()).ok()?;
+            let stat = rustix::fs::fstat(&file).ok().filter(is_regular)?;
+            ((stat.st_dev, stat.st_ino) == key(mapping)).then_some(file)
+        })
 }
 
 fn examine(file: &OwnedFd) -> Option<(Stamps, bool, bool)> {

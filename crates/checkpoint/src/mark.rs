@@ -59,7 +59,9 @@ impl MarkContent {
         bytes.extend(id.to_le_bytes());
         bytes.extend(hash);
         bytes.extend(crc32c::crc32c(&bytes).to_le_bytes());
-        bytes.try_into().expect("the fields above have LENGTH bytes")
+        bytes
+            .try_into()
+            .expect("the fields above have LENGTH bytes")
     }
 
     /// `None` if the bytes are not a whole mark.

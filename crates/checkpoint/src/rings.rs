@@ -22,7 +22,10 @@ pub(crate) fn registered_buffers(pid: i32) -> PageSet {
     let mut buffers = PageSet::new();
     for ring in rings {
         let number = ring.file_name();
-        let info = Path::new("/proc").join(pid.to_string()).join("fdinfo").join(number);
+        let info = Path::new("/proc")
+            .join(pid.to_string())
+            .join("fdinfo")
+            .join(number);
         // The kernel leaves the list out while the ring is busy in a system call.
         for _ in 0..1000 {
             let Ok(text) = fs::read_to_string(&info) else {

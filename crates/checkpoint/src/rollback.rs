@@ -52,7 +52,9 @@ pub enum RollbackError {
         pid: i32,
     },
     /// Threads have come or gone since.
-    #[error("the threads of process {pid} are not those of snapshot {id}: {born} came and {gone} went since")]
+    #[error(
+        "the threads of process {pid} are not those of snapshot {id}: {born} came and {gone} went since"
+    )]
     Threads {
         /// The process.
         pid: i32,
@@ -237,7 +239,10 @@ fn changed_since_tracking(
     let Some(Phase::Committed(id, hash)) = phase else {
         return Ok(None);
     };
-    let base = store.view(id).ok().filter(|base| base.info().content_hash == hash);
+    let base = store
+        .view(id)
+        .ok()
+        .filter(|base| base.info().content_hash == hash);
     Ok(base.map(|base| store.changed(&base, view, MEMORY_SPACE)))
 }
 
@@ -247,8 +252,13 @@ fn same_threads(
     now: &[ThreadId],
     state: &ProcessState,
 ) -> Result<(), RollbackError> {
-    let born = now.iter().filter(|now| !state.threads.iter().any(|then| then.thread == **now));
-    let gone = state.threads.iter().filter(|then| !now.contains(&then.thread));
+    let born = now
+        .iter()
+        .filter(|now| !state.threads.iter().any(|then| then.thread == **now));
+    let gone = state
+        .threads
+        .iter()
+        .filter(|then| !now.contains(&then.thread));
     match (born.count(), gone.count()) {
         (0, 0) => Ok(()),
         (born, gone) => Err(RollbackError::Threads {

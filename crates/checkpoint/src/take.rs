@@ -91,9 +91,8 @@ impl TakeError {
     pub(crate) fn is_space_gone(&self) -> bool {
         matches!(
             self,
-            TakeError::Track(
-                TrackError::SpaceGone | TrackError::Scan(ScanError::SpaceGone { .. })
-            ) | TakeError::Capture(CaptureError::Memory(MemoryError::SpaceGone { .. }))
+            TakeError::Track(TrackError::SpaceGone | TrackError::Scan(ScanError::SpaceGone { .. }))
+                | TakeError::Capture(CaptureError::Memory(MemoryError::SpaceGone { .. }))
         )
     }
 }
@@ -129,7 +128,11 @@ pub(crate) struct Layout {
 
 impl Layout {
     /// `trackable` is false for a backend without a tracker: everything is compared.
-    pub fn new(mappings: Vec<Mapping>, trackable: bool, holds: impl Fn(PageRange) -> bool) -> Layout {
+    pub fn new(
+        mappings: Vec<Mapping>,
+        trackable: bool,
+        holds: impl Fn(PageRange) -> bool,
+    ) -> Layout {
         let mut layout = Layout {
             watch: Vec::with_capacity(mappings.len()),
             mappings,
@@ -275,7 +278,8 @@ impl Checkpointer {
         let precopied = self.precopy(parent, &mut writer, harvests)?;
         let outside = OutsideState::read(self.identity())?;
         let guard = LeaveGuard::before_stop(pid, request.leave, self.options.stop_timeout)?;
-        let (mut stopped, files) = self.stop_until_settled(parent, &precopied, &mut writer, harvests)?;
+        let (mut stopped, files) =
+            self.stop_until_settled(parent, &precopied, &mut writer, harvests)?;
         self.check_cancelled()?;
         self.store_pages(&mut writer)?;
         for &(range, state) in &stopped.states {
@@ -379,7 +383,10 @@ impl Checkpointer {
         for batch in pieces.chunks(PIECES_AT_ONCE) {
             self.check_cancelled()?;
             writer.put_pages(0, batch)?;
-            done += batch.iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>();
+            done += batch
+                .iter()
+                .map(|(_, bytes)| bytes.len() as u64)
+                .sum::<u64>();
             if let Some(progress) = &self.options.progress {
                 (progress.0)(done, total);
             }

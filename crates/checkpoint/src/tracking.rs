@@ -101,11 +101,15 @@ fn marks(identity: &ProcessIdentity, pidfd: &PidFd) -> Result<Vec<Found>, Tracki
 /// The file descriptors of a process and what they refer to.
 fn links(pid: i32) -> impl Iterator<Item = (i32, String)> {
     let directory = std::fs::read_dir(format!("/proc/{pid}/fd"));
-    directory.into_iter().flatten().flatten().filter_map(|entry| {
-        let number = entry.file_name().to_str()?.parse().ok()?;
-        let link = std::fs::read_link(entry.path()).ok()?;
-        Some((number, link.to_str()?.to_owned()))
-    })
+    directory
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let number = entry.file_name().to_str()?.parse().ok()?;
+            let link = std::fs::read_link(entry.path()).ok()?;
+            Some((number, link.to_str()?.to_owned()))
+        })
 }
 
 fn fetch(pidfd: &PidFd, pid: i32, number: i32) -> Result<OwnedFd, TrackingError> {
@@ -265,7 +269,10 @@ pub fn detach(identity: &ProcessIdentity, options: StopOptions) -> Result<Detach
     let mut numbers = Vec::new();
     for Found { mark, mark_number } in &found {
         let uffd = mark.content().uffd_number;
-        if links.iter().any(|(number, link)| *number == uffd && link == UFFD_LINK) {
+        if links
+            .iter()
+            .any(|(number, link)| *number == uffd && link == UFFD_LINK)
+        {
             if mark.content().process == *identity {
                 // A forked child may hold copies of the userfaultfd, so closing it may not be the end.
                 unregister(pid, fetch(&pidfd, pid, uffd)?);

@@ -54,7 +54,10 @@ impl Checkpointer {
         };
         let vector = &mut [ScannedRange::EMPTY; 256];
         self.space.pagemap.scan(&request, vector, |found| {
-            each(SIZE.covering(found.start(), found.end()), found.categories());
+            each(
+                SIZE.covering(found.start(), found.end()),
+                found.categories(),
+            );
         })
     }
 
@@ -77,9 +80,8 @@ impl Checkpointer {
     /// A first description of the space, good enough to put pages into.
     pub(crate) fn space_before(&self) -> Result<Space, TakeError> {
         let mappings = maps::mappings(self.identity().pid)?;
-        let region = |mapping: &Mapping| {
-            layout::region(mapping, None, Vec::new(), Capture::Captured)
-        };
+        let region =
+            |mapping: &Mapping| layout::region(mapping, None, Vec::new(), Capture::Captured);
         let regions = mappings.iter().map(region).collect();
         Ok(Space::new(MEMORY_SPACE, SIZE, regions))
     }
@@ -104,7 +106,8 @@ impl Checkpointer {
         for round in 0..rounds {
             self.check_cancelled()?;
             let everything = round == 0 && parent.is_none();
-            let written = self.precopy_round(&layout, everything, writer, harvests, &mut precopied)?;
+            let written =
+                self.precopy_round(&layout, everything, writer, harvests, &mut precopied)?;
             expected = written;
             if written <= PRECOPY_ENOUGH {
                 break;
@@ -114,7 +117,11 @@ impl Checkpointer {
         if rounds > 0 {
             // Not copied in the rounds: what others may change, and files.
             let files: PageSet = layout.set(|_, watch| watch == Watch::TrackOverFile);
-            let files = if parent.is_none() { files.count() } else { PageCount(0) };
+            let files = if parent.is_none() {
+                files.count()
+            } else {
+                PageCount(0)
+            };
             expected = expected + files;
         }
         let room = expected + expected + SLACK;
@@ -132,7 +139,11 @@ impl Checkpointer {
             Some(_) => (Categories::WRITTEN, layout.tracked.clone()),
             None => (
                 Categories::PRESENT | Categories::SWAPPED,
-                layout.mappings.iter().map(Mapping::pages).collect(),
+                layout
+                    .each()
+                    .filter(|(_, watch)| !matches!(watch, Watch::Leave(_)))
+                    .map(|(mapping, _)| mapping.pages())
+                    .collect(),
             ),
         };
         let mut count = PageCount(0);
@@ -151,9 +162,12 @@ impl Checkpointer {
                     ..ScanRequest::over(start, end)
                 },
             };
-            self.space.pagemap.scan(&request, &mut vector, |found| {
-                count += SIZE.covering(found.start(), found.end()).count();
-            }).map_err(CaptureError::from)?;
+            self.space
+                .pagemap
+                .scan(&request, &mut vector, |found| {
+                    count += SIZE.covering(found.start(), found.end()).count();
+                })
+                .map_err(CaptureError::from)?;
         }
         Ok(count)
     }
@@ -244,11 +258,20 @@ impl Checkpointer {
         let mut states = std::mem::take(&mut copied.states);
         let unreadable = std::mem::take(&mut copied.unreadable);
         let pages = std::mem::take(&mut copied.pages);
-        states.extend(plan.zero.ranges().iter().map(|&range| (range, PageState::Zero)));
+        states.extend(
+            plan.zero
+                .ranges()
+                .iter()
+                .map(|&range| (range, PageState::Zero)),
+        );
         self.name_unreadable(&unreadable, &mut states)?;
         Ok(Stopped {
             read: pages.union(&plan.read),
-            copied: window.precopied.copied.union(&pages.subtract(&unreadable)).count(),
+            copied: window
+                .precopied
+                .copied
+                .union(&pages.subtract(&unreadable))
+                .count(),
             layout,
             threads,
             states,
@@ -292,7 +315,9 @@ impl Checkpointer {
             .collect();
         let tracked: PageSet = layout.tracked.iter().copied().collect();
         let tracked = tracked.subtract(&refused);
-        let mut compare = layout.set(|_, watch| watch == Watch::Compare).union(&refused);
+        let mut compare = layout
+            .set(|_, watch| watch == Watch::Compare)
+            .union(&refused);
         let over_file = layout.set(|_, watch| watch == Watch::TrackOverFile);
         let over_file = over_file.subtract(&refused);
         let copies = self.private_copies(&over_file)?;
@@ -302,7 +327,9 @@ impl Checkpointer {
             true => PageSet::new(),
             false => rings::registered_buffers(self.identity().pid).union(window.buffers),
         };
-        let mut read = written.intersect(&tracked).union(&buffers.intersect(&tracked));
+        let mut read = written
+            .intersect(&tracked)
+            .union(&buffers.intersect(&tracked));
         let mut was_copied = PageSet::new();
         match window.parent {
             None => {
@@ -323,7 +350,9 @@ impl Checkpointer {
         }
         // What was copied before and may be stale now is not compared with the parent: it must be put
         // again whatever it is.
-        let stale = window.again.union(&window.precopied.covered.intersect(&compare));
+        let stale = window
+            .again
+            .union(&window.precopied.covered.intersect(&compare));
         read = read.union(&stale.intersect(&tracked.union(&compare)));
 
         let mut zero = layout.reserved.clone();
@@ -339,7 +368,9 @@ impl Checkpointer {
             read,
             zero,
             memo: Memo {
-                private_copies: copies.in_memory.union(&copies.in_swap.intersect(&may_be_in_swap)),
+                private_copies: copies
+                    .in_memory
+                    .union(&copies.in_swap.intersect(&may_be_in_swap)),
                 settled: Vec::new(),
                 buffers,
             },
@@ -370,7 +401,9 @@ impl Checkpointer {
             for &range in slots.ranges() {
                 for page in range.pages() {
                     let entries = self.space.pagemap.entries(PageRange::single(page));
-                    let slot = entries.ok().and_then(|entries| entries.first()?.swap_slot());
+                    let slot = entries
+                        .ok()
+                        .and_then(|entries| entries.first()?.swap_slot());
                     if slot.is_none_or(|(kind, _)| kind < FIRST_PSEUDO_SWAP_TYPE) {
                         copies.in_swap.insert(PageRange::single(page));
                     }
@@ -386,7 +419,8 @@ impl Checkpointer {
         stopped: &Stopped,
         files: &FileReport,
     ) -> (Space, Vec<NotCaptured>) {
-        self.advice.refresh(self.examined.identity.pid, &stopped.layout.mappings);
+        self.advice
+            .refresh(self.examined.identity.pid, &stopped.layout.mappings);
         let mut not_captured = Vec::new();
         let mut regions = Vec::new();
         for (mapping, watch) in stopped.layout.each() {
@@ -414,7 +448,12 @@ impl Checkpointer {
                 }
             };
             let advice = self.advice.of(mapping);
-            regions.push(layout::region(mapping, files.facts(mapping), advice, capture));
+            regions.push(layout::region(
+                mapping,
+                files.facts(mapping),
+                advice,
+                capture,
+            ));
         }
         (Space::new(MEMORY_SPACE, SIZE, regions), not_captured)
     }

@@ -263,7 +263,11 @@ mod tests {
         command.clone().debug_assert();
         command.build();
         for subcommand in command.get_subcommands() {
-            assert!(subcommand.get_about().is_some(), "{}", subcommand.get_name());
+            assert!(
+                subcommand.get_about().is_some(),
+                "{}",
+                subcommand.get_name()
+            );
             for argument in subcommand.get_arguments() {
                 let place = format!("{} {}", subcommand.get_name(), argument.get_id());
                 assert!(argument.get_help().is_some(), "{place} has no help text");

@@ -106,8 +106,12 @@ fn is_refusal(cause: Cause<'_>) -> bool {
         return refuses_to_stop(error);
     }
     matches!(cause.downcast_ref(), Some(Wrong::Refused(_)))
-        || cause.downcast_ref::<OpenError>().is_some_and(|error| !matches!(error, OpenError::Io { .. }))
-        || cause.downcast_ref::<LockError>().is_some_and(|error| !matches!(error, LockError::Io { .. }))
+        || cause
+            .downcast_ref::<OpenError>()
+            .is_some_and(|error| !matches!(error, OpenError::Io { .. }))
+        || cause
+            .downcast_ref::<LockError>()
+            .is_some_and(|error| !matches!(error, LockError::Io { .. }))
         || cause.downcast_ref::<RefusalError>().is_some()
         || matches!(
             cause.downcast_ref(),
@@ -144,10 +148,14 @@ fn refuses_tracking(error: &TrackingError) -> bool {
 
 /// What the user can do about it.
 fn advice(cause: Cause<'_>) -> Option<&'static str> {
-    refusal_advice(cause.downcast_ref::<RefusalError>().or_else(|| match cause.downcast_ref()? {
-        AttachError::Refused(error) => Some(error),
-        _ => None,
-    }))
+    refusal_advice(
+        cause
+            .downcast_ref::<RefusalError>()
+            .or_else(|| match cause.downcast_ref()? {
+                AttachError::Refused(error) => Some(error),
+                _ => None,
+            }),
+    )
     .or_else(|| store_advice(cause))
     .or_else(|| tracking_advice(cause))
 }
@@ -180,22 +188,30 @@ fn refusal_advice(error: Option<&RefusalError>) -> Option<&'static str> {
 fn store_advice(cause: Cause<'_>) -> Option<&'static str> {
     if let Some(error) = cause.downcast_ref::<OpenError>() {
         return Some(match error {
-            OpenError::Missing { .. } => "name the directory that was given to `checkpoint --store`",
+            OpenError::Missing { .. } => {
+                "name the directory that was given to `checkpoint --store`"
+            }
             OpenError::NotAStore { .. } | OpenError::NotEmpty { .. } => {
                 "name a store, or a directory that does not exist yet"
             }
-            OpenError::FutureFormat { .. } => "use the version of pagetide that wrote it, or a newer",
+            OpenError::FutureFormat { .. } => {
+                "use the version of pagetide that wrote it, or a newer"
+            }
             OpenError::ReadOnly { .. } => "a store must be writable to take snapshots into it",
             _ => return None,
         });
     }
-    let lock = cause.downcast_ref::<LockError>().or_else(|| match cause.downcast_ref()? {
-        AttachError::Lock(error) => Some(error),
-        _ => None,
-    });
+    let lock = cause
+        .downcast_ref::<LockError>()
+        .or_else(|| match cause.downcast_ref()? {
+            AttachError::Lock(error) => Some(error),
+            _ => None,
+        });
     if let Some(error) = lock {
         return Some(match error {
-            LockError::Locked { .. } => "wait until the other command has ended, or use another store",
+            LockError::Locked { .. } => {
+                "wait until the other command has ended, or use another store"
+            }
             LockError::ReadOnly { .. } => "a store must be writable to take snapshots into it",
             _ => return None,
         });
@@ -213,10 +229,12 @@ fn store_advice(cause: Cause<'_>) -> Option<&'static str> {
 }
 
 fn write_error(cause: Cause<'_>) -> Option<&WriteError> {
-    cause.downcast_ref::<WriteError>().or_else(|| match cause.downcast_ref()? {
-        TakeError::Store(error) => Some(error),
-        _ => None,
-    })
+    cause
+        .downcast_ref::<WriteError>()
+        .or_else(|| match cause.downcast_ref()? {
+            TakeError::Store(error) => Some(error),
+            _ => None,
+        })
 }
 
 fn tracking_advice(cause: Cause<'_>) -> Option<&'static str> {

@@ -23,7 +23,7 @@ pub fn text(text: &str) -> anyhow::Result<()> {
 /// A table without frames; the columns named in `right` are aligned to the right.
 pub fn table(header: &[&str], right: &[usize], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(header);
+    table.load_style(presets::NOTHING).set_header(header);
     for row in rows {
         table.add_row(row);
     }
@@ -34,7 +34,8 @@ pub fn table(header: &[&str], right: &[usize], rows: Vec<Vec<String>>) -> String
     }
     let mut text = String::new();
     for line in table.to_string().lines() {
-        text.push_str(line.trim_end());
+        // The padding of the outermost columns.
+        text.push_str(line.strip_prefix(' ').unwrap_or(line).trim_end());
         text.push('\n');
     }
     text

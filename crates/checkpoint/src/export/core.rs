@@ -47,7 +47,9 @@ const FXSAVE_BYTES: usize = 512;
 pub fn write_core(view: &View, out: &File) -> Result<(), CoreError> {
     let not_a_process = || CoreError::NotAProcess { id: view.id() };
     let space = view.space_index(MEMORY_SPACE).ok_or_else(not_a_process)?;
-    let state = view.attachment(PROCESS_ATTACHMENT).ok_or_else(not_a_process)?;
+    let state = view
+        .attachment(PROCESS_ATTACHMENT)
+        .ok_or_else(not_a_process)?;
     let state = ProcessState::from_bytes(state)?;
     let regions = &view.spaces()[space].regions;
     let notes = notes(&state, regions);
@@ -166,7 +168,12 @@ fn load_segment(region: &Region, offset: u64) -> elf::ProgramHeader64<Le> {
 fn notes(state: &ProcessState, regions: &[Region]) -> Vec<u8> {
     let mut notes = Vec::new();
     for (number, thread) in state.threads.iter().enumerate() {
-        note(&mut notes, "CORE", elf::NT_PRSTATUS, &prstatus(state, thread));
+        note(
+            &mut notes,
+            "CORE",
+            elf::NT_PRSTATUS,
+            &prstatus(state, thread),
+        );
         if number == 0 {
             note(&mut notes, "CORE", elf::NT_PRPSINFO, &prpsinfo(state));
             note(&mut notes, "CORE", elf::NT_AUXV, &state.outside.auxv);
@@ -222,7 +229,12 @@ fn prpsinfo(state: &ProcessState) -> Vec<u8> {
     bytes.extend(0u64.to_le_bytes()); // flags
     bytes.extend(outside.uids[0].to_le_bytes());
     bytes.extend(outside.gids[0].to_le_bytes());
-    for id in [outside.identity.pid, outside.ppid, outside.pgid, outside.sid] {
+    for id in [
+        outside.identity.pid,
+        outside.ppid,
+        outside.pgid,
+        outside.sid,
+    ] {
         bytes.extend(id.to_le_bytes());
     }
     let fixed = |text: &[u8], length: usize| {
@@ -248,8 +260,12 @@ fn mapped_files(regions: &[Region]) -> Vec<u8> {
     let mut names = Vec::new();
     let mut count = 0u64;
     for region in regions {
-        let (Backing::File { path, offset_bytes, .. } | Backing::SharedMemory { path, offset_bytes, .. }) =
-            &region.backing
+        let (Backing::File {
+            path, offset_bytes, ..
+        }
+        | Backing::SharedMemory {
+            path, offset_bytes, ..
+        }) = &region.backing
         else {
             continue;
         };

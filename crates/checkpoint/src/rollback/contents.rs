@@ -76,7 +76,16 @@ impl Contents {
         let mut scratch = vec![0; SIZE.bytes_of(COMPARE_AT_ONCE) as usize];
         for &range in suspects.ranges() {
             for (pages, state) in view.runs(space, range) {
-                contents.sort(view, space, memory, pagemap, pages, state, &fresh, &mut scratch)?;
+                contents.sort(
+                    view,
+                    space,
+                    memory,
+                    pagemap,
+                    pages,
+                    state,
+                    &fresh,
+                    &mut scratch,
+                )?;
             }
         }
         contents.droppable = contents.zero.intersect(&anonymous);
@@ -117,7 +126,11 @@ impl Contents {
             readable = holding(pagemap, &readable)?;
             differing = PageSet::new();
         }
-        for piece in readable.ranges().iter().flat_map(|r| r.pieces(COMPARE_AT_ONCE)) {
+        for piece in readable
+            .ranges()
+            .iter()
+            .flat_map(|r| r.pieces(COMPARE_AT_ONCE))
+        {
             let bytes = &mut scratch[..SIZE.bytes_of(piece.count()) as usize];
             let unreadable = memory.read_pages(SIZE, &[piece], bytes)?;
             self.compared += piece.count();
@@ -185,7 +198,13 @@ impl Contents {
         memory: &ProcessMemory,
     ) -> Result<(), RollbackError> {
         let long = |range: &&PageRange| range.count() >= DROP_FROM;
-        let dropped: PageSet = self.droppable.ranges().iter().filter(long).copied().collect();
+        let dropped: PageSet = self
+            .droppable
+            .ranges()
+            .iter()
+            .filter(long)
+            .copied()
+            .collect();
         let dontneed = nix::libc::MADV_DONTNEED.unsigned_abs().into();
         let advice = [
             (&self.unguard, MADV_GUARD_REMOVE),
@@ -206,7 +225,11 @@ impl Contents {
         }
         let zeros = vec![0; SIZE.bytes_of(COMPARE_AT_ONCE) as usize];
         let written = self.zero.subtract(&dropped);
-        for piece in written.ranges().iter().flat_map(|r| r.pieces(COMPARE_AT_ONCE)) {
+        for piece in written
+            .ranges()
+            .iter()
+            .flat_map(|r| r.pieces(COMPARE_AT_ONCE))
+        {
             let bytes = &zeros[..SIZE.bytes_of(piece.count()) as usize];
             memory.write(SIZE.address_of(piece.start()), bytes)?;
         }
@@ -237,11 +260,7 @@ impl Contents {
     }
 }
 
-fn scan(
-    pagemap: &Pagemap,
-    request: ScanRequest,
-    found: &mut PageSet,
-) -> Result<(), RollbackError> {
+fn scan(pagemap: &Pagemap, request: ScanRequest, found: &mut PageSet) -> Result<(), RollbackError> {
     let mut vector = vec![ScannedRange::EMPTY; 512];
     pagemap.scan(&request, &mut vector, |range| {
         found.insert(SIZE.covering(range.start(), range.end()));

@@ -22,7 +22,6 @@ pub(super) struct Shape {
     protect: Vec<(PageRange, ProtFlags)>,
     /// Where the heap ends in the snapshot, if it ends elsewhere now.
     heap_end: Option<u64>,
-    heap_now: bool,
 }
 
 struct Missing {
@@ -56,10 +55,18 @@ fn same_backing(mapping: &Mapping, region: &Region) -> bool {
     mapping.shared == shared
         && match region.backing {
             Backing::Anonymous => !mapping.has_file(),
-            Backing::File { offset_bytes, device, inode, .. }
-            | Backing::SharedMemory { offset_bytes, device, inode, .. } => {
-                same_place(offset_bytes, device, inode)
+            Backing::File {
+                offset_bytes,
+                device,
+                inode,
+                ..
             }
+            | Backing::SharedMemory {
+                offset_bytes,
+                device,
+                inode,
+                ..
+            } => same_place(offset_bytes, device, inode),
             Backing::Kernel => true,
         }
 }
@@ -70,21 +77,29 @@ impl Shape {
         let of_kernel = |mapping: &Mapping| {
             matches!(mapping.name, MappingName::KernelData(_) | MappingName::Vdso)
         };
-        let mut shape = Shape {
-            heap_now: mappings.iter().any(|mapping| mapping.name == MappingName::Heap),
-            ..Shape::default()
-        };
+        let mut shape = Shape::default();
         let now: PageSet = mappings
             .iter()
             .filter(|mapping| !of_kernel(mapping))
             .map(Mapping::pages)
             .collect();
-        let regions = || regions.iter().filter(|region| region.backing != Backing::Kernel);
+        let regions = || {
+            regions
+                .iter()
+                .filter(|region| region.backing != Backing::Kernel)
+        };
         let wanted: PageSet = regions().map(|region| region.pages).collect();
-        shape.unmap.extend_from_slice(now.subtract(&wanted).ranges());
+        shape
+            .unmap
+            .extend_from_slice(now.subtract(&wanted).ranges());
 
-        let heap_end_now = mappings.iter().filter(|m| m.name == MappingName::Heap).map(|m| m.end);
-        let heap_end = regions().filter(|r| is_heap(r)).map(|r| SIZE.span_of(r.pages).1);
+        let heap_end_now = mappings
+            .iter()
+            .filter(|m| m.name == MappingName::Heap)
+            .map(|m| m.end);
+        let heap_end = regions()
+            .filter(|r| is_heap(r))
+            .map(|r| SIZE.span_of(r.pages).1);
         let (heap_end_now, heap_end) = (heap_end_now.max(), heap_end.max());
         if heap_end != heap_end_now {
             shape.heap_end = Some(heap_end.unwrap_or(0));
@@ -157,11 +172,7 @@ impl Shape {
         done.and(calls.finish()).map_err(remote)
     }
 
-    fn apply_in(
-        &self,
-        calls: &mut RemoteCalls<'_>,
-        start_brk: u64,
-    ) -> Result<(), RemoteCallError> {
+    fn apply_in(&self, calls: &mut RemoteCalls<'_>, start_brk: u64) -> Result<(), RemoteCallError> {
         if let Some(end) = self.heap_end {
             let end = if end == 0 { start_brk } else { end };
             calls.call(nix::libc::SYS_brk, [end, 0, 0, 0, 0, 0])?;
@@ -195,12 +206,21 @@ fn missing(region: &Region, pages: PageRange) -> Result<Missing, RollbackError> 
         file: None,
     };
     if region.sharing == Sharing::Shared {
-        return Err(missing.refusal("shared memory that is no longer mapped cannot be mapped again"));
+        return Err(
+            missing.refusal("shared memory that is no longer mapped cannot be mapped again")
+        );
     }
     if region.advice.iter().any(|advice| advice == "hugetlb") {
         return Err(missing.refusal("huge pages that are no longer mapped cannot be mapped again"));
     }
-    if let Backing::File { path, offset_bytes, device, inode, .. } = &region.backing {
+    if let Backing::File {
+        path,
+        offset_bytes,
+        device,
+        inode,
+        ..
+    } = &region.backing
+    {
         let offset = offset_bytes + (start - region_start);
         missing.file = Some((path.clone(), *device, *inode, offset));
     }
@@ -221,9 +241,12 @@ impl Missing {
     fn map(&self, calls: &mut RemoteCalls<'_>) -> Result<(), RemoteCallError> {
         let (start, end) = SIZE.span_of(self.pages);
         let protection = u64::from(self.protection.bits());
-        let place = |flags: MapFlags| u64::from((flags | MapFlags::FIXED | MapFlags::PRIVATE).bits());
+        let place =
+            |flags: MapFlags| u64::from((flags | MapFlags::FIXED | MapFlags::PRIVATE).bits());
         let Some((path, _, _, offset)) = &self.file else {
-            let flags = place(MapFlags::from_bits_retain(nix::libc::MAP_ANONYMOUS.cast_unsigned()));
+            let flags = place(MapFlags::from_bits_retain(
+                nix::libc::MAP_ANONYMOUS.cast_unsigned(),
+            ));
             let arguments = [start, end - start, protection, flags, u64::MAX, 0];
             return calls.call(nix::libc::SYS_mmap, arguments).map(drop);
         };

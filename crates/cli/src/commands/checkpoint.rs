@@ -6,7 +6,8 @@ use crate::output;
 use crate::signals::Signals;
 use anyhow::Context;
 use pagetide::{
-    Checkpointer, Leave, Mode, NotCaptured, Options, Progress, Report, Request, Residence, TakeError,
+    Checkpointer, Leave, Mode, NotCaptured, Options, Progress, Report, Request, Residence,
+    TakeError,
 };
 use pagetide_process::{ProcessIdentity, StopOptions};
 use pagetide_snapshot::{OpenError, SnapshotKind, Store};
@@ -99,9 +100,7 @@ fn tidy_up_after(error: &TakeError, checkpointer: &Checkpointer) {
 fn told(error: TakeError, signals: &Signals, taken: u64) -> anyhow::Error {
     match signals.exit_status() {
         Some(status) if matches!(error, TakeError::Cancelled) => Signalled(status).into(),
-        _ if taken > 0 => {
-            anyhow::Error::new(error).context(format!("after {taken} snapshots"))
-        }
+        _ if taken > 0 => anyhow::Error::new(error).context(format!("after {taken} snapshots")),
         _ => error.into(),
     }
 }
@@ -121,7 +120,9 @@ pub fn run_command(arguments: &Run) -> anyhow::Result<ExitCode> {
     let outcome = follow(arguments, store, &signals, &mut child);
     let status = end(&mut child, &signals)?;
     outcome?;
-    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
+    let code = status
+        .code()
+        .unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
 }
 

@@ -23,6 +23,9 @@ pub fn run(options: &Detach) -> anyhow::Result<()> {
     }
     output::text(&match answer.closed_descriptors {
         0 => format!("process {}: there was nothing to remove\n", answer.pid),
-        _ => format!("process {}: tracking removed; the next snapshot is full\n", answer.pid),
+        _ => format!(
+            "process {}: tracking removed; the next snapshot is full\n",
+            answer.pid
+        ),
     })
 }

@@ -63,8 +63,12 @@ pub fn run(options: &Diff) -> anyhow::Result<()> {
 /// The regions of one space that differ: those of the later snapshot, then those it lacks.
 fn compare(a: &View, b: &View, name: &str, changed: &PageSet, out: &mut Vec<RegionDiff>) {
     let regions = |view: &View| {
-        let space = view.space_index(name).map(|index| view.spaces()[index].clone());
-        space.map_or((PageSize::KIB_4, Vec::new()), |space| (space.page_size, space.regions))
+        let space = view
+            .space_index(name)
+            .map(|index| view.spaces()[index].clone());
+        space.map_or((PageSize::KIB_4, Vec::new()), |space| {
+            (space.page_size, space.regions)
+        })
     };
     let (old_size, old) = regions(a);
     let (new_size, new) = regions(b);
@@ -82,10 +86,16 @@ fn compare(a: &View, b: &View, name: &str, changed: &PageSet, out: &mut Vec<Regi
     for region in &new {
         match old.iter().find(|known| known.pages == region.pages) {
             None => push(new_size, region, "added"),
-            Some(known) if known.protection != region.protection || known.sharing != region.sharing || known.advice != region.advice => {
+            Some(known)
+                if known.protection != region.protection
+                    || known.sharing != region.sharing
+                    || known.advice != region.advice =>
+            {
                 push(new_size, region, "reshaped");
             }
-            Some(_) if !changed.within(region.pages).is_empty() => push(new_size, region, "changed"),
+            Some(_) if !changed.within(region.pages).is_empty() => {
+                push(new_size, region, "changed")
+            }
             Some(_) => {}
         }
     }

@@ -42,9 +42,9 @@ fn raw(view: &View, directory: &Path) -> anyhow::Result<()> {
         let message = format!("{} is not empty", directory.display());
         return Err(Wrong::Refused(message).into());
     }
-    let index = view.space_index(MEMORY_SPACE).ok_or_else(|| {
-        Wrong::Refused(format!("snapshot {} holds no process", view.id()))
-    })?;
+    let index = view
+        .space_index(MEMORY_SPACE)
+        .ok_or_else(|| Wrong::Refused(format!("snapshot {} holds no process", view.id())))?;
     let space = &view.spaces()[index];
     let memory = directory.join("mem");
     fs::create_dir_all(&memory).with_context(|| format!("make {}", memory.display()))?;

@@ -6,7 +6,12 @@ use clap::CommandFactory;
 
 pub fn completions(options: &Completions) -> anyhow::Result<()> {
     let mut script = Vec::new();
-    clap_complete::generate(options.shell, &mut Arguments::command(), "pagetide", &mut script);
+    clap_complete::generate(
+        options.shell,
+        &mut Arguments::command(),
+        "pagetide",
+        &mut script,
+    );
     output::text(&String::from_utf8(script)?)
 }
 

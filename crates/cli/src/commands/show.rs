@@ -157,7 +157,10 @@ pub fn run(options: &StoreAt) -> anyhow::Result<()> {
         None => text += ", full\n",
     }
     for space in &answer.spaces {
-        text += &format!("\nspace {}, pages of {} bytes\n", space.name, space.page_bytes);
+        text += &format!(
+            "\nspace {}, pages of {} bytes\n",
+            space.name, space.page_bytes
+        );
         let cells = |region: &RegionAnswer| {
             let sharing = if region.shared { "s" } else { "p" };
             let note = match (&region.reason, region.advice.is_empty()) {
