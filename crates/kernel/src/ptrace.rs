@@ -604,8 +604,7 @@ pub fn current_stop(thread: ThreadId) -> io::Result<WaitReport> {
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
     // SAFETY: the request writes one `siginfo_t` to `data`, which points to one that lives until
     // after the call.
-    let result =
-        unsafe { libc::ptrace(libc::PTRACE_GETSIGINFO, thread.0, 0usize, &raw mut info) };
+    let result = unsafe { libc::ptrace(libc::PTRACE_GETSIGINFO, thread.0, 0usize, &raw mut info) };
     check(result)?;
     // For events and system call stops the code is the wait status without its lowest byte; the
     // codes of real signals have nothing in the second byte, or are negative.

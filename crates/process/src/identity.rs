@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::io;
+use std::thread::sleep;
+use std::time::Duration;
 
 use crate::proc_files::Stat;
 
@@ -58,12 +60,25 @@ impl ProcessIdentity {
     /// Whether this very process still runs: not ended (a zombie has), and the number not given
     /// to another. True says nothing of the moment after.
     pub fn is_alive_and_same(&self) -> bool {
-        Stat::of_process(self.pid).is_ok_and(|stat| {
-            stat.start_time_ticks() == self.start_time_ticks
-                && (!stat.has_ended() || stat.field(20) > 1)
-        }) && boot_id().is_ok_and(|boot| boot == self.boot_id)
+        if boot_id().map_or(true, |boot| boot != self.boot_id) {
+            return false;
+        }
+        for _ in 0..LOOKS {
+            match Stat::of_process(self.pid) {
+                Ok(stat) if stat.start_time_ticks() != self.start_time_ticks => return false,
+                Ok(stat) if !stat.has_ended() || stat.field(20) > 1 => return true,
+                // While a thread that is not the first runs another program, the first is dead
+                // and the other has not yet taken its place.
+                _ => sleep(PAUSE_BETWEEN_LOOKS),
+            }
+        }
+        false
     }
 }
+
+/// How often a process that seems to have ended is looked at.
+const LOOKS: u32 = 4;
+const PAUSE_BETWEEN_LOOKS: Duration = Duration::from_micros(200);
 
 fn boot_id() -> io::Result<[u8; 16]> {
     let text = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;

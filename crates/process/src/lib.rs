@@ -29,6 +29,7 @@ mod landing;
 mod proc_files;
 mod remote;
 mod restart;
+mod rseq;
 mod seccomp;
 mod self_healing;
 mod state;

@@ -402,7 +402,7 @@ impl Session {
             return Err(RemoteCallError::DivertsSyscalls { thread });
         }
         let signal_mask = ptrace::signal_mask(thread).map_err(kernel(pid, "read", thread))?;
-        let frame = frame_for(pid, &chosen, landing, signal_mask)?;
+        let frame = frame_for(pid, &chosen, landing, signal_mask, &memory)?;
         let free_below = frame
             .as_ref()
             .map_or(chosen.registers.rsp, |frame| frame.address)
@@ -682,6 +682,7 @@ fn frame_for(
     chosen: &Candidate,
     landing: &Landing,
     signal_mask: u64,
+    memory: &File,
 ) -> Result<Option<Frame>, RemoteCallError> {
     let (Some(stack), Some(way_back)) = (chosen.stack, &landing.way_back) else {
         return Ok(None);
@@ -700,7 +701,7 @@ fn frame_for(
         xstate: &xstate[..length],
         signal_mask,
     };
-    Ok(self_healing::frame(parts, stack, way_back))
+    Ok(self_healing::frame(parts, stack, way_back, memory))
 }
 
 fn seccomp_state(pid: i32, thread: ThreadId) -> SeccompState {

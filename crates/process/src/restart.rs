@@ -12,6 +12,9 @@
 //! - Registers set back to a time when another call was under way: ERESTART_RESTARTBLOCK refers to
 //!   a block in the kernel that belongs to the newer call. The call is entered anew instead.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
 use pagetide_kernel::ptrace::Registers;
 
 pub(crate) const EINTR: i64 = 4;
@@ -85,30 +88,49 @@ pub(crate) fn without_plain_eintr(registers: &Registers) -> Option<Registers> {
 /// Registers that do an interrupted call again by themselves, with no help of the kernel: the
 /// instruction is to be executed once more. For a place from which the kernel restarts nothing.
 ///
-/// A call that was continued by `restart_syscall` before has lost its number; it ends in EINTR.
-pub(crate) fn entered_anew(registers: &Registers) -> Registers {
+/// A call that the kernel has continued once before has lost its number. `memory` is asked for it:
+/// as a rule the instruction before loads it. If not, the call ends in EINTR.
+pub(crate) fn entered_anew(registers: &Registers, memory: Option<&File>) -> Registers {
     if !will_restart(registers) {
         return *registers;
     }
-    if registers.orig_rax.cast_signed() == RESTART_SYSCALL {
-        return Registers {
+    let number = match registers.orig_rax.cast_signed() {
+        RESTART_SYSCALL => memory.and_then(|memory| loaded_number(registers, memory)),
+        _ => Some(registers.orig_rax),
+    };
+    match number {
+        Some(number) => Registers {
+            rax: number,
+            rip: registers.rip.wrapping_sub(SYSCALL_LENGTH),
+            orig_rax: u64::MAX,
+            ..*registers
+        },
+        None => Registers {
             rax: (-EINTR).cast_unsigned(),
             orig_rax: u64::MAX,
             ..*registers
-        };
-    }
-    Registers {
-        rax: registers.orig_rax,
-        rip: registers.rip.wrapping_sub(SYSCALL_LENGTH),
-        orig_rax: u64::MAX,
-        ..*registers
+        },
     }
 }
 
+/// The number in `mov $number, %eax; syscall`, if it is one of the calls that are continued by
+/// `restart_syscall`.
+fn loaded_number(registers: &Registers, memory: &File) -> Option<u64> {
+    let mut code = [0; 7];
+    let address = registers.rip.checked_sub(7)?;
+    memory.read_exact_at(&mut code, address).ok()?;
+    let [0xb8, a, b, c, d, 0x0f, 0x05] = code else {
+        return None;
+    };
+    let number = u64::from(u32::from_le_bytes([a, b, c, d]));
+    // poll, nanosleep, futex, clock_nanosleep
+    [7, 35, 202, 230].contains(&number).then_some(number)
+}
+
 /// Registers of another time, made fit to be put into a thread that is stopped now.
-pub(crate) fn for_another_time(registers: &Registers) -> Registers {
+pub(crate) fn for_another_time(registers: &Registers, memory: Option<&File>) -> Registers {
     if is_restart_block(registers) {
-        entered_anew(registers)
+        entered_anew(registers, memory)
     } else {
         *registers
     }

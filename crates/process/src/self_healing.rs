@@ -19,6 +19,8 @@
 //! The difference between the two ways back: an interrupted system call is continued in the first,
 //! and done again from its beginning in the second. A sleep may become longer, once.
 
+use std::fs::File;
+
 use pagetide_kernel::ptrace::{Registers, xstate_size_without_tiles};
 
 use crate::landing::{StackMapping, WayBack};
@@ -84,6 +86,7 @@ pub(crate) fn frame(
     thread: ThreadParts<'_>,
     stack: StackMapping,
     way_back: &WayBack,
+    memory: &File,
 ) -> Option<Frame> {
     let extended = extended_state(thread.xstate)?;
     let top = thread.registers.rsp.checked_sub(RED_ZONE)? & !63;
@@ -100,7 +103,7 @@ pub(crate) fn frame(
     put_u64(&mut bytes, 0, way_back.sigreturn);
     put_u64(&mut bytes, CONTEXT, CONTEXT_FLAGS);
     put_u32(&mut bytes, STACK_FLAGS, NO_STACK_MODE);
-    let registers = restart::entered_anew(thread.registers);
+    let registers = restart::entered_anew(thread.registers, Some(memory));
     for (index, value) in in_frame_order(&registers).into_iter().enumerate() {
         put_u64(&mut bytes, REGISTERS + index * 8, value);
     }

@@ -209,11 +209,12 @@ impl StoppedProcess {
         }
         let terrain = Terrain::survey(identity);
         let tracer = Tracer::start(pid).map_err(StopError::Tracer)?;
+        let memory = terrain.memory();
         let begin = Instant::now();
         let deadline = begin + options.timeout;
         let outcome = tracer.run(move |tracees| {
             tracees.stop_all(deadline)?;
-            let hidden = thread_state::hide_interruptions(tracees);
+            let hidden = thread_state::hide_interruptions(tracees, memory.as_deref());
             Ok((tracees.stopped(), hidden))
         });
         let explain = |failure| explain(failure, pid, begin.elapsed());
@@ -250,7 +251,8 @@ impl StoppedProcess {
         self.tracer.run(|tracees| tracees.group_stop())
     }
 
-    /// Reads all threads: some 3 us a thread.
+    /// Reads all threads: some 3 us a thread, and as much again for its name. Threads of the process
+    /// that only ever run kernel code (workers of io_uring) have no state and are left out.
     pub fn thread_states(&self) -> Result<Vec<ThreadState>, ThreadStateError> {
         let mut states = self.tracer.run(thread_state::read_all)?;
         thread_state::name_all(&mut states);
@@ -260,12 +262,14 @@ impl StoppedProcess {
     /// Sets threads back to states of an earlier time. All of them, or none.
     ///
     /// A thread that was in a system call then does it again, from the beginning if it is one of
-    /// those that the kernel continues with `restart_syscall(2)`; such a call that had been
-    /// continued before ends in EINTR. The thread's name is not set.
+    /// those that the kernel continues with `restart_syscall(2)`. (Such a call that had been
+    /// continued before has lost its number; it is found in the code if the instruction before
+    /// loads it, as every libc does, or else the call ends in EINTR.) Names are not set.
     pub fn set_thread_states(&mut self, states: &[ThreadState]) -> Result<(), ThreadStateError> {
         let states = states.to_vec();
+        let memory = self.terrain.memory();
         self.tracer
-            .run(move |tracees| thread_state::write_all(tracees, &states))
+            .run(move |tracees| thread_state::write_all(tracees, &states, memory.as_deref()))
     }
 
     /// Begins a session of system calls run inside the target.
@@ -293,7 +297,8 @@ impl StoppedProcess {
         });
         match ending {
             None => Ok(()),
-            Some(_) if self.identity.is_alive_and_same() => Ok(()),
+            // A thread that ended by itself, say.
+            Some(Ending::Unknown) if self.identity.is_alive_and_same() => Ok(()),
             Some(_) => Err(ResumeError::Gone { pid }),
         }
     }

@@ -3,12 +3,14 @@
 //! Not here: alternate signal stack, robust list, pending signals, scheduling. Those are asked of
 //! the thread itself by remote calls, or read from `/proc`.
 
+use std::fs::File;
 use std::io;
 
 use pagetide_kernel::ptrace::{self, Registers, ThreadId, XSTATE_ROOM};
 
 use crate::proc_files::comm_of;
 use crate::restart;
+use crate::rseq;
 use crate::tracer::Tracees;
 
 /// A stopped thread as data.
@@ -70,7 +72,11 @@ pub(crate) fn read_all(tracees: &mut Tracees) -> Result<Vec<ThreadState>, Thread
     let mut states = Vec::with_capacity(threads.len());
     let mut buffer = vec![0; XSTATE_ROOM];
     for thread in threads {
-        states.push(read(tracees.pid(), thread, &mut buffer)?);
+        let state = read(tracees.pid(), thread, &mut buffer)?;
+        // Workers of the kernel inside the process (io_uring) have no registers of their own.
+        if state.registers.rip != 0 {
+            states.push(state);
+        }
     }
     Ok(states)
 }
@@ -103,6 +109,7 @@ fn read(pid: i32, thread: ThreadId, buffer: &mut [u8]) -> Result<ThreadState, Th
 pub(crate) fn write_all(
     tracees: &mut Tracees,
     states: &[ThreadState],
+    memory: Option<&File>,
 ) -> Result<(), ThreadStateError> {
     let pid = tracees.pid();
     let stopped = tracees.stopped();
@@ -118,7 +125,7 @@ pub(crate) fn write_all(
         before.push(read(pid, state.thread, &mut buffer)?);
     }
     for (index, state) in states.iter().enumerate() {
-        let registers = restart::for_another_time(&state.registers);
+        let registers = restart::for_another_time(&state.registers, memory);
         if let Err(error) = write(pid, state, &registers) {
             for old in &before[..=index] {
                 // Its own registers of a moment ago; fails only if it was killed.
@@ -163,20 +170,22 @@ fn failed(
     }
 }
 
-/// Sees to it that no thread takes our stop for an interruption of its system call; see
-/// [`restart`]. Also finds 32-bit code.
-pub(crate) fn hide_interruptions(tracees: &mut Tracees) -> Result<(), ThreadStateError> {
+/// Sees to it that no thread takes our stop for an interruption of its system call (see
+/// [`restart`]) and none goes on in a restartable sequence (see [`rseq`]). Also finds 32-bit code.
+pub(crate) fn hide_interruptions(
+    tracees: &mut Tracees,
+    memory: Option<&File>,
+) -> Result<(), ThreadStateError> {
     let pid = tracees.pid();
     for thread in tracees.stopped() {
         let registers = ptrace::registers(thread)
             .map_err(failed(pid, "read the registers", thread))?
             .ok_or(ThreadStateError::ThirtyTwoBit { thread })?;
-        if let Some(changed) = restart::without_plain_eintr(&registers) {
-            ptrace::set_registers(thread, &changed).map_err(failed(
-                pid,
-                "write the registers",
-                thread,
-            ))?;
+        let changed = restart::without_plain_eintr(&registers)
+            .or_else(|| rseq::aborted(thread, &registers, memory?));
+        if let Some(changed) = changed {
+            ptrace::set_registers(thread, &changed)
+                .map_err(failed(pid, "write the registers", thread))?;
         }
     }
     Ok(())

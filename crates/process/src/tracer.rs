@@ -317,7 +317,7 @@ impl Tracees {
                 }
                 Ok(None) => {}
                 // Nothing is traced any more.
-                Err(_) => return Err(StopFailure::Ended(self.ending.unwrap_or(Ending::Unknown))),
+                Err(_) => return Err(self.nothing_left()),
             }
             if Instant::now() >= deadline {
                 let thread = self.first_running();
@@ -330,7 +330,7 @@ impl Tracees {
             pause.wait();
         }
         if self.list.is_empty() {
-            return Err(StopFailure::Ended(self.ending.unwrap_or(Ending::Unknown)));
+            return Err(self.nothing_left());
         }
         Ok(())
     }
@@ -393,6 +393,15 @@ impl Tracees {
 
     fn is_of_process(&self, thread: ThreadId) -> bool {
         Path::new(&format!("/proc/{}/task/{thread}", self.pid)).exists()
+    }
+
+    /// All that was traced has ended. If the process lives, a thread that was not traced yet runs
+    /// another program, for which all others die unreported.
+    fn nothing_left(&self) -> StopFailure {
+        match (self.ending, Stat::of_process(self.pid)) {
+            (None, Ok(stat)) if !stat.has_ended() => StopFailure::Exec,
+            (ending, _) => StopFailure::Ended(ending.unwrap_or(Ending::Unknown)),
+        }
     }
 
     /// The first thread's end is not reported before that of the others, so it has to be seen.

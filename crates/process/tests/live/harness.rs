@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Mutex, OnceLock};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -123,18 +123,6 @@ impl Target {
     /// Lines it has said since the last look.
     pub fn lines_so_far(&mut self) -> Vec<String> {
         self.lines.try_iter().collect()
-    }
-
-    /// Waits until it has ended and returns all that it said last.
-    pub fn last_words(&mut self) -> Vec<String> {
-        let mut words = Vec::new();
-        loop {
-            match self.lines.recv_timeout(PATIENCE) {
-                Ok(line) => words.push(line),
-                Err(RecvTimeoutError::Disconnected) => return words,
-                Err(RecvTimeoutError::Timeout) => panic!("it does not end"),
-            }
-        }
     }
 
     pub fn has_ended(&mut self) -> bool {

@@ -43,7 +43,7 @@ fn a_sleeping_thread_set_back_sleeps_again() {
     for kind in ["nanosleep", "poll", "futex_timeout", "clock_nanosleep"] {
         let mut target = Target::start("calls", &[kind]);
         sleep(Duration::from_millis(50));
-        let mut stopped = target.stop();
+        let stopped = target.stop();
         let states = stopped.thread_states().unwrap();
         stopped.resume().unwrap();
         sleep(Duration::from_millis(400));

@@ -10,7 +10,7 @@ static void handler(int signal) { (void)signal; count++; }
 
 int main(int argc, char **argv) {
     const char *how = argc > 1 ? argv[1] : "";
-    struct sigaction action = {.sa_handler = SIG_DFL}, now;
+    struct sigaction action = {.sa_handler = SIG_DFL, .sa_flags = SA_RESTART}, now;
     if (strstr(how, "handled")) action.sa_handler = handler;
     if (strstr(how, "ignored")) action.sa_handler = SIG_IGN;
     sigaction(SIGTRAP, &action, 0);
