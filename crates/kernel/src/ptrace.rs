@@ -593,6 +593,32 @@ fn wait(
     }
 }
 
+/// Reaps a thread that any thread of this program traces, if it has ended; its stops are left
+/// alone. For the case that the tracing thread itself is held up in the kernel.
+///
+/// # Errors
+/// ECHILD if nobody here traces it.
+pub fn reap_for_tracer(thread: ThreadId) -> io::Result<Option<WaitReport>> {
+    let id = libc::id_t::try_from(thread.0).unwrap_or(0);
+    let look_only = libc::__WALL | libc::WNOHANG | libc::WEXITED | libc::WNOWAIT;
+    // SAFETY: all bytes zero are a valid `siginfo_t`.
+    let mut seen: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `seen` is a valid place for one `siginfo_t`, and `waitid` writes nothing else.
+    let result = unsafe { libc::waitid(libc::P_PID, id, &raw mut seen, look_only) };
+    check(libc::c_long::from(result))?;
+    if !matches!(
+        seen.si_code,
+        libc::CLD_EXITED | libc::CLD_KILLED | libc::CLD_DUMPED
+    ) {
+        return Ok(None);
+    }
+    let mut status: libc::c_int = 0;
+    // SAFETY: `status` is a valid place for one int, and `waitpid` writes nothing else.
+    let result = unsafe { libc::waitpid(thread.0, &raw mut status, libc::__WALL | libc::WNOHANG) };
+    check(libc::c_long::from(result))?;
+    Ok((result != 0).then(|| decode(status)))
+}
+
 /// The ptrace-stop a thread is in, though nothing was (or is any more) reported of it:
 /// PTRACE_GETSIGINFO. Another thread of this program that waits for its own child, which happens to
 /// be traced, takes the report away; this tells what it was.

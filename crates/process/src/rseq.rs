@@ -15,11 +15,7 @@ use pagetide_kernel::ptrace::{self, Registers, ThreadId};
 const CURRENT_SEQUENCE: u64 = 8;
 
 /// The registers with the sequence aborted, if the thread is in one.
-pub(crate) fn aborted(
-    thread: ThreadId,
-    registers: &Registers,
-    memory: &File,
-) -> Option<Registers> {
+pub(crate) fn aborted(thread: ThreadId, registers: &Registers, memory: &File) -> Option<Registers> {
     // System calls are not allowed inside a sequence.
     if registers.orig_rax.cast_signed() >= 0 {
         return None;

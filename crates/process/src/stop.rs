@@ -217,7 +217,13 @@ impl StoppedProcess {
             let hidden = thread_state::hide_interruptions(tracees, memory.as_deref());
             Ok((tracees.stopped(), hidden))
         });
-        let explain = |failure| explain(failure, pid, begin.elapsed());
+        let explain = |failure| match failure {
+            // All that we had seized is gone, but it lives: it runs another program.
+            StopFailure::Ended(Ending::Unknown) if identity.is_alive_and_same() => {
+                StopError::Exec { pid }
+            }
+            failure => explain(failure, pid, begin.elapsed()),
+        };
         // An early return drops the tracer, which lets all threads go.
         let (threads, hidden) = outcome.map_err(explain)?;
         hidden.map_err(|source| match source {

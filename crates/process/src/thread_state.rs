@@ -184,8 +184,11 @@ pub(crate) fn hide_interruptions(
         let changed = restart::without_plain_eintr(&registers)
             .or_else(|| rseq::aborted(thread, &registers, memory?));
         if let Some(changed) = changed {
-            ptrace::set_registers(thread, &changed)
-                .map_err(failed(pid, "write the registers", thread))?;
+            ptrace::set_registers(thread, &changed).map_err(failed(
+                pid,
+                "write the registers",
+                thread,
+            ))?;
         }
     }
     Ok(())

@@ -12,13 +12,56 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{JoinHandle, sleep, yield_now};
 use std::time::{Duration, Instant};
 
 use pagetide_kernel::ptrace::{self, Event, Options, ThreadId, WaitReport};
 
 use crate::proc_files::{self, Stat, Status};
+
+/// How long seizing a single thread may take before the waiting side suspects that it is held up.
+const HELD_UP: Duration = Duration::from_millis(10);
+
+/// What the tracing thread and the one that waits for it both see.
+///
+/// Seizing a thread waits for an `execve` of its process to end. The `execve` waits for all other
+/// threads of the process to be gone. Those that we have seized are gone only when we have reaped
+/// them, which the tracing thread cannot do while it seizes. The kernel does not resolve this, so
+/// the waiting side reaps for it.
+#[derive(Debug, Default)]
+struct Shared {
+    /// Odd while a thread is being seized; counts up.
+    seizing: AtomicU64,
+    seized: Mutex<Vec<ThreadId>>,
+    reaped: Mutex<Vec<ThreadId>>,
+}
+
+impl Shared {
+    fn is_seizing(&self) -> Option<u64> {
+        let count = self.seizing.load(Ordering::Acquire);
+        (count % 2 == 1).then_some(count)
+    }
+
+    /// Reaps threads that have ended. Never the first: its status belongs to its parent.
+    fn reap(&self, pid: i32) {
+        let mut seized = lock(&self.seized);
+        seized.retain(|thread| {
+            let ended =
+                thread.get() != pid && matches!(ptrace::reap_for_tracer(*thread), Ok(Some(_)));
+            if ended {
+                lock(&self.reaped).push(*thread);
+            }
+            !ended
+        });
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 type Job = Box<dyn FnOnce(&mut Tracees) + Send>;
 
@@ -28,25 +71,31 @@ pub(crate) struct Tracer {
     jobs: Option<Sender<Job>>,
     thread: Option<JoinHandle<bool>>,
     thread_number: i32,
+    pid: i32,
+    shared: Arc<Shared>,
 }
 
 impl Tracer {
     pub(crate) fn start(pid: i32) -> io::Result<Self> {
         let (jobs, received) = channel::<Job>();
         let (number_sender, number) = sync_channel(1);
+        let shared = Arc::new(Shared::default());
+        let shared_there = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name(String::from("pagetide-tracer"))
             .spawn(move || {
                 let own_number = rustix::thread::gettid().as_raw_nonzero().get();
                 // The receiver waits for it, unless it is gone and with it the need.
                 number_sender.send(own_number).ok();
-                run_jobs(&received, Tracees::new(pid, own_number))
+                run_jobs(&received, Tracees::new(pid, own_number, shared_there))
             })?;
         let thread_number = number.recv().map_err(io::Error::other)?;
         Ok(Self {
             jobs: Some(jobs),
             thread: Some(thread),
             thread_number,
+            pid,
+            shared,
         })
     }
 
@@ -66,8 +115,27 @@ impl Tracer {
         self.jobs
             .as_ref()
             .and_then(|jobs| jobs.send(job).ok())
-            .and_then(|()| receiver.recv().ok())
+            .and_then(|()| self.wait_for(&receiver))
             .expect("the tracing thread ends before its handle only if a job panicked")
+    }
+}
+
+impl Tracer {
+    /// The result of a job, or `None` if it panicked.
+    fn wait_for<R>(&self, result: &Receiver<R>) -> Option<R> {
+        let mut seen = None;
+        loop {
+            match result.recv_timeout(HELD_UP) {
+                Ok(result) => return Some(result),
+                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            let now = self.shared.is_seizing();
+            if now.is_some() && now == seen {
+                self.shared.reap(self.pid);
+            }
+            seen = now;
+        }
     }
 }
 
@@ -152,6 +220,7 @@ pub(crate) enum StopFailure {
 pub(crate) struct Tracees {
     pid: i32,
     own_number: i32,
+    shared: Arc<Shared>,
     list: Vec<Tracee>,
     group_stop: Option<i32>,
     ending: Option<Ending>,
@@ -179,10 +248,11 @@ const SEIZE_OPTIONS: Options = Options {
 };
 
 impl Tracees {
-    fn new(pid: i32, own_number: i32) -> Self {
+    fn new(pid: i32, own_number: i32, shared: Arc<Shared>) -> Self {
         Self {
             pid,
             own_number,
+            shared,
             list: Vec::with_capacity(64),
             group_stop: None,
             ending: None,
@@ -258,7 +328,13 @@ impl Tracees {
     }
 
     fn seize(&mut self, thread: ThreadId) -> Result<bool, StopFailure> {
-        match ptrace::seize(thread, SEIZE_OPTIONS) {
+        self.shared.seizing.fetch_add(1, Ordering::Release);
+        let seized = ptrace::seize(thread, SEIZE_OPTIONS);
+        self.shared.seizing.fetch_add(1, Ordering::Release);
+        for reaped in lock(&self.shared.reaped).drain(..) {
+            self.list.retain(|tracee| tracee.thread != reaped);
+        }
+        match seized {
             Ok(()) => {
                 self.add(thread, Now::Running);
                 interrupt(thread)?;
@@ -564,6 +640,7 @@ impl Tracees {
 
     fn add(&mut self, thread: ThreadId, now: Now) {
         self.list.push(Tracee { thread, now });
+        lock(&self.shared.seized).push(thread);
     }
 
     fn set(&mut self, thread: ThreadId, now: Now) {

@@ -117,7 +117,9 @@ impl Target {
 
     pub fn ask_number(&mut self) -> u64 {
         let answer = self.ask();
-        answer.parse().unwrap_or_else(|_| panic!("it says {answer}"))
+        answer
+            .parse()
+            .unwrap_or_else(|_| panic!("it says {answer}"))
     }
 
     /// Lines it has said since the last look.

@@ -42,15 +42,28 @@ fn disturbed(kind: &str) -> Target {
 
 fn assert_waited_700_ms(kind: &str, result: i64, errno: i32) {
     let outcome = outcome(&disturbed(kind).line());
-    assert_eq!((outcome.result, outcome.errno), (result, errno), "{kind} {outcome:?}");
+    assert_eq!(
+        (outcome.result, outcome.errno),
+        (result, errno),
+        "{kind} {outcome:?}"
+    );
     // The upper bound is for a busy machine; a call begun anew six times would not exceed it, but
     // one that is begun anew at each stop of a loop would, and the lower bound is the point.
-    assert!((699..20_000).contains(&outcome.milliseconds), "{kind} {outcome:?}");
+    assert!(
+        (699..20_000).contains(&outcome.milliseconds),
+        "{kind} {outcome:?}"
+    );
 }
 
 #[test]
 fn sleeps_and_waits_with_a_time_limit_last_as_long_as_they_should() {
-    for kind in ["nanosleep", "clock_nanosleep", "clock_nanosleep_absolute", "poll", "select"] {
+    for kind in [
+        "nanosleep",
+        "clock_nanosleep",
+        "clock_nanosleep_absolute",
+        "poll",
+        "select",
+    ] {
         assert_waited_700_ms(kind, 0, 0);
     }
     assert_waited_700_ms("futex_timeout", -1, 110);
@@ -65,10 +78,9 @@ fn a_sleep_does_not_begin_anew_at_each_stop() {
         if target.has_ended() {
             return;
         }
-        if let Ok(mut stopped) = pagetide_process::StoppedProcess::stop(
-            &target.identity(),
-            crate::harness::patient(),
-        ) {
+        if let Ok(mut stopped) =
+            pagetide_process::StoppedProcess::stop(&target.identity(), crate::harness::patient())
+        {
             stopped.remote_calls().unwrap().call(39, [0; 6]).unwrap();
         }
         stops += 1;
@@ -90,7 +102,11 @@ fn waits_for_input_get_the_input_and_no_eintr() {
         assert_eq!(target.lines_so_far(), Vec::<String>::new(), "{kind}");
         target.tell("x");
         let outcome = outcome(&target.line());
-        assert_eq!((outcome.result, outcome.errno), (result, 0), "{kind} {outcome:?}");
+        assert_eq!(
+            (outcome.result, outcome.errno),
+            (result, 0),
+            "{kind} {outcome:?}"
+        );
         assert_eq!(outcome.handled, 0);
     }
 }
@@ -129,7 +145,11 @@ fn waits_for_signals_end_by_the_signal_alone() {
         assert_eq!(target.lines_so_far(), Vec::<String>::new(), "{kind}");
         kill(target.pid(), "USR1");
         let outcome = outcome(&target.line());
-        assert_eq!((outcome.result, outcome.errno), (result, errno), "{kind} {outcome:?}");
+        assert_eq!(
+            (outcome.result, outcome.errno),
+            (result, errno),
+            "{kind} {outcome:?}"
+        );
         assert_eq!(outcome.handled, handled, "{kind} {outcome:?}");
         let blocked = i32::from(matches!(kind, "ppoll" | "sigsuspend" | "sigtimedwait"));
         assert_eq!(outcome.blocked, blocked, "{kind} {outcome:?}");
@@ -147,7 +167,11 @@ fn a_signal_sent_while_stopped_ends_the_wait_afterwards() {
         calls.finish().unwrap();
         stopped.resume().unwrap();
         let outcome = outcome(&target.line());
-        assert_eq!((outcome.result, outcome.errno, outcome.handled), (-1, 4, 1), "{kind} {outcome:?}");
+        assert_eq!(
+            (outcome.result, outcome.errno, outcome.handled),
+            (-1, 4, 1),
+            "{kind} {outcome:?}"
+        );
     }
 }
 

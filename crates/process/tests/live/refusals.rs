@@ -5,7 +5,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
-use pagetide_process::{NoPrivilege, RefusalError, StopError, StopOptions, StoppedProcess, examine};
+use pagetide_process::{
+    NoPrivilege, RefusalError, StopError, StopOptions, StoppedProcess, examine,
+};
 
 use crate::harness::{Target, program, state_of, wait_until};
 
@@ -23,7 +25,10 @@ fn an_ordinary_process_is_accepted() {
 fn numbers_that_are_no_process_are_refused() {
     for pid in [0, -1, i32::MAX] {
         let error = examine(pid).unwrap_err();
-        assert!(matches!(error, RefusalError::NoSuchProcess { .. }), "{error}");
+        assert!(
+            matches!(error, RefusalError::NoSuchProcess { .. }),
+            "{error}"
+        );
     }
 }
 
@@ -50,7 +55,10 @@ fn a_thread_of_the_kernel_is_refused() {
         return;
     }
     let error = examine(2).unwrap_err();
-    assert!(matches!(error, RefusalError::KernelThread { .. }), "{error}");
+    assert!(
+        matches!(error, RefusalError::KernelThread { .. }),
+        "{error}"
+    );
     assert!(error.to_string().contains("kthreadd"));
 }
 
@@ -80,9 +88,15 @@ fn a_process_whose_first_thread_has_ended_is_refused() {
     let target = Target::start("dead_first", &[]);
     target.wait_for_state('Z');
     let error = examine(target.pid()).unwrap_err();
-    assert!(matches!(error, RefusalError::FirstThreadEnded { .. }), "{error}");
+    assert!(
+        matches!(error, RefusalError::FirstThreadEnded { .. }),
+        "{error}"
+    );
     let error = StoppedProcess::stop(&target.identity(), StopOptions::default()).unwrap_err();
-    assert!(matches!(error, StopError::FirstThreadEnded { .. }), "{error}");
+    assert!(
+        matches!(error, StopError::FirstThreadEnded { .. }),
+        "{error}"
+    );
 }
 
 #[test]
@@ -155,7 +169,10 @@ fn a_process_of_another_user_is_refused_without_privilege() {
     let copy = directory.path().join("tests");
     std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
     let output = Command::new(&copy)
-        .args(["--exact", "refusals::a_process_of_another_user_is_refused_without_privilege"])
+        .args([
+            "--exact",
+            "refusals::a_process_of_another_user_is_refused_without_privilege",
+        ])
         .uid(65534)
         .gid(65534)
         .current_dir("/")
@@ -163,7 +180,10 @@ fn a_process_of_another_user_is_refused_without_privilege() {
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -30,7 +30,10 @@ fn vector_registers_are_read_and_set_back() {
         state.registers.r12 = 0;
     }
     stopped.set_thread_states(&changed).unwrap();
-    assert_eq!(stopped.thread_states().unwrap()[0].xstate[160..416], [0xa5; 256]);
+    assert_eq!(
+        stopped.thread_states().unwrap()[0].xstate[160..416],
+        [0xa5; 256]
+    );
     stopped.set_thread_states(&states).unwrap();
     assert_eq!(stopped.thread_states().unwrap(), states);
     stopped.resume().unwrap();
@@ -52,7 +55,11 @@ fn a_sleeping_thread_set_back_sleeps_again() {
         stopped.resume().unwrap();
         let line = target.line();
         let words: Vec<&str> = line.split(' ').collect();
-        let expected = if kind == "futex_timeout" { ["-1", "110"] } else { ["0", "0"] };
+        let expected = if kind == "futex_timeout" {
+            ["-1", "110"]
+        } else {
+            ["0", "0"]
+        };
         assert_eq!(words[..2], expected, "{kind}: {line}");
         // Once more from its beginning, after 450 ms: 1150 ms in all.
         assert!(words[2].parse::<u64>().unwrap() >= 1140, "{kind}: {line}");
@@ -102,7 +109,10 @@ fn a_state_of_a_thread_that_is_not_there_changes_nothing() {
     wrong[0].registers.rip = 1;
     wrong[1].thread = ThreadId::new(1);
     let error = stopped.set_thread_states(&wrong).unwrap_err();
-    assert!(matches!(error, ThreadStateError::NoSuchThread { .. }), "{error}");
+    assert!(
+        matches!(error, ThreadStateError::NoSuchThread { .. }),
+        "{error}"
+    );
     // A register set the kernel refuses, behind one that it takes.
     let mut wrong = states.clone();
     wrong[0].registers.r15 ^= 1;

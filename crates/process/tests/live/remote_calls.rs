@@ -31,13 +31,31 @@ fn results_are_those_of_the_kernel() {
     let mut stopped = target.stop();
     let mut calls = stopped.remote_calls().unwrap();
     for _ in 0..100 {
-        assert_eq!(calls.call(GETPID, [0; 6]).unwrap(), u64::from(target.pid().cast_unsigned()));
+        assert_eq!(
+            calls.call(GETPID, [0; 6]).unwrap(),
+            u64::from(target.pid().cast_unsigned())
+        );
     }
     let error = calls.call(CLOSE, [987_654, 0, 0, 0, 0, 0]).unwrap_err();
     assert_eq!(error.to_string(), "close failed inside the process");
-    assert!(matches!(error, RemoteCallError::Failed { errno: Errno::BADF, .. }));
+    assert!(matches!(
+        error,
+        RemoteCallError::Failed {
+            errno: Errno::BADF,
+            ..
+        }
+    ));
     let error = calls.call(9999, [0; 6]).unwrap_err();
-    assert!(matches!(error, RemoteCallError::Failed { errno: Errno::NOSYS, .. }), "{error}");
+    assert!(
+        matches!(
+            error,
+            RemoteCallError::Failed {
+                errno: Errno::NOSYS,
+                ..
+            }
+        ),
+        "{error}"
+    );
 }
 
 #[test]
@@ -73,7 +91,10 @@ fn bytes_are_there_for_the_call_and_gone_after_it() {
     let number = i32::try_from(descriptor).unwrap();
     let listed = stopped.fds().unwrap();
     let entry = listed.iter().find(|entry| entry.number == number).unwrap();
-    assert!(entry.target.to_string_lossy().starts_with("/memfd:a-name"), "{entry:?}");
+    assert!(
+        entry.target.to_string_lossy().starts_with("/memfd:a-name"),
+        "{entry:?}"
+    );
     let copy = stopped.take_fd(number).unwrap();
     rustix::io::write(&copy, b"hello").unwrap();
     assert!(stopped.take_fd(number + 1).is_err());
@@ -89,7 +110,9 @@ fn memory_and_registers_are_as_before_after_a_session() {
             let memory = File::open(format!("/proc/{}/mem", target.pid())).unwrap();
             let stack_pointer = states[0].registers.rsp;
             let mut below = vec![0; 12 * 1024];
-            memory.read_exact_at(&mut below, stack_pointer - 12 * 1024).unwrap();
+            memory
+                .read_exact_at(&mut below, stack_pointer - 12 * 1024)
+                .unwrap();
             (states, below)
         };
         let before = snapshot(&stopped);
@@ -111,7 +134,9 @@ fn a_userfaultfd_can_be_made_and_taken_out() {
     let mut stopped = target.stop();
     let mut calls = stopped.remote_calls().unwrap();
     // O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY
-    let number = calls.call(USERFAULTFD, [0o2_004_001, 0, 0, 0, 0, 0]).unwrap();
+    let number = calls
+        .call(USERFAULTFD, [0o2_004_001, 0, 0, 0, 0, 0])
+        .unwrap();
     calls.finish().unwrap();
     let taken = stopped.take_fd(i32::try_from(number).unwrap());
     let mut calls = stopped.remote_calls().unwrap();
@@ -140,6 +165,9 @@ fn most_targets_survive_our_death() {
     for (name, arguments) in [("count", ["4"]), ("alone", [""]), ("signals", ["0"])] {
         let target = Target::start(name, &arguments);
         let mut stopped = target.stop();
-        assert!(stopped.remote_calls().unwrap().survives_our_death(), "{name}");
+        assert!(
+            stopped.remote_calls().unwrap().survives_our_death(),
+            "{name}"
+        );
     }
 }

@@ -15,9 +15,18 @@ fn a_call_that_the_filter_kills_for_is_not_made() {
         assert!(!calls.would_be_allowed(USERFAULTFD, [0; 6]).unwrap());
         assert!(calls.would_be_allowed(GETPID, [0; 6]).unwrap());
         let error = calls.call(USERFAULTFD, [0; 6]).unwrap_err();
-        assert!(matches!(error, RemoteCallError::ForbiddenBySeccomp { .. }), "{error}");
-        assert_eq!(error.to_string(), "a seccomp filter of the process forbids userfaultfd");
-        assert_eq!(calls.call(GETPID, [0; 6]).unwrap(), u64::from(target.pid().cast_unsigned()));
+        assert!(
+            matches!(error, RemoteCallError::ForbiddenBySeccomp { .. }),
+            "{error}"
+        );
+        assert_eq!(
+            error.to_string(),
+            "a seccomp filter of the process forbids userfaultfd"
+        );
+        assert_eq!(
+            calls.call(GETPID, [0; 6]).unwrap(),
+            u64::from(target.pid().cast_unsigned())
+        );
         calls.finish().unwrap();
         stopped.resume().unwrap();
         assert_eq!(target.ask(), "alive");
@@ -29,7 +38,9 @@ fn a_lenient_filter_is_no_hindrance() {
     let mut target = Target::start("filtered", &["lenient"]);
     let mut stopped = target.stop();
     let mut calls = stopped.remote_calls().unwrap();
-    let number = calls.call(USERFAULTFD, [0o2_004_001, 0, 0, 0, 0, 0]).unwrap();
+    let number = calls
+        .call(USERFAULTFD, [0o2_004_001, 0, 0, 0, 0, 0])
+        .unwrap();
     calls.call(3, [number, 0, 0, 0, 0, 0]).unwrap();
     calls.finish().unwrap();
     stopped.resume().unwrap();
@@ -43,7 +54,10 @@ fn the_strict_mode_is_refused() {
     let mut calls = stopped.remote_calls().unwrap();
     assert!(!calls.would_be_allowed(GETPID, [0; 6]).unwrap());
     let error = calls.call(GETPID, [0; 6]).unwrap_err();
-    assert!(matches!(error, RemoteCallError::SeccompStrict { .. }), "{error}");
+    assert!(
+        matches!(error, RemoteCallError::SeccompStrict { .. }),
+        "{error}"
+    );
     calls.finish().unwrap();
     stopped.resume().unwrap();
     assert_eq!(target.ask(), "alive");

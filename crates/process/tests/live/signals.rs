@@ -137,7 +137,13 @@ fn a_sigkill_during_a_session_is_an_error_and_no_hang() {
 
 #[test]
 fn sigtrap_is_not_seen_whatever_the_target_does_with_it() {
-    for how in ["handled", "ignored", "blocked", "blocked-handled", "default"] {
+    for how in [
+        "handled",
+        "ignored",
+        "blocked",
+        "blocked-handled",
+        "default",
+    ] {
         let mut target = Target::start("traps", &[how]);
         for _ in 0..50 {
             stop_call_resume(&target);
@@ -145,7 +151,9 @@ fn sigtrap_is_not_seen_whatever_the_target_does_with_it() {
         assert_eq!(target.ask(), "handled 0 pending 0 same 1", "{how}");
         kill(target.pid(), "TRAP");
         if how == "handled" {
-            wait_until("the handler", || target.ask() == "handled 1 pending 0 same 1");
+            wait_until("the handler", || {
+                target.ask() == "handled 1 pending 0 same 1"
+            });
         }
         if how.starts_with("blocked") {
             assert_eq!(target.ask(), "handled 0 pending 1 same 1", "{how}");

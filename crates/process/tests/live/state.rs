@@ -10,11 +10,17 @@ fn a_state_survives_being_stored() {
     let stopped = target.stop();
     let state = ProcessState::collect(&stopped).unwrap();
     assert_eq!(state.threads.len(), 6);
-    assert_eq!(state.outside, OutsideState::read(stopped.identity()).unwrap());
+    assert_eq!(
+        state.outside,
+        OutsideState::read(stopped.identity()).unwrap()
+    );
     assert_eq!(state.outside.exe, program("count"));
     assert_eq!(state.outside.comm, "count");
     assert!(state.outside.cmdline.ends_with(b"count\x005\0"));
-    assert_eq!(state.outside.ppid, i32::try_from(std::process::id()).unwrap());
+    assert_eq!(
+        state.outside.ppid,
+        i32::try_from(std::process::id()).unwrap()
+    );
     assert!(state.outside.layout.start_stack != 0 && state.outside.layout.start_brk != 0);
     assert!(state.outside.auxv.len() > 64);
     let bytes = state.to_bytes();
@@ -26,7 +32,10 @@ fn damage_is_an_error_and_never_a_panic() {
     let target = Target::start("count", &["1"]);
     let bytes = ProcessState::collect(&target.stop()).unwrap().to_bytes();
     for length in 0..bytes.len().min(2000) {
-        assert!(ProcessState::from_bytes(&bytes[..length]).is_err(), "{length}");
+        assert!(
+            ProcessState::from_bytes(&bytes[..length]).is_err(),
+            "{length}"
+        );
     }
     let mut newer = bytes.clone();
     newer[4] = 2;

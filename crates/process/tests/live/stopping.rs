@@ -9,7 +9,9 @@ use pagetide_process::{StopError, StopOptions, StoppedProcess};
 use crate::harness::{Target, kill, state_of, wait_until};
 
 fn tasks(pid: i32) -> usize {
-    std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().count()
+    std::fs::read_dir(format!("/proc/{pid}/task"))
+        .unwrap()
+        .count()
 }
 
 #[test]
@@ -144,7 +146,9 @@ fn a_process_that_runs_another_program_over_and_over_survives_stops() {
     let identity = target.identity();
     let (mut stops, mut refusals) = (0, 0);
     let begin = Instant::now();
-    while begin.elapsed() < Duration::from_secs(2) || (stops == 0 && begin.elapsed() < Duration::from_secs(30)) {
+    while begin.elapsed() < Duration::from_secs(2)
+        || (stops == 0 && begin.elapsed() < Duration::from_secs(30))
+    {
         match StoppedProcess::stop(&identity, StopOptions::default()) {
             Ok(stopped) => {
                 stops += 1;
@@ -155,7 +159,9 @@ fn a_process_that_runs_another_program_over_and_over_survives_stops() {
                 assert!(
                     matches!(
                         error,
-                        StopError::Exec { .. } | StopError::Timeout { .. } | StopError::FirstThreadEnded { .. }
+                        StopError::Exec { .. }
+                            | StopError::Timeout { .. }
+                            | StopError::FirstThreadEnded { .. }
                     ),
                     "{error}"
                 );
