@@ -1,1 +1,70 @@
 //! What end-to-end tests share: building and starting targets, running `pagetide`, ground truth.
+//!
+//! Nothing here uses the crates under test. What a process holds is read by means of the kernel alone,
+//! and `pagetide` is the binary a user would run.
+
+mod binary;
+mod run;
+mod skip;
+mod target;
+
+pub use binary::pagetide_path;
+pub use run::{Background, Outcome, background, pagetide, pagetide_by};
+pub use skip::{epochs, from_environment, seed, skipped};
+pub use target::{Target, compiled};
+
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// A directory for a test, removed when it is dropped.
+pub struct Scratch {
+    directory: tempfile::TempDir,
+}
+
+impl Default for Scratch {
+    fn default() -> Scratch {
+        Scratch::new()
+    }
+}
+
+impl Scratch {
+    /// A new and empty directory on the disk that holds temporary files.
+    pub fn new() -> Scratch {
+        let directory = tempfile::Builder::new()
+            .prefix("pagetide-it-")
+            .tempdir()
+            .expect("make a temporary directory");
+        Scratch { directory }
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// A path in it.
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+}
+
+/// `value[name]` as a number, or a panic that shows the object.
+pub fn number(value: &Value, name: &str) -> u64 {
+    value[name]
+        .as_u64()
+        .unwrap_or_else(|| panic!("no number {name:?} in {value}"))
+}
+
+/// `value[name]` as text, or a panic that shows the object.
+pub fn text<'a>(value: &'a Value, name: &str) -> &'a str {
+    value[name]
+        .as_str()
+        .unwrap_or_else(|| panic!("no text {name:?} in {value}"))
+}
+
+/// `value[name]` as a list, or a panic that shows the object.
+pub fn list<'a>(value: &'a Value, name: &str) -> &'a [Value] {
+    value[name]
+        .as_array()
+        .unwrap_or_else(|| panic!("no list {name:?} in {value}"))
+}

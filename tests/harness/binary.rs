@@ -1,0 +1,43 @@
+//! The `pagetide` binary of the same profile as the tests, built once if it is missing or stale.
+//! `PAGETIDE_BIN` names another one.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// The binary under test.
+pub fn pagetide_path() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| match std::env::var_os("PAGETIDE_BIN") {
+        Some(path) => PathBuf::from(path),
+        None => build(),
+    })
+}
+
+/// Cargo knows best whether the binary is stale, and takes its own lock.
+fn build() -> PathBuf {
+    let test = std::env::current_exe().expect("the path of the test binary");
+    // <target directory>/<profile>/deps/<test binary>
+    let profile_directory = test
+        .parent()
+        .and_then(Path::parent)
+        .expect("a test binary lies in <target>/<profile>/deps");
+    let target_directory = profile_directory.parent().expect("a target directory");
+    let profile = match profile_directory.file_name().and_then(|name| name.to_str()) {
+        Some("debug") | None => "dev",
+        Some(name) => name,
+    };
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .args(["build", "--quiet", "--package", "pagetide-cli", "--profile"])
+        .arg(profile)
+        .arg("--target-dir")
+        .arg(target_directory)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status()
+        .expect("run cargo");
+    assert!(status.success(), "pagetide does not build: {status}");
+    let binary = profile_directory.join("pagetide");
+    assert!(binary.exists(), "no binary at {}", binary.display());
+    binary
+}

@@ -1,0 +1,154 @@
+//! Running `pagetide` as a user would, and looking at what it says.
+
+use crate::binary::pagetide_path;
+use rustix::process::{Pid, Signal};
+use serde_json::Value;
+use std::ffi::OsStr;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, Output, Stdio};
+
+/// What a run of `pagetide` came to.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The words of the call.
+    pub call: String,
+    /// The exit status, if it was not ended by a signal.
+    pub code: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// All of its standard output.
+    pub stdout: String,
+    /// All of its standard error.
+    pub stderr: String,
+}
+
+impl Outcome {
+    fn new(call: String, output: Output) -> Outcome {
+        Outcome {
+            call,
+            code: output.status.code(),
+            signal: output.status.signal(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// Itself, if the exit status is `code`.
+    #[track_caller]
+    pub fn exits_with(self, code: i32) -> Outcome {
+        assert_eq!(self.code, Some(code), "{self:#?}");
+        self
+    }
+
+    /// Itself, if it was done.
+    #[track_caller]
+    pub fn done(self) -> Outcome {
+        self.exits_with(0)
+    }
+
+    /// Itself, if it was refused (exit 3) and standard error names `what`.
+    #[track_caller]
+    pub fn refused(self, what: &str) -> Outcome {
+        let outcome = self.exits_with(3);
+        assert!(outcome.stderr.contains(what), "{what:?} in {outcome:#?}");
+        outcome
+    }
+
+    /// Each line of standard output as JSON.
+    #[track_caller]
+    pub fn lines(&self) -> Vec<Value> {
+        let parse = |line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {self:#?}"));
+        self.stdout.lines().map(parse).collect()
+    }
+
+    /// Standard output as one JSON value.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {self:#?}"))
+    }
+}
+
+/// `pagetide` with these words, run to its end.
+pub fn pagetide<I>(words: I) -> Outcome
+where
+    I: IntoIterator,
+    I::Item: AsRef<OsStr>,
+{
+    pagetide_by(Command::new(pagetide_path()).args(words))
+}
+
+/// A prepared command, run to its end with nothing on its standard input.
+pub fn pagetide_by(command: &mut Command) -> Outcome {
+    let call = format!("{command:?}");
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|error| panic!("{call}: {error}"));
+    Outcome::new(call, output)
+}
+
+/// A running `pagetide`, killed when it is dropped.
+pub struct Background {
+    child: Option<Child>,
+    call: String,
+}
+
+/// Starts `pagetide` with these words and does not wait.
+pub fn background<I>(words: I) -> Background
+where
+    I: IntoIterator,
+    I::Item: AsRef<OsStr>,
+{
+    let mut command = Command::new(pagetide_path());
+    command
+        .args(words)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let call = format!("{command:?}");
+    let child = command
+        .spawn()
+        .unwrap_or_else(|error| panic!("{call}: {error}"));
+    Background {
+        child: Some(child),
+        call,
+    }
+}
+
+impl Background {
+    fn child(&mut self) -> &mut Child {
+        self.child.as_mut().expect("it has not been waited for")
+    }
+
+    /// Its process id.
+    pub fn pid(&mut self) -> i32 {
+        i32::try_from(self.child().id()).expect("a process id")
+    }
+
+    /// True while it has not ended.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child().try_wait(), Ok(None))
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&mut self, signal: Signal) {
+        let pid = Pid::from_child(self.child());
+        rustix::process::kill_process(pid, signal).expect("send a signal");
+    }
+
+    /// Waits for its end.
+    pub fn wait(mut self) -> Outcome {
+        let child = self.child.take().expect("it has not been waited for");
+        let output = child.wait_with_output().expect("wait for pagetide");
+        Outcome::new(std::mem::take(&mut self.call), output)
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        if let Some(child) = self.child.as_mut() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! What may differ from run to run: seeds, counts, and tests that this machine cannot run.
+
+use std::str::FromStr;
+
+/// Says loudly that a test could not be run here.
+pub fn skipped(test: &str, reason: &str) {
+    println!("SKIPPED {test}: {reason}");
+}
+
+/// The environment variable `name`, or `otherwise` if it is not set.
+pub fn from_environment<T: FromStr>(name: &str, otherwise: T) -> T {
+    match std::env::var(name) {
+        Err(_) => otherwise,
+        Ok(text) => match text.parse() {
+            Ok(value) => value,
+            Err(_) => panic!("{name}={text} cannot be understood"),
+        },
+    }
+}
+
+/// The number of epochs of a long test: `PAGETIDE_EPOCHS`, or `otherwise`.
+pub fn epochs(otherwise: usize) -> usize {
+    from_environment("PAGETIDE_EPOCHS", otherwise)
+}
+
+/// A seed that differs from run to run, unless `PAGETIDE_SEED` gives one. It is printed, so a test that
+/// fails says how to run it again.
+pub fn seed(test: &str) -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let fresh = now.map_or(1, |since| since.as_nanos() as u64 % 1_000_000_007);
+    let seed = from_environment("PAGETIDE_SEED", fresh);
+    println!("{test}: PAGETIDE_SEED={seed}");
+    seed
+}
