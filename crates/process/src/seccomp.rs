@@ -30,7 +30,7 @@ impl CallData {
         let mut words = vec![self.number.cast_unsigned(), AUDIT_ARCH_X86_64];
         words.extend(halves(self.instruction_pointer));
         words.extend(self.args.iter().flat_map(|arg| halves(*arg)));
-        if offset % 4 != 0 {
+        if !offset.is_multiple_of(4) {
             return None;
         }
         words.get(usize::try_from(offset / 4).ok()?).copied()

@@ -72,8 +72,8 @@ fn a_thread_set_back_from_a_computation_into_a_sleep_restarts_it() {
     let before = loop {
         let stopped = target.stop();
         let states = stopped.thread_states().unwrap();
-        // In nanosleep, and about to be told to continue.
-        if states[0].registers.orig_rax == 35 {
+        // In clock_nanosleep, and about to be told to continue.
+        if states[0].registers.orig_rax == 230 {
             break states;
         }
     };

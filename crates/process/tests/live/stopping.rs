@@ -16,11 +16,11 @@ fn tasks(pid: i32) -> usize {
 
 #[test]
 fn a_thousand_stops_of_many_threads_lose_none() {
-    let mut target = Target::start("count", &["24"]);
+    let mut target = Target::start("count", &["12"]);
     let mut before = target.ask_number();
     for round in 0..1000 {
         let stopped = target.stop();
-        assert_eq!(stopped.threads().len(), 25);
+        assert_eq!(stopped.threads().len(), 13);
         stopped.resume().unwrap();
         if round % 100 == 99 {
             let now = target.ask_number();
