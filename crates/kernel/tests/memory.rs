@@ -358,16 +358,15 @@ fn after_execve_the_new_memory_is_not_taken_for_the_old() {
         std::thread::yield_now();
     }
     // Some mapping of the new program: there process_vm_readv succeeds, by the number alone.
-    let maps = loop {
+    let readable = loop {
         let maps = pagetide_kernel::maps::mappings(child.pid()).unwrap();
-        if !maps.is_empty() {
-            break maps;
+        let found = maps
+            .into_iter()
+            .find(|mapping| mapping.read && mapping.has_file());
+        if let Some(mapping) = found {
+            break mapping;
         }
     };
-    let readable = maps
-        .iter()
-        .find(|mapping| mapping.read && mapping.has_file())
-        .unwrap();
     let mut page = vec![0; PAGE];
     let first = PageRange::single(readable.pages().start());
     let read = memory.read_pages(PageSize::KIB_4, &[first], &mut page);

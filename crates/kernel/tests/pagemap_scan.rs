@@ -222,6 +222,7 @@ fn present_file_zero_page_and_huge_are_told_apart() {
 
 #[test]
 fn wp_allowed_tells_registered_from_not() {
+    let _alone = common::child::without_children();
     let region = Region::filled(8, 1);
     let protector = WriteProtector::of_self().unwrap();
     protector

@@ -195,7 +195,7 @@ fn t09_a_read_into_a_fixed_buffer_reads_not_written_and_fdinfo_lists_it() {
     let (_protector, pagemap) = harvested(&region);
     let file = common::file_of(1, b'f');
     ring.start_read(&file, region.address(3), PAGE, true);
-    assert_eq!(ring.finish(), PAGE as i32);
+    assert_eq!(ring.finish(), i32::try_from(PAGE).unwrap());
     assert_eq!(region.load(3), b'f');
     assert_eq!(region.take_written(&pagemap), []);
     let description = ring.description();
@@ -218,7 +218,7 @@ fn t09_a_read_into_an_ordinary_buffer_is_seen() {
     let (_protector, pagemap) = harvested(&region);
     let file = common::file_of(1, b'f');
     ring.start_read(&file, region.address(3), PAGE, false);
-    assert_eq!(ring.finish(), PAGE as i32);
+    assert_eq!(ring.finish(), i32::try_from(PAGE).unwrap());
     assert_eq!(region.take_written(&pagemap), [3]);
 }
 
@@ -279,7 +279,7 @@ fn t30_a_direct_read_under_way_over_a_harvest_reads_not_written() {
         "a checkpoint taken here has the old content"
     );
     slow.answer(b'n');
-    assert_eq!(ring.finish(), PAGE as i32);
+    assert_eq!(ring.finish(), i32::try_from(PAGE).unwrap());
     assert_eq!(region.load(2), b'n');
     assert_eq!(region.take_written(&pagemap), []);
     assert!(

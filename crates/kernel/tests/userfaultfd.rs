@@ -177,6 +177,7 @@ fn registering_again_keeps_what_is_known() {
 
 #[test]
 fn one_refusal_fails_the_whole_range_and_changes_nothing() {
+    let _alone = common::child::without_children();
     let region = Region::filled(4, 1);
     let other = WriteProtector::of_self().unwrap();
     other.register(region.address(2), PAGE as u64).unwrap();
@@ -210,6 +211,7 @@ fn unregistering_ends_tracking_and_forgets() {
 
 #[test]
 fn closing_the_last_fd_lets_the_process_run_on() {
+    let _alone = common::child::without_children();
     let region = Region::filled(4, 1);
     let (protector, pagemap) = protect(&region);
     region.take_written(&pagemap);

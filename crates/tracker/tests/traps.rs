@@ -369,6 +369,7 @@ fn t14_guards_are_written_when_they_come_and_when_they_go() {
 
 #[test]
 fn t16_a_second_tracker_is_refused_and_steals_nothing() {
+    let _alone = common::child::without_children();
     let region = Region::filled(8, 1);
     let mut first = settled(&region);
     let mut second = WpAsync::of_self().unwrap();
@@ -434,6 +435,7 @@ fn t20_a_harvest_of_nothing_scans_nothing() {
 
 #[test]
 fn t24_a_mapping_of_another_userfaultfd_is_refused_and_the_rest_is_tracked() {
+    let _alone = common::child::without_children();
     let region = Region::filled(8, 1);
     region.replace(2..4);
     region.protect(2..4, libc::PROT_READ);

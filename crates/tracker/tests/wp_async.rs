@@ -309,6 +309,7 @@ fn a_later_tracker_goes_on_where_one_left_a_userfaultfd() {
 
 #[test]
 fn without_its_userfaultfd_everything_is_fresh_again() {
+    let _alone = common::child::without_children();
     let region = Region::filled(8, 1);
     drop(settled(&region));
     let mut second = WpAsync::of_self().unwrap();

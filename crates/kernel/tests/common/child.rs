@@ -1,14 +1,29 @@
 //! A child process with an address space of its own. It runs a closure after fork(2) in a process
 //! that may have other threads, so the closure must not allocate, lock or panic.
 
-use super::{PAGE, Region};
+use super::Region;
 use nix::libc;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use std::os::fd::OwnedFd;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+/// A child has copies of all file descriptors that were open when it was made, until it ends. Readers
+/// wait for a waiting writer, so a test has one child at a time.
+static CHILDREN: RwLock<()> = RwLock::new(());
+
+/// While this is held, this program has no children: closing a file descriptor closes the last one.
+pub fn without_children() -> RwLockWriteGuard<'static, ()> {
+    CHILDREN.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn with_children() -> RwLockReadGuard<'static, ()> {
+    CHILDREN.read().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A running child. Dropping it kills and reaps it.
 pub struct Child {
     pid: i32,
+    _alive: RwLockReadGuard<'static, ()>,
     /// Shared with the child: words by which both sides tell each other how far they are.
     board: Region,
 }
@@ -46,6 +61,7 @@ impl Child {
     /// Runs `body` in a child, which then sleeps until it is killed.
     pub fn run(body: impl FnOnce(&Board<'_>)) -> Child {
         let board = Region::shared(1);
+        let alive = with_children();
         // SAFETY: the child only runs `body`, whose callers keep to what is safe after fork.
         let pid = unsafe { libc::fork() };
         assert!(pid >= 0, "fork");
@@ -55,7 +71,11 @@ impl Child {
                 pause_a_little();
             }
         }
-        Child { pid, board }
+        Child {
+            pid,
+            _alive: alive,
+            board,
+        }
     }
 
     /// The process.
@@ -158,6 +178,7 @@ pub fn die() -> ! {
 
 /// Runs `body` in a child and tells how it ended: `Ok(code)` of an exit, `Err(signal)`.
 pub fn run_to_end(body: impl FnOnce() -> i32) -> Result<i32, i32> {
+    let _alive = with_children();
     // SAFETY: as for `Child::run`.
     let pid = unsafe { libc::fork() };
     assert!(pid >= 0, "fork");
@@ -174,6 +195,3 @@ pub fn run_to_end(body: impl FnOnce() -> i32) -> Result<i32, i32> {
         false => Ok(libc::WEXITSTATUS(status)),
     }
 }
-
-/// Keeps the page size in sight of children that count in bytes.
-pub const CHILD_PAGE: usize = PAGE;
