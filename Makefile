@@ -1,0 +1,55 @@
+# Every target works from a fresh clone. `make demo` and `make test` set up what they need by themselves.
+
+CARGO ?= cargo
+export CARGO_TERM_COLOR ?= auto
+
+.PHONY: help setup build demo test lint deny fuzz bench torture doc clean
+
+help:
+	@sed -n 's/^## //p' $(MAKEFILE_LIST)
+
+## setup    install the Debian packages that building and testing need (as root), or name what is missing
+setup:
+	@sh tests/setup.sh
+
+## build    the program, optimised: target/release/pagetide
+build: setup
+	$(CARGO) build --release --locked -p pagetide-cli
+
+## demo     checkpoints of a real redis-server under load, and a value rolled back
+demo: build
+	@bash tests/demo.sh target/release/pagetide
+
+## test     all tests, about fifteen minutes on two cores
+test: setup
+	$(CARGO) test --locked --workspace --no-fail-fast
+
+## lint     formatting, clippy without a warning, documentation without a broken link
+lint: setup
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --quiet
+
+## deny     licences, sources and doubled versions of dependencies (needs cargo-deny)
+deny:
+	$(CARGO) deny --locked check bans licenses sources
+
+## bench    figures against the bare kernel operations: the table of docs/BENCHMARKS.md
+bench: setup
+	$(CARGO) run --release --locked -p pagetide-bench
+
+## torture  the long form of the end-to-end tests: many more epochs and kills
+torture: setup
+	PAGETIDE_EPOCHS=$${PAGETIDE_EPOCHS:-1000} PAGETIDE_KILLS=$${PAGETIDE_KILLS:-1000} \
+		$(CARGO) test --release --locked -p pagetide-tests -- --nocapture
+
+## fuzz     the decoder and the chain, one minute each (needs a nightly toolchain and cargo-fuzz)
+fuzz:
+	cd fuzz && $(CARGO) fuzz run decode -- -max_total_time=60
+	cd fuzz && $(CARGO) fuzz run chain -- -max_total_time=60
+
+doc:
+	$(CARGO) doc --workspace --no-deps --open
+
+clean:
+	$(CARGO) clean
