@@ -31,7 +31,7 @@ const KERNEL_HALF: u64 = 1 << 63;
 /// Tracking by asynchronous write-protection. See the head of this file.
 pub struct WpAsync {
     protector: Arc<WriteProtector>,
-    pagemap: Pagemap,
+    pagemap: Arc<Pagemap>,
     ledger: Arc<Ledger>,
     /// What is registered with this tracker's userfaultfd out of the mappings it was last given.
     registered: PageSet,
@@ -49,12 +49,14 @@ impl WpAsync {
     /// pagemap. If the userfaultfd was in use before, by a tracker that is gone, tracking goes on
     /// where that one left it.
     pub fn with(protector: WriteProtector, pagemap: Pagemap) -> WpAsync {
-        let protector = Arc::new(protector);
-        let marker = Arc::clone(&protector);
+        let (protector, pagemap) = (Arc::new(protector), Arc::new(pagemap));
+        let (marker, reader) = (Arc::clone(&protector), Arc::clone(&pagemap));
         WpAsync {
             protector,
             pagemap,
-            ledger: Arc::new(Ledger::new(move |pages| mark_written(&marker, pages))),
+            ledger: Arc::new(Ledger::new(move |pages| {
+                mark_written(&marker, &reader, pages)
+            })),
             registered: PageSet::new(),
             vector: vec![ScannedRange::EMPTY; VECTOR_SLOTS],
         }
@@ -146,17 +148,33 @@ impl WpAsync {
     }
 }
 
-/// Tells the kernel to count the pages as written again.
-fn mark_written(protector: &WriteProtector, pages: &PageSet) -> GivenBack {
+/// Tells the kernel to count the pages as written again, and looks whether it does: it takes the
+/// request for guard regions, too, and does nothing about them.
+fn mark_written(protector: &WriteProtector, pagemap: &Pagemap, pages: &PageSet) -> GivenBack {
     let mut outcome = GivenBack::InKernel;
     for &range in pages.ranges() {
         let (start, end) = SIZE.span_of(range);
         if let Err(error) = protector.mark_written(start, end - start) {
             tracing::debug!(%error, "a range could not be given back to the kernel");
             outcome = GivenBack::InMemory;
+        } else if !reads_written(pagemap, start, end) {
+            tracing::debug!("{start:#x}..{end:#x} still reads clean after it was given back");
+            outcome = GivenBack::InMemory;
         }
     }
     outcome
+}
+
+/// True if no page of the range reads clean.
+fn reads_written(pagemap: &Pagemap, start: u64, end: u64) -> bool {
+    let clean = ScanRequest {
+        inverted: Categories::WRITTEN,
+        all_of: Categories::WRITTEN,
+        max_pages: 1,
+        ..ScanRequest::over(start, end)
+    };
+    let vector = &mut [ScannedRange::EMPTY];
+    matches!(pagemap.scan_once(&clean, vector), Ok(progress) if progress.filled == 0)
 }
 
 impl Tracker for WpAsync {

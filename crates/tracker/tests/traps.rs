@@ -13,7 +13,7 @@ use pagetide_kernel::memory::ProcessMemory;
 use pagetide_kernel::pagemap_scan::{Categories, Pagemap};
 use pagetide_kernel::userfaultfd::{UserfaultfdError, WriteProtector};
 use pagetide_pages::{PageRange, PageSize};
-use pagetide_tracker::{Harvest, LayoutChange, TrackError, Tracker, WpAsync};
+use pagetide_tracker::{GivenBack, Harvest, LayoutChange, TrackError, Tracker, WpAsync};
 
 /// The mappings of this process within the regions, as a tracker's user would list them.
 fn listed(regions: &[&Region]) -> Vec<PageRange> {
@@ -365,6 +365,39 @@ fn t14_guards_are_written_when_they_come_and_when_they_go() {
     assert_eq!(unreadable.len(), 2, "still guards after the harvest");
     region.advise(2..3, common::MADV_GUARD_REMOVE).unwrap();
     assert_eq!(written(&mut tracker, &region), [2]);
+}
+
+#[test]
+fn t31_guards_cannot_be_given_back_to_the_kernel_and_that_is_said() {
+    let region = Region::filled(8, 1);
+    let mut tracker = settled(&region);
+    if region.advise(2..3, common::MADV_GUARD_INSTALL).is_err() {
+        let test = "t31_guards_cannot_be_given_back_to_the_kernel_and_that_is_said";
+        return skip(test, "no guard regions");
+    }
+    let taken = harvest(&mut tracker, &region);
+    assert_eq!(taken.give_back(), GivenBack::InMemory);
+    assert_eq!(written(&mut tracker, &region), [2]);
+}
+
+#[test]
+fn t31_a_guard_reads_clean_to_a_later_tracker_and_is_fresh_all_the_same() {
+    let _alone = common::child::without_children();
+    let region = Region::filled(8, 1);
+    let mut tracker = settled(&region);
+    if region.advise(2..3, common::MADV_GUARD_INSTALL).is_err() {
+        let test = "t31_a_guard_reads_clean_to_a_later_tracker_and_is_fresh_all_the_same";
+        return skip(test, "no guard regions");
+    }
+    drop(harvest(&mut tracker, &region));
+    drop(tracker);
+    let mut later = WpAsync::of_self().unwrap();
+    later.arm(&listed(&[&region])).unwrap();
+    assert!(
+        !region.state(2).contains(Categories::WRITTEN),
+        "the kernel keeps its protection"
+    );
+    assert_eq!(written(&mut later, &region), (0..8).collect::<Vec<_>>());
 }
 
 #[test]

@@ -161,6 +161,10 @@ impl Region {
         region.advise(0..pages, libc::MADV_HUGEPAGE).ok()?;
         region.fill(0..pages, value);
         let huge = |at: usize| region.state(at * (HUGE / PAGE)).contains(Categories::HUGE);
+        if !(0..huge_pages).all(huge) {
+            // The fault found no huge page at hand; asked for directly, the kernel makes room.
+            region.advise(0..pages, libc::MADV_COLLAPSE).ok()?;
+        }
         (0..huge_pages).all(huge).then_some(region)
     }
 
