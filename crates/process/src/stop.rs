@@ -11,9 +11,11 @@ use crate::examine::{NoPrivilege, why_no_privilege};
 use crate::identity::ProcessIdentity;
 use crate::landing::{Landing, Terrain};
 use crate::proc_files::{Stat, Status, comm_of};
-use crate::remote::{RemoteCallError, RemoteCalls};
+use crate::remote::RemoteCalls;
+use crate::remote_error::RemoteCallError;
 use crate::thread_state::{self, ThreadState, ThreadStateError};
-use crate::tracer::{Ending, StopFailure, Tracer};
+use crate::tracees::{Ending, StopFailure};
+use crate::tracer::Tracer;
 
 /// How to stop a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

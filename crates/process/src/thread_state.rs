@@ -11,7 +11,7 @@ use pagetide_kernel::ptrace::{self, Registers, ThreadId, XSTATE_ROOM};
 use crate::proc_files::comm_of;
 use crate::restart;
 use crate::rseq;
-use crate::tracer::Tracees;
+use crate::tracees::Tracees;
 
 /// A stopped thread as data.
 #[derive(Debug, Clone, PartialEq, Eq)]

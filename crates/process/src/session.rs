@@ -1,0 +1,430 @@
+//! The thread that runs remote calls, seen from the tracing thread: how it is chosen, led through a
+//! call, and made what it was. What may be called, and for whom, is decided in `remote`.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pagetide_kernel::ptrace::{self, Event, Options, Registers, ThreadId, WaitReport, XSTATE_ROOM};
+
+use crate::landing::{Landing, StackMapping};
+use crate::proc_files::Status;
+use crate::remote_error::RemoteCallError;
+use crate::restart;
+use crate::self_healing::{self, Frame, RED_ZONE, ThreadParts};
+use crate::syscall_names::SystemCall;
+use crate::tracees::{SessionReport, Tracees};
+use crate::tracer::is_gone;
+
+/// Most bytes that `RemoteCalls::with_bytes` takes.
+const BYTES_MAX: usize = 64 * 1024;
+/// How long a call may take before it is interrupted.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an interrupted call may take to come back.
+const INTERRUPT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often a call is made again that a stop signal interrupted.
+const RESTARTS_MAX: usize = 16;
+
+/// The thread that runs the calls, seen from the tracing thread.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) thread: ThreadId,
+    original: Registers,
+    signal_mask: u64,
+    /// Address of the `syscall` instruction.
+    pub(crate) landing: u64,
+    /// What lets the thread find back by itself; written before the first call.
+    pub(crate) frame: Option<Frame>,
+    memory: Arc<File>,
+    /// What the target had where the frame is.
+    under_frame: Option<Vec<u8>>,
+    /// What the target had where bytes of ours are, the oldest first.
+    overwritten: Vec<(u64, Vec<u8>)>,
+    /// The next bytes go below this address, and not below `floor`.
+    free_below: u64,
+    floor: u64,
+    /// The registers or the signal mask are not the thread's own, or it left the place in the
+    /// kernel from which interrupted calls are continued.
+    entered: bool,
+    /// It would not stop, so nothing can be put back.
+    pub(crate) lost: bool,
+}
+
+struct Candidate {
+    thread: ThreadId,
+    registers: Registers,
+    stack: Option<StackMapping>,
+}
+
+impl Candidate {
+    /// The best has the highest: first of all it can find back by itself; then an interrupted call
+    /// of it, if any, can be done again without the kernel.
+    fn rank(&self) -> (bool, bool, bool) {
+        (
+            self.stack.is_some(),
+            !restart::is_restart_block(&self.registers),
+            !restart::will_restart(&self.registers),
+        )
+    }
+}
+
+impl Session {
+    /// Chooses a thread and reads it. Nothing is changed yet.
+    pub(crate) fn prepare(
+        tracees: &mut Tracees,
+        landing: &Landing,
+        stacks: &[StackMapping],
+        memory: Arc<File>,
+    ) -> Result<Self, RemoteCallError> {
+        let pid = tracees.pid();
+        let mut candidates = Vec::new();
+        for thread in tracees.stopped() {
+            let registers = ptrace::registers(thread).map_err(kernel(pid, "read", thread))?;
+            // Workers of the kernel inside the process (io_uring) have no user registers.
+            if let Some(registers) = registers.filter(|registers| registers.rip != 0) {
+                let stack = self_healing::own_stack(&registers, stacks);
+                candidates.push(Candidate {
+                    thread,
+                    registers,
+                    stack,
+                });
+            }
+        }
+        let chosen = candidates
+            .into_iter()
+            .max_by_key(Candidate::rank)
+            .ok_or(RemoteCallError::NoThread { pid })?;
+        let thread = chosen.thread;
+        if ptrace::diverts_syscalls(thread).unwrap_or(false) {
+            return Err(RemoteCallError::DivertsSyscalls { thread });
+        }
+        let signal_mask = ptrace::signal_mask(thread).map_err(kernel(pid, "read", thread))?;
+        let frame = frame_for(pid, &chosen, landing, signal_mask, &memory)?;
+        let free_below = frame
+            .as_ref()
+            .map_or(chosen.registers.rsp, |frame| frame.address)
+            .saturating_sub(RED_ZONE);
+        Ok(Self {
+            thread,
+            original: chosen.registers,
+            signal_mask,
+            landing: match (&frame, &landing.way_back) {
+                (Some(_), Some(way_back)) => way_back.syscall_ret,
+                _ => landing.syscall,
+            },
+            frame,
+            memory,
+            under_frame: None,
+            overwritten: Vec::new(),
+            free_below,
+            floor: chosen.stack.map_or(0, |stack| stack.start),
+            entered: false,
+            lost: false,
+        })
+    }
+
+    pub(crate) fn call(
+        &mut self,
+        tracees: &mut Tracees,
+        call: SystemCall,
+        args: [u64; 6],
+    ) -> Result<u64, RemoteCallError> {
+        let pid = tracees.pid();
+        self.enter(pid)?;
+        let registers = Registers {
+            rip: self.landing,
+            rsp: self
+                .frame
+                .as_ref()
+                .map_or(self.original.rsp, |frame| frame.address),
+            rax: call.0.cast_unsigned(),
+            orig_rax: u64::MAX,
+            rdi: args[0],
+            rsi: args[1],
+            rdx: args[2],
+            r10: args[3],
+            r8: args[4],
+            r9: args[5],
+            ..self.original
+        };
+        let deadline = Instant::now() + CALL_TIMEOUT;
+        let mut result = Err(RemoteCallError::TimedOut { call });
+        for _ in 0..RESTARTS_MAX {
+            // From here on the thread is not itself. With a frame, it would find back.
+            ptrace::set_registers(self.thread, &registers).map_err(kernel(
+                pid,
+                "set the registers of",
+                self.thread,
+            ))?;
+            self.block_signals(pid)?;
+            result = self.run_to_exit(tracees, call, deadline);
+            match &result {
+                // A stop signal interrupted the call before it did anything.
+                Ok(value) if (-516..=-512).contains(&value.cast_signed()) => {}
+                _ => break,
+            }
+        }
+        if self.frame.is_none() && !self.lost {
+            // Nothing would put it right without us: do so after every single call.
+            self.put_back(pid)?;
+        }
+        result
+    }
+
+    /// Before the first call: writes the frame.
+    fn enter(&mut self, pid: i32) -> Result<(), RemoteCallError> {
+        if self.entered {
+            return Ok(());
+        }
+        // System call stops only; nobody wants to hear of threads that a call makes.
+        let options = Options {
+            mark_syscall_stops: true,
+            ..Options::default()
+        };
+        ptrace::set_options(self.thread, options).map_err(kernel(
+            pid,
+            "set the options of",
+            self.thread,
+        ))?;
+        if let Some(frame) = &self.frame {
+            self.under_frame = Some(self.read(frame.address, frame.bytes.len())?);
+            self.write(frame.address, &frame.bytes)?;
+        }
+        self.entered = true;
+        Ok(())
+    }
+
+    /// All but SIGKILL and SIGSTOP. With a frame, this comes after the registers are set: should we
+    /// die in between, it is the frame that knows the thread's own mask.
+    fn block_signals(&self, pid: i32) -> Result<(), RemoteCallError> {
+        ptrace::set_signal_mask(self.thread, u64::MAX).map_err(kernel(
+            pid,
+            "block the signals of",
+            self.thread,
+        ))
+    }
+
+    /// Lets the thread enter the call and leave it again.
+    fn run_to_exit(
+        &mut self,
+        tracees: &mut Tracees,
+        call: SystemCall,
+        deadline: Instant,
+    ) -> Result<u64, RemoteCallError> {
+        let pid = tracees.pid();
+        let thread = self.thread;
+        let mut stops = 0;
+        let mut signal = 0;
+        let mut deadline = deadline;
+        let mut interrupted = false;
+        while stops < 2 {
+            ptrace::resume_to_syscall(thread, signal).map_err(kernel(pid, "run", thread))?;
+            signal = 0;
+            let report = loop {
+                match tracees.wait_in_session(thread, deadline) {
+                    SessionReport::Report(report) => break report,
+                    SessionReport::Gone => return Err(RemoteCallError::Gone { pid }),
+                    SessionReport::Timeout if interrupted => {
+                        // It sleeps uninterruptibly. The end of the tracing thread lets it go,
+                        // and the frame leads it back.
+                        self.lost = true;
+                        tracees.abandon(thread);
+                        return Err(RemoteCallError::TimedOut { call });
+                    }
+                    SessionReport::Timeout => {
+                        interrupted = true;
+                        deadline = Instant::now() + INTERRUPT_TIMEOUT;
+                        ptrace::interrupt(thread).map_err(kernel(pid, "interrupt", thread))?;
+                    }
+                }
+            };
+            match report {
+                WaitReport::Syscall => stops += 1,
+                // A group-stop begins or ends; it takes effect when the thread is let go.
+                WaitReport::Event(_) => {}
+                WaitReport::Signal { signal: number } if number == SIGSTOP => signal = number,
+                WaitReport::Signal { signal: number } => {
+                    return Err(RemoteCallError::Unexpected {
+                        thread,
+                        call,
+                        what: format!("signal {number} came instead"),
+                    });
+                }
+                WaitReport::Exited { .. } | WaitReport::Killed { .. } => {
+                    return Err(RemoteCallError::Gone { pid });
+                }
+            }
+        }
+        if interrupted {
+            return Err(RemoteCallError::TimedOut { call });
+        }
+        let registers = ptrace::registers(thread)
+            .map_err(kernel(pid, "read the registers of", thread))?
+            .ok_or(RemoteCallError::NoThread { pid })?;
+        Ok(registers.rax)
+    }
+
+    /// The thread's own mask and registers, in this order: with a frame, it finds back until the
+    /// very request that makes it unnecessary.
+    fn put_back(&self, pid: i32) -> Result<(), RemoteCallError> {
+        ptrace::set_signal_mask(self.thread, self.signal_mask).map_err(kernel(
+            pid,
+            "unblock the signals of",
+            self.thread,
+        ))?;
+        ptrace::set_registers(self.thread, &self.original).map_err(kernel(
+            pid,
+            "set the registers of",
+            self.thread,
+        ))
+    }
+
+    /// Makes the thread what it was and stops it where it was stopped.
+    pub(crate) fn end(mut self, tracees: &mut Tracees) -> Result<(), RemoteCallError> {
+        if self.lost {
+            return Ok(());
+        }
+        let pid = tracees.pid();
+        if self.entered {
+            self.put_back(pid)?;
+        }
+        // Only now: until here the thread might have needed the frame.
+        let mut memory_error = match (&self.frame, self.under_frame.take()) {
+            (Some(frame), Some(bytes)) => self.write(frame.address, &bytes).err(),
+            _ => None,
+        };
+        while !self.overwritten.is_empty() {
+            if let Err(error) = self.take_back_bytes() {
+                memory_error = Some(error);
+            }
+        }
+        if self.entered {
+            self.stop_in_signal_code(tracees)?;
+        }
+        memory_error.map_or(Ok(()), Err)
+    }
+
+    fn stop_in_signal_code(&mut self, tracees: &mut Tracees) -> Result<(), RemoteCallError> {
+        let pid = tracees.pid();
+        let thread = self.thread;
+        let deadline = Instant::now() + INTERRUPT_TIMEOUT;
+        let mut signal = 0;
+        loop {
+            ptrace::interrupt(thread).map_err(kernel(pid, "interrupt", thread))?;
+            ptrace::resume(thread, signal).map_err(kernel(pid, "run", thread))?;
+            match tracees.wait_in_session(thread, deadline) {
+                SessionReport::Report(WaitReport::Event(Event::Stop { .. })) => return Ok(()),
+                SessionReport::Report(WaitReport::Signal { signal: number }) => signal = number,
+                SessionReport::Report(_) => signal = 0,
+                SessionReport::Gone => return Err(RemoteCallError::Gone { pid }),
+                SessionReport::Timeout => {
+                    tracees.abandon(thread);
+                    return Err(RemoteCallError::Over);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn put_bytes(&mut self, bytes: &[u8]) -> Result<u64, RemoteCallError> {
+        let length_bytes = bytes.len();
+        let no_room = RemoteCallError::NoRoom {
+            thread: self.thread,
+            length_bytes,
+        };
+        let length = u64::try_from(length_bytes).unwrap_or(u64::MAX);
+        let address = self.free_below.saturating_sub(length) & !15;
+        if length_bytes > BYTES_MAX || address < self.floor {
+            return Err(no_room);
+        }
+        self.overwrite(address, bytes)?;
+        self.free_below = address;
+        Ok(address)
+    }
+
+    pub(crate) fn take_back_bytes(&mut self) -> Result<(), RemoteCallError> {
+        let Some((address, bytes)) = self.overwritten.pop() else {
+            return Ok(());
+        };
+        let end = address + u64::try_from(bytes.len()).unwrap_or(0);
+        self.free_below = self.free_below.max(end);
+        self.write(address, &bytes)
+    }
+
+    fn overwrite(&mut self, address: u64, bytes: &[u8]) -> Result<(), RemoteCallError> {
+        let before = self.read(address, bytes.len())?;
+        self.overwritten.push((address, before));
+        self.write(address, bytes)
+    }
+
+    pub(crate) fn read(&self, address: u64, length: usize) -> Result<Vec<u8>, RemoteCallError> {
+        let mut bytes = vec![0; length];
+        self.memory
+            .read_exact_at(&mut bytes, address)
+            .map_err(memory(address, length))?;
+        Ok(bytes)
+    }
+
+    fn write(&self, address: u64, bytes: &[u8]) -> Result<(), RemoteCallError> {
+        self.memory
+            .write_all_at(bytes, address)
+            .map_err(memory(address, bytes.len()))
+    }
+}
+
+const SIGSTOP: i32 = 19;
+
+/// The frame for the chosen thread; `None` if it cannot find back by itself.
+fn frame_for(
+    pid: i32,
+    chosen: &Candidate,
+    landing: &Landing,
+    signal_mask: u64,
+    memory: &File,
+) -> Result<Option<Frame>, RemoteCallError> {
+    let (Some(stack), Some(way_back)) = (chosen.stack, &landing.way_back) else {
+        return Ok(None);
+    };
+    let thread = chosen.thread;
+    let features = Status::of_thread(pid, thread)
+        .ok()
+        .and_then(|status| status.value("x86_Thread_features").map(str::to_owned));
+    if features.is_some_and(|features| features.contains("shstk")) {
+        return Ok(None);
+    }
+    let mut xstate = vec![0; XSTATE_ROOM];
+    let length = ptrace::xstate(thread, &mut xstate).map_err(kernel(pid, "read", thread))?;
+    let parts = ThreadParts {
+        registers: &chosen.registers,
+        xstate: &xstate[..length],
+        signal_mask,
+    };
+    Ok(self_healing::frame(parts, stack, way_back, memory))
+}
+
+fn kernel(
+    pid: i32,
+    what: &'static str,
+    thread: ThreadId,
+) -> impl FnOnce(io::Error) -> RemoteCallError {
+    move |source| {
+        if is_gone(&source) {
+            RemoteCallError::Gone { pid }
+        } else {
+            RemoteCallError::Kernel {
+                what,
+                thread,
+                source,
+            }
+        }
+    }
+}
+
+fn memory(address: u64, length_bytes: usize) -> impl FnOnce(io::Error) -> RemoteCallError {
+    move |source| RemoteCallError::Memory {
+        address,
+        length_bytes,
+        source,
+    }
+}
