@@ -8,6 +8,9 @@ use bincode::{Decode, Encode};
 use pagetide_pages::{PageCount, PageIndex, PageRange, PageSize};
 use std::collections::HashSet;
 
+/// The zstd level of the section: it is small, and written once a snapshot.
+const LEVEL: i32 = 3;
+
 const READ: u8 = 1;
 const WRITE: u8 = 2;
 const EXECUTE: u8 = 4;
@@ -153,10 +156,35 @@ pub fn encode(metadata: &Metadata) -> Result<Vec<u8>, String> {
             bytes.len()
         ));
     }
-    Ok(bytes)
+    pack(&bytes)
 }
 
-pub fn decode(bytes: &[u8]) -> Result<Metadata, FormatError> {
+/// The section as it is stored: the length of the record, then the record as one zstd frame. Regions
+/// and registers of threads repeat themselves, and in a small delta they outweigh the pages.
+fn pack(record: &[u8]) -> Result<Vec<u8>, String> {
+    let mut section = (record.len() as u64).to_le_bytes().to_vec();
+    let packed = zstd::bulk::compress(record, LEVEL).map_err(|error| error.to_string())?;
+    section.extend(packed);
+    Ok(section)
+}
+
+fn unpack(section: &[u8]) -> Result<Vec<u8>, FormatError> {
+    let Some((length, packed)) = section.split_first_chunk::<8>() else {
+        return damaged("its metadata is cut off");
+    };
+    let length = u64::from_le_bytes(*length);
+    if length > MAX_METADATA_BYTES {
+        return damaged("its metadata says it is longer than metadata can be");
+    }
+    match zstd::bulk::decompress(packed, length as usize) {
+        Ok(record) if record.len() as u64 == length => Ok(record),
+        _ => damaged("its metadata does not decompress"),
+    }
+}
+
+pub fn decode(section: &[u8]) -> Result<Metadata, FormatError> {
+    let bytes = unpack(section)?;
+    let bytes = bytes.as_slice();
     // The limit counts bytes in memory, of which a decoded structure can have some three times as
     // many as it had bytes in the file.
     let (record, used) = match bytes.len() {

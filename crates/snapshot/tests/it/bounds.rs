@@ -93,25 +93,23 @@ fn counts_in_the_index_are_bounded() {
 #[test]
 fn lengths_in_the_metadata_are_bounded() {
     let (storage, whole) = one_snapshot();
+    // The length of the record itself.
     let (metadata, _) = sections(&whole);
+    for value in HUGE {
+        let mut bytes = with_u64(&whole, metadata, value);
+        reseal(&mut bytes);
+        read_all(&storage, bytes).expect_err("the length is bounded");
+    }
     // The number of spaces; the length of the first name; after `mem` and the page size the number
     // of regions; and in the first region the length of the path.
-    let regions = metadata + 24 + 8 + 8 + 3 + 8;
-    assert_eq!(u64_at(&whole, regions), 3);
+    let record = metadata_record(&whole);
+    let regions = 24 + 8 + 8 + 3 + 8;
+    assert_eq!(u64_at(&record, regions), 3);
     let path = regions + 8 + 16 + 4 + 40;
-    assert_eq!(u64_at(&whole, path), 0);
-    for at in [
-        metadata + 24,
-        metadata + 32,
-        regions,
-        path,
-        path + 8,
-        path + 16,
-        path + 24,
-    ] {
+    assert_eq!(u64_at(&record, path), 0);
+    for at in [24, 32, regions, path, path + 8, path + 16, path + 24] {
         for value in HUGE {
-            let mut bytes = with_u64(&whole, at, value);
-            reseal(&mut bytes);
+            let bytes = with_metadata_record(&whole, &with_u64(&record, at, value));
             read_all(&storage, bytes).expect_err("the length is bounded");
         }
     }
@@ -129,6 +127,13 @@ fn no_number_anywhere_makes_a_reader_panic() {
         for value in HUGE.into_iter().chain([0, 1]) {
             let mut bytes = with_u64(&whole, at, value);
             reseal(&mut bytes);
+            refused += usize::from(read_all(&storage, bytes).is_err());
+        }
+    }
+    let record = metadata_record(&whole);
+    for at in 0..record.len() - 8 {
+        for value in HUGE.into_iter().chain([0, 1]) {
+            let bytes = with_metadata_record(&whole, &with_u64(&record, at, value));
             refused += usize::from(read_all(&storage, bytes).is_err());
         }
     }

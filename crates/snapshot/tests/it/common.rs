@@ -247,6 +247,26 @@ pub fn reseal_header(file: &mut [u8]) {
     file[208..212].copy_from_slice(&crc.to_le_bytes());
 }
 
+/// The record in the metadata section of a snapshot file.
+pub fn metadata_record(file: &[u8]) -> Vec<u8> {
+    let (metadata, index) = sections(file);
+    let length = u64_at(file, metadata) as usize;
+    zstd::bulk::decompress(&file[metadata + 8..index], length).expect("a record")
+}
+
+/// The file with another record in its metadata section, and sound checksums.
+pub fn with_metadata_record(file: &[u8], record: &[u8]) -> Vec<u8> {
+    let (metadata, index) = sections(file);
+    let mut section = (record.len() as u64).to_le_bytes().to_vec();
+    section.extend(zstd::bulk::compress(record, 3).expect("compressed"));
+    let mut doctored = file[..metadata].to_vec();
+    doctored.extend_from_slice(&section);
+    doctored.extend_from_slice(&file[index..]);
+    doctored[96..104].copy_from_slice(&(section.len() as u64).to_le_bytes());
+    reseal(&mut doctored);
+    doctored
+}
+
 /// `count` pages from `first` on.
 pub fn span(first: u64, count: u64) -> PageRange {
     PageRange::with_count(PageIndex(first), PageCount(count))

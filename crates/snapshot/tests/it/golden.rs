@@ -7,10 +7,10 @@ use pagetide_pages::PageIndex;
 use pagetide_snapshot::*;
 use std::path::Path;
 
-const STORE_ID: &str = "92be338609c7a9303cf68e71364f2c7b";
+const STORE_ID: &str = "ff36835a3a6f253306073b68a664fc65";
 const CONTENT_HASHES: [&str; 2] = [
-    "2730c73d2bb4c053d128186c190bf42a51e68b37ec9b394da7ffe890d12f792d",
-    "179d301c09d9ff75c1ef99a23c523b2281d58ad8c73879762f1b6f877284fbff",
+    "f6b5385202fcac1aed8fb93543814a499af03749d8b5dbd8db2f7742a285c848",
+    "4ef39ce75cf1f685dd3a4965ee222e37075bfd9328f345d73d091a22b75e78fc",
 ];
 
 fn golden() -> Store {

@@ -58,11 +58,10 @@ fn a_file_of_another_store_is_refused() {
 fn a_replaced_parent_is_refused_by_its_hash() {
     let (storage, _) = small_chain();
     // The same snapshot but for the time of its creation, with sound checksums.
-    let mut bytes = storage.get(&snapshot_name(1)).expect("a file");
-    let (metadata, _) = sections(&bytes);
-    bytes[metadata] ^= 1;
-    reseal(&mut bytes);
-    storage.put(&snapshot_name(1), bytes);
+    let bytes = storage.get(&snapshot_name(1)).expect("a file");
+    let mut record = metadata_record(&bytes);
+    record[0] ^= 1;
+    storage.put(&snapshot_name(1), with_metadata_record(&bytes, &record));
     let store = open(&storage).expect("a store");
     store.view(SnapshotId(1)).expect("sound by itself");
     for id in [2, 3] {
