@@ -4,13 +4,19 @@
 //! and `pagetide` is the binary a user would run.
 
 mod binary;
+mod frozen;
+mod image;
 mod run;
 mod skip;
+mod store;
 mod target;
 
 pub use binary::pagetide_path;
+pub use frozen::{Frozen, children, thread_states};
+pub use image::{Image, Mapped, maps};
 pub use run::{Background, Outcome, background, pagetide, pagetide_by};
 pub use skip::{epochs, from_environment, seed, skipped};
+pub use store::TestStore;
 pub use target::{Target, compiled};
 
 use serde_json::Value;

@@ -4,8 +4,9 @@ use crate::binary::pagetide_path;
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
 use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
 /// What a run of `pagetide` came to.
 #[derive(Debug)]
@@ -90,6 +91,7 @@ pub fn pagetide_by(command: &mut Command) -> Outcome {
 /// A running `pagetide`, killed when it is dropped.
 pub struct Background {
     child: Option<Child>,
+    output: Option<BufReader<ChildStdout>>,
     call: String,
 }
 
@@ -106,10 +108,11 @@ where
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let call = format!("{command:?}");
-    let child = command
+    let mut child = command
         .spawn()
         .unwrap_or_else(|error| panic!("{call}: {error}"));
     Background {
+        output: child.stdout.take().map(BufReader::new),
         child: Some(child),
         call,
     }
@@ -130,16 +133,63 @@ impl Background {
         matches!(self.child().try_wait(), Ok(None))
     }
 
+    /// The next line of its standard output as JSON, or nothing at its end.
+    pub fn next_line(&mut self) -> Option<Value> {
+        let mut line = String::new();
+        let output = self.output.as_mut().expect("its output is read here");
+        output.read_line(&mut line).expect("read its output");
+        match line.is_empty() {
+            true => None,
+            false => Some(serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line}"))),
+        }
+    }
+
+    /// The id of the next snapshot that a scheduled checkpoint reports.
+    #[track_caller]
+    pub fn next_id(&mut self) -> u64 {
+        match self.next_line() {
+            Some(line) => crate::number(&line, "id"),
+            None => {
+                let outcome = self.ended();
+                panic!("no more snapshots: {outcome:#?}")
+            }
+        }
+    }
+
+    /// Waits for a snapshot that began after this call, of a scheduled checkpoint into `store`.
+    #[track_caller]
+    pub fn taken_from_now_on(&mut self, store: &crate::TestStore) -> u64 {
+        // The one after the newest may be under way already.
+        let newest = store
+            .log()
+            .last()
+            .map_or(0, |line| crate::number(line, "id"));
+        loop {
+            let id = self.next_id();
+            if id >= newest + 2 {
+                return id;
+            }
+        }
+    }
+
     /// Sends it a signal.
     pub fn signal(&mut self, signal: Signal) {
         let pid = Pid::from_child(self.child());
         rustix::process::kill_process(pid, signal).expect("send a signal");
     }
 
-    /// Waits for its end.
+    /// Waits for its end. The outcome holds what was not read before.
     pub fn wait(mut self) -> Outcome {
+        self.ended()
+    }
+
+    fn ended(&mut self) -> Outcome {
+        let mut stdout = Vec::new();
+        let output = self.output.as_mut().expect("its output is read here");
+        output.read_to_end(&mut stdout).expect("read its output");
         let child = self.child.take().expect("it has not been waited for");
         let output = child.wait_with_output().expect("wait for pagetide");
+        let output = Output { stdout, ..output };
         Outcome::new(std::mem::take(&mut self.call), output)
     }
 }

@@ -1,3 +1,4 @@
 //! End-to-end tests, one binary: see the modules.
 
 mod basics;
+mod churn;

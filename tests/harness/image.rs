@@ -1,0 +1,242 @@
+//! What a process holds, twice: read from the process itself, and from an export of a snapshot. The
+//! two must be equal in every region and every byte.
+//!
+//! The process is read with `/proc/PID/maps` and `/proc/PID/mem` alone. It must be stopped by the
+//! caller (see [`crate::Frozen`]).
+
+use crate::Frozen;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::hash::{DefaultHasher, Hasher};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+const PAGE: usize = 4096;
+const CHUNK: usize = 1 << 20;
+
+/// Mappings that belong to the kernel. No other may be missing from a snapshot.
+const OF_THE_KERNEL: [&str; 4] = ["[vvar]", "[vvar_vclock]", "[vsyscall]", "[uprobes]"];
+
+/// A mapping: where, how protected, and whether shared.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mapped {
+    /// First address.
+    pub start: u64,
+    /// Address after the last.
+    pub end: u64,
+    /// As in `/proc/PID/maps`: `rw-p`.
+    pub permissions: String,
+    /// The name, empty for plain memory.
+    pub name: String,
+}
+
+/// The mappings of a process.
+pub fn maps(pid: i32) -> Vec<Mapped> {
+    let text = std::fs::read(format!("/proc/{pid}/maps")).expect("read its maps");
+    let text = String::from_utf8_lossy(&text);
+    let mapped = |line: &str| {
+        let mut words = line.splitn(6, ' ');
+        let (start, end) = words.next()?.split_once('-')?;
+        let permissions = words.next()?.to_owned();
+        Some(Mapped {
+            start: u64::from_str_radix(start, 16).ok()?,
+            end: u64::from_str_radix(end, 16).ok()?,
+            permissions,
+            name: words.nth(3).unwrap_or("").trim().to_owned(),
+        })
+    };
+    text.lines()
+        .map(|line| mapped(line).unwrap_or_else(|| panic!("a line of maps: {line:?}")))
+        .collect()
+}
+
+/// The mappings and the bytes of a process at one instant.
+pub struct Image {
+    /// Neighbours that differ in nothing that a process can notice count as one: whether the kernel
+    /// keeps them as one depends on things like when they were registered for tracking.
+    regions: Vec<(u64, u64, String)>,
+    last_name: String,
+    /// Pages that are not all zero.
+    pages: BTreeMap<u64, Box<[u8]>>,
+    /// Pages of the process that could not be read. They hold nothing.
+    pub unreadable: Vec<u64>,
+}
+
+impl Image {
+    /// What the stopped process holds.
+    pub fn of_process(frozen: &Frozen) -> Image {
+        let pid = frozen.pid();
+        let memory = File::open(format!("/proc/{pid}/mem")).expect("open its memory");
+        let mut image = Image {
+            regions: Vec::new(),
+            last_name: String::new(),
+            pages: BTreeMap::new(),
+            unreadable: Vec::new(),
+        };
+        for mapped in maps(pid) {
+            if OF_THE_KERNEL.contains(&mapped.name.as_str()) {
+                continue;
+            }
+            image.read_region(&memory, &mapped);
+            image.map(mapped.start, mapped.end, mapped.permissions, &mapped.name);
+        }
+        image
+    }
+
+    fn map(&mut self, start: u64, end: u64, permissions: String, name: &str) {
+        match self.regions.last_mut() {
+            Some(last) if last.1 == start && last.2 == permissions && self.last_name == name => {
+                last.1 = end;
+            }
+            _ => self.regions.push((start, end, permissions)),
+        }
+        name.clone_into(&mut self.last_name);
+    }
+
+    fn read_region(&mut self, memory: &File, mapped: &Mapped) {
+        let mut buffer = vec![0; CHUNK];
+        let mut at = mapped.start;
+        while at < mapped.end {
+            let length = CHUNK.min((mapped.end - at) as usize);
+            let chunk = &mut buffer[..length];
+            if memory.read_exact_at(chunk, at).is_ok() {
+                self.keep(at, chunk);
+            } else {
+                for page in (at..at + length as u64).step_by(PAGE) {
+                    match memory.read_exact_at(&mut chunk[..PAGE], page) {
+                        Ok(()) => self.keep(page, &chunk[..PAGE]),
+                        Err(_) => self.unreadable.push(page),
+                    }
+                }
+            }
+            at += length as u64;
+        }
+    }
+
+    fn keep(&mut self, start: u64, bytes: &[u8]) {
+        for (number, page) in bytes.chunks(PAGE).enumerate() {
+            if page != &[0; PAGE][..] {
+                let address = start + (number * PAGE) as u64;
+                self.pages.insert(address, page.into());
+            }
+        }
+    }
+
+    /// What `export --format raw` wrote to `directory`. Only memory of the kernel may be missing.
+    #[track_caller]
+    pub fn of_export(directory: &Path) -> Image {
+        let path = directory.join("map.json");
+        let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let map: Value = serde_json::from_slice(&bytes).expect("map.json is JSON");
+        let mut image = Image {
+            regions: Vec::new(),
+            last_name: String::new(),
+            pages: BTreeMap::new(),
+            unreadable: Vec::new(),
+        };
+        let mut files = 0;
+        for region in crate::list(&map, "regions") {
+            let hex = |name| u64::from_str_radix(crate::text(region, name), 16).expect("hex");
+            let (start, end) = (hex("start"), hex("end"));
+            if region["captured"] != true {
+                let name = crate::text(region, "name");
+                assert!(OF_THE_KERNEL.contains(&name), "not captured: {region}");
+                continue;
+            }
+            files += 1;
+            let path = directory
+                .join("mem")
+                .join(format!("{start:016x}-{end:016x}.bin"));
+            let file = File::open(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+            assert_eq!(file.metadata().expect("its length").len(), end - start);
+            let mut buffer = vec![0; CHUNK];
+            for at in (start..end).step_by(CHUNK) {
+                let chunk = &mut buffer[..CHUNK.min((end - at) as usize)];
+                file.read_exact_at(chunk, at - start)
+                    .expect("read an exported region");
+                image.keep(at, chunk);
+            }
+            let sharing = if region["shared"] == true { "s" } else { "p" };
+            let permissions = format!("{}{sharing}", crate::text(region, "protection"));
+            image.map(start, end, permissions, crate::text(region, "name"));
+        }
+        let written = std::fs::read_dir(directory.join("mem")).expect("list the export");
+        assert_eq!(written.count(), files, "files that map.json does not list");
+        image
+    }
+
+    /// A number that stands for all of it.
+    pub fn digest(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        for (start, end, permissions) in &self.regions {
+            hasher.write_u64(*start);
+            hasher.write_u64(*end);
+            hasher.write(permissions.as_bytes());
+        }
+        for (address, bytes) in &self.pages {
+            hasher.write_u64(*address);
+            hasher.write(bytes);
+        }
+        hasher.finish()
+    }
+
+    /// The number of pages that are not all zero.
+    pub fn page_count(&self) -> usize {
+        self.pages.len()
+    }
+
+    /// The bytes at `address`, which must not cross a page.
+    pub fn bytes(&self, address: u64, length: usize) -> Vec<u8> {
+        let offset = address as usize % PAGE;
+        match self.pages.get(&(address - offset as u64)) {
+            Some(page) => page[offset..offset + length].to_vec(),
+            None => vec![0; length],
+        }
+    }
+
+    /// The page at which two images differ, and how, for the first of them; or which regions do.
+    /// `self` is what the process held.
+    pub fn difference(&self, export: &Image) -> Option<String> {
+        let list = |these: &Image, others: &Image| {
+            let only = these.regions.iter().filter(|r| !others.regions.contains(r));
+            only.map(|(start, end, permissions)| format!("{start:x}-{end:x} {permissions}"))
+                .collect::<Vec<_>>()
+        };
+        let (missing, extra) = (list(self, export), list(export, self));
+        if !missing.is_empty() || !extra.is_empty() {
+            return Some(format!(
+                "only in the process: {missing:?}; only in the export: {extra:?}"
+            ));
+        }
+        let zero = [0; PAGE];
+        let addresses = self.pages.keys().chain(export.pages.keys());
+        let mut wrong: Vec<u64> = addresses
+            .copied()
+            .filter(|address| self.pages.get(address) != export.pages.get(address))
+            .collect();
+        wrong.sort_unstable();
+        wrong.dedup();
+        let first = *wrong.first()?;
+        let of = |image: &Image| {
+            image
+                .pages
+                .get(&first)
+                .map_or(zero.to_vec(), |p| p.to_vec())
+        };
+        let (truth, stored) = (of(self), of(export));
+        let at = (0..PAGE).find(|&at| truth[at] != stored[at])?;
+        let words = |bytes: &[u8]| format!("{:02x?}", &bytes[at..(at + 16).min(PAGE)]);
+        let region = self
+            .regions
+            .iter()
+            .find(|(start, end, _)| (*start..*end).contains(&first));
+        Some(format!(
+            "{} pages differ, the first {first:x} at +{at:#x} (of {region:x?}): process {}, export {}; all: {:x?}",
+            wrong.len(),
+            words(&truth),
+            words(&stored),
+            &wrong[..wrong.len().min(64)],
+        ))
+    }
+}

@@ -1,0 +1,122 @@
+//! A store and the calls of `pagetide` on it.
+
+use crate::image::Image;
+use crate::{Frozen, Outcome, Scratch, pagetide};
+use serde_json::Value;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A store in a scratch directory.
+pub struct TestStore {
+    scratch: Scratch,
+    exports: AtomicU64,
+}
+
+impl Default for TestStore {
+    fn default() -> TestStore {
+        TestStore::new()
+    }
+}
+
+impl TestStore {
+    /// A store that does not exist yet.
+    pub fn new() -> TestStore {
+        TestStore {
+            scratch: Scratch::new(),
+            exports: AtomicU64::new(0),
+        }
+    }
+
+    /// The directory the store lies in.
+    pub fn scratch(&self) -> &Scratch {
+        &self.scratch
+    }
+
+    /// The directory of the store.
+    pub fn path(&self) -> PathBuf {
+        self.scratch.join("store")
+    }
+
+    /// The directory of the store as an argument.
+    pub fn text(&self) -> String {
+        self.path().to_str().expect("a plain path").to_owned()
+    }
+
+    /// The words of `checkpoint PID --store S --json` and `more`.
+    pub fn checkpoint_words(&self, pid: i32, more: &[&str]) -> Vec<String> {
+        let mut words: Vec<String> = vec![
+            "checkpoint".into(),
+            pid.to_string(),
+            "--store".into(),
+            self.text(),
+            "--json".into(),
+        ];
+        words.extend(more.iter().map(|word| (*word).to_owned()));
+        words
+    }
+
+    /// `checkpoint PID --store S --json` and `more`.
+    pub fn try_checkpoint(&self, pid: i32, more: &[&str]) -> Outcome {
+        pagetide(self.checkpoint_words(pid, more))
+    }
+
+    /// One snapshot that must be done; its report.
+    #[track_caller]
+    pub fn checkpoint(&self, pid: i32, more: &[&str]) -> Value {
+        self.try_checkpoint(pid, more).done().json()
+    }
+
+    /// The process at snapshot `id`.
+    #[track_caller]
+    pub fn image(&self, id: u64) -> Image {
+        let name = format!("export-{}", self.exports.fetch_add(1, Ordering::Relaxed));
+        let directory = self.scratch.join(&name);
+        let (store, at) = (self.text(), id.to_string());
+        let words = ["export", &store, "--at", &at, "--format", "raw", "-o"];
+        let words = words.map(std::ffi::OsStr::new);
+        pagetide(words.into_iter().chain([directory.as_os_str()])).done();
+        let image = Image::of_export(&directory);
+        std::fs::remove_dir_all(&directory).expect("remove an export");
+        image
+    }
+
+    /// Snapshot `id` is what the stopped process holds. Returns what it holds.
+    #[track_caller]
+    pub fn assert_equals(&self, id: u64, truth: &Image, what: &str) {
+        if let Some(difference) = truth.difference(&self.image(id)) {
+            panic!("{what}: snapshot {id} is not what the process held: {difference}");
+        }
+    }
+
+    /// A checkpoint of a stopped process, compared with what the process holds. `before` reads the
+    /// process before the checkpoint, else after it: reading changes which pages exist.
+    #[track_caller]
+    pub fn checkpoint_exactly(
+        &self,
+        frozen: &Frozen,
+        more: &[&str],
+        before: bool,
+    ) -> (Value, Image) {
+        let early = before.then(|| Image::of_process(frozen));
+        let report = self.checkpoint(frozen.pid(), more);
+        frozen.assert_still_stopped();
+        let truth = early.unwrap_or_else(|| Image::of_process(frozen));
+        let id = crate::number(&report, "id");
+        self.assert_equals(id, &truth, &format!("{report}"));
+        (report, truth)
+    }
+
+    /// Every byte of every snapshot is as it was stored.
+    #[track_caller]
+    pub fn assert_sound(&self) {
+        let answer = pagetide(["verify", &self.text(), "--json"]).done().json();
+        assert_eq!(answer["ok"], true, "{answer}");
+    }
+
+    /// `log --json`.
+    #[track_caller]
+    pub fn log(&self) -> Vec<Value> {
+        let answer = pagetide(["log", &self.text(), "--json"]).done().json();
+        crate::list(&answer, "snapshots").to_vec()
+    }
+}
