@@ -44,6 +44,8 @@ pub struct Report {
     pub backend: Backend,
     /// Pages reported as written, or found to differ, and copied.
     pub written_pages: PageCount,
+    /// Of these, pages copied while the process was stopped.
+    pub window_pages: PageCount,
     /// Pages whose bytes are in the snapshot's file.
     pub stored_pages: PageCount,
     /// Copied pages that turned out to be all zeros.

@@ -110,8 +110,8 @@ impl Harvests {
 
     /// True if the kernel itself counts all of it as written again.
     fn give_back(self) -> bool {
-        let outcomes = self.taken.into_iter().map(Harvest::give_back);
-        outcomes.fold(true, |all, one| all && one == GivenBack::InKernel)
+        let given: Vec<GivenBack> = self.taken.into_iter().map(Harvest::give_back).collect();
+        given.iter().all(|given| *given == GivenBack::InKernel)
     }
 }
 
@@ -203,6 +203,8 @@ pub(crate) struct Stopped {
     pub read: PageSet,
     pub unreadable: PageSet,
     pub copied: PageCount,
+    /// Pages copied in the window.
+    pub window: PageCount,
     pub stop: Duration,
     pub scan: Duration,
     pub copy: Duration,
@@ -308,6 +310,7 @@ impl Checkpointer {
             kind: info.kind,
             backend: self.backend,
             written_pages: stopped.copied,
+            window_pages: stopped.window,
             stored_pages: info.pages,
             zero_pages: counters.zero_pages,
             logical_bytes: info.logical_bytes,

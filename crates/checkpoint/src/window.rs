@@ -122,7 +122,7 @@ impl Checkpointer {
             } else {
                 PageCount(0)
             };
-            expected = expected + files;
+            expected += files;
         }
         let room = expected + expected + SLACK;
         self.arena.prepare(SIZE.bytes_of(room));
@@ -272,6 +272,7 @@ impl Checkpointer {
                 .copied
                 .union(&pages.subtract(&unreadable))
                 .count(),
+            window: pages.count(),
             layout,
             threads,
             states,

@@ -254,15 +254,16 @@ fn tracking_advice(cause: Cause<'_>) -> Option<&'static str> {
         TrackingError::OwnedByAnother { .. } => {
             "use that store, or run `pagetide detach` first (the next snapshot is full then)"
         }
-        TrackingError::Remote { source, .. } => match source {
-            RemoteCallError::ForbiddenBySeccomp { .. }
-            | RemoteCallError::SeccompStrict { .. }
-            | RemoteCallError::SeccompUnknown { .. } => {
-                "use `--backend rehash`, which makes no system calls inside the process but reads all \
-                 of its memory each time"
-            }
-            _ => return None,
-        },
+        TrackingError::Remote {
+            source:
+                RemoteCallError::ForbiddenBySeccomp { .. }
+                | RemoteCallError::SeccompStrict { .. }
+                | RemoteCallError::SeccompUnknown { .. },
+            ..
+        } => {
+            "use `--backend rehash`, which makes no system calls inside the process but reads all \
+             of its memory each time"
+        }
         _ => return None,
     })
 }

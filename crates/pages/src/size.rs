@@ -49,6 +49,7 @@ impl PageSize {
     }
 
     /// The size in bytes, as a length in memory.
+    #[expect(clippy::len_without_is_empty, reason = "no page is empty")]
     pub const fn len(self) -> usize {
         1 << self.shift
     }

@@ -27,7 +27,10 @@ fn built(ranges: &[PageRange]) -> PageSet {
 
 /// The set holds exactly the naive set's pages, in canonical form.
 fn assert_same(set: &PageSet, naive: &BTreeSet<PageIndex>) {
-    assert!(set.pages().eq(naive.iter().copied()), "{set:?} is not {naive:?}");
+    assert!(
+        set.pages().eq(naive.iter().copied()),
+        "{set:?} is not {naive:?}"
+    );
     assert_eq!(set.count(), PageCount(naive.len() as u64));
     assert!(set.ranges().iter().all(|range| !range.is_empty()));
     assert!(
