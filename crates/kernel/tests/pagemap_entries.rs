@@ -5,7 +5,6 @@ mod common;
 
 use common::machine::Machine;
 use common::{PAGE, Region, skip};
-use nix::libc;
 use pagetide_kernel::pagemap::{PagemapEntry, ReadEntriesError};
 use pagetide_kernel::pagemap_scan::Pagemap;
 use pagetide_kernel::userfaultfd::WriteProtector;
@@ -18,6 +17,7 @@ fn entries(region: &Region) -> Vec<PagemapEntry> {
 
 #[test]
 fn an_empty_slot_has_an_empty_entry() {
+    let _alone = common::child::without_children();
     let region = Region::private(3);
     region.store(1, 1);
     let entries = entries(&region);
@@ -63,8 +63,10 @@ fn protection_is_seen_on_pages_and_on_empty_slots() {
 
 #[test]
 fn a_page_that_two_processes_share_is_not_exclusive() {
+    let alone = common::child::without_children();
     let region = Region::filled(1, 1);
     assert!(entries(&region)[0].is_exclusive());
+    drop(alone);
     let child = common::child::Child::run(|board| board.tell(0, 1));
     child.wait(0);
     assert!(!entries(&region)[0].is_exclusive());
@@ -110,6 +112,7 @@ fn a_guard_has_its_bit() {
 
 #[test]
 fn a_swapped_page_has_a_slot_and_keeps_its_protection() {
+    let _alone = common::child::without_children();
     let mut machine = Machine::lock();
     if let Err(reason) = machine.swap() {
         return skip(
@@ -122,7 +125,7 @@ fn a_swapped_page_has_a_slot_and_keeps_its_protection() {
     protector.register(region.start(), 4 * PAGE as u64).unwrap();
     region.take_written(&Pagemap::of_self().unwrap());
     region.store(1, 4);
-    region.advise(0..4, libc::MADV_PAGEOUT).unwrap();
+    region.page_out(0..4);
     let swapped = entries(&region);
     assert!(
         swapped

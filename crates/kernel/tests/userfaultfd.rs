@@ -493,6 +493,7 @@ fn mark_written_needs_registered_mappings() {
 
 #[test]
 fn swap_keeps_what_is_known_and_mark_written_reaches_it() {
+    let _alone = common::child::without_children();
     let mut machine = Machine::lock();
     if let Err(reason) = machine.swap() {
         return skip(
@@ -504,7 +505,7 @@ fn swap_keeps_what_is_known_and_mark_written_reaches_it() {
     let (protector, pagemap) = protect(&region);
     region.take_written(&pagemap);
     region.store(1, 2);
-    region.advise(0..8, libc::MADV_PAGEOUT).unwrap();
+    region.page_out(0..8);
     let swapped = Categories::SWAPPED | Categories::WP_ALLOWED;
     assert_eq!(region.state(0), swapped);
     assert_eq!(region.state(1), swapped | Categories::WRITTEN);
@@ -521,7 +522,7 @@ fn swap_keeps_what_is_known_and_mark_written_reaches_it() {
     );
     region.store(4, 2);
     assert_eq!(region.take_written(&pagemap), [4]);
-    region.advise(0..8, libc::MADV_PAGEOUT).unwrap();
+    region.page_out(0..8);
     machine.swap_off();
     assert_eq!(
         region.take_written(&pagemap),
@@ -534,6 +535,7 @@ fn swap_keeps_what_is_known_and_mark_written_reaches_it() {
 
 #[test]
 fn a_freed_page_reads_written_once_it_is_reclaimed() {
+    let _alone = common::child::without_children();
     let mut machine = Machine::lock();
     if let Err(reason) = machine.swap() {
         return skip("a_freed_page_reads_written_once_it_is_reclaimed", &reason);
@@ -564,6 +566,7 @@ fn a_freed_page_reads_written_once_it_is_reclaimed() {
 
 #[test]
 fn merging_equal_pages_loses_no_write() {
+    let _alone = common::child::without_children();
     let mut machine = Machine::lock();
     let settings = [
         ("/sys/kernel/mm/ksm/sleep_millisecs", "0"),
@@ -600,12 +603,13 @@ fn merging_equal_pages_loses_no_write() {
     }
     region.take_written(&pagemap);
     region.store(3, 8);
-    assert_eq!(region.take_written(&pagemap), [3]);
+    // Merging and unmerging may report pages that nobody stored to.
+    assert!(region.take_written(&pagemap).contains(&3));
     assert_eq!((region.load(2), region.load(3)), (7, 8));
     region.advise(0..16, libc::MADV_UNMERGEABLE).unwrap();
     region.take_written(&pagemap);
     region.store(4, 8);
-    assert_eq!(region.take_written(&pagemap), [4]);
+    assert!(region.take_written(&pagemap).contains(&4));
 }
 
 #[test]

@@ -294,6 +294,7 @@ fn t10_dropping_whole_page_tables_and_huge_pages_is_written() {
 
 #[test]
 fn t11_a_swapped_written_page_is_written() {
+    let _alone = common::child::without_children();
     let mut machine = Machine::lock();
     if let Err(reason) = machine.swap() {
         return skip("t11_a_swapped_written_page_is_written", &reason);
@@ -301,7 +302,7 @@ fn t11_a_swapped_written_page_is_written() {
     let region = Region::filled(8, 1);
     let mut tracker = settled(&region);
     region.store(3, 2);
-    region.advise(0..8, libc::MADV_PAGEOUT).unwrap();
+    region.page_out(0..8);
     let state = region.state(3);
     assert!(state.contains(Categories::SWAPPED) && !state.contains(Categories::PRESENT));
     assert_eq!(written(&mut tracker, &region), [3]);
@@ -323,6 +324,7 @@ fn t12_a_marker_on_an_empty_slot_is_clean_until_it_is_stored_to() {
 
 #[test]
 fn t13_a_freed_page_that_turns_zero_is_written() {
+    let _alone = common::child::without_children();
     let mut machine = Machine::lock();
     if let Err(reason) = machine.swap() {
         return skip("t13_a_freed_page_that_turns_zero_is_written", &reason);

@@ -375,6 +375,7 @@ fn given_back_huge_pages_of_all_kinds_are_known_to_the_kernel() {
 
 #[test]
 fn given_back_swapped_pages_are_known_to_the_kernel() {
+    let _alone = common::child::without_children();
     let mut machine = Machine::lock();
     if let Err(reason) = machine.swap() {
         return skip("given_back_swapped_pages_are_known_to_the_kernel", &reason);
@@ -382,7 +383,7 @@ fn given_back_swapped_pages_are_known_to_the_kernel() {
     let region = Region::filled(8, 1);
     let mut tracker = settled(&region);
     region.store(3, 2);
-    region.advise(0..8, libc::MADV_PAGEOUT).unwrap();
+    region.page_out(0..8);
     assert_eq!(
         harvest(&mut tracker, &region).give_back(),
         GivenBack::InKernel

@@ -303,6 +303,25 @@ impl Region {
         checked(unsafe { libc::madvise(at as *mut _, length, advice) })
     }
 
+    /// Pages out until nothing of `pages` is left in memory. The advice is a hint: a page that is in
+    /// use for a moment is left alone. Needs swap, and no children, because shared pages stay.
+    pub fn page_out(&self, pages: Range<usize>) {
+        let pagemap = Pagemap::of_self().expect("pagemap");
+        let present = || {
+            let entries = pagemap.entries(self.range(pages.clone())).expect("entries");
+            entries.iter().any(|entry| entry.is_present())
+        };
+        for _ in 0..1000 {
+            self.advise(pages.clone(), libc::MADV_PAGEOUT)
+                .expect("page out");
+            if !present() {
+                return;
+            }
+            std::thread::yield_now();
+        }
+        panic!("the kernel does not page out {:x?}", self.range(pages));
+    }
+
     /// mprotect(2).
     pub fn protect(&self, pages: Range<usize>, protection: i32) {
         let (at, length) = (self.address(pages.start), pages.len() * PAGE);
