@@ -24,7 +24,7 @@ use pagetide_process::{
 };
 use pagetide_snapshot::{ReadError, SnapshotId, Store, View};
 use shape::Shape;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Why a process was not put back.
 #[derive(Debug, thiserror::Error)]
@@ -183,7 +183,6 @@ pub fn roll_back(
     let memory = ProcessMemory::open(pid)?;
     let pagemap = Pagemap::of_process(pid)?;
 
-    let started = Instant::now();
     let mut stopped = StoppedProcess::stop(&identity, options)?;
     same_threads(pid, id, stopped.threads(), &state)?;
     let mappings = maps::mappings(pid)?;
@@ -215,11 +214,12 @@ pub fn roll_back(
             source: Box::new(source),
         });
     }
+    let since = stopped.since();
     stopped.resume()?;
     Ok(RolledBack {
         restored_pages: contents.restored(),
         compared_pages: contents.compared(),
-        stop: started.elapsed(),
+        stop: since.elapsed(),
     })
 }
 

@@ -347,7 +347,6 @@ impl Checkpointer {
             };
             let buffers = rings::registered_buffers(pid);
             let identity = self.examined.identity.clone();
-            let since = Instant::now();
             let mut process = StoppedProcess::stop(&identity, self.stop_options())?;
             let window = Window {
                 parent,
@@ -358,6 +357,7 @@ impl Checkpointer {
             };
             let stopped = self.in_window(&mut process, &window, writer, harvests);
             let mut stopped = stopped.map_err(|error| self.explain(error))?;
+            let since = process.since();
             process.resume()?;
             stopped.stop = since.elapsed();
 

@@ -170,7 +170,7 @@ fn bad_ranges_are_named() {
         ..good
     };
     let wraps = Placement {
-        address: u64::MAX & !0xfff,
+        address: !0xfff,
         length_bytes: 1 << 40,
         ..good
     };

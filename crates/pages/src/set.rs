@@ -105,10 +105,25 @@ impl PageSet {
 
     /// The pages that are in either set.
     pub fn union(&self, other: &PageSet) -> PageSet {
-        let mut all = Vec::with_capacity(self.ranges.len() + other.ranges.len());
-        all.extend_from_slice(&self.ranges);
-        all.extend_from_slice(&other.ranges);
-        all.into_iter().collect()
+        if self.is_empty() {
+            return other.clone();
+        }
+        if other.is_empty() {
+            return self.clone();
+        }
+        let mut union = PageSet {
+            ranges: Vec::with_capacity(self.ranges.len() + other.ranges.len()),
+        };
+        let (mut a, mut b) = (self.ranges.iter().peekable(), other.ranges.iter().peekable());
+        loop {
+            let next = match (a.peek(), b.peek()) {
+                (Some(left), Some(right)) if left.start() <= right.start() => a.next(),
+                (_, Some(_)) => b.next(),
+                (Some(_), None) => a.next(),
+                (None, None) => return union,
+            };
+            union.extend(next.copied());
+        }
     }
 
     /// The pages of this set that are not in `other`.

@@ -196,6 +196,7 @@ pub enum ResumeError {
 pub struct StoppedProcess {
     identity: ProcessIdentity,
     threads: Vec<ThreadId>,
+    since: Instant,
     tracer: Tracer,
     pub(crate) terrain: Terrain,
 }
@@ -239,6 +240,7 @@ impl StoppedProcess {
         Ok(Self {
             identity: identity.clone(),
             threads,
+            since: begin,
             tracer,
             terrain,
         })
@@ -247,6 +249,11 @@ impl StoppedProcess {
     /// Which process it is.
     pub fn identity(&self) -> &ProcessIdentity {
         &self.identity
+    }
+
+    /// When the first thread was asked to stop.
+    pub fn since(&self) -> Instant {
+        self.since
     }
 
     /// Its threads, the first one first.
