@@ -507,12 +507,3 @@ pub fn name_memory(region: &Region, name: &std::ffi::CStr) -> io::Result<()> {
     // SAFETY: the range is a region's, and the name is terminated.
     checked(unsafe { libc::prctl(command.0, command.1, start, length, name.as_ptr()) })
 }
-
-/// Raises this process's program break by `pages` pages (or lowers it) and gives the new break.
-pub fn move_break(pages: isize) -> u64 {
-    let bytes = pages * PAGE.cast_signed();
-    // SAFETY: only tests that keep the allocator off the break lower it; see `child`.
-    let old = unsafe { libc::sbrk(bytes) };
-    assert_ne!(old.addr(), usize::MAX, "sbrk");
-    (old as u64).wrapping_add_signed(bytes as i64)
-}
