@@ -93,6 +93,7 @@ impl TakeError {
             self,
             TakeError::Track(TrackError::SpaceGone | TrackError::Scan(ScanError::SpaceGone { .. }))
                 | TakeError::Capture(CaptureError::Memory(MemoryError::SpaceGone { .. }))
+                | TakeError::Stop(StopError::Exec { .. })
         )
     }
 }

@@ -2,8 +2,10 @@
 
 use pagetide::{AttachError, RollbackError, TakeError, TrackingError};
 use pagetide_process::{NoPrivilege, RefusalError, RemoteCallError, StopError};
-use pagetide_snapshot::{LockError, OpenError, ReadError, WriteError};
+use pagetide_snapshot::{LockError, OpenError, ReadError};
+use rustix::io::Errno;
 use std::fmt;
+use std::io::ErrorKind;
 use std::process::ExitCode;
 
 /// Something this command line itself finds wrong.
@@ -39,22 +41,11 @@ impl std::error::Error for Signalled {}
 
 /// Prints the error to stderr and gives the exit code. A closed pipe on stdout is success.
 pub fn report(error: &anyhow::Error) -> ExitCode {
-    let causes = || error.chain();
+    let causes = || error.chain().map(unwrapped);
     if causes().any(is_broken_pipe) {
         return ExitCode::SUCCESS;
     }
-    // A message that ends in its own cause's message says it once.
-    let mut message = String::new();
-    for cause in causes() {
-        let text = cause.to_string();
-        if !message.ends_with(&text) {
-            if !message.is_empty() {
-                message.push_str(": ");
-            }
-            message.push_str(&text);
-        }
-    }
-    eprintln!("pagetide: {message}");
+    eprintln!("pagetide: {}", message(error));
     if let Some(advice) = causes().find_map(advice) {
         eprintln!("  {advice}");
     }
@@ -70,53 +61,88 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
     }
 }
 
+/// The error and its causes on one line. A message that ends in its own cause's message says it once.
+pub fn message(error: &anyhow::Error) -> String {
+    let mut message = String::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        if !message.ends_with(&text) {
+            if !message.is_empty() {
+                message.push_str(": ");
+            }
+            message.push_str(&text);
+        }
+    }
+    message
+}
+
 type Cause<'a> = &'a (dyn std::error::Error + 'static);
+
+/// The error itself, out of those that only pass it on.
+fn unwrapped(cause: Cause<'_>) -> Cause<'_> {
+    let inner: Option<Cause<'_>> = if let Some(error) = cause.downcast_ref() {
+        match error {
+            TakeError::Stop(inner) => Some(inner),
+            TakeError::Tracking(inner) => Some(inner),
+            TakeError::Store(inner) => Some(inner),
+            _ => None,
+        }
+    } else if let Some(error) = cause.downcast_ref() {
+        match error {
+            AttachError::Refused(inner) => Some(inner),
+            AttachError::Lock(inner) => Some(inner),
+            AttachError::Store(inner) => Some(inner),
+            AttachError::Tracking(inner) => Some(inner),
+            _ => None,
+        }
+    } else if let Some(error) = cause.downcast_ref() {
+        match error {
+            RollbackError::Refused(inner) => Some(inner),
+            RollbackError::Stop(inner) => Some(inner),
+            RollbackError::Store(inner) => Some(inner),
+            RollbackError::Tracking(inner) => Some(inner),
+            _ => None,
+        }
+    } else {
+        match cause.downcast_ref() {
+            Some(TrackingError::Stop(inner)) => Some(inner),
+            _ => None,
+        }
+    };
+    inner.map_or(cause, unwrapped)
+}
 
 fn is_broken_pipe(cause: Cause<'_>) -> bool {
     let kind = cause.downcast_ref().map(std::io::Error::kind);
-    kind == Some(std::io::ErrorKind::BrokenPipe)
+    kind == Some(ErrorKind::BrokenPipe)
 }
 
 /// True if the process or the store cannot be handled, as opposed to something that went wrong.
 fn is_refusal(cause: Cause<'_>) -> bool {
-    if let Some(error) = cause.downcast_ref::<TakeError>() {
-        return match error {
-            TakeError::Stop(error) => refuses_to_stop(error),
-            TakeError::Tracking(error) => refuses_tracking(error),
-            _ => false,
-        };
+    if let Some(error) = cause.downcast_ref::<RefusalError>() {
+        return !matches!(error, RefusalError::Proc { .. });
     }
-    if let Some(error) = cause.downcast_ref::<AttachError>() {
-        return match error {
-            AttachError::Refused(RefusalError::Proc { .. }) => false,
-            AttachError::Refused(_) | AttachError::Backend { .. } => true,
-            AttachError::Lock(LockError::Io { .. }) => false,
-            AttachError::Lock(_) => true,
-            AttachError::Tracking(error) => refuses_tracking(error),
-            _ => false,
-        };
+    if let Some(error) = cause.downcast_ref::<OpenError>() {
+        return !matches!(error, OpenError::Io { .. });
+    }
+    if let Some(error) = cause.downcast_ref::<LockError>() {
+        return !matches!(error, LockError::Io { .. });
     }
     if let Some(error) = cause.downcast_ref::<RollbackError>() {
         return error.is_refusal();
     }
-    if let Some(error) = cause.downcast_ref::<TrackingError>() {
-        return refuses_tracking(error);
-    }
-    if let Some(error) = cause.downcast_ref::<StopError>() {
-        return refuses_to_stop(error);
-    }
     matches!(cause.downcast_ref(), Some(Wrong::Refused(_)))
-        || cause
-            .downcast_ref::<OpenError>()
-            .is_some_and(|error| !matches!(error, OpenError::Io { .. }))
-        || cause
-            .downcast_ref::<LockError>()
-            .is_some_and(|error| !matches!(error, LockError::Io { .. }))
-        || cause.downcast_ref::<RefusalError>().is_some()
+        || matches!(cause.downcast_ref(), Some(AttachError::Backend { .. }))
+        || matches!(
+            cause.downcast_ref(),
+            Some(TrackingError::OwnedByAnother { .. })
+        )
         || matches!(
             cause.downcast_ref(),
             Some(ReadError::NoSuchSnapshot { .. } | ReadError::Future { .. })
         )
+        || cause.downcast_ref().is_some_and(refuses_to_stop)
+        || cause.downcast_ref().is_some_and(refuses_calls)
 }
 
 fn refuses_to_stop(error: &StopError) -> bool {
@@ -129,141 +155,138 @@ fn refuses_to_stop(error: &StopError) -> bool {
     )
 }
 
-fn refuses_tracking(error: &TrackingError) -> bool {
-    match error {
-        TrackingError::OwnedByAnother { .. } => true,
-        TrackingError::Stop(error) => refuses_to_stop(error),
-        TrackingError::Remote { source, .. } => matches!(
-            source,
-            RemoteCallError::ForbiddenBySeccomp { .. }
-                | RemoteCallError::SeccompUnknown { .. }
-                | RemoteCallError::SeccompStrict { .. }
-                | RemoteCallError::DivertsSyscalls { .. }
-                | RemoteCallError::NoLanding { .. }
-                | RemoteCallError::NoThread { .. }
-        ),
-        _ => false,
-    }
+fn refuses_calls(error: &RemoteCallError) -> bool {
+    matches!(
+        error,
+        RemoteCallError::ForbiddenBySeccomp { .. }
+            | RemoteCallError::SeccompUnknown { .. }
+            | RemoteCallError::SeccompStrict { .. }
+            | RemoteCallError::DivertsSyscalls { .. }
+            | RemoteCallError::NoLanding { .. }
+            | RemoteCallError::NoThread { .. }
+    ) || has_no_free_descriptor(error)
+}
+
+fn has_no_free_descriptor(error: &RemoteCallError) -> bool {
+    matches!(
+        error,
+        RemoteCallError::Failed {
+            errno: Errno::MFILE,
+            ..
+        }
+    )
 }
 
 /// What the user can do about it.
 fn advice(cause: Cause<'_>) -> Option<&'static str> {
-    refusal_advice(
-        cause
-            .downcast_ref::<RefusalError>()
-            .or_else(|| match cause.downcast_ref()? {
-                AttachError::Refused(error) => Some(error),
-                _ => None,
-            }),
-    )
-    .or_else(|| store_advice(cause))
-    .or_else(|| tracking_advice(cause))
+    (cause.downcast_ref().and_then(refusal_advice))
+        .or_else(|| cause.downcast_ref().and_then(stop_advice))
+        .or_else(|| cause.downcast_ref().and_then(call_advice))
+        .or_else(|| store_advice(cause))
 }
 
-fn refusal_advice(error: Option<&RefusalError>) -> Option<&'static str> {
-    Some(match error? {
-        RefusalError::NoPrivilege { reason, .. } => match reason {
-            NoPrivilege::OtherUser { .. } | NoPrivilege::NotDumpable { .. } => {
-                "run as that user, as root, or with the capability CAP_SYS_PTRACE"
-            }
-            NoPrivilege::PtraceScope { .. } => {
-                "set the sysctl kernel.yama.ptrace_scope to 0, run with the capability \
-                 CAP_SYS_PTRACE, or start the program under `pagetide run`"
-            }
-            _ => {
-                "run as root or with the capability CAP_SYS_PTRACE, or start the program under \
-                 `pagetide run`"
-            }
-        },
-        RefusalError::AlreadyTraced { .. } => {
-            "end the debugger (or detach it) first: a process can have only one tracer"
-        }
+const ONE_TRACER: &str =
+    "end the debugger (or detach it) first: a process can have only one tracer";
+const ONLY_64_BIT: &str = "only 64-bit programs can be checkpointed";
+
+fn refusal_advice(error: &RefusalError) -> Option<&'static str> {
+    Some(match error {
+        RefusalError::NoPrivilege { reason, .. } => privilege_advice(*reason),
+        RefusalError::AlreadyTraced { .. } => ONE_TRACER,
         RefusalError::NotAProcess { .. } => "name the process, not one of its threads",
-        RefusalError::ThirtyTwoBit { .. } => "only 64-bit programs can be checkpointed",
+        RefusalError::ThirtyTwoBit { .. } => ONLY_64_BIT,
         RefusalError::KernelThread { .. } => "only user programs can be checkpointed",
         _ => return None,
     })
 }
 
+fn stop_advice(error: &StopError) -> Option<&'static str> {
+    Some(match error {
+        StopError::NoPrivilege { reason, .. } => privilege_advice(*reason),
+        StopError::AlreadyTraced { .. } => ONE_TRACER,
+        StopError::ThirtyTwoBit { .. } => ONLY_64_BIT,
+        StopError::Timeout { .. } => {
+            "the process runs on; try again when that wait in the kernel is over, which for the \
+             parent of a vfork is when its child ends or executes a program"
+        }
+        _ => return None,
+    })
+}
+
+fn privilege_advice(reason: NoPrivilege) -> &'static str {
+    match reason {
+        NoPrivilege::OtherUser { .. } | NoPrivilege::NotDumpable { .. } => {
+            "run as that user, as root, or with the capability CAP_SYS_PTRACE"
+        }
+        NoPrivilege::PtraceScope { .. } => {
+            "set the sysctl kernel.yama.ptrace_scope to 0, run with the capability \
+             CAP_SYS_PTRACE, or start the program under `pagetide run`"
+        }
+        _ => {
+            "run as root or with the capability CAP_SYS_PTRACE, or start the program under \
+             `pagetide run`"
+        }
+    }
+}
+
+fn call_advice(error: &RemoteCallError) -> Option<&'static str> {
+    Some(match error {
+        RemoteCallError::ForbiddenBySeccomp { .. }
+        | RemoteCallError::SeccompStrict { .. }
+        | RemoteCallError::SeccompUnknown { .. } => {
+            "use `--backend rehash`, which makes no system calls inside the process but reads all \
+             of its memory each time"
+        }
+        _ if has_no_free_descriptor(error) => {
+            "raise its limit of open files (`prlimit --nofile`), or use `--backend rehash`, which \
+             opens nothing in the process but reads all of its memory each time"
+        }
+        _ => return None,
+    })
+}
+
 fn store_advice(cause: Cause<'_>) -> Option<&'static str> {
-    if let Some(error) = cause.downcast_ref::<OpenError>() {
+    const WRITABLE: &str = "a store must be writable to take snapshots into it";
+    const NEWER: &str = "use the version of pagetide that wrote it, or a newer";
+    if let Some(error) = cause.downcast_ref() {
         return Some(match error {
             OpenError::Missing { .. } => {
                 "name the directory that was given to `checkpoint --store`"
             }
             OpenError::NotAStore { .. } | OpenError::NotEmpty { .. } => {
-                "name a store, or a directory that does not exist yet"
+                "name a store; `checkpoint` also takes a directory that is empty or not there yet"
             }
-            OpenError::FutureFormat { .. } => {
-                "use the version of pagetide that wrote it, or a newer"
-            }
-            OpenError::ReadOnly { .. } => "a store must be writable to take snapshots into it",
+            OpenError::FutureFormat { .. } => NEWER,
+            OpenError::ReadOnly { .. } => WRITABLE,
             _ => return None,
         });
     }
-    let lock = cause
-        .downcast_ref::<LockError>()
-        .or_else(|| match cause.downcast_ref()? {
-            AttachError::Lock(error) => Some(error),
-            _ => None,
-        });
-    if let Some(error) = lock {
+    if let Some(error) = cause.downcast_ref() {
         return Some(match error {
             LockError::Locked { .. } => {
                 "wait until the other command has ended, or use another store"
             }
-            LockError::ReadOnly { .. } => "a store must be writable to take snapshots into it",
+            LockError::ReadOnly { .. } => WRITABLE,
             _ => return None,
         });
     }
-    if let Some(WriteError::Full { .. }) = write_error(cause) {
+    if let Some(error) = cause.downcast_ref::<std::io::Error>() {
+        return Some(match error.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+                "nothing is lost: free some space and run it again"
+            }
+            _ => return None,
+        });
+    }
+    if let Some(TrackingError::OwnedByAnother { .. }) = cause.downcast_ref() {
         return Some(
-            "nothing is lost: free some space and take the next snapshot, which will hold everything",
+            "use that store, or run `pagetide detach` first (the next snapshot is full then)",
         );
     }
-    match cause.downcast_ref() {
-        Some(ReadError::NoSuchSnapshot { .. }) => Some("`pagetide log` lists the snapshots"),
-        Some(ReadError::Damaged { .. }) => Some("`pagetide verify` names all damage"),
+    match cause.downcast_ref()? {
+        ReadError::NoSuchSnapshot { .. } => Some("`pagetide log` lists the snapshots"),
+        ReadError::Damaged { .. } => Some("`pagetide verify` names all damage"),
+        ReadError::Future { .. } => Some(NEWER),
         _ => None,
     }
-}
-
-fn write_error(cause: Cause<'_>) -> Option<&WriteError> {
-    cause
-        .downcast_ref::<WriteError>()
-        .or_else(|| match cause.downcast_ref()? {
-            TakeError::Store(error) => Some(error),
-            _ => None,
-        })
-}
-
-fn tracking_advice(cause: Cause<'_>) -> Option<&'static str> {
-    let tracking = cause.downcast_ref::<TrackingError>().or_else(|| {
-        cause
-            .downcast_ref::<TakeError>()
-            .and_then(|error| match error {
-                TakeError::Tracking(error) => Some(error),
-                _ => None,
-            })
-            .or_else(|| match cause.downcast_ref()? {
-                AttachError::Tracking(error) => Some(error),
-                _ => None,
-            })
-    });
-    Some(match tracking? {
-        TrackingError::OwnedByAnother { .. } => {
-            "use that store, or run `pagetide detach` first (the next snapshot is full then)"
-        }
-        TrackingError::Remote {
-            source:
-                RemoteCallError::ForbiddenBySeccomp { .. }
-                | RemoteCallError::SeccompStrict { .. }
-                | RemoteCallError::SeccompUnknown { .. },
-            ..
-        } => {
-            "use `--backend rehash`, which makes no system calls inside the process but reads all \
-             of its memory each time"
-        }
-        _ => return None,
-    })
 }

@@ -225,6 +225,10 @@ impl StoppedProcess {
             StopFailure::Ended(Ending::Unknown) if identity.is_alive_and_same() => {
                 StopError::Exec { pid }
             }
+            // It had no other threads, or they have ended, too.
+            StopFailure::FirstThreadEnded if !identity.is_alive_and_same() => {
+                StopError::Gone { pid }
+            }
             failure => explain(failure, pid, begin.elapsed()),
         };
         // An early return drops the tracer, which lets all threads go.

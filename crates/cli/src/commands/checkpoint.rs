@@ -1,15 +1,15 @@
 //! `pagetide checkpoint` and `pagetide run`: snapshots of one process, once or on a schedule.
 
 use crate::args::{BackendName, Checkpoint, LeaveName, ModeName, Run, Taking};
-use crate::failure::{Signalled, Wrong};
+use crate::failure::{Signalled, Wrong, message};
 use crate::output;
 use crate::signals::Signals;
 use anyhow::Context;
 use pagetide::{
     Checkpointer, Leave, Mode, NotCaptured, Options, Progress, Report, Request, Residence,
-    TakeError,
+    TakeError, TrackingError,
 };
-use pagetide_process::{ProcessIdentity, StopOptions};
+use pagetide_process::{ProcessIdentity, StopError, StopOptions};
 use pagetide_snapshot::{OpenError, SnapshotKind, Store};
 use pagetide_tracker::Backend;
 use serde::Serialize;
@@ -75,12 +75,16 @@ pub fn run(arguments: &Checkpoint) -> anyhow::Result<ExitCode> {
         };
         match checkpointer.take(request) {
             Ok(report) => printer.print(&report)?,
+            Err(error) if schedule.repeats() && may_pass(&error) => {
+                schedule.put_off(error);
+                continue;
+            }
             Err(error) => {
                 tidy_up_after(&error, &checkpointer);
                 return Err(told(error, &signals, schedule.taken));
             }
         }
-        schedule.taken += 1;
+        schedule.count_one();
     }
     match signals.exit_status() {
         Some(status) => Err(Signalled(status).into()),
@@ -96,11 +100,24 @@ fn tidy_up_after(error: &TakeError, checkpointer: &Checkpointer) {
     let _ = pagetide::detach(checkpointer.identity(), StopOptions::default());
 }
 
+/// True if the same process may well be stopped a while later.
+fn may_pass(error: &TakeError) -> bool {
+    let stop = match error {
+        TakeError::Stop(stop) | TakeError::Tracking(TrackingError::Stop(stop)) => stop,
+        _ => return false,
+    };
+    matches!(
+        stop,
+        StopError::Timeout { .. } | StopError::TooManyThreads { .. } | StopError::Exec { .. }
+    )
+}
+
 /// The error as the user should see it.
 fn told(error: TakeError, signals: &Signals, taken: u64) -> anyhow::Error {
     match signals.exit_status() {
         Some(status) if matches!(error, TakeError::Cancelled) => Signalled(status).into(),
-        _ if taken > 0 => anyhow::Error::new(error).context(format!("after {taken} snapshots")),
+        _ if taken == 1 => anyhow::Error::new(error).context("after 1 snapshot"),
+        _ if taken > 1 => anyhow::Error::new(error).context(format!("after {taken} snapshots")),
         _ => error.into(),
     }
 }
@@ -153,9 +170,13 @@ fn follow(
             // The command may end at any moment, also in the middle of a snapshot.
             Err(_) if has_ended(child, pid) => return Ok(()),
             Err(TakeError::Cancelled) => return Ok(()),
+            Err(error) if may_pass(&error) => {
+                schedule.put_off(error);
+                continue;
+            }
             Err(error) => return Err(error.into()),
         }
-        schedule.taken += 1;
+        schedule.count_one();
     }
     Ok(())
 }
@@ -191,15 +212,12 @@ fn end(child: &mut Child, signals: &Signals) -> anyhow::Result<ExitStatus> {
 /// The store in a directory; a new one if there is no directory, or an empty one.
 fn open_or_create(path: &Path) -> anyhow::Result<Store> {
     match Store::open_directory(path) {
-        Err(OpenError::Missing { .. }) => {}
-        Err(OpenError::NotAStore { .. }) if is_empty(path) => {}
-        other => return Ok(other?),
+        // Creating looks whether there is anything, and takes over what an attempt that failed left.
+        Err(OpenError::Missing { .. } | OpenError::NotAStore { .. }) => {
+            Ok(Store::create_directory(path)?)
+        }
+        other => Ok(other?),
     }
-    Ok(Store::create_directory(path)?)
-}
-
-fn is_empty(path: &Path) -> bool {
-    std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
 }
 
 fn options(taking: &Taking, residence: Residence, signals: &Signals) -> Options {
@@ -216,6 +234,10 @@ fn options(taking: &Taking, residence: Residence, signals: &Signals) -> Options 
         Some(ModeName::Precopy) => Mode::Precopy,
     };
     options.residence = residence;
+    if residence == Residence::Here {
+        // The threads that have stopped wait for those that have not, and there will be another try.
+        options.stop_timeout = Duration::from_secs(2);
+    }
     options.buffer_bytes = taking.buffer << 20;
     options.write.level = taking.level;
     options.cancel = signals.cancel();
@@ -236,6 +258,9 @@ struct Schedule {
     count: Option<u64>,
     next: Instant,
     taken: u64,
+    /// How many in a row could not be taken for now, and when the one now due was begun.
+    put_off: u32,
+    begun: Instant,
 }
 
 impl Schedule {
@@ -245,7 +270,32 @@ impl Schedule {
             count: if every.is_some() { count } else { Some(1) },
             next: Instant::now(),
             taken: 0,
+            put_off: 0,
+            begun: Instant::now(),
         }
+    }
+
+    /// True if there may be another snapshot after one that failed.
+    fn repeats(&self) -> bool {
+        self.every.is_some()
+    }
+
+    /// One more was taken.
+    fn count_one(&mut self) {
+        self.taken += 1;
+        self.put_off = 0;
+    }
+
+    /// Tells why there is no snapshot for now. The process stood still for some of the time that was
+    /// tried, so the next try is the longer away the more of them were in vain.
+    fn put_off(&mut self, error: TakeError) {
+        eprintln!(
+            "pagetide: no snapshot for now: {}",
+            message(&anyhow::Error::new(error))
+        );
+        self.put_off = (self.put_off + 1).min(20);
+        let pause = self.begun.elapsed() * self.put_off;
+        self.next = Instant::now() + pause.max(self.every.unwrap_or_default());
     }
 
     /// True if the snapshot now due is the last one.
@@ -270,6 +320,7 @@ impl Schedule {
             let now = Instant::now();
             if now >= self.next {
                 self.next = (self.next + self.every.unwrap_or_default()).max(now);
+                self.begun = now;
                 return true;
             }
             std::thread::sleep((self.next - now).min(Duration::from_millis(20)));

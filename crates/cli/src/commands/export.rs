@@ -8,6 +8,7 @@ use pagetide::MEMORY_SPACE;
 use pagetide_snapshot::{Capture, View};
 use serde::Serialize;
 use std::fs::{self, File, OpenOptions};
+use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -38,8 +39,13 @@ pub fn run(options: &Export) -> anyhow::Result<()> {
 }
 
 fn raw(view: &View, directory: &Path) -> anyhow::Result<()> {
-    if fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_some()) {
-        let message = format!("{} is not empty", directory.display());
+    let wrong = match fs::read_dir(directory) {
+        Ok(mut entries) => entries.next().map(|_| "is not empty"),
+        Err(error) if error.kind() == ErrorKind::NotADirectory => Some("is not a directory"),
+        Err(_) => None,
+    };
+    if let Some(wrong) = wrong {
+        let message = format!("{} {wrong}: name a new directory", directory.display());
         return Err(Wrong::Refused(message).into());
     }
     let index = view
@@ -80,5 +86,11 @@ fn create(path: &Path) -> anyhow::Result<File> {
         .create_new(true)
         .mode(0o600)
         .open(path)
-        .with_context(|| format!("create {}", path.display()))
+        .map_err(|error| match error.kind() {
+            ErrorKind::AlreadyExists => {
+                let message = format!("{} exists already: name a new file", path.display());
+                Wrong::Refused(message).into()
+            }
+            _ => anyhow::Error::new(error).context(format!("create {}", path.display())),
+        })
 }
