@@ -30,10 +30,16 @@ pub(crate) fn watch(mapping: &Mapping) -> Watch {
         MappingName::KernelData(_) => Watch::Leave("data of the kernel, not of the process"),
         MappingName::Vdso => Watch::Compare,
         _ if mapping.shared => Watch::Compare,
-        _ if mapping.has_file() => Watch::TrackOverFile,
+        _ if mapping.has_file() && !is_anonymous_huge(mapping) => Watch::TrackOverFile,
         _ if !accessible => Watch::Reserved,
         _ => Watch::Track,
     }
+}
+
+/// True for private huge pages without a file (MAP_HUGETLB), which the kernel shows as a deleted one.
+fn is_anonymous_huge(mapping: &Mapping) -> bool {
+    let name = MappingName::Path("/anon_hugepage (deleted)".into());
+    mapping.name == name
 }
 
 /// True if a mapping none of whose pages can be read is memory of a device or of the kernel, rather

@@ -180,6 +180,8 @@ pub(crate) struct Precopied {
     pub covered: PageSet,
     /// Of these, pages that were copied.
     pub copied: PageSet,
+    /// Pages that could not be read then.
+    pub postponed: PageSet,
 }
 
 /// What the stop window is entered with.
@@ -233,14 +235,14 @@ impl Checkpointer {
         match outcome {
             Ok((view, memo, mut report)) => {
                 harvests.commit();
-                let hash = view.info().content_hash;
-                self.set_phase(Phase::Committed(view.id(), hash))?;
+                let (id, hash) = (view.id(), view.info().content_hash);
+                // The bits count from this snapshot from now on, even if the mark cannot say so.
+                self.last = Some((view, memo));
                 report.why_full = match report.kind {
-                    SnapshotKind::Full => self.why_full,
+                    SnapshotKind::Full => self.why_full.take(),
                     SnapshotKind::Delta => None,
                 };
-                self.why_full = None;
-                self.last = Some((view, memo));
+                self.set_phase(Phase::Committed(id, hash))?;
                 report.stop += begin;
                 report.total = started.elapsed();
                 Ok(report)

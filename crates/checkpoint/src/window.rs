@@ -210,6 +210,7 @@ impl Checkpointer {
         let states = std::mem::take(&mut copied.states);
         // A page that could not be read is looked at again when nothing moves.
         let covered = read.subtract(&copied.unreadable);
+        let postponed = std::mem::take(&mut copied.unreadable);
         writer.put_pages(0, &self.arena.pieces())?;
         self.arena.clear();
         for (range, state) in states {
@@ -217,6 +218,7 @@ impl Checkpointer {
         }
         precopied.covered = precopied.covered.union(&covered);
         precopied.copied = precopied.copied.union(&pages);
+        precopied.postponed = precopied.postponed.union(&postponed);
         Ok(pages.count())
     }
 
@@ -329,8 +331,9 @@ impl Checkpointer {
             false => rings::registered_buffers(self.identity().pid).union(window.buffers),
         };
         let mut read = written
-            .intersect(&tracked)
-            .union(&buffers.intersect(&tracked));
+            .union(&window.precopied.postponed)
+            .union(&buffers)
+            .intersect(&tracked);
         let mut was_copied = PageSet::new();
         match window.parent {
             None => {
