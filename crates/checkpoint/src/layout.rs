@@ -17,6 +17,9 @@ pub(crate) enum Watch {
     /// Others can change it unseen (shared memory, or a mapping no tracker may watch): every page is
     /// read and compared with what is stored.
     Compare,
+    /// Private huge pages without a file. Dropping one reads as not written, so they are compared; but
+    /// only those that are there, because reading one that is not would take it from the pool.
+    CompareHeld,
     /// Address space that is reserved and can hold nothing yet, as long as nothing is found in it.
     Reserved,
     /// Not the process's memory; the reason is for people.
@@ -30,7 +33,8 @@ pub(crate) fn watch(mapping: &Mapping) -> Watch {
         MappingName::KernelData(_) => Watch::Leave("data of the kernel, not of the process"),
         MappingName::Vdso => Watch::Compare,
         _ if mapping.shared => Watch::Compare,
-        _ if mapping.has_file() && !is_anonymous_huge(mapping) => Watch::TrackOverFile,
+        _ if is_anonymous_huge(mapping) => Watch::CompareHeld,
+        _ if mapping.has_file() => Watch::TrackOverFile,
         _ if !accessible => Watch::Reserved,
         _ => Watch::Track,
     }

@@ -22,6 +22,11 @@ pub(crate) struct Memo {
     pub settled: Vec<Stamps>,
     /// Registered I/O buffers: the kernel may write to them without a trace.
     pub buffers: PageSet,
+    /// Pages harvested for this snapshot in a process that does asynchronous I/O: a read that was under
+    /// way may still land in them.
+    pub in_flight: PageSet,
+    /// There was a ring somewhere in the process's own memory: the next snapshot compares everything.
+    pub unlisted_ring: bool,
 }
 
 #[derive(bincode::Encode, bincode::Decode)]
@@ -30,6 +35,8 @@ struct OnDisk {
     private_copies: Vec<(u64, u64)>,
     settled: Vec<Stamps>,
     buffers: Vec<(u64, u64)>,
+    in_flight: Vec<(u64, u64)>,
+    unlisted_ring: bool,
 }
 
 fn config() -> impl bincode::config::Config {
@@ -58,6 +65,8 @@ impl Memo {
             private_copies: pairs(&self.private_copies),
             settled: self.settled.clone(),
             buffers: pairs(&self.buffers),
+            in_flight: pairs(&self.in_flight),
+            unlisted_ring: self.unlisted_ring,
         };
         bincode::encode_to_vec(on_disk, config()).ok()
     }
@@ -70,6 +79,8 @@ impl Memo {
             private_copies: set(on_disk.private_copies),
             settled: on_disk.settled,
             buffers: set(on_disk.buffers),
+            in_flight: set(on_disk.in_flight),
+            unlisted_ring: on_disk.unlisted_ring,
         })
     }
 }
@@ -85,6 +96,8 @@ mod tests {
             private_copies: [range(1, 3), range(9, 10)].into_iter().collect(),
             settled: Vec::new(),
             buffers: PageSet::from(range(77, 99)),
+            in_flight: PageSet::from(range(5, 6)),
+            unlisted_ring: true,
         };
         let bytes = memo.to_bytes().expect("a small memo fits");
         assert_eq!(Memo::from_bytes(&bytes), Some(memo));

@@ -1,44 +1,80 @@
-//! Memory that the kernel writes without a page fault: the registered buffers of io_uring.
+//! Memory that the kernel writes without a page fault: asynchronous I/O.
 //!
-//! Their pages are pinned when they are registered, and reads into them leave no trace in any page
-//! table. Registering itself counts as a write, so a buffer is only dangerous from the harvest it was
-//! registered over until the next one: what was registered at the last snapshot or is now counts as
-//! written. The kernel lists them in `/proc/PID/fdinfo` of the ring (`UserBufs`).
+//! *Registered buffers* of io_uring are pinned when they are registered, and reads into them leave no
+//! trace in any page table. Registering itself counts as a write, so a buffer is only dangerous from the
+//! harvest it was registered over until the next one: what was registered at the last snapshot or is now
+//! counts as written. The kernel lists them in `/proc/PID/fdinfo` of the ring (`UserBufs`).
+//!
+//! *A direct read under way* (io_uring or libaio with O_DIRECT) pins its page and counts as a write when it
+//! is submitted, but its bytes arrive later, perhaps after the harvest. Nothing lists such pages. In a
+//! process that has a ring or an aio context, all that was harvested for one snapshot is therefore copied
+//! again for the next. A read that stays under way for longer than that is not seen.
+//!
+//! *A ring in the process's own memory* (IORING_SETUP_NO_MMAP) gets its completions without a fault, and
+//! nothing says where it lies. All memory of such a process is compared.
 
+use pagetide_kernel::maps::{Mapping, MappingName};
 use pagetide_pages::{PageSet, PageSize};
 use std::fs;
 use std::path::Path;
 
-/// The pages of all buffers registered with io_uring rings that process `pid` holds.
-pub(crate) fn registered_buffers(pid: i32) -> PageSet {
+/// The asynchronous I/O of one process, at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct AsynchronousIo {
+    /// The pages of all registered buffers.
+    pub buffers: PageSet,
+    /// There is a ring or an aio context: reads may be under way.
+    pub any: bool,
+    /// There is a ring that lies at an unknown place in the process's own memory.
+    pub unlisted_ring: bool,
+}
+
+/// Looks at the rings that process `pid` holds, and at its mappings.
+pub(crate) fn asynchronous_io(pid: i32, mappings: &[Mapping]) -> AsynchronousIo {
+    let is_aio = |mapping: &Mapping| {
+        matches!(&mapping.name, MappingName::Path(path) if path.as_os_str() == "/[aio] (deleted)"
+            || path.as_os_str() == "/[aio]")
+    };
+    let mut io = AsynchronousIo {
+        any: mappings.iter().any(is_aio),
+        ..AsynchronousIo::default()
+    };
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else {
-        return PageSet::new();
+        return io;
     };
     let is_ring = |link: &Path| link.as_os_str() == "anon_inode:[io_uring]";
     let rings = entries.flatten().filter(|entry| {
         let target = fs::read_link(entry.path());
         target.is_ok_and(|target| is_ring(&target))
     });
-    let mut buffers = PageSet::new();
     for ring in rings {
-        let number = ring.file_name();
+        io.any = true;
         let info = Path::new("/proc")
             .join(pid.to_string())
             .join("fdinfo")
-            .join(number);
+            .join(ring.file_name());
         // The kernel leaves the list out while the ring is busy in a system call.
         for _ in 0..1000 {
             let Ok(text) = fs::read_to_string(&info) else {
                 break;
             };
+            io.unlisted_ring |= inode_in(&text)
+                .is_some_and(|inode| !mappings.iter().any(|mapping| mapping.inode == inode));
             if text.contains("UserBufs:") {
-                buffers.extend(buffers_in(&text).ranges().iter().copied());
+                io.buffers
+                    .extend(buffers_in(&text).ranges().iter().copied());
                 break;
             }
             std::thread::yield_now();
         }
     }
-    buffers
+    io
+}
+
+/// The inode number of the ring itself.
+fn inode_in(fdinfo: &str) -> Option<u64> {
+    let line = fdinfo.lines().find_map(|line| line.strip_prefix("ino:"))?;
+    line.trim().parse().ok()
 }
 
 /// The buffers in the fdinfo of one ring: after `UserBufs: N` a line `index: 0xADDRESS/LENGTH` each.

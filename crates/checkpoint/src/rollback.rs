@@ -12,6 +12,7 @@ mod shape;
 
 use crate::checkpointer::{MEMORY_SPACE, PROCESS_ATTACHMENT};
 use crate::mark::Phase;
+use crate::rings;
 use crate::tracking::{Tracking, TrackingError};
 use contents::Contents;
 use pagetide_kernel::maps::{self, MapsError};
@@ -186,6 +187,8 @@ pub fn roll_back(
     let mut stopped = StoppedProcess::stop(&identity, options)?;
     same_threads(pid, id, stopped.threads(), &state)?;
     let mappings = maps::mappings(pid)?;
+    // Reads under way may have landed without a trace since the last snapshot: nothing is trusted.
+    let changed = changed.filter(|_| !rings::asynchronous_io(pid, &mappings).any);
     let regions = &view.spaces()[space].regions;
     let shape = Shape::plan(&mappings, regions)?;
     shape.check_files(pid)?;

@@ -15,7 +15,7 @@ use crate::mark::Phase;
 use crate::memo::{self, Memo};
 use crate::options::{Leave, Request};
 use crate::report::{NotTracked, Report};
-use crate::rings;
+use crate::rings::{self, AsynchronousIo};
 use crate::tracking::TrackingError;
 use pagetide_kernel::maps::{self, Mapping, MapsError};
 use pagetide_kernel::memory::MemoryError;
@@ -191,7 +191,7 @@ pub(crate) struct Window<'a> {
     /// Pages that an earlier attempt copied, and that must be copied again.
     pub again: &'a PageSet,
     pub files: &'a FileReport,
-    pub buffers: &'a PageSet,
+    pub io: &'a AsynchronousIo,
 }
 
 /// What came out of the stop window.
@@ -348,7 +348,10 @@ impl Checkpointer {
                 true => self.files.look(pid, &mappings),
                 false => FileReport::default(),
             };
-            let buffers = rings::registered_buffers(pid);
+            let io = rings::asynchronous_io(pid, &mappings);
+            if io.any {
+                again = again.union(&precopied.covered);
+            }
             let identity = self.examined.identity.clone();
             let mut process = StoppedProcess::stop(&identity, self.stop_options())?;
             let window = Window {
@@ -356,7 +359,7 @@ impl Checkpointer {
                 precopied,
                 again: &again,
                 files: &before,
-                buffers: &buffers,
+                io: &io,
             };
             let stopped = self.in_window(&mut process, &window, writer, harvests);
             let mut stopped = stopped.map_err(|error| self.explain(error))?;
@@ -366,8 +369,10 @@ impl Checkpointer {
 
             let after = self.files.look(pid, &stopped.layout.mappings);
             let settled = !trust_files || after.agrees_with(&before);
-            let new_buffers = rings::registered_buffers(pid).subtract(&stopped.memo.buffers);
-            if settled && new_buffers.is_empty() {
+            let io_now = rings::asynchronous_io(pid, &stopped.layout.mappings);
+            let new_buffers = io_now.buffers.subtract(&stopped.memo.buffers);
+            let same_io = (io_now.any, io_now.unlisted_ring) == (io.any, io.unlisted_ring);
+            if settled && same_io && new_buffers.is_empty() {
                 stopped.memo.settled = match trust_files {
                     true => after.settled(),
                     false => Vec::new(),

@@ -61,8 +61,8 @@ impl Checkpointer {
         })
     }
 
-    /// The mappings as they are now.
-    fn layout(&self) -> Result<Layout, TakeError> {
+    /// The mappings as they are now. Without a tracker, or if its word is not enough, all are compared.
+    fn layout(&self, trusts_tracker: bool) -> Result<Layout, TakeError> {
         let pid = self.identity().pid;
         let mappings = maps::mappings(pid)?;
         if mappings.is_empty() {
@@ -74,7 +74,8 @@ impl Checkpointer {
             let scanned = self.scan(pages, any_of, Categories::empty(), |_, _| holds = true);
             holds || scanned.is_err()
         };
-        Ok(Layout::new(mappings, self.tracking.is_some(), holds))
+        let trackable = self.tracking.is_some() && trusts_tracker;
+        Ok(Layout::new(mappings, trackable, holds))
     }
 
     /// A first description of the space, good enough to put pages into.
@@ -95,10 +96,13 @@ impl Checkpointer {
         harvests: &mut Harvests,
     ) -> Result<Precopied, TakeError> {
         let mut precopied = Precopied::default();
-        let mut layout = self.layout()?;
+        let mut layout = self.layout(true)?;
+        let io = rings::asynchronous_io(self.identity().pid, &layout.mappings);
         let mut expected = self.expected(&layout, parent)?;
         let rounds = match self.options.mode {
             _ if self.tracking.is_none() => 0,
+            // What is read into a page after it was copied would not be found by the next harvest.
+            _ if io.any => 0,
             Mode::Stop => 0,
             Mode::Auto if expected < PRECOPY_FROM => 0,
             Mode::Auto | Mode::Precopy => PRECOPY_ROUNDS,
@@ -112,7 +116,7 @@ impl Checkpointer {
             if written <= PRECOPY_ENOUGH {
                 break;
             }
-            layout = self.layout()?;
+            layout = self.layout(true)?;
         }
         if rounds > 0 {
             // Not copied in the rounds: what others may change, and files.
@@ -231,7 +235,8 @@ impl Checkpointer {
         harvests: &mut Harvests,
     ) -> Result<Stopped, TakeError> {
         let threads = process.thread_states()?;
-        let layout = self.layout()?;
+        let distrusted = window.parent.is_some_and(|(_, memo)| memo.unlisted_ring);
+        let layout = self.layout(!window.io.unlisted_ring && !distrusted)?;
         let scan_started = Instant::now();
         let mut refused = Vec::new();
         let mut written = PageSet::new();
@@ -326,9 +331,11 @@ impl Checkpointer {
         let copies = self.private_copies(&over_file)?;
 
         // Buffers that the kernel may write to unseen, since the last snapshot or from now on.
-        let buffers = match window.buffers.is_empty() {
-            true => PageSet::new(),
-            false => rings::registered_buffers(self.identity().pid).union(window.buffers),
+        let buffers = match window.io.any {
+            false => PageSet::new(),
+            true => rings::asynchronous_io(self.identity().pid, &layout.mappings)
+                .buffers
+                .union(&window.io.buffers),
         };
         let mut read = written
             .union(&window.precopied.postponed)
@@ -343,7 +350,7 @@ impl Checkpointer {
                 // A private copy that is gone shows the file again, and that counts as no write.
                 was_copied = memo.private_copies.intersect(&over_file);
                 read = read.union(&was_copied.subtract(&copies.in_memory));
-                read = read.union(&memo.buffers.intersect(&tracked));
+                read = read.union(&memo.buffers.union(&memo.in_flight).intersect(&tracked));
                 let unchanged = |mapping: &Mapping, watch| {
                     watch == Watch::TrackOverFile
                         && window.files.unchanged_since(mapping, &memo.settled)
@@ -360,6 +367,15 @@ impl Checkpointer {
         read = read.union(&stale.intersect(&tracked.union(&compare)));
 
         let mut zero = layout.reserved.clone();
+        for &range in layout.set(|_, watch| watch == Watch::CompareHeld).ranges() {
+            zero.insert(range);
+            let any_of = Categories::PRESENT | Categories::SWAPPED;
+            self.scan(range, any_of, Categories::empty(), |pages, _| {
+                zero.remove(pages);
+                compare.insert(pages);
+            })
+            .map_err(CaptureError::from)?;
+        }
         for (mapping, _) in layout.each().filter(|(mapping, _)| mapping.shared) {
             if let Some(object) = self.files.shared_memory(mapping, window.files) {
                 zero = zero.union(&holes(object, mapping));
@@ -377,6 +393,11 @@ impl Checkpointer {
                     .union(&copies.in_swap.intersect(&may_be_in_swap)),
                 settled: Vec::new(),
                 buffers,
+                in_flight: match window.io.any {
+                    true => written,
+                    false => PageSet::new(),
+                },
+                unlisted_ring: window.io.unlisted_ring,
             },
         })
     }
