@@ -1,4 +1,55 @@
 //! Incremental checkpoints of live memory: the embedding API of pagetide.
+//!
+//! Two things can be checkpointed into a [`pagetide_snapshot::Store`]: a process that knows nothing of us
+//! ([`Checkpointer`], [`roll_back`], [`write_region`], [`write_core`]), and memory of the calling process
+//! ([`OwnMemory`]). Either way the first snapshot is full and later ones hold what was written since. What
+//! this crate is not: it formats nothing for people, keeps no schedule, and catches no signals.
+//!
+//! A process, twice; nothing of ours has to run in between:
+//!
+//! ```no_run
+//! use pagetide::{Checkpointer, Options, Request};
+//! use pagetide_snapshot::Store;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let store = Store::create_directory("/var/ckpt")?;
+//! let mut checkpointer = Checkpointer::attach(4711, store, Options::default())?;
+//! let full = checkpointer.take(Request::default())?;
+//! let delta = checkpointer.take(Request::default())?;
+//! println!("{} pages written, stopped for {:?}", delta.written_pages, delta.stop);
+//! assert_eq!(delta.parent, Some(full.id));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Memory of one's own, with the writers paused only while it is scanned and copied:
+//!
+//! ```
+//! use pagetide::{OwnMemory, OwnMemoryOptions, Placement};
+//! use pagetide_pages::PageIndex;
+//! use pagetide_snapshot::Store;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let directory = tempfile::tempdir()?;
+//! # let path = directory.path().join("store");
+//! let mut arena = vec![0u8; 1 << 20];
+//! let skip = arena.as_ptr().align_offset(4096);
+//! let place = Placement {
+//!     address: arena.as_ptr() as u64 + skip as u64,
+//!     length_bytes: 64 * 4096,
+//!     first_page: PageIndex(0),
+//! };
+//! let store = Store::create_directory(path)?;
+//! let mut memory = OwnMemory::new(store, &[place], OwnMemoryOptions::default())?;
+//! memory.capture()?.commit()?;
+//!
+//! arena[skip + 5 * 4096] = 1;
+//! let captured = memory.capture()?; // the writers wait for this
+//! let snapshot = captured.commit()?; // and not for this
+//! assert_eq!(snapshot.written_pages.0, 1);
+//! # Ok(())
+//! # }
+//! ```
 
 mod arena;
 mod capture;
