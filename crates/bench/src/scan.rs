@@ -10,16 +10,40 @@ use std::time::{Duration, Instant};
 
 const ROUNDS: usize = 31;
 
+/// A gigabyte of own memory that is tracked, and what a bare scan of it needs.
+pub struct Tracked {
+    pub memory: Vec<u8>,
+    pub range: PageRange,
+    pub tracker: WpAsync,
+    pub pagemap: Pagemap,
+    pub vector: Vec<ScannedRange>,
+}
+
+impl Tracked {
+    pub fn new() -> anyhow::Result<Tracked> {
+        let mut memory = vec![1u8; MIB << 20];
+        fill(&mut memory);
+        let start = (memory.as_ptr() as u64).next_multiple_of(4096);
+        let end = (memory.as_ptr() as u64 + memory.len() as u64) & !4095;
+        let range = PageSize::KIB_4.covering(start, end);
+        let mut tracker = WpAsync::of_self()?;
+        tracker.harvest(&[range])?.commit();
+        Ok(Tracked {
+            memory,
+            range,
+            tracker,
+            pagemap: Pagemap::of_self()?,
+            vector: vec![ScannedRange::EMPTY; 8192],
+        })
+    }
+
+    pub fn bare_scan(&mut self) -> anyhow::Result<Duration> {
+        bare_scan(&self.pagemap, self.range, &mut self.vector)
+    }
+}
+
 pub fn measure() -> anyhow::Result<Vec<Row>> {
-    let mut memory = vec![1u8; MIB << 20];
-    fill(&mut memory);
-    let start = (memory.as_ptr() as u64).next_multiple_of(4096);
-    let end = (memory.as_ptr() as u64 + memory.len() as u64) & !4095;
-    let range = PageSize::KIB_4.covering(start, end);
-    let mut tracker = WpAsync::of_self()?;
-    tracker.harvest(&[range])?.commit();
-    let pagemap = Pagemap::of_self()?;
-    let mut vector = vec![ScannedRange::EMPTY; 8192];
+    let mut tracked = Tracked::new()?;
     let mut round = 1;
     let mut rows = Vec::new();
     for (what, written) in [
@@ -29,11 +53,11 @@ pub fn measure() -> anyhow::Result<Vec<Row>> {
     ] {
         let (mut ours, mut bare) = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
-            scatter(&mut memory, written, &mut round);
-            bare.push(bare_scan(&pagemap, range, &mut vector)?);
-            scatter(&mut memory, written, &mut round);
+            scatter(&mut tracked.memory, written, &mut round);
+            bare.push(tracked.bare_scan()?);
+            scatter(&mut tracked.memory, written, &mut round);
             let started = Instant::now();
-            let harvest = tracker.harvest(&[range])?;
+            let harvest = tracked.tracker.harvest(&[tracked.range])?;
             ours.push(started.elapsed());
             harvest.commit();
         }
@@ -50,7 +74,7 @@ pub fn measure() -> anyhow::Result<Vec<Row>> {
 }
 
 /// What the kernel gives at best: the ioctl again and again, with the result left in the vector.
-pub fn bare_scan(
+fn bare_scan(
     pagemap: &Pagemap,
     range: PageRange,
     vector: &mut [ScannedRange],

@@ -1,7 +1,8 @@
 //! How long a process of a gigabyte is stopped for a delta when 1 % of it was written, in both modes,
 //! against a scan and a copy of the same pages with nothing around them, and against fork(2).
 
-use crate::target::{MIB, Target};
+use crate::scan::Tracked;
+use crate::target::{MIB, Target, scatter};
 use crate::{Row, median, milliseconds, ratio};
 use pagetide::{Checkpointer, Mode, Options, Request, Residence};
 use pagetide_snapshot::Store;
@@ -72,33 +73,19 @@ fn windows(target: &mut Target, mode: Mode) -> anyhow::Result<(Duration, u64)> {
 
 /// A bare scan of a gigabyte in which `pages` were written, and a memcpy of as many pages.
 fn bare(pages: usize) -> anyhow::Result<Duration> {
-    use crate::scan::bare_scan;
-    use crate::target::{fill, scatter};
-    use pagetide_kernel::pagemap_scan::{Pagemap, ScannedRange};
-    use pagetide_pages::PageSize;
-    use pagetide_tracker::{Tracker, WpAsync};
-
-    let mut memory = vec![1u8; MIB << 20];
-    fill(&mut memory);
-    let start = (memory.as_ptr() as u64).next_multiple_of(4096);
-    let end = (memory.as_ptr() as u64 + memory.len() as u64) & !4095;
-    let range = PageSize::KIB_4.covering(start, end);
-    let mut tracker = WpAsync::of_self()?;
-    tracker.harvest(&[range])?.commit();
-    let pagemap = Pagemap::of_self()?;
-    let mut vector = vec![ScannedRange::EMPTY; 8192];
+    let mut tracked = Tracked::new()?;
     let mut copy = vec![1u8; pages.max(1) * 4096];
     let mut round = 1;
     let mut times = Vec::new();
     for _ in 0..ROUNDS {
-        scatter(&mut memory, pages, &mut round);
-        let scan = bare_scan(&pagemap, range, &mut vector)?;
+        scatter(&mut tracked.memory, pages, &mut round);
+        let scan = tracked.bare_scan()?;
         let started = Instant::now();
         let mut at = round;
         for page in copy.chunks_mut(4096).take(pages) {
             at = at.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             let from = (at >> 33) as usize % (MIB << 8) * 4096;
-            page.copy_from_slice(&memory[from..from + 4096]);
+            page.copy_from_slice(&tracked.memory[from..from + 4096]);
         }
         black_box(&copy);
         times.push(scan + started.elapsed());
