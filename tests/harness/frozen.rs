@@ -22,11 +22,17 @@ impl Target {
 }
 
 impl Frozen {
-    /// Stops any process and waits until its children have ended.
-    pub fn freeze(pid: i32) -> Frozen {
+    /// Stops any process, whatever its children do.
+    pub fn freeze_alone(pid: i32) -> Frozen {
         let frozen = Frozen { pid };
         frozen.signal(Signal::STOP);
         frozen.wait_until_still();
+        frozen
+    }
+
+    /// Stops any process and waits until its children have ended: they may share its memory.
+    pub fn freeze(pid: i32) -> Frozen {
+        let frozen = Frozen::freeze_alone(pid);
         wait(pid, "its children end", || {
             children(pid).iter().all(|&child| state(child).is_none())
         });

@@ -178,6 +178,13 @@ impl Background {
         rustix::process::kill_process(pid, signal).expect("send a signal");
     }
 
+    /// Sends it a signal, if it has not ended.
+    pub fn signal_if_running(&mut self, signal: Signal) {
+        if self.is_running() {
+            self.signal(signal);
+        }
+    }
+
     /// Waits for its end. The outcome holds what was not read before.
     pub fn wait(mut self) -> Outcome {
         self.ended()

@@ -89,7 +89,9 @@ impl TestStore {
     }
 
     /// A checkpoint of a stopped process, compared with what the process holds. `before` reads the
-    /// process before the checkpoint, else after it: reading changes which pages exist.
+    /// process before the checkpoint, else after it: reading changes which pages exist. It must be
+    /// after it where tracking begins, because the thread that makes system calls for us passes through
+    /// user mode, and the kernel then tells it in memory which processor it is on (rseq).
     #[track_caller]
     pub fn checkpoint_exactly(
         &self,

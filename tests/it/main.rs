@@ -1,4 +1,11 @@
 //! End-to-end tests, one binary: see the modules.
 
-mod basics;
+mod bad;
+mod bad_store;
+mod bad_target;
 mod churn;
+mod disk_full;
+mod kills;
+mod shell;
+mod signals;
+mod traps;

@@ -1,4 +1,5 @@
-/* Argument: MiB. Commands: `write FIRST COUNT VALUE` fills pages; `quit`. One anonymous mapping whose
+/* Argument: MiB. Commands: `write FIRST COUNT VALUE` fills pages, `noise` with bytes
+ * that cannot be compressed; `quit`. One anonymous mapping whose
  * pages all hold something else. Answers carry the address of the mapping. */
 #include "common.h"
 
@@ -18,7 +19,13 @@ int main(int count, char **words) {
         unsigned value;
         if (sscanf(line, "write %zu %zu %u", &first, &pages, &value) == 3)
             memset(memory + first * PAGE, (int)value, pages * PAGE);
-        else if (!strcmp(line, "quit"))
+        else if (sscanf(line, "noise %zu %zu %u", &first, &pages, &value) == 3) {
+            uint64_t state = value + 1000003;
+            for (size_t at = first * PAGE; at < (first + pages) * PAGE; at += 8) {
+                uint64_t word = next_random(&state);
+                memcpy(memory + at, &word, 8);
+            }
+        } else if (!strcmp(line, "quit"))
             return 0;
         printf("%p\n", (void *)memory);
     }
