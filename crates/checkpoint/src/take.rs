@@ -92,7 +92,10 @@ impl TakeError {
         matches!(
             self,
             TakeError::Track(TrackError::SpaceGone | TrackError::Scan(ScanError::SpaceGone { .. }))
-                | TakeError::Capture(CaptureError::Memory(MemoryError::SpaceGone { .. }))
+                | TakeError::Capture(
+                    CaptureError::Memory(MemoryError::SpaceGone { .. })
+                        | CaptureError::Scan(ScanError::SpaceGone { .. })
+                )
                 | TakeError::Stop(StopError::Exec { .. })
         )
     }
