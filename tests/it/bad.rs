@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// So long a process may take to get back to where it was; then it will never be.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A failure: the exit code, nothing on standard output, and all of `says` on standard error.
 #[track_caller]
@@ -89,13 +89,26 @@ impl Condition {
         }
     }
 
-    /// The process is, or soon gets, as it was.
+    /// The process is, or soon gets, as it was. It must not have done anything meanwhile.
     #[track_caller]
     pub fn assert_is_again(&self, target: &Target) {
+        self.assert_same(target, |now| now == self);
+    }
+
+    /// As `assert_is_again`, but for registers: the process has worked meanwhile.
+    #[track_caller]
+    pub fn assert_is_again_after_work(&self, target: &Target) {
+        self.assert_same(target, |now| {
+            (&now.status, &now.descriptors) == (&self.status, &self.descriptors)
+        });
+    }
+
+    #[track_caller]
+    fn assert_same(&self, target: &Target, is_same: impl Fn(&Condition) -> bool) {
         let since = Instant::now();
         loop {
             let now = Condition::of(target);
-            if now == *self {
+            if is_same(&now) {
                 return;
             }
             assert!(since.elapsed() < PATIENCE, "was {self:#?}, is {now:#?}");

@@ -1,7 +1,7 @@
 //! Prevents that a store that cannot be used is written to, that damage is passed over in silence or
 //! keeps the next snapshot from being right, and that a wrong word on the command line does anything.
 
-use crate::bad::{Mounted, checkpoint_exactly, contents, fails, is_root};
+use crate::bad::{Condition, Mounted, checkpoint_exactly, contents, fails, is_root};
 use pagetide_tests::{
     Outcome, Scratch, Target, TestStore, background, list, pagetide, pagetide_by, pagetide_path,
     text,
@@ -208,10 +208,10 @@ fn a_store_that_somebody_writes_to_can_be_read_but_not_written() {
     snapshots.next_id();
     let says = format!("locked by process {}", snapshots.pid());
     let other = bad();
+    let before = Condition::of(&other);
     let says = [says.as_str(), "wait until the other command has ended"];
     fails(&store.try_checkpoint(other.pid(), &[]), 3, &says);
-    let descriptors = fs::read_dir(other.proc("fd")).expect("list").count();
-    assert_eq!(descriptors, 3, "something was left in it");
+    before.assert_is_again(&other);
     pagetide(["log", &store.text()]).done();
     pagetide(["verify", &store.text()]).done();
     store.image(2);
@@ -395,7 +395,7 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
     assert_eq!(store.log().len(), 3);
     // And a schedule ends, leaving nothing in the process.
     pagetide(["detach", &target.pid_text()]).done();
-    let before = crate::bad::Condition::of(&target);
+    let before = Condition::of(&target);
     with_closed_output(store.checkpoint_words(target.pid(), &["--every", "1ms"])).done();
     before.assert_is_again(&target);
     let next = checkpoint_exactly(&store, &target, &[]);

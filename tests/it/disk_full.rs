@@ -66,7 +66,7 @@ fn a_full_snapshot_that_does_not_fit() {
         let words = [more, &["--every", "5ms"]].concat();
         let outcome = disk.store.try_checkpoint(target.pid(), &words);
         cost_nothing(&outcome, &disk, 0);
-        before.assert_is_again(&target);
+        before.assert_is_again_after_work(&target);
         disk.mounted.remount("size=64m");
         let report = checkpoint_exactly(&disk.store, &target, more);
         assert_eq!(text(&report, "kind"), "full", "{report}");
@@ -89,11 +89,11 @@ fn a_delta_that_does_not_fit() {
         let mut target = Target::start("bad_states", ["plain"]);
         let disk = SmallDisk::of("size=64m");
         disk.store.checkpoint(target.pid(), more);
-        let before = Condition::of(&target);
         let ballast = disk.leave(300_000, "ballast");
         for attempt in 0..3 {
             // Different pages each time: those of every failed attempt must be in the one that fits.
             target.ask(&format!("noise {} 300 {attempt}", attempt * 300));
+            let before = Condition::of(&target);
             let outcome = disk.store.try_checkpoint(target.pid(), more);
             cost_nothing(&outcome, &disk, 1);
             before.assert_is_again(&target);
@@ -133,7 +133,7 @@ fn a_schedule_ends_when_the_disk_is_full() {
     }
     assert_no_leftovers(&disk.store);
     disk.store.assert_sound();
-    before.assert_is_again(&target);
+    before.assert_is_again_after_work(&target);
     disk.mounted.remount("size=64m");
     checkpoint_exactly(&disk.store, &target, &[]);
 }

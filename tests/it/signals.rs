@@ -57,9 +57,9 @@ fn a_first_snapshot(name: &str, more: &[&str]) {
     let seed = seed(name);
     let mut target = Target::start("bad_states", ["threads", "8"]);
     let longest = duration_of(&target, more);
-    let before = Condition::of(&target);
     let mut interruptions = 0;
     for round in 0..ROUNDS {
+        let before = Condition::of(&target);
         let store = TestStore::new();
         let command = background(store.checkpoint_words(target.pid(), more));
         let after = Duration::from_micros(draw(seed, round, longest));
@@ -109,7 +109,6 @@ fn what_an_interrupted_delta_had_taken_is_in_the_next() {
     let store = TestStore::new();
     let longest = duration_of(&target, &[]);
     store.checkpoint(target.pid(), &[]);
-    let before = Condition::of(&target);
     let mut interruptions = 0;
     for round in 0..2 * ROUNDS {
         let (first, count) = (
@@ -117,6 +116,7 @@ fn what_an_interrupted_delta_had_taken_is_in_the_next() {
             draw(seed, round + 2000, 600) + 1,
         );
         target.ask(&format!("noise {first} {count} {round}"));
+        let before = Condition::of(&target);
         let mode = ["stop", "precopy"][draw(seed, round + 3000, 2) as usize];
         let command = background(store.checkpoint_words(target.pid(), &["--mode", mode]));
         let after = Duration::from_micros(draw(seed, round, longest));
@@ -156,7 +156,7 @@ fn an_interrupted_schedule_leaves_nothing() {
             interrupted,
             "a schedule has no end of its own: {outcome:#?}"
         );
-        before.assert_is_again(&target);
+        before.assert_is_again_after_work(&target);
         assert_no_leftovers(&store);
         if round % 3 == 0 {
             checkpoint_exactly(&store, &target, &[]);
@@ -184,6 +184,6 @@ fn a_process_that_is_interrupted_while_it_is_left_stopped_runs_on() {
             pagetide(["detach", &target.pid_text()]).done();
         }
         target.ask("noise 1 1 1");
-        before.assert_is_again(&target);
+        before.assert_is_again_after_work(&target);
     }
 }

@@ -212,8 +212,11 @@ impl Checkpointer {
     pub fn take(&mut self, request: Request) -> Result<Report, TakeError> {
         let started = std::time::Instant::now();
         let outcome = self.try_take(request, started);
-        let replaced = matches!(&outcome, Err(error) if error.is_space_gone());
-        if replaced && self.identity().is_alive_and_same() {
+        if matches!(&outcome, Err(error) if error.is_space_gone()) {
+            if !self.identity().is_alive_and_same() {
+                let pid = self.identity().pid;
+                return Err(TakeError::Ended { pid });
+            }
             // The process executed another program; nothing that was known holds any more.
             self.forget("the process executed a new program");
             if let Ok(space) = AddressSpace::open(self.identity().pid) {

@@ -242,8 +242,8 @@ pub(crate) fn why_no_privilege(pid: i32, uid: u32) -> NoPrivilege {
     if uid != rustix::process::geteuid().as_raw() {
         return NoPrivilege::OtherUser { uid };
     }
-    // The kernel gives the directory of an undumpable process to root.
-    let owner = fs::metadata(format!("/proc/{pid}")).map(|metadata| metadata.uid());
+    // The kernel gives the files of an undumpable process to root; not their directory.
+    let owner = fs::metadata(format!("/proc/{pid}/status")).map(|metadata| metadata.uid());
     if owner.is_ok_and(|owner| owner != uid) {
         return NoPrivilege::NotDumpable { uid };
     }
