@@ -61,8 +61,13 @@ impl Target {
         I: IntoIterator,
         I::Item: AsRef<OsStr>,
     {
-        let mut target = Target::spawn(Command::new(compiled(name)).args(words));
-        assert_eq!(target.line(), "ready", "{name} did not start");
+        Target::start_by(Command::new(compiled(name)).args(words))
+    }
+
+    /// Starts a prepared command and waits until it is ready.
+    pub fn start_by(command: &mut Command) -> Target {
+        let mut target = Target::spawn(command);
+        assert_eq!(target.line(), "ready", "{command:?} did not start");
         target
     }
 

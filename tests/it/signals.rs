@@ -83,7 +83,7 @@ fn a_first_snapshot(name: &str, more: &[&str]) {
         checkpoint_exactly(&store, &target, more);
         store.assert_sound();
         pagetide(["detach", &target.pid_text()]).done();
-        before.assert_is_again(&target);
+        before.assert_is_again_after_work(&target);
     }
     assert!(
         interruptions > 0,
