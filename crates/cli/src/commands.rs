@@ -14,9 +14,11 @@ mod verify;
 use crate::args::Command;
 use crate::failure::Wrong;
 use anyhow::Context;
+use pagetide_process::StopOptions;
 use pagetide_snapshot::{SnapshotId, Store, View};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Does what the user asked for.
 pub fn run(command: Command) -> anyhow::Result<ExitCode> {
@@ -35,6 +37,12 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Man => packaging::man(),
     }
     .map(|()| ExitCode::SUCCESS)
+}
+
+/// How long the threads of a process may take to stop for a single command: on a machine that is busy
+/// with other things it can be long.
+fn stop_options() -> StopOptions {
+    StopOptions::with_timeout(Duration::from_secs(5))
 }
 
 /// The store in a directory, which must be there.

@@ -205,10 +205,11 @@ fn stop_advice(error: &StopError) -> Option<&'static str> {
         StopError::NoPrivilege { reason, .. } => privilege_advice(*reason),
         StopError::AlreadyTraced { .. } => ONE_TRACER,
         StopError::ThirtyTwoBit { .. } => ONLY_64_BIT,
-        StopError::Timeout { .. } => {
+        StopError::Timeout { state: 'D', .. } => {
             "the process runs on; try again when that wait in the kernel is over, which for the \
              parent of a vfork is when its child ends or executes a program"
         }
+        StopError::Timeout { .. } => "the process runs on; try again",
         _ => return None,
     })
 }

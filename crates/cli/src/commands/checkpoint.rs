@@ -1,5 +1,6 @@
 //! `pagetide checkpoint` and `pagetide run`: snapshots of one process, once or on a schedule.
 
+use super::stop_options;
 use crate::args::{BackendName, Checkpoint, LeaveName, ModeName, Run, Taking};
 use crate::failure::{Signalled, Wrong, message};
 use crate::output;
@@ -9,7 +10,7 @@ use pagetide::{
     Checkpointer, Leave, Mode, NotCaptured, Options, Progress, Report, Request, Residence,
     TakeError, TrackingError,
 };
-use pagetide_process::{ProcessIdentity, StopError, StopOptions};
+use pagetide_process::{ProcessIdentity, StopError};
 use pagetide_snapshot::{OpenError, SnapshotKind, Store};
 use pagetide_tracker::Backend;
 use serde::Serialize;
@@ -97,7 +98,7 @@ fn tidy_up_after(error: &TakeError, checkpointer: &Checkpointer) {
     if checkpointer.has_snapshot() || matches!(error, TakeError::Ended { .. }) {
         return;
     }
-    let _ = pagetide::detach(checkpointer.identity(), StopOptions::default());
+    let _ = pagetide::detach(checkpointer.identity(), stop_options());
 }
 
 /// True if the same process may well be stopped a while later.

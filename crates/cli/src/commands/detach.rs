@@ -1,8 +1,8 @@
 //! `pagetide detach`: remove what pagetide left in a process.
 
+use super::stop_options;
 use crate::args::Detach;
 use crate::output;
-use pagetide_process::StopOptions;
 use serde::Serialize;
 
 #[derive(Serialize)]
@@ -13,7 +13,7 @@ struct Answer {
 
 pub fn run(options: &Detach) -> anyhow::Result<()> {
     let examined = pagetide_process::examine(options.pid)?;
-    let detached = pagetide::detach(&examined.identity, StopOptions::default())?;
+    let detached = pagetide::detach(&examined.identity, stop_options())?;
     let answer = Answer {
         pid: options.pid,
         closed_descriptors: detached.descriptors,

@@ -1,9 +1,8 @@
 //! `pagetide rollback`: a live process's memory and registers put back to a snapshot.
 
-use super::{open_store, view_at};
+use super::{open_store, stop_options, view_at};
 use crate::args::Rollback;
 use crate::output;
-use pagetide_process::StopOptions;
 use serde::Serialize;
 
 #[derive(Serialize)]
@@ -18,7 +17,7 @@ struct Answer {
 pub fn run(options: &Rollback) -> anyhow::Result<()> {
     let store = open_store(&options.store)?;
     let view = view_at(&store, options.at)?;
-    let done = pagetide::roll_back(options.pid, &store, &view, StopOptions::default())?;
+    let done = pagetide::roll_back(options.pid, &store, &view, stop_options())?;
     let answer = Answer {
         pid: options.pid,
         at: view.id().0,
