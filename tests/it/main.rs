@@ -13,3 +13,4 @@ mod rollback;
 mod shell;
 mod signals;
 mod traps;
+mod unseen;
