@@ -2,7 +2,9 @@
 //! it, half a snapshot in the store, or a next snapshot that lacks what the interrupted one had taken.
 
 use crate::bad::{Condition, assert_no_leftovers, checkpoint_exactly};
-use pagetide_tests::{Background, Outcome, Target, TestStore, background, pagetide, seed};
+use pagetide_tests::{
+    Background, Outcome, Target, TestStore, background, pagetide, pagetide_path, seed,
+};
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
 
@@ -46,6 +48,8 @@ fn interrupt(mut command: Background, signal: Signal, after: Duration) -> (bool,
 /// How long such a checkpoint takes, in microseconds.
 fn duration_of(target: &Target, more: &[&str]) -> u64 {
     let store = TestStore::new();
+    // The first run of all may have to build it.
+    pagetide_path();
     let since = Instant::now();
     store.checkpoint(target.pid(), more);
     let duration = since.elapsed();

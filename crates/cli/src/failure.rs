@@ -29,11 +29,18 @@ impl std::error::Error for Wrong {}
 
 /// Ended by a signal; the exit status says by which.
 #[derive(Debug)]
-pub struct Signalled(pub u8);
+pub struct Signalled {
+    pub status: u8,
+    /// A checkpoint was under way.
+    pub given_up: bool,
+}
 
 impl fmt::Display for Signalled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("interrupted: the checkpoint under way was given up, and the process runs on")
+        f.write_str(match self.given_up {
+            true => "interrupted: the checkpoint under way was given up, and the process runs on",
+            false => "interrupted between two checkpoints; the process runs on",
+        })
     }
 }
 
@@ -49,7 +56,7 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
     if let Some(advice) = causes().find_map(advice) {
         eprintln!("  {advice}");
     }
-    if let Some(Signalled(status)) = error.downcast_ref() {
+    if let Some(Signalled { status, .. }) = error.downcast_ref() {
         return ExitCode::from(*status);
     }
     if causes().any(|cause| matches!(cause.downcast_ref(), Some(Wrong::Usage(_)))) {

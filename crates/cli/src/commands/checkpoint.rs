@@ -88,8 +88,12 @@ pub fn run(arguments: &Checkpoint) -> anyhow::Result<ExitCode> {
         schedule.count_one();
     }
     match signals.exit_status() {
-        Some(status) => Err(Signalled(status).into()),
-        None => Ok(ExitCode::SUCCESS),
+        // A signal that comes when all is done changes nothing.
+        Some(status) if !schedule.is_over() => {
+            let given_up = false;
+            Err(Signalled { status, given_up }.into())
+        }
+        _ => Ok(ExitCode::SUCCESS),
     }
 }
 
@@ -116,7 +120,10 @@ fn may_pass(error: &TakeError) -> bool {
 /// The error as the user should see it.
 fn told(error: TakeError, signals: &Signals, taken: u64) -> anyhow::Error {
     match signals.exit_status() {
-        Some(status) if matches!(error, TakeError::Cancelled) => Signalled(status).into(),
+        Some(status) if matches!(error, TakeError::Cancelled) => {
+            let given_up = true;
+            Signalled { status, given_up }.into()
+        }
         _ if taken == 1 => anyhow::Error::new(error).context("after 1 snapshot"),
         _ if taken > 1 => anyhow::Error::new(error).context(format!("after {taken} snapshots")),
         _ => error.into(),
@@ -304,6 +311,11 @@ impl Schedule {
         self.count == Some(self.taken + 1)
     }
 
+    /// True if all snapshots that were asked for are taken.
+    fn is_over(&self) -> bool {
+        self.count == Some(self.taken)
+    }
+
     fn wait(&mut self, signals: &Signals) -> bool {
         self.wait_for(signals, || true)
     }
@@ -311,7 +323,7 @@ impl Schedule {
     /// Waits until the next snapshot is due; false if there is none any more. A snapshot that took
     /// longer than the interval does not make the next ones come in a burst.
     fn wait_for(&mut self, signals: &Signals, mut goes_on: impl FnMut() -> bool) -> bool {
-        if self.count == Some(self.taken) {
+        if self.is_over() {
             return false;
         }
         loop {
