@@ -2,9 +2,7 @@
 //! rollback are those of the snapshot, the process goes on from there, and what cannot be put back is
 //! refused before anything is changed.
 
-use pagetide_tests::{
-    Frozen, Image, Scratch, Target, TestStore, compiled, number, pagetide, text,
-};
+use pagetide_tests::{Frozen, Image, Scratch, Target, TestStore, compiled, number, pagetide, text};
 use serde_json::Value;
 use std::process::Command;
 
@@ -15,12 +13,13 @@ fn rollback(frozen: &Frozen, store: &TestStore, id: u64) -> Value {
 }
 
 /// Threads that check their own work in memory and registers, and mappings that can be changed. No
-/// pipes between the threads: what is in a pipe does not go back.
+/// pipes between the threads: what is in a pipe does not go back. And no restartable sequences: a thread
+/// that makes system calls for us passes through user mode, and the kernel would then tell it in memory
+/// which processor it is on.
 fn worker(files: &Scratch) -> Target {
-    Target::start(
-        "worker",
-        ["3", "2", files.path().to_str().expect("a plain path")],
-    )
+    let mut command = Command::new(compiled("worker"));
+    command.args(["3", "2"]).arg(files.path());
+    Target::start_by(command.env("GLIBC_TUNABLES", "glibc.pthread.rseq=0"))
 }
 
 #[test]

@@ -232,7 +232,12 @@ static void move(struct slot *s) {
     if (wanted == length && dice(2)) {
         void *room = mmap(NULL, length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         at = mremap(s->at, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, room);
-        if (at == MAP_FAILED) munmap(room, length);
+        if (at == MAP_FAILED) {
+            /* A kernel that moves several mappings one by one may have stopped half way. */
+            munmap(room, length);
+            drop(s);
+            return;
+        }
     } else {
         at = mremap(s->at, length, wanted, MREMAP_MAYMOVE);
     }
