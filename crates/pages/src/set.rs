@@ -114,7 +114,10 @@ impl PageSet {
         let mut union = PageSet {
             ranges: Vec::with_capacity(self.ranges.len() + other.ranges.len()),
         };
-        let (mut a, mut b) = (self.ranges.iter().peekable(), other.ranges.iter().peekable());
+        let (mut a, mut b) = (
+            self.ranges.iter().peekable(),
+            other.ranges.iter().peekable(),
+        );
         loop {
             let next = match (a.peek(), b.peek()) {
                 (Some(left), Some(right)) if left.start() <= right.start() => a.next(),
