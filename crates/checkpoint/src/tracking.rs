@@ -163,6 +163,12 @@ impl Tracking {
     ) -> Result<Tracking, TrackingError> {
         let pid = identity.pid;
         let pidfd = open_pidfd(pid)?;
+        // The target may have closed the userfaultfd beside a mark, and a new one may get its number:
+        // the old mark would then speak of bits that it knows nothing of.
+        let stale = stale_descriptors(identity, &pidfd)?;
+        if !stale.is_empty() {
+            close_in(stopped, &stale).map_err(|source| TrackingError::Remote { pid, source })?;
+        }
         let mut left = Left::default();
         let begun = create(stopped, &pidfd, identity, store, &mut left);
         // What is not to stay, or was left by a beginning that failed, is closed again.
@@ -174,6 +180,25 @@ impl Tracking {
         }
         begun
     }
+}
+
+/// The marks of a tracking of this very process that is not gone on with, and what is left beside them.
+fn stale_descriptors(identity: &ProcessIdentity, pidfd: &PidFd) -> Result<Vec<i32>, TrackingError> {
+    let links: Vec<(i32, String)> = links(identity.pid).collect();
+    let own = marks(identity, pidfd)?
+        .into_iter()
+        .filter(|found| found.mark.content().process == *identity);
+    let numbers = own.flat_map(|found| {
+        let uffd = found.mark.content().uffd_number;
+        let is_open = links
+            .iter()
+            .any(|(number, link)| *number == uffd && link == UFFD_LINK);
+        [Some(found.mark_number), is_open.then_some(uffd)]
+    });
+    let mut numbers: Vec<i32> = numbers.flatten().collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    Ok(numbers)
 }
 
 /// What a beginning has put into a process so far.
