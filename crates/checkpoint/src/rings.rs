@@ -11,12 +11,18 @@
 //! again for the next. A read that stays under way for longer than that is not seen.
 //!
 //! *A ring in the process's own memory* (IORING_SETUP_NO_MMAP) gets its completions without a fault, and
-//! nothing says where it lies. All memory of such a process is compared.
+//! nothing says where it lies. All memory of such a process is compared. So is that of a process with a
+//! ring whose list cannot be read: because its descriptor is registered and closed
+//! (IORING_REGISTER_RING_FDS), which leaves its mappings only, or because it is busy all the time.
 
 use pagetide_kernel::maps::{Mapping, MappingName};
 use pagetide_pages::{PageSet, PageSize};
+use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
+
+/// How the kernel shows a ring, as a descriptor and as a mapping.
+const RING: &str = "anon_inode:[io_uring]";
 
 /// The asynchronous I/O of one process, at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,7 +31,7 @@ pub(crate) struct AsynchronousIo {
     pub buffers: PageSet,
     /// There is a ring or an aio context: reads may be under way.
     pub any: bool,
-    /// There is a ring that lies at an unknown place in the process's own memory.
+    /// There is a ring of which it is not known where it lies or which buffers it has.
     pub unlisted_ring: bool,
 }
 
@@ -35,20 +41,29 @@ pub(crate) fn asynchronous_io(pid: i32, mappings: &[Mapping]) -> AsynchronousIo 
         matches!(&mapping.name, MappingName::Path(path) if path.as_os_str() == "/[aio] (deleted)"
             || path.as_os_str() == "/[aio]")
     };
+    let is_mapped_ring = |mapping: &&Mapping| matches!(&mapping.name, MappingName::Path(path) if path.as_os_str() == RING);
+    let mut unseen: HashSet<u64> = mappings
+        .iter()
+        .filter(is_mapped_ring)
+        .map(|mapping| mapping.inode)
+        .collect();
     let mut io = AsynchronousIo {
-        any: mappings.iter().any(is_aio),
+        any: !unseen.is_empty() || mappings.iter().any(is_aio),
+        unlisted_ring: !unseen.is_empty(),
         ..AsynchronousIo::default()
     };
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else {
         return io;
     };
-    let is_ring = |link: &Path| link.as_os_str() == "anon_inode:[io_uring]";
+    let is_ring = |link: &Path| link.as_os_str() == RING;
     let rings = entries.flatten().filter(|entry| {
         let target = fs::read_link(entry.path());
         target.is_ok_and(|target| is_ring(&target))
     });
+    let mut all_told = true;
     for ring in rings {
         io.any = true;
+        let mut told = false;
         let info = Path::new("/proc")
             .join(pid.to_string())
             .join("fdinfo")
@@ -58,16 +73,20 @@ pub(crate) fn asynchronous_io(pid: i32, mappings: &[Mapping]) -> AsynchronousIo 
             let Ok(text) = fs::read_to_string(&info) else {
                 break;
             };
-            io.unlisted_ring |= inode_in(&text)
-                .is_some_and(|inode| !mappings.iter().any(|mapping| mapping.inode == inode));
             if text.contains("UserBufs:") {
+                told = inode_in(&text).is_some_and(|inode| {
+                    unseen.remove(&inode);
+                    mappings.iter().any(|mapping| mapping.inode == inode)
+                });
                 io.buffers
                     .extend(buffers_in(&text).ranges().iter().copied());
                 break;
             }
             std::thread::yield_now();
         }
+        all_told &= told;
     }
+    io.unlisted_ring = !all_told || !unseen.is_empty();
     io
 }
 
