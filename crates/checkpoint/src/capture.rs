@@ -157,15 +157,24 @@ impl Source<'_> {
         Ok(())
     }
 
-    /// Reads `pages` and copies those whose content is not the parent's. Without a parent, all.
-    pub fn compare(&self, pages: &PageSet, copied: &mut Copied<'_>) -> Result<(), CaptureError> {
+    /// Reads `pages` and copies those whose content is not the parent's. Without a parent, all. Of the
+    /// `anonymous` pages those that hold nothing are zero and never read: the mapping may belong to a
+    /// userfaultfd of the process, and reading would wait for a handler that stands still.
+    pub fn compare(
+        &self,
+        pages: &PageSet,
+        anonymous: &PageSet,
+        copied: &mut Copied<'_>,
+    ) -> Result<(), CaptureError> {
+        let mut direct = pages.subtract(anonymous).ranges().to_vec();
+        for &range in pages.intersect(anonymous).ranges() {
+            self.sort_by_content(range, &mut direct, copied)?;
+        }
+        direct.sort_unstable();
         let Some((parent, space)) = self.parent else {
-            return self.copy(pages.ranges(), copied);
+            return self.copy(&direct, copied);
         };
-        let pieces = pages
-            .ranges()
-            .iter()
-            .flat_map(|r| r.pieces(COMPARE_AT_ONCE));
+        let pieces = direct.iter().flat_map(|r| r.pieces(COMPARE_AT_ONCE));
         for piece in pieces {
             let length = SIZE.bytes_of(piece.count()) as usize;
             let bytes = &mut copied.scratch[..length];

@@ -261,7 +261,7 @@ impl Checkpointer {
         let mut spill = |arena: &crate::arena::Arena| Ok(writer.put_pages(0, &arena.pieces())?);
         let mut copied = Copied::new(&mut self.arena, &mut spill);
         source.read(&plan.read, &layout.anonymous, &mut copied)?;
-        source.compare(&plan.compare, &mut copied)?;
+        source.compare(&plan.compare, &layout.anonymous, &mut copied)?;
         let mut states = std::mem::take(&mut copied.states);
         let unreadable = std::mem::take(&mut copied.unreadable);
         let pages = std::mem::take(&mut copied.pages);
