@@ -52,9 +52,14 @@ pub(crate) fn is_device_like(mapping: &Mapping) -> bool {
     match &mapping.name {
         MappingName::Path(path) => {
             let path = path.as_os_str().as_bytes();
-            [&b"/dev/"[..], b"/sys/", b"/proc/", b"anon_inode:"]
-                .iter()
-                .any(|prefix| path.starts_with(prefix))
+            let prefixes = [
+                &b"/dev/"[..],
+                b"/sys/",
+                b"/proc/",
+                b"anon_inode:",
+                b"/secretmem",
+            ];
+            prefixes.iter().any(|prefix| path.starts_with(prefix))
                 && !path.starts_with(b"/dev/shm/")
                 && !path.starts_with(b"/dev/zero")
         }
@@ -62,6 +67,26 @@ pub(crate) fn is_device_like(mapping: &Mapping) -> bool {
         MappingName::None | MappingName::Heap | MappingName::Stack | MappingName::SystemV(_) => {
             false
         }
+    }
+}
+
+/// True if what is behind a shared mapping is memory, as far as its name tells. A file that could not be
+/// looked at is not: whoever takes it for memory might write to it.
+fn is_memory_by_name(mapping: &Mapping) -> bool {
+    match &mapping.name {
+        MappingName::SystemV(_) => true,
+        MappingName::Path(path) => {
+            let path = path.as_os_str().as_bytes();
+            let prefixes = [
+                &b"/memfd:"[..],
+                b"/dev/shm/",
+                b"/dev/zero",
+                b"/anon_hugepage",
+            ];
+            prefixes.iter().any(|prefix| path.starts_with(prefix))
+        }
+        MappingName::Other(name) => name.starts_with("anon_shmem:"),
+        _ => false,
     }
 }
 
@@ -107,12 +132,16 @@ pub(crate) fn region(
     let backing = match &mapping.name {
         MappingName::Vdso | MappingName::KernelData(_) => Backing::Kernel,
         _ if !mapping.has_file() => Backing::Anonymous,
-        _ if mapping.shared && facts.is_none_or(|facts| facts.in_memory) => Backing::SharedMemory {
-            path: path(),
-            offset_bytes: mapping.offset_bytes,
-            device: device_number(mapping),
-            inode: mapping.inode,
-        },
+        _ if mapping.shared
+            && facts.map_or_else(|| is_memory_by_name(mapping), |facts| facts.in_memory) =>
+        {
+            Backing::SharedMemory {
+                path: path(),
+                offset_bytes: mapping.offset_bytes,
+                device: device_number(mapping),
+                inode: mapping.inode,
+            }
+        }
         _ => {
             let facts = facts.unwrap_or_default();
             Backing::File {
