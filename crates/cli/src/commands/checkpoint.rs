@@ -99,7 +99,9 @@ pub fn run(arguments: &Checkpoint) -> anyhow::Result<ExitCode> {
 
 /// A first snapshot that fails leaves nothing in the process: there is nothing to go on from.
 fn tidy_up_after(error: &TakeError, checkpointer: &Checkpointer) {
-    if checkpointer.has_snapshot() || matches!(error, TakeError::Ended { .. }) {
+    // Without a tracker nothing was put there; what is there is another store's.
+    let tracks = checkpointer.backend() != Backend::Rehash;
+    if !tracks || checkpointer.has_snapshot() || matches!(error, TakeError::Ended { .. }) {
         return;
     }
     let _ = pagetide::detach(checkpointer.identity(), stop_options());
