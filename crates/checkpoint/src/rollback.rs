@@ -11,20 +11,23 @@ mod contents;
 mod shape;
 
 use crate::checkpointer::{MEMORY_SPACE, PROCESS_ATTACHMENT};
+use crate::files::Files;
 use crate::mark::Phase;
 use crate::rings;
 use crate::tracking::{Tracking, TrackingError};
-use contents::Contents;
+use crate::window::holes;
+use contents::{Contents, Now};
 use pagetide_kernel::maps::{self, MapsError};
 use pagetide_kernel::memory::{MemoryError, ProcessMemory};
 use pagetide_kernel::pagemap_scan::{OpenPagemapError, Pagemap, ScanError};
 use pagetide_pages::{PageCount, PageSet};
 use pagetide_process::{
     ProcessState, RefusalError, RemoteCallError, ResumeError, StateDecodeError, StopError,
-    StopOptions, StoppedProcess, ThreadId, ThreadStateError, examine,
+    StopOptions, StoppedProcess, SystemCall, ThreadId, ThreadStateError, examine,
 };
 use pagetide_snapshot::{ReadError, SnapshotId, Store, View};
 use shape::Shape;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// Why a process was not put back.
@@ -183,6 +186,8 @@ pub fn roll_back(
     let changed = changed_since_tracking(&identity, store, view)?;
     let memory = ProcessMemory::open(pid)?;
     let pagemap = Pagemap::of_process(pid)?;
+    let mut files = Files::default();
+    let behind = files.look(pid, &maps::mappings(pid)?);
 
     let mut stopped = StoppedProcess::stop(&identity, options)?;
     same_threads(pid, id, stopped.threads(), &state)?;
@@ -192,21 +197,27 @@ pub fn roll_back(
     let regions = &view.spaces()[space].regions;
     let shape = Shape::plan(&mappings, regions)?;
     shape.check_files(pid)?;
-    let contents = Contents::plan(
-        view,
-        space,
-        &memory,
-        &pagemap,
-        &mappings,
-        &shape,
-        changed.as_ref(),
-    )?;
+    let mut empty = PageSet::new();
+    for mapping in mappings.iter().filter(|mapping| mapping.shared) {
+        if let Some(object) = files.shared_memory(mapping, &behind) {
+            empty = empty.union(&holes(object, mapping));
+        }
+    }
+    let now = Now {
+        memory: &memory,
+        pagemap: &pagemap,
+        mappings: &mappings,
+        empty: &empty,
+    };
+    let contents = Contents::plan(view, space, &now, &shape, changed.as_ref())?;
+    let needed = shape.calls().chain(contents.calls()).collect();
+    check_calls(pid, &mut stopped, needed)?;
 
     // From here on the process is being changed.
     let brk = state.outside.layout.start_brk;
     let put_back = shape
         .apply(pid, &mut stopped, brk)
-        .and_then(|()| contents.apply(pid, &mut stopped, view, space, &memory))
+        .and_then(|()| contents.apply(pid, &mut stopped, view, space, &now))
         .and_then(|()| Ok(stopped.set_thread_states(&state.threads)?));
     if let Err(source) = put_back {
         if let Some(pid) = rustix::process::Pid::from_raw(pid) {
@@ -224,6 +235,26 @@ pub fn roll_back(
         compared_pages: contents.compared(),
         stop: since.elapsed(),
     })
+}
+
+/// Whether the process may make these system calls, by number: a seccomp filter may forbid some.
+fn check_calls(
+    pid: i32,
+    stopped: &mut StoppedProcess,
+    numbers: BTreeSet<i64>,
+) -> Result<(), RollbackError> {
+    if numbers.is_empty() {
+        return Ok(());
+    }
+    let remote = |source| RollbackError::Remote { pid, source };
+    let calls = stopped.remote_calls().map_err(remote)?;
+    for number in numbers {
+        if !calls.would_be_allowed(number, [0; 6]).map_err(remote)? {
+            let call = SystemCall(number);
+            return Err(remote(RemoteCallError::ForbiddenBySeccomp { call }));
+        }
+    }
+    calls.finish().map_err(remote)
 }
 
 /// The pages that differ between the snapshot that tracking counts from and `view`; `None` if nothing

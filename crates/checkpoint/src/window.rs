@@ -503,7 +503,7 @@ fn not_tracked(refused: &pagetide_tracker::Refused) -> NotTracked {
 
 /// The pages of a shared memory mapping that were never allocated: reading them through the process
 /// would allocate them. An object that does not say where its holes are has none.
-fn holes(object: &OwnedFd, mapping: &Mapping) -> PageSet {
+pub(crate) fn holes(object: &OwnedFd, mapping: &Mapping) -> PageSet {
     let first = mapping.offset_bytes;
     let Ok(size) = rustix::fs::fstat(object).map(|stat| u64::try_from(stat.st_size).unwrap_or(0))
     else {

@@ -8,7 +8,7 @@ use pagetide_kernel::maps::Mapping;
 use pagetide_kernel::memory::ProcessMemory;
 use pagetide_kernel::pagemap_scan::{Categories, Pagemap, ScanRequest, ScannedRange};
 use pagetide_pages::{PageCount, PageRange, PageSet};
-use pagetide_process::StoppedProcess;
+use pagetide_process::{RemoteCallError, StoppedProcess};
 use pagetide_snapshot::{
     Backing, Capture, PageContent, PageHash, PageState, ReadError, Region, Sharing, View,
 };
@@ -23,6 +23,23 @@ const HELD_BYTES: usize = 512 << 20;
 
 const MADV_GUARD_INSTALL: u64 = 102;
 const MADV_GUARD_REMOVE: u64 = 103;
+
+/// The stopped process as it is.
+pub(super) struct Now<'a> {
+    pub memory: &'a ProcessMemory,
+    pub pagemap: &'a Pagemap,
+    pub mappings: &'a [Mapping],
+    /// Pages of shared memory that were never allocated.
+    pub empty: &'a PageSet,
+}
+
+/// Which pages of the snapshot need care.
+struct Kinds {
+    /// Private memory without a file: what holds nothing is zero.
+    anonymous: PageSet,
+    /// Pages that are mapped anew.
+    fresh: PageSet,
+}
 
 /// The pages that have to change.
 #[derive(Default)]
@@ -44,9 +61,7 @@ impl Contents {
     pub fn plan(
         view: &View,
         space: usize,
-        memory: &ProcessMemory,
-        pagemap: &Pagemap,
-        mappings: &[Mapping],
+        now: &Now<'_>,
         shape: &Shape,
         changed: Option<&PageSet>,
     ) -> Result<Contents, RollbackError> {
@@ -54,60 +69,60 @@ impl Contents {
         let regions = &view.spaces()[space].regions;
         let held = |region: &&Region| region.capture == Capture::Captured;
         let captured: PageSet = regions.iter().filter(held).map(|r| r.pages).collect();
-        let anonymous: PageSet = regions
+        let droppable: PageSet = regions
             .iter()
             .filter(|r| r.backing == Backing::Anonymous && r.sharing == Sharing::Private)
             .map(|r| r.pages)
             .collect();
+        let huge: PageSet = now
+            .mappings
+            .iter()
+            .filter(|mapping| layout::watch(mapping) == Watch::CompareHeld)
+            .map(Mapping::pages)
+            .collect();
+        let kinds = Kinds {
+            anonymous: droppable.union(&huge),
+            fresh: shape.new_pages(),
+        };
         let suspects = match changed {
             None => captured,
             Some(changed) => {
-                let trusted: PageSet = mappings
+                let trusted: PageSet = now
+                    .mappings
                     .iter()
                     .filter(|mapping| layout::watch(mapping) == Watch::Track)
                     .map(Mapping::pages)
                     .collect();
-                let doubtful = doubtful(pagemap, &trusted)?;
+                let trusted = trusted.subtract(&kinds.fresh);
+                let doubtful = doubtful(now.pagemap, &trusted)?;
                 let suspects = doubtful.union(changed).union(&captured.subtract(&trusted));
                 suspects.intersect(&captured)
             }
         };
-        let fresh = shape.new_pages();
         let mut scratch = vec![0; SIZE.bytes_of(COMPARE_AT_ONCE) as usize];
         for &range in suspects.ranges() {
             for (pages, state) in view.runs(space, range) {
-                contents.sort(
-                    view,
-                    space,
-                    memory,
-                    pagemap,
-                    pages,
-                    state,
-                    &fresh,
-                    &mut scratch,
-                )?;
+                contents.sort(view, space, now, &kinds, (pages, state), &mut scratch)?;
             }
         }
-        contents.droppable = contents.zero.intersect(&anonymous);
+        contents.droppable = contents.zero.intersect(&droppable);
         contents.refuse_shared_files(regions)?;
+        contents.refuse_unwritable(regions)?;
         contents.read_ahead(view, space)?;
         Ok(contents)
     }
 
     /// Sorts the pages of one run by what has to be done with them.
-    #[allow(clippy::too_many_arguments)]
     fn sort(
         &mut self,
         view: &View,
         space: usize,
-        memory: &ProcessMemory,
-        pagemap: &Pagemap,
-        pages: PageRange,
-        state: PageState,
-        fresh: &PageSet,
+        now: &Now<'_>,
+        kinds: &Kinds,
+        (pages, state): (PageRange, PageState),
         scratch: &mut [u8],
     ) -> Result<(), RollbackError> {
-        let guards = guards(pagemap, pages)?;
+        let guards = guards(now.pagemap, pages)?;
         match state {
             PageState::Unbacked => return Ok(()),
             PageState::Guard => {
@@ -118,13 +133,16 @@ impl Contents {
             PageState::Data | PageState::Zero => {}
         }
         self.unguard.extend(guards.ranges().iter().copied());
-        // What is not mapped yet has to be written unless it is zero, and so has what was a guard.
-        let mut differing = guards.union(&fresh.within(pages));
+        // What is not mapped yet has to be written, and so has what was a guard.
+        let mut differing = guards.union(&kinds.fresh.within(pages));
         let mut readable = PageSet::from(pages).subtract(&differing);
         if state == PageState::Zero {
-            // What holds nothing is zero already, and reading it would make it hold something.
-            readable = holding(pagemap, &readable)?;
-            differing = PageSet::new();
+            // What holds nothing is zero already, and reading it would make it hold something. But a
+            // mapping of a file or of shared memory shows what the page tables do not tell.
+            let telling = readable.intersect(&kinds.anonymous);
+            readable = readable.subtract(&telling).subtract(now.empty);
+            readable = readable.union(&holding(now.pagemap, &telling)?);
+            differing = differing.subtract(&kinds.anonymous);
         }
         for piece in readable
             .ranges()
@@ -132,9 +150,15 @@ impl Contents {
             .flat_map(|r| r.pieces(COMPARE_AT_ONCE))
         {
             let bytes = &mut scratch[..SIZE.bytes_of(piece.count()) as usize];
-            let unreadable = memory.read_pages(SIZE, &[piece], bytes)?;
+            let unreadable = now.memory.read_pages(SIZE, &[piece], bytes)?;
+            if let Some(&pages) = unreadable.first() {
+                return Err(refusal(
+                    regions_of(view, space),
+                    pages,
+                    "it cannot be read or written now (a file that is shorter than it was?)",
+                ));
+            }
             self.compared += piece.count();
-            differing.extend(unreadable);
             for (page, bytes) in piece.pages().zip(bytes.chunks_exact(SIZE.len())) {
                 if view.page_hash(space, page) != Some(PageHash::of(bytes)) {
                     differing.insert(PageRange::single(page));
@@ -158,13 +182,34 @@ impl Contents {
         };
         for region in regions.iter().filter(shared_file) {
             if !differing.within(region.pages).is_empty() {
-                let (start, end) = SIZE.span_of(region.pages);
-                return Err(RollbackError::Mapping {
-                    start,
-                    end,
-                    name: region.name.clone(),
-                    reason: "a file mapped shared has changed since, and is not put back",
-                });
+                let reason = match region.name.starts_with("anon_inode:") {
+                    true => "memory shared with the kernel has changed since, and is not put back",
+                    false => "a file mapped shared has changed since, and is not put back",
+                };
+                return Err(refusal(regions, region.pages, reason));
+            }
+        }
+        Ok(())
+    }
+
+    /// Shared memory and huge pages that the process itself may not write to, nobody may write to
+    /// through it. What another of its mappings shows too is put back there.
+    fn refuse_unwritable(&mut self, regions: &[Region]) -> Result<(), RollbackError> {
+        let unwritable = |region: &&Region| {
+            let is_huge = region.advice.iter().any(|advice| advice == "hugetlb");
+            !region.protection.write && (region.sharing == Sharing::Shared || is_huge)
+        };
+        let differing = self.data.union(&self.zero);
+        for region in regions.iter().filter(unwritable) {
+            let mut left = differing.within(region.pages);
+            for &seen in &seen_elsewhere(region, regions) {
+                left.remove(seen);
+                self.data.remove(seen);
+                self.zero.remove(seen);
+            }
+            if let Some(&pages) = left.ranges().first() {
+                let reason = "memory that may not be written to has changed, and is not put back";
+                return Err(refusal(regions, pages, reason));
             }
         }
         Ok(())
@@ -188,6 +233,12 @@ impl Contents {
         Ok(())
     }
 
+    /// The system calls that it cannot do without, by number.
+    pub fn calls(&self) -> impl Iterator<Item = i64> {
+        let guards = !self.guard.is_empty() || !self.unguard.is_empty();
+        guards.then_some(nix::libc::SYS_madvise).into_iter()
+    }
+
     /// Writes the pages.
     pub fn apply(
         &self,
@@ -195,8 +246,9 @@ impl Contents {
         stopped: &mut StoppedProcess,
         view: &View,
         space: usize,
-        memory: &ProcessMemory,
+        now: &Now<'_>,
     ) -> Result<(), RollbackError> {
+        let memory = now.memory;
         let long = |range: &&PageRange| range.count() >= DROP_FROM;
         let dropped: PageSet = self
             .droppable
@@ -206,25 +258,35 @@ impl Contents {
             .copied()
             .collect();
         let dontneed = nix::libc::MADV_DONTNEED.unsigned_abs().into();
+        let refused = |error: &RemoteCallError| {
+            use RemoteCallError::{Failed, ForbiddenBySeccomp};
+            matches!(error, Failed { .. } | ForbiddenBySeccomp { .. })
+        };
+        // Locked memory cannot be dropped, say; it is written then.
         let advice = [
-            (&self.unguard, MADV_GUARD_REMOVE),
-            (&dropped, dontneed),
-            (&self.guard, MADV_GUARD_INSTALL),
+            (&self.unguard, MADV_GUARD_REMOVE, false),
+            (&dropped, dontneed, true),
+            (&self.guard, MADV_GUARD_INSTALL, false),
         ];
-        if advice.iter().any(|(pages, _)| !pages.is_empty()) {
+        if advice.iter().any(|(pages, ..)| !pages.is_empty()) {
             let remote = |source| RollbackError::Remote { pid, source };
             let mut calls = stopped.remote_calls().map_err(remote)?;
-            let advised = advice.iter().try_for_each(|(pages, advice)| {
+            let advised = advice.iter().try_for_each(|(pages, advice, may_fail)| {
                 pages.ranges().iter().try_for_each(|range| {
                     let (start, end) = SIZE.span_of(*range);
                     let arguments = [start, end - start, *advice, 0, 0, 0];
-                    calls.call(nix::libc::SYS_madvise, arguments).map(drop)
+                    match calls.call(nix::libc::SYS_madvise, arguments) {
+                        Err(error) if *may_fail && refused(&error) => Ok(()),
+                        other => other.map(drop),
+                    }
                 })
             });
             advised.and(calls.finish()).map_err(remote)?;
         }
         let zeros = vec![0; SIZE.bytes_of(COMPARE_AT_ONCE) as usize];
-        let written = self.zero.subtract(&dropped);
+        // What still holds something could not be dropped, or is where the calls had their stack.
+        let left = holding(now.pagemap, &dropped)?;
+        let written = self.zero.subtract(&dropped).union(&left);
         for piece in written
             .ranges()
             .iter()
@@ -257,6 +319,55 @@ impl Contents {
     /// How many pages were read.
     pub fn compared(&self) -> PageCount {
         self.compared
+    }
+}
+
+fn regions_of(view: &View, space: usize) -> &[Region] {
+    &view.spaces()[space].regions
+}
+
+fn refusal(regions: &[Region], pages: PageRange, reason: &'static str) -> RollbackError {
+    let region = regions
+        .iter()
+        .find(|region| region.pages.intersection(pages).is_some());
+    let (start, end) = SIZE.span_of(pages);
+    RollbackError::Mapping {
+        start,
+        end,
+        name: region.map_or_else(String::new, |region| region.name.clone()),
+        reason,
+    }
+}
+
+/// The pages of `region`, which shows shared memory, that another of `regions` shows, too, and may be
+/// written to there.
+fn seen_elsewhere(region: &Region, regions: &[Region]) -> Vec<PageRange> {
+    let Some((object, offset)) = shared_object(region) else {
+        return Vec::new();
+    };
+    let pages_at = |other: &Region| {
+        let (found, other_offset) = shared_object(other).filter(|_| other.protection.write)?;
+        // Where the other would begin if it were laid over this one by what it shows.
+        let (start, _) = SIZE.span_of(region.pages);
+        let start = i128::from(start) + i128::from(other_offset) - i128::from(offset);
+        let end = start + i128::from(SIZE.bytes_of(other.pages.count()));
+        let (start, end) = (u64::try_from(start.max(0)), u64::try_from(end));
+        let laid = SIZE.covering(start.ok()?, end.ok()?);
+        (found == object).then(|| laid.intersection(region.pages))?
+    };
+    regions.iter().filter_map(pages_at).collect()
+}
+
+/// Device and inode of the shared memory that a region shows, and from which byte on.
+fn shared_object(region: &Region) -> Option<((u64, u64), u64)> {
+    match region.backing {
+        Backing::SharedMemory {
+            offset_bytes,
+            device,
+            inode,
+            ..
+        } => Some(((device, inode), offset_bytes)),
+        _ => None,
     }
 }
 

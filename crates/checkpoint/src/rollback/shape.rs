@@ -28,8 +28,17 @@ struct Missing {
     pages: PageRange,
     protection: ProtFlags,
     name: String,
-    /// Path, device, inode and offset of the file behind it.
-    file: Option<(Vec<u8>, u64, u64, u64)>,
+    file: Option<FileBehind>,
+}
+
+/// The file behind a mapping that has to be made.
+struct FileBehind {
+    path: Vec<u8>,
+    device: u64,
+    inode: u64,
+    offset: u64,
+    /// As long as this it must be for the pages that it had.
+    length_bytes: u64,
 }
 
 fn protection(region: &Region) -> ProtFlags {
@@ -132,7 +141,7 @@ impl Shape {
         Ok(shape)
     }
 
-    /// True if nothing has to be done.
+    /// The pages that are mapped anew: they hold nothing, or what a file has.
     pub fn new_pages(&self) -> PageSet {
         self.map.iter().map(|missing| missing.pages).collect()
     }
@@ -140,19 +149,38 @@ impl Shape {
     /// Whether the files that have to be mapped again are still those they were.
     pub fn check_files(&self, pid: i32) -> Result<(), RollbackError> {
         for missing in &self.map {
-            let Some((path, device, inode, _)) = &missing.file else {
+            let Some(file) = &missing.file else {
                 continue;
             };
-            let path = std::path::Path::new(std::ffi::OsStr::from_bytes(path));
+            let path = std::path::Path::new(std::ffi::OsStr::from_bytes(&file.path));
             let inside = path.strip_prefix("/").unwrap_or(path);
             let path = std::path::PathBuf::from(format!("/proc/{pid}/root")).join(inside);
-            let same = rustix::fs::stat(&path)
-                .is_ok_and(|stat| (stat.st_dev, stat.st_ino) == (*device, *inode));
-            if !same {
+            let found = rustix::fs::stat(&path)
+                .ok()
+                .filter(|stat| (stat.st_dev, stat.st_ino) == (file.device, file.inode));
+            let Some(found) = found else {
                 return Err(missing.refusal("the file it maps is no longer there"));
+            };
+            if u64::try_from(found.st_size).unwrap_or(0) < file.length_bytes {
+                return Err(missing.refusal("the file it maps is shorter now"));
             }
         }
         Ok(())
+    }
+
+    /// The system calls that it takes, by number.
+    pub fn calls(&self) -> impl Iterator<Item = i64> {
+        let opens = self.map.iter().any(|missing| missing.file.is_some());
+        let needed = [
+            (self.heap_end.is_some(), nix::libc::SYS_brk),
+            (!self.map.is_empty(), nix::libc::SYS_mmap),
+            (opens, nix::libc::SYS_openat),
+            (opens, nix::libc::SYS_close),
+            (!self.unmap.is_empty(), nix::libc::SYS_munmap),
+            (!self.protect.is_empty(), nix::libc::SYS_mprotect),
+        ];
+        let needed = needed.into_iter().filter(|(needed, _)| *needed);
+        needed.map(|(_, number)| number)
     }
 
     /// Does it. What adds comes before what takes away.
@@ -218,11 +246,18 @@ fn missing(region: &Region, pages: PageRange) -> Result<Missing, RollbackError> 
         offset_bytes,
         device,
         inode,
+        size_bytes,
         ..
     } = &region.backing
     {
         let offset = offset_bytes + (start - region_start);
-        missing.file = Some((path.clone(), *device, *inode, offset));
+        missing.file = Some(FileBehind {
+            path: path.clone(),
+            device: *device,
+            inode: *inode,
+            offset,
+            length_bytes: (*size_bytes).min(offset + SIZE.bytes_of(pages.count())),
+        });
     }
     Ok(missing)
 }
@@ -243,14 +278,14 @@ impl Missing {
         let protection = u64::from(self.protection.bits());
         let place =
             |flags: MapFlags| u64::from((flags | MapFlags::FIXED | MapFlags::PRIVATE).bits());
-        let Some((path, _, _, offset)) = &self.file else {
+        let Some(behind) = &self.file else {
             let flags = place(MapFlags::from_bits_retain(
                 nix::libc::MAP_ANONYMOUS.cast_unsigned(),
             ));
             let arguments = [start, end - start, protection, flags, u64::MAX, 0];
             return calls.call(nix::libc::SYS_mmap, arguments).map(drop);
         };
-        let mut path = path.clone();
+        let mut path = behind.path.clone();
         path.push(0);
         let at_cwd = i64::from(nix::libc::AT_FDCWD).cast_unsigned();
         let flags = (nix::libc::O_RDONLY | nix::libc::O_CLOEXEC).cast_unsigned();
@@ -261,7 +296,7 @@ impl Missing {
         let flags = place(MapFlags::empty());
         let mapped = calls.call(
             nix::libc::SYS_mmap,
-            [start, end - start, protection, flags, file, *offset],
+            [start, end - start, protection, flags, file, behind.offset],
         );
         let closed = calls.call(nix::libc::SYS_close, [file, 0, 0, 0, 0, 0]);
         mapped.and(closed).map(drop)
