@@ -343,6 +343,7 @@ impl Checkpointer {
     ) -> Result<(Stopped, FileReport), TakeError> {
         let pid = self.identity().pid;
         let mut again = PageSet::new();
+        let mut stop = Duration::ZERO;
         for attempt in 0.. {
             self.check_cancelled()?;
             let trust_files = attempt < SETTLED_ATTEMPTS;
@@ -368,7 +369,8 @@ impl Checkpointer {
             let mut stopped = stopped.map_err(|error| self.explain(error))?;
             let since = process.since();
             process.resume()?;
-            stopped.stop = since.elapsed();
+            stop += since.elapsed();
+            stopped.stop = stop;
 
             let after = self.files.look(pid, &stopped.layout.mappings);
             let settled = !trust_files || after.agrees_with(&before);
