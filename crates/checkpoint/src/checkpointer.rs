@@ -164,8 +164,15 @@ impl Checkpointer {
         match self.backend {
             Backend::Rehash => {
                 // Contents are compared, so any snapshot of this process will do as a parent.
-                let newest = self.store.newest()?.map(|info| info.id);
-                let view = newest.map(|id| self.store.view(id)).transpose()?;
+                let newest = self.store.newest()?.map(|info| self.store.view(info.id));
+                let view = match newest.transpose() {
+                    Err(error @ ReadError::Io { .. }) => return Err(error.into()),
+                    Err(_) => {
+                        self.why_full = Some("the newest snapshot cannot be read");
+                        None
+                    }
+                    Ok(view) => view,
+                };
                 self.last = view
                     .filter(|view| self.is_of_this_process(view))
                     .and_then(with_memo);
