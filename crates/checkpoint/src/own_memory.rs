@@ -255,6 +255,7 @@ impl OwnMemory {
                 })?;
         let mut restored = PageCount(0);
         let mut page_now = vec![0; SIZE.len()];
+        let zeros = vec![0; SIZE.len()];
         for placement in &self.placements {
             let distance = placement
                 .mapped()
@@ -262,16 +263,14 @@ impl OwnMemory {
                 .0
                 .wrapping_sub(placement.first_page.0);
             view.read(space, placement.in_space(), |pages, content| {
-                let zeros;
-                let wanted = match content {
-                    PageContent::Bytes(bytes) => bytes,
-                    PageContent::Zero => {
-                        zeros = vec![0; SIZE.bytes_of(pages.count()) as usize];
-                        &zeros
-                    }
+                // A range of zeros may be far longer than memory: one page of them serves for all.
+                let (wanted, step) = match content {
+                    PageContent::Bytes(bytes) => (bytes, SIZE.len()),
+                    PageContent::Zero => (&zeros[..], 0),
                     PageContent::Guard | PageContent::Unbacked => return Ok(()),
                 };
-                for (page, bytes) in pages.pages().zip(wanted.chunks_exact(SIZE.len())) {
+                for (number, page) in pages.pages().enumerate() {
+                    let bytes = &wanted[number * step..][..SIZE.len()];
                     let address = SIZE.address_of(PageIndex(page.0.wrapping_add(distance)));
                     self.memory.read(address, &mut page_now)?;
                     if PageHash::of(&page_now) != PageHash::of(bytes) {
