@@ -158,7 +158,9 @@ fn full_then_delta(target: &mut Target, more: &[&str]) {
     target.ask("noise 3 2 1");
     let second = checkpoint_exactly(&store, target, more);
     assert_eq!(text(&second, "kind"), "delta", "{second}");
-    assert!(number(&second, "stored_pages") < 100, "{second}");
+    // The kernel writes the number of its processor into the memory of each thread that goes on.
+    let threads = thread_states(target.pid()).len() as u64;
+    assert!(number(&second, "stored_pages") < 100 + threads, "{second}");
     assert!(target.is_alive());
 }
 
