@@ -17,6 +17,7 @@
 
 use pagetide_kernel::maps::{Mapping, MappingName};
 use pagetide_pages::{PageSet, PageSize};
+use rustix::fs::OFlags;
 use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
@@ -88,6 +89,19 @@ pub(crate) fn asynchronous_io(pid: i32, mappings: &[Mapping]) -> AsynchronousIo 
     }
     io.unlisted_ring = !all_told || !unseen.is_empty();
     io
+}
+
+/// True if process `pid` has a file open for direct I/O (O_DIRECT). While a thread of it runs, its read(2)
+/// may be under way just as an asynchronous one may; a stopped thread has none under way.
+pub(crate) fn reads_directly(pid: i32) -> bool {
+    let entries = fs::read_dir(format!("/proc/{pid}/fdinfo"));
+    let is_direct = |entry: fs::DirEntry| {
+        let text = fs::read_to_string(entry.path()).unwrap_or_default();
+        let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
+        let flags = flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok());
+        flags.is_some_and(|flags| flags & OFlags::DIRECT.bits() != 0)
+    };
+    entries.into_iter().flatten().flatten().any(is_direct)
 }
 
 /// The inode number of the ring itself.

@@ -353,7 +353,8 @@ impl Checkpointer {
                 false => FileReport::default(),
             };
             let io = rings::asynchronous_io(pid, &mappings);
-            if io.any {
+            let was_precopied = !precopied.covered.is_empty();
+            if io.any || was_precopied && rings::reads_directly(pid) {
                 again = again.union(&precopied.covered);
             }
             let identity = self.examined.identity.clone();

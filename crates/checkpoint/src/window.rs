@@ -102,7 +102,7 @@ impl Checkpointer {
         let rounds = match self.options.mode {
             _ if self.tracking.is_none() => 0,
             // What is read into a page after it was copied would not be found by the next harvest.
-            _ if io.any => 0,
+            _ if io.any || rings::reads_directly(self.identity().pid) => 0,
             Mode::Stop => 0,
             Mode::Auto if expected < PRECOPY_FROM => 0,
             Mode::Auto | Mode::Precopy => PRECOPY_ROUNDS,
