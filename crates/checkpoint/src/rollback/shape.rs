@@ -21,7 +21,7 @@ pub(super) struct Shape {
     /// Mapped as it should be, with another protection.
     protect: Vec<(PageRange, ProtFlags)>,
     /// Where the heap ends in the snapshot, if it ends elsewhere now.
-    heap_end: Option<u64>,
+    heap: Option<Heap>,
 }
 
 struct Missing {
@@ -111,7 +111,10 @@ impl Shape {
             .map(|r| SIZE.span_of(r.pages).1);
         let (heap_end_now, heap_end) = (heap_end_now.max(), heap_end.max());
         if heap_end != heap_end_now {
-            shape.heap_end = Some(heap_end.unwrap_or(0));
+            shape.heap = Some(Heap {
+                end: heap_end.unwrap_or(0),
+                end_now: heap_end_now.unwrap_or(0),
+            });
         }
         for region in regions() {
             let first = mappings.partition_point(|m| m.pages().end() <= region.pages.start());
@@ -172,7 +175,7 @@ impl Shape {
     pub fn calls(&self) -> impl Iterator<Item = i64> {
         let opens = self.map.iter().any(|missing| missing.file.is_some());
         let needed = [
-            (self.heap_end.is_some(), nix::libc::SYS_brk),
+            (self.heap.is_some(), nix::libc::SYS_brk),
             (!self.map.is_empty(), nix::libc::SYS_mmap),
             (opens, nix::libc::SYS_openat),
             (opens, nix::libc::SYS_close),
@@ -183,7 +186,7 @@ impl Shape {
         needed.map(|(_, number)| number)
     }
 
-    /// Does it. What adds comes before what takes away.
+    /// Does it.
     pub fn apply(
         &self,
         pid: i32,
@@ -191,36 +194,76 @@ impl Shape {
         start_brk: u64,
     ) -> Result<(), RollbackError> {
         let nothing = self.unmap.is_empty() && self.map.is_empty() && self.protect.is_empty();
-        if nothing && self.heap_end.is_none() {
+        if nothing && self.heap.is_none() {
             return Ok(());
         }
         let remote = |source| RollbackError::Remote { pid, source };
         let mut calls = stopped.remote_calls().map_err(remote)?;
-        let done = self.apply_in(&mut calls, start_brk);
-        done.and(calls.finish()).map_err(remote)
+        let done = self.apply_in(pid, &mut calls, start_brk);
+        done.and(calls.finish().map_err(remote))
     }
 
-    fn apply_in(&self, calls: &mut RemoteCalls<'_>, start_brk: u64) -> Result<(), RemoteCallError> {
-        if let Some(end) = self.heap_end {
-            let end = if end == 0 { start_brk } else { end };
-            calls.call(nix::libc::SYS_brk, [end, 0, 0, 0, 0, 0])?;
-        }
-        for missing in &self.map {
-            missing.map(calls)?;
+    fn apply_in(
+        &self,
+        pid: i32,
+        calls: &mut RemoteCalls<'_>,
+        start_brk: u64,
+    ) -> Result<(), RollbackError> {
+        let remote = |source| RollbackError::Remote { pid, source };
+        // A heap that shrinks must still be mapped; one that grows needs its old place to be free.
+        let heap = self.heap.as_ref();
+        if let Some(heap) = heap.filter(|heap| heap.end <= heap.end_now) {
+            heap.apply(pid, calls, start_brk)?;
         }
         for &range in &self.unmap {
             let (start, end) = SIZE.span_of(range);
-            calls.call(nix::libc::SYS_munmap, [start, end - start, 0, 0, 0, 0])?;
+            let arguments = [start, end - start, 0, 0, 0, 0];
+            calls
+                .call(nix::libc::SYS_munmap, arguments)
+                .map_err(remote)?;
+        }
+        if let Some(heap) = heap.filter(|heap| heap.end > heap.end_now) {
+            heap.apply(pid, calls, start_brk)?;
+        }
+        for missing in &self.map {
+            missing.map(calls).map_err(remote)?;
         }
         for &(range, protection) in &self.protect {
             let (start, end) = SIZE.span_of(range);
-            let protection = u64::from(protection.bits());
-            calls.call(
-                nix::libc::SYS_mprotect,
-                [start, end - start, protection, 0, 0, 0],
-            )?;
+            let arguments = [start, end - start, u64::from(protection.bits()), 0, 0, 0];
+            calls
+                .call(nix::libc::SYS_mprotect, arguments)
+                .map_err(remote)?;
         }
         Ok(())
+    }
+}
+
+/// Where the heap ends in the snapshot and now; 0 where there is none.
+struct Heap {
+    end: u64,
+    end_now: u64,
+}
+
+impl Heap {
+    /// Moves the end of the heap, which tells failure by its result and not by an error.
+    fn apply(
+        &self,
+        pid: i32,
+        calls: &mut RemoteCalls<'_>,
+        start_brk: u64,
+    ) -> Result<(), RollbackError> {
+        let end = if self.end == 0 { start_brk } else { self.end };
+        let reached = calls.call(nix::libc::SYS_brk, [end, 0, 0, 0, 0, 0]);
+        match reached.map_err(|source| RollbackError::Remote { pid, source })? {
+            reached if reached == end => Ok(()),
+            reached => Err(RollbackError::Mapping {
+                start: reached.min(end),
+                end: reached.max(end),
+                name: "[heap]".to_owned(),
+                reason: "the heap cannot be brought back to its size",
+            }),
+        }
     }
 }
 
