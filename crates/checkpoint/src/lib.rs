@@ -61,6 +61,7 @@ mod mark;
 mod memo;
 mod options;
 mod own_memory;
+mod precopy;
 mod report;
 mod rings;
 mod rollback;
