@@ -11,6 +11,9 @@ make make
 redis-server redis-server
 redis-benchmark redis-tools
 gdb gdb
+python3 python3-minimal
+kill procps
+mount mount
 setpriv util-linux
 /usr/include/linux/userfaultfd.h linux-libc-dev
 /usr/include/stdio.h libc6-dev
