@@ -12,7 +12,7 @@ redis-server redis-server
 redis-benchmark redis-tools
 gdb gdb
 python3 python3-minimal
-kill procps
+/usr/bin/kill procps
 mount mount
 setpriv util-linux
 /usr/include/linux/userfaultfd.h linux-libc-dev
