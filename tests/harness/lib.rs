@@ -7,17 +7,19 @@ mod binary;
 mod frozen;
 mod image;
 mod run;
-mod skip;
+mod skipped;
 mod store;
 mod target;
+mod variation;
 
 pub use binary::pagetide_path;
 pub use frozen::{Frozen, children, thread_states};
 pub use image::{Image, Mapped, maps};
 pub use run::{Background, Outcome, background, pagetide, pagetide_by};
-pub use skip::{epochs, from_environment, seed, skipped};
+pub use skipped::skipped;
 pub use store::TestStore;
 pub use target::{Target, compiled};
+pub use variation::{epochs, from_environment, seed};
 
 use serde_json::Value;
 use std::path::{Path, PathBuf};

@@ -97,7 +97,7 @@ fn t30_pages_of_reads_under_way_are_copied_twice() {
     exact(&target, &store, false);
     let answer = target.ask("ring");
     if answer != "done" {
-        return skipped("t30", &answer);
+        return skipped("t30_pages_of_reads_under_way_are_copied_twice", &answer);
     }
     assert_eq!(target.ask("write"), "done");
     let written = exact(&target, &store, false);

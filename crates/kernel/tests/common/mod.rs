@@ -33,9 +33,13 @@ pub const MADV_GUARD_REMOVE: i32 = 103;
 /// Loads and stores.
 pub const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
-/// Says on stderr that a test could not run here.
+#[path = "../../../../tests/harness/skipped.rs"]
+mod skipped;
+
+/// Says that a test could not run here; see there for which may.
+#[track_caller]
 pub fn skip(test: &str, reason: &str) {
-    eprintln!("SKIPPED {test}: {reason}");
+    skipped::skipped(test, reason);
 }
 
 const SLOT: u64 = 1 << 30;

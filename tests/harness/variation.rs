@@ -1,11 +1,6 @@
-//! What may differ from run to run: seeds, counts, and tests that this machine cannot run.
+//! What may differ from run to run: seeds and counts.
 
 use std::str::FromStr;
-
-/// Says loudly that a test could not be run here.
-pub fn skipped(test: &str, reason: &str) {
-    println!("SKIPPED {test}: {reason}");
-}
 
 /// The environment variable `name`, or `otherwise` if it is not set.
 pub fn from_environment<T: FromStr>(name: &str, otherwise: T) -> T {
