@@ -11,7 +11,7 @@ make make
 redis-server redis-server
 redis-benchmark redis-tools
 gdb gdb
-python3 python3-minimal
+python3 python3
 /usr/bin/kill procps
 mount mount
 setpriv util-linux
