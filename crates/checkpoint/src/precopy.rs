@@ -75,32 +75,53 @@ impl Checkpointer {
         layout: &Layout,
         parent: Option<&(View, Memo)>,
     ) -> Result<PageCount, TakeError> {
-        let (any_of, ranges) = match parent {
-            Some(_) => (Categories::WRITTEN, layout.tracked.clone()),
-            None => (
-                Categories::PRESENT | Categories::SWAPPED,
-                layout
-                    .each()
-                    .filter(|(_, watch)| !matches!(watch, Watch::Leave(_)))
-                    .map(|(mapping, _)| mapping.pages())
-                    .collect(),
-            ),
+        if parent.is_some() {
+            return self.written_now(layout);
+        }
+        let held = ScanRequest {
+            any_of: Categories::PRESENT | Categories::SWAPPED,
+            ..ScanRequest::over(0, 0)
         };
+        let mapped = layout
+            .each()
+            .filter(|(_, watch)| !matches!(watch, Watch::Leave(_)))
+            .map(|(mapping, _)| mapping.pages());
+        self.count(held, mapped)
+    }
+
+    /// Done just before the stop: makes room for what is written by now. A harvest that follows at once
+    /// also finds the page tables in the processor's caches, and takes about half the time.
+    pub(crate) fn make_ready(&mut self) -> Result<(), TakeError> {
+        let written = self.written_now(&self.layout(true)?)?;
+        self.arena.prepare(SIZE.bytes_of(written + SLACK));
+        Ok(())
+    }
+
+    /// How many pages of tracked mappings read as written.
+    fn written_now(&self, layout: &Layout) -> Result<PageCount, TakeError> {
+        // The kernel's fast path.
+        let written = ScanRequest {
+            all_of: Categories::WRITTEN,
+            returned: Categories::WRITTEN,
+            ..ScanRequest::over(0, 0)
+        };
+        self.count(written, layout.tracked.iter().copied())
+    }
+
+    /// How many pages of `ranges` answer to `request`, which is made over each of them.
+    fn count(
+        &self,
+        request: ScanRequest,
+        ranges: impl Iterator<Item = PageRange>,
+    ) -> Result<PageCount, TakeError> {
         let mut count = PageCount(0);
         let mut vector = vec![ScannedRange::EMPTY; 1024];
         for range in ranges {
             let (start, end) = SIZE.span_of(range);
-            let request = match parent {
-                // The kernel's fast path.
-                Some(_) => ScanRequest {
-                    all_of: any_of,
-                    returned: any_of,
-                    ..ScanRequest::over(start, end)
-                },
-                None => ScanRequest {
-                    any_of,
-                    ..ScanRequest::over(start, end)
-                },
+            let request = ScanRequest {
+                start,
+                end,
+                ..request
             };
             self.space
                 .pagemap

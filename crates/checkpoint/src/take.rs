@@ -358,6 +358,7 @@ impl Checkpointer {
                 again = again.union(&precopied.covered);
             }
             let identity = self.examined.identity.clone();
+            self.make_ready()?;
             let mut process = StoppedProcess::stop(&identity, self.stop_options())?;
             let window = Window {
                 parent,
