@@ -77,8 +77,8 @@ impl ProcessIdentity {
 }
 
 /// How often a process that seems to have ended is looked at.
-const LOOKS: u32 = 10;
-const PAUSE_BETWEEN_LOOKS: Duration = Duration::from_micros(500);
+const LOOKS: u32 = 50;
+const PAUSE_BETWEEN_LOOKS: Duration = Duration::from_millis(4);
 
 fn boot_id() -> io::Result<[u8; 16]> {
     let text = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
