@@ -82,6 +82,9 @@ fn choose_backend(wanted: Option<Backend>) -> Result<Backend, AttachError> {
     }
 }
 
+/// So many programs that are executed one after another are followed within one snapshot.
+const PROGRAMS_FOLLOWED: usize = 3;
+
 /// Takes snapshots of one process into one store. Holds the store's writer lock.
 pub struct Checkpointer {
     pub(crate) examined: Examined,
@@ -218,20 +221,34 @@ impl Checkpointer {
     /// counts as written again.
     pub fn take(&mut self, request: Request) -> Result<Report, TakeError> {
         let started = std::time::Instant::now();
-        let outcome = self.try_take(request, started);
-        if matches!(&outcome, Err(error) if error.is_space_gone()) {
-            if !self.identity().is_alive_and_same() {
-                let pid = self.identity().pid;
-                return Err(TakeError::Ended { pid });
-            }
-            // The process executed another program; nothing that was known holds any more.
-            self.forget("the process executed a new program");
-            if let Ok(space) = AddressSpace::open(self.identity().pid) {
-                self.space = space;
-                return self.try_take(request, started);
+        for _ in 0..PROGRAMS_FOLLOWED {
+            match self.try_take(request, started) {
+                Err(error) if error.is_space_gone() => self.follow(error)?,
+                outcome => return outcome,
             }
         }
-        outcome
+        self.try_take(request, started)
+    }
+
+    /// Goes on with the new address space of a process whose old one is gone, because it executed another
+    /// program; an error if it has ended. A process that is just ending has neither for a while.
+    fn follow(&mut self, error: TakeError) -> Result<(), TakeError> {
+        let pid = self.identity().pid;
+        let deadline = std::time::Instant::now() + self.options.stop_timeout;
+        while self.identity().is_alive_and_same() {
+            if let Ok(space) = AddressSpace::open(pid)
+                && space.pagemap.is_alive()
+            {
+                self.forget("the process executed a new program");
+                self.space = space;
+                return Ok(());
+            }
+            if std::time::Instant::now() > deadline {
+                return Err(error);
+            }
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        Err(TakeError::Ended { pid })
     }
 
     fn forget(&mut self, why: &'static str) {
