@@ -8,6 +8,7 @@
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!("pagetide knows the kernel interfaces of Linux on x86-64 only");
 
+pub mod clear_refs;
 pub mod lease;
 pub mod maps;
 pub mod memory;
@@ -16,4 +17,5 @@ pub mod pagemap_scan;
 pub mod pidfd;
 pub mod probe;
 pub mod ptrace;
+pub mod scan_by_entries;
 pub mod userfaultfd;

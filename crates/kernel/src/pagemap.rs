@@ -109,31 +109,39 @@ impl Pagemap {
 
     /// The entries of `range` (base pages of 4 KiB), one for each page, in order.
     pub fn entries(&self, range: PageRange) -> Result<Vec<PagemapEntry>, ReadEntriesError> {
-        const AT_ONCE: usize = 4096;
         let mut entries = Vec::new();
-        let mut bytes = vec![0u8; AT_ONCE * ENTRY_BYTES as usize];
+        self.each_entry(range, |_, entry| entries.push(entry))?;
+        Ok(entries)
+    }
+
+    /// Hands each page of `range` (base pages of 4 KiB) and its entry to `each`, in order. Costs 20 to
+    /// 60 ns a page, whether it is mapped or not.
+    pub fn each_entry(
+        &self,
+        range: PageRange,
+        mut each: impl FnMut(PageIndex, PagemapEntry),
+    ) -> Result<(), ReadEntriesError> {
+        const AT_ONCE: u64 = 4096;
+        let at_once = range.count().0.min(AT_ONCE);
+        let mut bytes = vec![0u8; (at_once * ENTRY_BYTES) as usize];
         let mut at = range.start();
         while at < range.end() {
-            let left = (range.end().0 - at.0).min(AT_ONCE as u64);
+            let left = (range.end().0 - at.0).min(at_once);
             let wanted = &mut bytes[..(left * ENTRY_BYTES) as usize];
-            let read = self
-                .file()
-                .read_at(wanted, at.0 * ENTRY_BYTES)
-                .map_err(|source| ReadEntriesError::Kernel { page: at.0, source })?;
-            let whole = read / ENTRY_BYTES as usize;
-            if whole == 0 {
+            let read = match self.file().read_at(wanted, at.0 * ENTRY_BYTES) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                other => other.map_err(|source| ReadEntriesError::Kernel { page: at.0, source })?,
+            };
+            let (whole, _) = bytes[..read].as_chunks::<{ ENTRY_BYTES as usize }>();
+            if whole.is_empty() {
                 return Err(ReadEntriesError::Ended { page: at.0 });
             }
-            entries.extend(
-                bytes[..whole * ENTRY_BYTES as usize]
-                    .as_chunks::<{ ENTRY_BYTES as usize }>()
-                    .0
-                    .iter()
-                    .map(|entry| PagemapEntry(u64::from_ne_bytes(*entry))),
-            );
-            at = PageIndex(at.0 + whole as u64);
+            for entry in whole {
+                each(at, PagemapEntry(u64::from_ne_bytes(*entry)));
+                at = PageIndex(at.0 + 1);
+            }
         }
-        Ok(entries)
+        Ok(())
     }
 }
 

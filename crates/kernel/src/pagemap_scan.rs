@@ -2,7 +2,8 @@
 //!
 //! Since Linux 6.7. Needs what opening `/proc/PID/pagemap` needs: nothing for the own process,
 //! `PTRACE_MODE_READ_FSCREDS` for another. Source: `Documentation/admin-guide/mm/pagemap.rst` and
-//! ioctl_pagemap_scan(2). On kernels before 6.7 the ioctl answers ENOTTY.
+//! ioctl_pagemap_scan(2). On kernels before 6.7 the ioctl answers ENOTTY; what can
+//! be told without it is in `scan_by_entries`.
 //!
 //! This file carries the request to the kernel and the answer back. Which masks are safe to
 //! harvest with, and what to do about mappings that the kernel passes over, is the tracker's business.
@@ -70,6 +71,15 @@ impl ScannedRange {
         end: 0,
         categories: 0,
     });
+
+    /// A range as the kernel would report it.
+    pub(crate) fn new(start: u64, end: u64, categories: Categories) -> ScannedRange {
+        ScannedRange(page_region {
+            start,
+            end,
+            categories: categories.bits(),
+        })
+    }
 
     /// Address of the first byte.
     pub fn start(&self) -> u64 {
@@ -161,6 +171,19 @@ pub enum ScanError {
         start: u64,
         /// End of the request.
         end: u64,
+    },
+    /// This kernel has no PAGEMAP_SCAN, and the entries of the pagemap do not tell what was asked.
+    #[error(
+        "scan {start:#x}..{end:#x}: without PAGEMAP_SCAN (Linux 6.7 or newer) it cannot be told: {}",
+        crate::scan_by_entries::names(*untold)
+    )]
+    NotTold {
+        /// First address of the request.
+        start: u64,
+        /// End of the request.
+        end: u64,
+        /// The categories that cannot be told; empty if the pages were to be protected.
+        untold: Categories,
     },
     /// The vector has no slot. Some kernels crash on such a request, so it is not sent.
     #[error("scan {start:#x}..{end:#x}: the result vector is empty")]
@@ -279,6 +302,9 @@ impl Pagemap {
     ///
     /// With `WRITE_PROTECT_MATCHING`, ranges that were handed over before an error are protected
     /// already: the caller keeps what it was given.
+    ///
+    /// On kernels without the ioctl, a request without flags is answered by
+    /// [`Pagemap::scan_by_entries`]: it should span mapped memory only.
     pub fn scan(
         &self,
         request: &ScanRequest,
@@ -292,6 +318,9 @@ impl Pagemap {
                     if source.kind() == std::io::ErrorKind::Interrupted =>
                 {
                     continue;
+                }
+                Err(ScanError::Unsupported) if request.flags.is_empty() => {
+                    return self.scan_by_entries(&request, each);
                 }
                 other => other?,
             };

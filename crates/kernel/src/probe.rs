@@ -5,7 +5,7 @@
 
 #![allow(unsafe_code)]
 
-use crate::pagemap::PagemapEntry;
+use crate::clear_refs::ClearRefs;
 use crate::pagemap_scan::{Categories, Pagemap, ScanFlags, ScanRequest, ScannedRange};
 use crate::userfaultfd::WriteProtector;
 use pagetide_pages::{PageIndex, PageRange, PageSize};
@@ -102,11 +102,14 @@ impl Drop for OwnPage {
     }
 }
 
-fn try_wp_async() -> Result<(), String> {
-    let why = |error: &dyn std::error::Error| match error.source() {
+fn why(error: &dyn std::error::Error) -> String {
+    match error.source() {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),
-    };
+    }
+}
+
+fn try_wp_async() -> Result<(), String> {
     let pagemap = Pagemap::of_self().map_err(|error| why(&error))?;
     let protector = WriteProtector::of_self().map_err(|error| why(&error))?;
     let page = OwnPage::map()?;
@@ -138,25 +141,34 @@ fn try_wp_async() -> Result<(), String> {
 
 /// `clear_refs` accepts the request even where the kernel has no soft-dirty bits, so only a store
 /// that is seen proves them. Clearing hits the whole of this process, which nobody tracks that way.
+///
+/// The bits alone are not enough: pages that change places as whole page tables keep theirs. So the frame
+/// numbers are needed too, which the kernel hides from most users.
 fn try_soft_dirty() -> Result<(), String> {
     let page = OwnPage::map()?;
-    let dirty = || {
-        let pagemap = Pagemap::of_self().map_err(|error| error.to_string())?;
+    let entry = || {
+        let pagemap = Pagemap::of_self().map_err(|error| why(&error))?;
         let index = PageSize::KIB_4.index_of(page.start());
         let entries = pagemap
             .entries(PageRange::new(index, PageIndex(index.0 + 1)))
-            .map_err(|error| error.to_string())?;
-        Ok::<bool, String>(entries.iter().copied().any(PagemapEntry::is_soft_dirty))
+            .map_err(|error| why(&error))?;
+        entries
+            .first()
+            .copied()
+            .ok_or("the pagemap has no entry for a page".to_owned())
     };
     page.store(1);
-    std::fs::write("/proc/self/clear_refs", "4")
-        .map_err(|error| format!("write /proc/self/clear_refs: {error}"))?;
-    let cleared = !dirty()?;
+    let clear_refs = ClearRefs::of_self().map_err(|error| why(&error))?;
+    clear_refs.clear_soft_dirty().map_err(|error| why(&error))?;
+    let cleared = !entry()?.is_soft_dirty();
     page.store(2);
-    let seen = dirty()?;
-    match (cleared, seen) {
-        (true, true) => Ok(()),
+    let after = entry()?;
+    match (cleared, after.is_soft_dirty()) {
         (_, false) => Err("this kernel has no soft-dirty bits (CONFIG_MEM_SOFT_DIRTY)".to_owned()),
         (false, true) => Err("soft-dirty bits cannot be cleared".to_owned()),
+        (true, true) if after.frame_number().is_none() => {
+            Err("the frame numbers of pages are hidden (CAP_SYS_ADMIN is needed)".to_owned())
+        }
+        (true, true) => Ok(()),
     }
 }

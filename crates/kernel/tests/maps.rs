@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{PAGE, Region, skip};
+use common::{PAGE, Region, needs, skip};
 use nix::libc;
 use pagetide_kernel::maps::{Mapping, MappingName, MapsError, mappings, mappings_with_flags};
 use std::ffi::OsStr;
@@ -193,6 +193,7 @@ fn flags_come_with_the_mapping_they_belong_to() {
 
 #[test]
 fn registration_is_among_the_flags() {
+    needs!(wp_async);
     let region = Region::filled(1, 1);
     let protector = pagetide_kernel::userfaultfd::WriteProtector::of_self().unwrap();
     protector.register(region.start(), PAGE as u64).unwrap();

@@ -7,7 +7,7 @@
 mod common;
 
 use common::child::{Child, execute_self};
-use common::{PAGE, Region, skip};
+use common::{PAGE, Region, needs, skip};
 use nix::libc;
 use pagetide_kernel::memory::{MemoryError, ProcessMemory};
 use pagetide_pages::{PageIndex, PageRange, PageSize};
@@ -138,7 +138,8 @@ fn t26_kernel_data_is_named() {
         assert!(named >= 1 && named <= pages.count().0, "{mapping:x?}");
         seen += 1;
     }
-    assert!(seen >= 2);
+    // Only newer kernels have a second one, [vvar_vclock].
+    assert!(seen >= 1);
 }
 
 #[test]
@@ -179,6 +180,7 @@ fn large_pages_are_read_whole() {
 
 #[test]
 fn a_page_of_a_huge_mapping_is_not_taken_from_elsewhere() {
+    needs!(scan);
     let Some(region) = Region::transparent_huge(1, 1) else {
         return skip(
             "a_page_of_a_huge_mapping_is_not_taken_from_elsewhere",
@@ -270,6 +272,7 @@ fn a_shared_mapping_that_may_not_be_written_is_not() {
 
 #[test]
 fn writes_from_outside_are_seen_as_written() {
+    needs!(wp_async);
     use pagetide_kernel::pagemap_scan::Pagemap;
     let region = numbered();
     let protector = pagetide_kernel::userfaultfd::WriteProtector::of_self().unwrap();

@@ -4,7 +4,7 @@
 mod common;
 
 use common::machine::Machine;
-use common::{PAGE, Region, skip};
+use common::{PAGE, Region, needs, skip};
 use pagetide_kernel::pagemap::{PagemapEntry, ReadEntriesError};
 use pagetide_kernel::pagemap_scan::Pagemap;
 use pagetide_kernel::userfaultfd::WriteProtector;
@@ -46,6 +46,7 @@ fn file_pages_and_shared_pages_are_marked_and_private_copies_are_not() {
 
 #[test]
 fn protection_is_seen_on_pages_and_on_empty_slots() {
+    needs!(wp_async);
     let region = Region::private(3);
     region.store(0, 1);
     let protector = WriteProtector::of_self().unwrap();
@@ -112,6 +113,7 @@ fn a_guard_has_its_bit() {
 
 #[test]
 fn a_swapped_page_has_a_slot_and_keeps_its_protection() {
+    needs!(wp_async);
     let _alone = common::child::without_children();
     let mut machine = Machine::lock();
     if let Err(reason) = machine.swap() {

@@ -5,7 +5,7 @@
 mod common;
 
 use common::child::{Child, run_to_end};
-use common::{PAGE, Region, harvesting, skip};
+use common::{PAGE, Region, harvesting, needs, skip};
 use nix::libc;
 use pagetide_kernel::pagemap_scan::{
     Categories, Pagemap, ScanError, ScanFlags, ScanProgress, ScanRequest, ScannedRange,
@@ -56,6 +56,7 @@ fn two_of_eight() -> (Region, WriteProtector, Pagemap) {
 
 #[test]
 fn reporting_alone_changes_nothing() {
+    needs!(wp_async);
     let (region, _protector, pagemap) = two_of_eight();
     let request = ScanRequest {
         flags: ScanFlags::empty(),
@@ -74,6 +75,7 @@ fn reporting_alone_changes_nothing() {
 
 #[test]
 fn all_of_needs_every_category() {
+    needs!(wp_async);
     let (region, _protector, _) = two_of_eight();
     let request = |all_of| ScanRequest {
         all_of,
@@ -91,6 +93,7 @@ fn all_of_needs_every_category() {
 
 #[test]
 fn any_of_needs_one_category() {
+    needs!(wp_async);
     let (region, _protector, _) = two_of_eight();
     let request = |any_of| ScanRequest {
         any_of,
@@ -113,6 +116,7 @@ fn any_of_needs_one_category() {
 
 #[test]
 fn inverted_flips_a_category_before_matching() {
+    needs!(wp_async);
     let (region, _protector, _) = two_of_eight();
     let request = ScanRequest {
         inverted: Categories::WRITTEN,
@@ -126,6 +130,7 @@ fn inverted_flips_a_category_before_matching() {
 
 #[test]
 fn inversion_does_not_touch_what_is_returned() {
+    needs!(wp_async);
     let (region, _protector, _) = two_of_eight();
     let request = ScanRequest {
         inverted: Categories::WRITTEN,
@@ -142,6 +147,7 @@ fn inversion_does_not_touch_what_is_returned() {
 
 #[test]
 fn ranges_merge_as_long_as_the_returned_categories_are_equal() {
+    needs!(wp_async);
     let (region, _protector, _) = two_of_eight();
     let request = |returned| ScanRequest {
         all_of: Categories::PRESENT,
@@ -157,6 +163,7 @@ fn ranges_merge_as_long_as_the_returned_categories_are_equal() {
 
 #[test]
 fn no_mask_reports_every_mapped_page_and_no_hole() {
+    needs!(wp_async);
     let (region, _protector, _) = tracked(8);
     region.unmap(3..5);
     let request = ScanRequest::over(region.start(), region.end());
@@ -170,6 +177,7 @@ fn no_mask_reports_every_mapped_page_and_no_hole() {
 
 #[test]
 fn present_file_zero_page_and_huge_are_told_apart() {
+    needs!(scan);
     let private = Region::private(3);
     private.store(0, 1);
     assert_eq!(private.load(1), 0);
@@ -222,6 +230,7 @@ fn present_file_zero_page_and_huge_are_told_apart() {
 
 #[test]
 fn wp_allowed_tells_registered_from_not() {
+    needs!(wp_async);
     let _alone = common::child::without_children();
     let region = Region::filled(8, 1);
     let protector = WriteProtector::of_self().unwrap();
@@ -249,6 +258,7 @@ fn wp_allowed_tells_registered_from_not() {
 
 #[test]
 fn harvesting_passes_over_unregistered_mappings_in_silence() {
+    needs!(wp_async);
     let region = Region::filled(8, 1);
     let protector = WriteProtector::of_self().unwrap();
     protector.register(region.start(), 4 * PAGE as u64).unwrap();
@@ -262,6 +272,7 @@ fn harvesting_passes_over_unregistered_mappings_in_silence() {
 
 #[test]
 fn check_with_protect_loses_the_records_before_an_unregistered_mapping() {
+    needs!(wp_async);
     let region = Region::filled(8, 1);
     let protector = WriteProtector::of_self().unwrap();
     protector.register(region.start(), 4 * PAGE as u64).unwrap();
@@ -284,6 +295,7 @@ fn check_with_protect_loses_the_records_before_an_unregistered_mapping() {
 
 #[test]
 fn check_alone_only_fails() {
+    needs!(wp_async);
     let (region, _protector, pagemap) = two_of_eight();
     let request = ScanRequest {
         flags: ScanFlags::CHECK_WP_ASYNC,
@@ -301,6 +313,7 @@ fn check_alone_only_fails() {
 
 #[test]
 fn a_full_vector_stops_the_scan_where_it_can_go_on() {
+    needs!(wp_async);
     let (region, _protector, pagemap) = tracked(16);
     region.take_written(&pagemap);
     (0..16).step_by(2).for_each(|page| region.store(page, 2));
@@ -325,6 +338,7 @@ fn a_full_vector_stops_the_scan_where_it_can_go_on() {
 
 #[test]
 fn what_a_full_vector_left_out_is_not_protected() {
+    needs!(wp_async);
     let (region, _protector, pagemap) = two_of_eight();
     let (reported, progress) = scan_once(&harvesting(region.start(), region.end()), &region, 1);
     assert_eq!(reported.len(), 1);
@@ -334,6 +348,7 @@ fn what_a_full_vector_left_out_is_not_protected() {
 
 #[test]
 fn max_pages_stops_within_a_range_and_protects_no_more() {
+    needs!(wp_async);
     let (region, _protector, pagemap) = tracked(16);
     let request = ScanRequest {
         max_pages: 5,
@@ -348,6 +363,7 @@ fn max_pages_stops_within_a_range_and_protects_no_more() {
 
 #[test]
 fn max_pages_that_is_not_met_ends_at_the_end() {
+    needs!(wp_async);
     let (region, _protector, _) = two_of_eight();
     let request = ScanRequest {
         max_pages: 5,
@@ -361,6 +377,7 @@ fn max_pages_that_is_not_met_ends_at_the_end() {
 
 #[test]
 fn an_undisturbed_walk_ends_at_the_end() {
+    needs!(wp_async);
     let (region, _protector, _) = two_of_eight();
     let (_, progress) = scan_once(&harvesting(region.start(), region.end()), &region, 8);
     assert_eq!((progress.walk_end, progress.complete), (region.end(), true));
@@ -368,6 +385,7 @@ fn an_undisturbed_walk_ends_at_the_end() {
 
 #[test]
 fn with_many_ranges_the_walk_end_may_be_stale_but_the_count_is_not() {
+    needs!(wp_async);
     // The kernel hands ranges out 512 at a time, and may leave `walk_end` at the last such place.
     const PAGES: usize = 4000;
     let (region, _protector, pagemap) = tracked(PAGES);
@@ -382,6 +400,7 @@ fn with_many_ranges_the_walk_end_may_be_stale_but_the_count_is_not() {
 
 #[test]
 fn scan_gives_every_range_once_whatever_the_vector() {
+    needs!(wp_async);
     const PAGES: usize = 3000;
     let (region, _protector, pagemap) = tracked(PAGES);
     for slots in [1, 2, 511, 512, 513, 1500, 1501] {
@@ -405,6 +424,7 @@ fn scan_gives_every_range_once_whatever_the_vector() {
 
 #[test]
 fn an_empty_range_scans_as_nothing() {
+    needs!(wp_async);
     let (region, _protector, pagemap) = tracked(1);
     let mut called = false;
     let request = harvesting(region.start(), region.start());
@@ -416,6 +436,7 @@ fn an_empty_range_scans_as_nothing() {
 
 #[test]
 fn a_request_without_a_vector_is_not_sent() {
+    needs!(wp_async);
     let (region, _protector, pagemap) = tracked(2);
     let answer = pagemap.scan_once(&harvesting(region.start(), region.end()), &mut []);
     assert!(
@@ -431,6 +452,7 @@ fn a_request_without_a_vector_is_not_sent() {
 
 #[test]
 fn unknown_categories_and_flags_and_crooked_addresses_are_refused() {
+    needs!(scan);
     let region = Region::filled(2, 1);
     let pagemap = Pagemap::of_self().unwrap();
     let plain = ScanRequest::over(region.start(), region.end());
@@ -473,6 +495,7 @@ fn unknown_categories_and_flags_and_crooked_addresses_are_refused() {
 
 #[test]
 fn an_end_within_a_page_covers_the_page() {
+    needs!(wp_async);
     let (region, _protector, _) = tracked(2);
     let request = ScanRequest::over(region.start(), region.start() + PAGE as u64 + 1);
     let (reported, _) = scan_once(&request, &region, 4);
@@ -481,6 +504,7 @@ fn an_end_within_a_page_covers_the_page() {
 
 #[test]
 fn addresses_of_the_kernel_are_refused_with_efault() {
+    needs!(scan);
     let pagemap = Pagemap::of_self().unwrap();
     let vsyscall = 0xffff_ffff_ff60_0000;
     let request = ScanRequest::over(vsyscall, vsyscall + PAGE as u64);
@@ -494,6 +518,7 @@ fn addresses_of_the_kernel_are_refused_with_efault() {
 
 #[test]
 fn an_empty_slot_reads_written_until_it_is_protected_and_then_swapped() {
+    needs!(wp_async);
     let region = Region::private(4);
     let protector = WriteProtector::of_self().unwrap();
     protector.register(region.start(), 4 * PAGE as u64).unwrap();
@@ -516,6 +541,7 @@ fn an_empty_slot_reads_written_until_it_is_protected_and_then_swapped() {
 
 #[test]
 fn zapped_page_tables_and_huge_pages_read_written() {
+    needs!(wp_async);
     // Dropping 2 MiB at once takes the page table away: no entry is left to carry the news.
     let plain = Region::filled(2048, 1);
     let huge = Region::transparent_huge(4, 1);
@@ -576,6 +602,7 @@ fn every_known_category_is_accepted_in_every_mask() {
 
 #[test]
 fn an_intact_huge_page_is_protected_as_one_and_a_store_splits_it() {
+    needs!(wp_async);
     let Some(region) = Region::transparent_huge(2, 1) else {
         return skip(
             "an_intact_huge_page_is_protected_as_one_and_a_store_splits_it",
@@ -603,6 +630,7 @@ fn an_intact_huge_page_is_protected_as_one_and_a_store_splits_it() {
 
 #[test]
 fn part_of_a_huge_page_can_be_protected() {
+    needs!(wp_async);
     let Some(region) = Region::transparent_huge(1, 1) else {
         return skip("part_of_a_huge_page_can_be_protected", "no huge pages");
     };
@@ -620,6 +648,7 @@ fn part_of_a_huge_page_can_be_protected() {
 
 #[test]
 fn another_process_is_scanned_by_its_own_pagemap() {
+    needs!(scan);
     let region = Region::filled(4, 1);
     let child = Child::run(|board| {
         region.unmap(2..4);
@@ -640,6 +669,7 @@ fn another_process_is_scanned_by_its_own_pagemap() {
 
 #[test]
 fn a_dead_address_space_scans_as_gone_or_as_empty() {
+    needs!(scan);
     // Newer kernels answer ESRCH, older ones report nothing at all and no error.
     let region = Region::filled(4, 1);
     let child = Child::run(|board| board.tell(0, 1));

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{PAGE, Region};
+use common::{PAGE, Region, needs};
 use pagetide_kernel::pagemap_scan::{Categories, Pagemap, ScanRequest, ScannedRange};
 use pagetide_kernel::probe::{Probe, known_categories};
 use pagetide_kernel::userfaultfd::WriteProtector;
@@ -20,6 +20,7 @@ fn probe_alone() -> (std::sync::MutexGuard<'static, ()>, Probe) {
 /// T19: newer categories are refused by older kernels, and one such bit fails the whole scan.
 #[test]
 fn t19_the_known_categories_are_those_that_scan() {
+    needs!(scan);
     let region = Region::filled(1, 1);
     let pagemap = Pagemap::of_self().unwrap();
     let accepts = |categories| {

@@ -8,7 +8,7 @@ mod common;
 use common::aio::SlowFile;
 use common::machine::Machine;
 use common::ring::Ring;
-use common::{PAGE, Region, skip};
+use common::{PAGE, Region, needs, skip};
 use nix::libc;
 use pagetide_kernel::maps::mappings;
 use pagetide_kernel::pagemap_scan::{Categories, Pagemap};
@@ -31,6 +31,7 @@ fn harvested(region: &Region) -> (WriteProtector, Pagemap) {
 
 #[test]
 fn t07_a_hole_punched_into_shared_memory_reads_not_written() {
+    needs!(wp_async);
     let file = common::memfd("holes", 8);
     let region = Region::of_file(&file, 8, true);
     region.fill(0..8, 5);
@@ -43,6 +44,7 @@ fn t07_a_hole_punched_into_shared_memory_reads_not_written() {
 
 #[test]
 fn t07_truncating_and_extending_shared_memory_reads_not_written() {
+    needs!(wp_async);
     let file = common::memfd("truncated", 8);
     let region = Region::of_file(&file, 8, true);
     region.fill(0..8, 5);
@@ -57,6 +59,7 @@ fn t07_truncating_and_extending_shared_memory_reads_not_written() {
 
 #[test]
 fn t08_a_write_to_the_object_reads_not_written() {
+    needs!(wp_async);
     let file = common::memfd("written", 8);
     let region = Region::of_file(&file, 8, true);
     region.fill(0..8, 5);
@@ -68,6 +71,7 @@ fn t08_a_write_to_the_object_reads_not_written() {
 
 #[test]
 fn t08_a_store_through_another_mapping_reads_not_written() {
+    needs!(wp_async);
     let file = common::memfd("twice", 8);
     let region = Region::of_file(&file, 8, true);
     region.fill(0..8, 5);
@@ -80,6 +84,7 @@ fn t08_a_store_through_another_mapping_reads_not_written() {
 
 #[test]
 fn t08_a_store_by_another_process_reads_not_written() {
+    needs!(wp_async);
     let region = Region::shared(8);
     region.fill(0..8, 5);
     let (_protector, pagemap) = harvested(&region);
@@ -96,6 +101,7 @@ fn t08_a_store_by_another_process_reads_not_written() {
 
 #[test]
 fn t27_a_private_copy_that_is_dropped_reads_not_written() {
+    needs!(wp_async);
     let file = common::file_of(8, b'f');
     let region = Region::of_file(&file, 8, false);
     region.fill(0..4, b'w');
@@ -117,6 +123,7 @@ fn t27_a_private_copy_that_is_dropped_reads_not_written() {
 
 #[test]
 fn t27_a_private_copy_that_is_truncated_away_reads_not_written() {
+    needs!(wp_async);
     let file = common::file_of(8, b'f');
     let region = Region::of_file(&file, 8, false);
     region.fill(0..8, b'w');
@@ -130,6 +137,7 @@ fn t27_a_private_copy_that_is_truncated_away_reads_not_written() {
 
 #[test]
 fn t27_a_change_of_the_file_reads_not_written_in_a_private_mapping() {
+    needs!(wp_async);
     let file = common::file_of(8, b'f');
     let region = Region::of_file(&file, 8, false);
     let (_protector, pagemap) = harvested(&region);
@@ -142,6 +150,7 @@ fn t27_a_change_of_the_file_reads_not_written_in_a_private_mapping() {
 
 #[test]
 fn t27_a_private_copy_of_a_memfd_that_is_dropped_reads_not_written() {
+    needs!(wp_async);
     let region = Region::of_file(&common::memfd("private", 2), 2, false);
     region.fill(0..2, b'w');
     let (_protector, pagemap) = harvested(&region);
@@ -152,6 +161,7 @@ fn t27_a_private_copy_of_a_memfd_that_is_dropped_reads_not_written() {
 
 #[test]
 fn t28_private_hugetlb_that_is_dropped_reads_not_written() {
+    needs!(wp_async);
     let mut machine = Machine::lock();
     if let Err(reason) = machine.huge_pages(4) {
         return skip(
@@ -186,6 +196,7 @@ fn ring_or_skip(test: &str, ring: std::io::Result<Ring>) -> Option<Ring> {
 
 #[test]
 fn t09_a_read_into_a_fixed_buffer_reads_not_written_and_fdinfo_lists_it() {
+    needs!(wp_async);
     let test = "t09_a_read_into_a_fixed_buffer_reads_not_written_and_fdinfo_lists_it";
     let region = Region::filled(8, 5);
     let Some(mut ring) = ring_or_skip(test, Ring::new()) else {
@@ -210,6 +221,7 @@ fn t09_a_read_into_a_fixed_buffer_reads_not_written_and_fdinfo_lists_it() {
 
 #[test]
 fn t09_a_read_into_an_ordinary_buffer_is_seen() {
+    needs!(wp_async);
     let test = "t09_a_read_into_an_ordinary_buffer_is_seen";
     let region = Region::filled(8, 5);
     let Some(mut ring) = ring_or_skip(test, Ring::new()) else {
@@ -257,6 +269,7 @@ fn t29_completions_in_memory_handed_to_a_ring_read_not_written_and_are_listed_no
 
 #[test]
 fn t30_a_direct_read_under_way_over_a_harvest_reads_not_written() {
+    needs!(wp_async);
     let test = "t30_a_direct_read_under_way_over_a_harvest_reads_not_written";
     let slow = match SlowFile::mount() {
         Ok(slow) => slow,

@@ -5,7 +5,7 @@ mod common;
 
 use common::child::{Child, create_userfaultfd};
 use common::machine::Machine;
-use common::{HUGE, PAGE, READ_WRITE, Region, skip};
+use common::{HUGE, PAGE, READ_WRITE, Region, needs, skip};
 use nix::libc;
 use pagetide_kernel::maps::{MappingName, mappings};
 use pagetide_kernel::pagemap_scan::{Categories, Pagemap};
@@ -27,6 +27,7 @@ fn is_registered(region: &Region, page: usize) -> bool {
 
 #[test]
 fn every_ordinary_mapping_registers_and_is_tracked() {
+    needs!(wp_async);
     let file = common::file_of(4, 1);
     let memfd = common::memfd("tracked", 4);
     let private = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
@@ -69,6 +70,7 @@ fn every_ordinary_mapping_registers_and_is_tracked() {
 
 #[test]
 fn mappings_without_permissions_register() {
+    needs!(wp_async);
     let region = Region::filled(4, 1);
     for protection in [libc::PROT_NONE, libc::PROT_READ, libc::PROT_EXEC] {
         region.protect(0..4, protection);
@@ -79,6 +81,7 @@ fn mappings_without_permissions_register() {
 
 #[test]
 fn hugetlb_registers_and_is_tracked_in_its_own_pages() {
+    needs!(wp_async);
     let mut machine = Machine::lock();
     if let Err(reason) = machine.huge_pages(4) {
         return skip("hugetlb_registers_and_is_tracked_in_its_own_pages", &reason);
@@ -112,6 +115,7 @@ fn hugetlb_registers_and_is_tracked_in_its_own_pages() {
 
 #[test]
 fn kernel_mappings_do_not_register() {
+    needs!(wp_async);
     let maps = mappings(std::process::id().cast_signed()).unwrap();
     let protector = WriteProtector::of_self().unwrap();
     let mut seen = 0;
@@ -128,6 +132,7 @@ fn kernel_mappings_do_not_register() {
 
 #[test]
 fn rings_the_kernel_writes_to_do_not_register() {
+    needs!(wp_async);
     let ring = match common::ring::Ring::new() {
         Ok(ring) => ring,
         Err(error) => {
@@ -147,6 +152,7 @@ fn rings_the_kernel_writes_to_do_not_register() {
 
 #[test]
 fn nothing_mapped_does_not_register() {
+    needs!(wp_async);
     let region = Region::filled(4, 1);
     region.unmap(0..4);
     let protector = WriteProtector::of_self().unwrap();
@@ -159,6 +165,7 @@ fn nothing_mapped_does_not_register() {
 
 #[test]
 fn a_hole_in_the_range_does_not_hinder() {
+    needs!(wp_async);
     let region = Region::filled(4, 1);
     region.unmap(1..2);
     let (_protector, _) = protect(&region);
@@ -167,6 +174,7 @@ fn a_hole_in_the_range_does_not_hinder() {
 
 #[test]
 fn registering_again_keeps_what_is_known() {
+    needs!(wp_async);
     let region = Region::filled(4, 1);
     let (protector, pagemap) = protect(&region);
     region.take_written(&pagemap);
@@ -177,6 +185,7 @@ fn registering_again_keeps_what_is_known() {
 
 #[test]
 fn one_refusal_fails_the_whole_range_and_changes_nothing() {
+    needs!(wp_async);
     let _alone = common::child::without_children();
     let region = Region::filled(4, 1);
     let other = WriteProtector::of_self().unwrap();
@@ -196,6 +205,7 @@ fn one_refusal_fails_the_whole_range_and_changes_nothing() {
 
 #[test]
 fn unregistering_ends_tracking_and_forgets() {
+    needs!(wp_async);
     let region = Region::filled(4, 1);
     let (protector, pagemap) = protect(&region);
     region.take_written(&pagemap);
@@ -211,6 +221,7 @@ fn unregistering_ends_tracking_and_forgets() {
 
 #[test]
 fn closing_the_last_fd_lets_the_process_run_on() {
+    needs!(wp_async);
     let _alone = common::child::without_children();
     let region = Region::filled(4, 1);
     let (protector, pagemap) = protect(&region);
@@ -223,6 +234,7 @@ fn closing_the_last_fd_lets_the_process_run_on() {
 
 #[test]
 fn mapping_over_drops_the_registration() {
+    needs!(wp_async);
     let region = Region::filled(4, 1);
     let (_protector, _) = protect(&region);
     region.replace(1..3);
@@ -232,6 +244,7 @@ fn mapping_over_drops_the_registration() {
 
 #[test]
 fn moving_drops_the_registration() {
+    needs!(wp_async);
     let region = Region::filled(4, 1);
     let target = Region::private(4);
     let (_protector, _) = protect(&region);
@@ -242,6 +255,7 @@ fn moving_drops_the_registration() {
 
 #[test]
 fn moving_without_unmapping_leaves_written_slots_behind() {
+    needs!(wp_async);
     let plain = Region::filled(2048, 1);
     let huge = Region::transparent_huge(4, 1);
     for region in [Some(plain), huge].into_iter().flatten() {
@@ -260,6 +274,7 @@ fn moving_without_unmapping_leaves_written_slots_behind() {
 
 #[test]
 fn growing_in_place_keeps_the_registration_and_the_tail_reads_written() {
+    needs!(wp_async);
     let region = Region::filled(4, 1);
     let (_protector, pagemap) = protect(&region);
     region.take_written(&pagemap);
@@ -271,6 +286,7 @@ fn growing_in_place_keeps_the_registration_and_the_tail_reads_written() {
 
 #[test]
 fn shrinking_and_growing_again_reads_written() {
+    needs!(wp_async);
     let region = Region::filled(2048, 1);
     let (_protector, pagemap) = protect(&region);
     region.take_written(&pagemap);
@@ -284,6 +300,7 @@ fn shrinking_and_growing_again_reads_written() {
 
 #[test]
 fn a_stack_that_grows_takes_its_registration_along() {
+    needs!(wp_async);
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     let region = Region::map(64 * PAGE, READ_WRITE, flags, None).unwrap();
     region.replace_with(63..64, READ_WRITE, flags | libc::MAP_GROWSDOWN);
@@ -299,6 +316,7 @@ fn a_stack_that_grows_takes_its_registration_along() {
 
 #[test]
 fn changing_permissions_loses_nothing() {
+    needs!(wp_async);
     let region = Region::filled(4, 1);
     let (_protector, pagemap) = protect(&region);
     region.take_written(&pagemap);
@@ -312,6 +330,7 @@ fn changing_permissions_loses_nothing() {
 
 #[test]
 fn advice_that_keeps_the_content_loses_nothing() {
+    needs!(wp_async);
     let region = Region::filled(8, 1);
     let (_protector, pagemap) = protect(&region);
     region.take_written(&pagemap);
@@ -335,6 +354,7 @@ fn advice_that_keeps_the_content_loses_nothing() {
 
 #[test]
 fn fork_leaves_the_parent_tracked_and_the_child_not() {
+    needs!(wp_async);
     let region = Region::filled(8, 1);
     let (_protector, pagemap) = protect(&region);
     region.take_written(&pagemap);
@@ -360,6 +380,7 @@ fn fork_leaves_the_parent_tracked_and_the_child_not() {
 
 #[test]
 fn a_userfaultfd_inherited_by_fork_still_means_the_parent() {
+    needs!(wp_async);
     let region = Region::filled(2, 1);
     let child = Child::run(|board| {
         board.tell(1, create_userfaultfd());
@@ -378,6 +399,7 @@ fn a_userfaultfd_inherited_by_fork_still_means_the_parent() {
 
 #[test]
 fn of_a_dead_address_space_registering_and_marking_say_gone() {
+    needs!(wp_async);
     let region = Region::filled(2, 1);
     let child = Child::run(|board| board.tell(0, create_userfaultfd()));
     let protector = WriteProtector::enable(child.fetch(child.wait(0))).unwrap();
@@ -393,6 +415,7 @@ fn of_a_dead_address_space_registering_and_marking_say_gone() {
 
 #[test]
 fn enabling_works_once() {
+    needs!(wp_async);
     let child = Child::run(|board| board.tell(0, create_userfaultfd()));
     let fd = child.wait(0);
     WriteProtector::enable(child.fetch(fd)).unwrap();
@@ -410,6 +433,7 @@ fn enabling_works_once() {
 
 #[test]
 fn mark_written_reaches_pages_empty_slots_huge_pages_and_the_zero_page() {
+    needs!(wp_async);
     let region = Region::private(4);
     region.store(0, 1);
     assert_eq!(region.load(1), 0);
@@ -438,6 +462,7 @@ fn mark_written_reaches_pages_empty_slots_huge_pages_and_the_zero_page() {
 
 #[test]
 fn mark_written_reaches_shared_and_file_pages() {
+    needs!(wp_async);
     let file = common::file_of(4, 1);
     for region in [
         Region::shared(4),
@@ -475,6 +500,7 @@ fn mark_written_does_not_reach_guards() {
 
 #[test]
 fn mark_written_needs_registered_mappings() {
+    needs!(wp_async);
     let region = Region::filled(4, 1);
     let (protector, pagemap) = protect(&region);
     region.take_written(&pagemap);
@@ -493,6 +519,7 @@ fn mark_written_needs_registered_mappings() {
 
 #[test]
 fn swap_keeps_what_is_known_and_mark_written_reaches_it() {
+    needs!(wp_async);
     let _alone = common::child::without_children();
     let mut machine = Machine::lock();
     if let Err(reason) = machine.swap() {
@@ -535,6 +562,7 @@ fn swap_keeps_what_is_known_and_mark_written_reaches_it() {
 
 #[test]
 fn a_freed_page_reads_written_once_it_is_reclaimed() {
+    needs!(wp_async);
     let _alone = common::child::without_children();
     let mut machine = Machine::lock();
     if let Err(reason) = machine.swap() {
@@ -566,6 +594,7 @@ fn a_freed_page_reads_written_once_it_is_reclaimed() {
 
 #[test]
 fn merging_equal_pages_loses_no_write() {
+    needs!(wp_async);
     let _alone = common::child::without_children();
     let mut machine = Machine::lock();
     let settings = [
@@ -614,6 +643,7 @@ fn merging_equal_pages_loses_no_write() {
 
 #[test]
 fn stores_by_the_kernel_through_the_page_table_are_seen() {
+    needs!(wp_async);
     use std::io::{Read, Write};
     use std::os::unix::fs::FileExt;
     let region = Region::filled(8, 1);

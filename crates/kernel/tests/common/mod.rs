@@ -8,6 +8,7 @@ pub mod aio;
 pub mod child;
 pub mod machine;
 pub mod ring;
+pub mod watched;
 
 use nix::libc;
 use pagetide_kernel::pagemap_scan::{Categories, Pagemap, ScanFlags, ScanRequest, ScannedRange};
@@ -40,6 +41,47 @@ mod skipped;
 #[track_caller]
 pub fn skip(test: &str, reason: &str) {
     skipped::skipped(test, reason);
+}
+
+/// Ends a test here, saying so, if this kernel lacks what it is about: `needs!(scan)` or `needs!(wp_async)`.
+macro_rules! needs {
+    ($what:ident) => {
+        if let Some(lack) = $crate::common::lacks::$what() {
+            fn here() {}
+            return $crate::common::skip_by_path(std::any::type_name_of_val(&here), lack);
+        }
+    };
+}
+pub(crate) use needs;
+
+/// What this kernel lacks, found out by asking it for it. Nothing here clears soft-dirty bits.
+pub mod lacks {
+    use pagetide_kernel::{probe::known_categories, userfaultfd::WriteProtector};
+    use std::sync::OnceLock;
+
+    /// PAGEMAP_SCAN.
+    pub fn scan() -> Option<&'static str> {
+        static LACK: OnceLock<bool> = OnceLock::new();
+        let lack = *LACK.get_or_init(|| known_categories().is_empty());
+        lack.then_some("no PAGEMAP_SCAN")
+    }
+
+    /// Asynchronous write-protection, and PAGEMAP_SCAN.
+    pub fn wp_async() -> Option<&'static str> {
+        static LACK: OnceLock<Option<String>> = OnceLock::new();
+        let lack = LACK.get_or_init(|| {
+            let refused = WriteProtector::of_self().err();
+            refused.map(|error| format!("no asynchronous write-protection: {error}"))
+        });
+        scan().or(lack.as_deref())
+    }
+}
+
+/// As [`skip`], for the test whose inner function has this path: `program::test::inner`.
+#[track_caller]
+pub fn skip_by_path(path: &str, reason: &str) {
+    let inner = path.rsplit_once("::").map_or(path, |(outer, _)| outer);
+    skip(inner.split_once("::").map_or(inner, |(_, test)| test), reason);
 }
 
 const SLOT: u64 = 1 << 30;
