@@ -34,6 +34,7 @@ fn check(view: &View, model: &Pages) {
                 PageContent::Zero => (PageState::Zero, 0),
                 PageContent::Guard => (PageState::Guard, 0),
                 PageContent::Unbacked => (PageState::Unbacked, 0),
+                PageContent::File(_) => (PageState::File, 0),
             };
             found.insert(page.0, what);
         }

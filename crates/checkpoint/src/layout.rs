@@ -151,6 +151,7 @@ pub(crate) fn region(
                 inode: mapping.inode,
                 size_bytes: facts.size_bytes,
                 modified_ns: facts.modified_ns,
+                build_id: Vec::new(),
             }
         }
     };
@@ -169,6 +170,7 @@ pub(crate) fn region(
         name: display_name(mapping),
         advice,
         capture,
+        shows: None,
     }
 }
 

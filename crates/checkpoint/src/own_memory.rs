@@ -267,7 +267,7 @@ impl OwnMemory {
                 let (wanted, step) = match content {
                     PageContent::Bytes(bytes) => (bytes, SIZE.len()),
                     PageContent::Zero => (&zeros[..], 0),
-                    PageContent::Guard | PageContent::Unbacked => return Ok(()),
+                    PageContent::Guard | PageContent::Unbacked | PageContent::File(_) => return Ok(()),
                 };
                 for (number, page) in pages.pages().enumerate() {
                     let bytes = &wanted[number * step..][..SIZE.len()];

@@ -35,6 +35,7 @@ fn spaces(heap_end: u64) -> Result<Vec<Space>, Box<dyn std::error::Error>> {
             inode: 123456,
             size_bytes: 26936,
             modified_ns: -1_500_000_000,
+            build_id: Vec::new(),
         },
         ..Region::anonymous(pages(0x20, 0x21))
     };

@@ -195,6 +195,16 @@ pub enum ReadError {
         /// The first byte of the page.
         address: u64,
     },
+    /// The bytes of the page are those of a file, and not in the store.
+    #[error("snapshot {snapshot}: space {space}: the page at {address:#x} has its bytes in a file")]
+    InFile {
+        /// Which snapshot.
+        snapshot: SnapshotId,
+        /// The name of the space.
+        space: String,
+        /// The first byte of the page.
+        address: u64,
+    },
     /// The buffer does not have the size of a page.
     #[error("a buffer of {expected} bytes is needed for a page, not one of {found}")]
     WrongBuffer {

@@ -51,7 +51,7 @@ mod writer;
 pub use error::{LockError, OpenError, ReadError, WriteError};
 pub use model::{
     Attachment, Backing, Capture, ContentHash, PageHash, PageState, Protection, Region, Sharing,
-    SnapshotId, SnapshotInfo, SnapshotKind, Space, StoreId,
+    Shown, SnapshotId, SnapshotInfo, SnapshotKind, Space, StoreId,
 };
 pub use options::{DEFAULT_FRAME_BYTES, WriteCounters, WriteOptions};
 pub use storage::{DirectoryStorage, MemoryStorage, Storage};

@@ -1,7 +1,7 @@
 //! What a snapshot holds, as values: ids, spaces, regions, page states. No bytes on disk here (see
 //! `format`), and nothing of how pages are found (see `view`).
 
-use pagetide_pages::{PageCount, PageRange, PageSize};
+use pagetide_pages::{PageCount, PageIndex, PageRange, PageSize};
 use std::fmt;
 
 /// The number of a snapshot in its store: 1 for the first, counting up, never used twice.
@@ -92,6 +92,19 @@ pub struct Region {
     pub advice: Vec<String>,
     /// Whether the snapshot holds the contents.
     pub capture: Capture,
+    /// What its pages with the state [`PageState::Shown`] show.
+    pub shows: Option<Shown>,
+}
+
+/// Pages of another space of the same snapshot, which a region shows: page `p` of the region shows
+/// the page `first_page + (p - start of the region)` of that space. The space has the same page size,
+/// and its own regions show nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// The name of the space.
+    pub space: String,
+    /// Its page that the first page of the region shows.
+    pub first_page: PageIndex,
 }
 
 impl Region {
@@ -109,6 +122,7 @@ impl Region {
             name: String::new(),
             advice: Vec::new(),
             capture: Capture::Captured,
+            shows: None,
         }
     }
 }
@@ -152,6 +166,8 @@ pub enum Backing {
         size_bytes: u64,
         /// When the file was last modified, in nanoseconds since 1970.
         modified_ns: i64,
+        /// The GNU build-id, if the file is an ELF file that has one; otherwise empty.
+        build_id: Vec<u8>,
     },
     /// A shared memory object (a memfd, shared anonymous memory, tmpfs or System V memory).
     SharedMemory {
@@ -200,6 +216,12 @@ pub enum PageState {
     Guard,
     /// The page is mapped but can have no content, as past the end of a file.
     Unbacked,
+    /// The page is what its region shows. A writer is told this; a view is asked what that is, and
+    /// never answers so.
+    Shown,
+    /// The page has the bytes that the file of its region has at that place. The store has their hash
+    /// and not the bytes.
+    File,
 }
 
 /// Whether a snapshot stands alone.

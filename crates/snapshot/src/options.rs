@@ -17,6 +17,9 @@ pub struct WriteOptions {
     pub elide_unchanged: bool,
     /// How many bytes of pages are compressed together: one page at least, 4 MiB at most.
     pub frame_bytes: usize,
+    /// Whether a page is stored only once if several pages of the snapshot have its bytes, in any of
+    /// its spaces with that page size. It takes some 50 bytes of memory for each stored page.
+    pub deduplicate: bool,
 }
 
 impl Default for WriteOptions {
@@ -26,6 +29,7 @@ impl Default for WriteOptions {
             threads: 0,
             elide_unchanged: true,
             frame_bytes: DEFAULT_FRAME_BYTES,
+            deduplicate: false,
         }
     }
 }
@@ -42,6 +46,10 @@ pub struct WriteCounters {
     pub zero_pages: PageCount,
     /// Of these, pages left out because the parent has the same bytes.
     pub elided_pages: PageCount,
+    /// Of these, pages not stored again because another page of the snapshot has the same bytes.
+    pub deduplicated_pages: PageCount,
+    /// Pages given to `put_file_pages`.
+    pub file_pages: PageCount,
     /// Bytes in the file so far.
     pub stored_bytes: u64,
 }

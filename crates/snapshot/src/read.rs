@@ -79,7 +79,7 @@ impl View {
             match content {
                 PageContent::Bytes(bytes) => buffer.copy_from_slice(bytes),
                 PageContent::Zero => buffer.fill(0),
-                PageContent::Guard | PageContent::Unbacked => return Ok(()),
+                PageContent::Guard | PageContent::Unbacked | PageContent::File(_) => return Ok(()),
             }
             filled = true;
             Ok::<(), ReadError>(())
@@ -209,6 +209,7 @@ impl Piece {
             PageState::Zero => PageContent::Zero,
             PageState::Guard => PageContent::Guard,
             PageState::Unbacked => PageContent::Unbacked,
+            PageState::Shown | PageState::File => PageContent::File(&[]),
             PageState::Data => {
                 let start = self.position as usize * page_bytes;
                 let length = self.pages.count().0 as usize * page_bytes;

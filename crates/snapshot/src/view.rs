@@ -48,6 +48,9 @@ pub enum PageContent<'a> {
     Guard,
     /// None of its pages can have content.
     Unbacked,
+    /// All its pages have the bytes that the file of their region has there; these are the hashes of
+    /// the pages, one after another.
+    File(&'a [PageHash]),
 }
 
 impl View {
@@ -243,7 +246,7 @@ impl Inner {
                 Some(self.layers[run.layer as usize].index.hashes[ordinal as usize])
             }
             PageState::Zero => Some(self.zero_hashes[space]),
-            PageState::Guard | PageState::Unbacked => None,
+            _ => None,
         }
     }
 

@@ -223,6 +223,19 @@ impl SnapshotWriter {
         Ok(())
     }
 
+    /// Says that the pages of `space` from `first` on, of which each has a hash in `hashes`, have the
+    /// bytes that the file of their region has at their place. Only regions backed by a file have
+    /// such pages.
+    pub fn put_file_pages(
+        &mut self,
+        space: usize,
+        first: PageIndex,
+        hashes: &[PageHash],
+    ) -> Result<(), WriteError> {
+        let pages = PageRange::with_count(first, PageCount(hashes.len() as u64));
+        self.put_state(space, pages, PageState::File)
+    }
+
     /// Finishes the snapshot: it is durable when this returns. Every page of every captured region
     /// must have been put, now or in an ancestor. After an error there is no such snapshot.
     pub fn commit(mut self) -> Result<View, WriteError> {

@@ -124,7 +124,7 @@ impl Contents {
     ) -> Result<(), RollbackError> {
         let guards = guards(now.pagemap, pages)?;
         match state {
-            PageState::Unbacked => return Ok(()),
+            PageState::Unbacked | PageState::Shown | PageState::File => return Ok(()),
             PageState::Guard => {
                 let wanted = PageSet::from(pages).subtract(&guards);
                 self.guard.extend(wanted.ranges().iter().copied());

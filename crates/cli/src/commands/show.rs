@@ -90,6 +90,7 @@ pub fn region(region: &Region, size: PageSize) -> RegionAnswer {
                 inode,
                 size_bytes,
                 modified_ns,
+                build_id: _,
             } => BackingAnswer::File {
                 path: path(bytes),
                 offset_bytes: *offset_bytes,

@@ -15,6 +15,8 @@ const DATA: u16 = 1;
 const ZERO: u16 = 2;
 const GUARD: u16 = 3;
 const UNBACKED: u16 = 4;
+const SHOWN: u16 = 5;
+const FILE: u16 = 6;
 
 /// Pages with one state. The stored pages of a file are numbered; `ordinal` is the number of the
 /// first, 0 if the state is not `Data`.
@@ -72,6 +74,8 @@ impl Index {
                 PageState::Zero => ZERO,
                 PageState::Guard => GUARD,
                 PageState::Unbacked => UNBACKED,
+                PageState::Shown => SHOWN,
+                PageState::File => FILE,
             };
             bytes.extend_from_slice(&run.space.to_le_bytes());
             bytes.extend_from_slice(&state.to_le_bytes());

@@ -285,6 +285,7 @@ fn region_record(region: &Region) -> RegionRecord {
             inode,
             size_bytes,
             modified_ns,
+            build_id: _,
         } => {
             record.backing = FILE;
             record.path.clone_from(path);
@@ -341,6 +342,7 @@ fn region(record: RegionRecord) -> Result<Region, FormatError> {
             inode: record.inode,
             size_bytes: record.size_bytes,
             modified_ns: record.modified_ns,
+            build_id: Vec::new(),
         },
         SHARED_MEMORY => Backing::SharedMemory {
             path: record.path,
@@ -362,5 +364,6 @@ fn region(record: RegionRecord) -> Result<Region, FormatError> {
         name: record.name,
         advice: record.advice,
         capture,
+        shows: None,
     })
 }

@@ -159,6 +159,7 @@ fn check_view(view: &View, model: &Pages) {
                 None => (None, None, None),
                 Some(Content::Guard) => (Some(PageState::Guard), None, None),
                 Some(Content::Unbacked) => (Some(PageState::Unbacked), None, None),
+                Some(Content::File(hash)) => (Some(PageState::File), Some(*hash), None),
                 Some(Content::Zero) => {
                     let zeros = vec![0; length];
                     (
@@ -190,6 +191,7 @@ fn check_view(view: &View, model: &Pages) {
                     PageContent::Zero => Content::Zero,
                     PageContent::Guard => Content::Guard,
                     PageContent::Unbacked => Content::Unbacked,
+                    PageContent::File(hashes) => Content::File(hashes[number]),
                 };
                 assert_eq!(Some(&content), model.get(&page.0));
             }

@@ -58,6 +58,7 @@ pub enum Content {
     Zero,
     Guard,
     Unbacked,
+    File(PageHash),
 }
 
 impl Content {
@@ -80,6 +81,7 @@ pub fn contents(view: &View, space: usize) -> Result<BTreeMap<u64, Content>, Rea
                 PageContent::Zero => Content::Zero,
                 PageContent::Guard => Content::Guard,
                 PageContent::Unbacked => Content::Unbacked,
+                PageContent::File(hashes) => Content::File(hashes[number]),
             };
             assert!(found.insert(page.0, content).is_none(), "a page came twice");
         }
@@ -129,6 +131,7 @@ pub fn small_chain() -> (MemoryStorage, Store) {
             inode: 77,
             size_bytes: 99999,
             modified_ns: -3,
+            build_id: vec![],
         },
         advice: vec!["hugepage".into(), "dontfork".into()],
         name: "text".into(),

@@ -97,10 +97,12 @@ fn the_full_snapshot_is_what_it_was() {
             inode: 123456,
             size_bytes: 26936,
             modified_ns: -1_500_000_000,
+            build_id: vec![],
         },
         name: String::new(),
         advice: vec![],
         capture: Capture::Captured,
+        shows: None,
     };
     assert_eq!(mem.regions[1], text);
     assert_eq!(mem.regions[2].backing, Backing::Kernel);
