@@ -9,13 +9,19 @@
 compile_error!("pagetide knows the kernel interfaces of Linux on x86-64 only");
 
 pub mod clear_refs;
+mod frame_file;
+pub mod kpagecgroup;
+pub mod kpagecount;
+pub mod kpageflags;
 pub mod lease;
 pub mod maps;
 pub mod memory;
+pub mod numa_maps;
 pub mod pagemap;
 pub mod pagemap_scan;
 pub mod pidfd;
 pub mod probe;
 pub mod ptrace;
 pub mod scan_by_entries;
+pub mod smaps;
 pub mod userfaultfd;

@@ -76,7 +76,7 @@ impl Mapping {
     }
 
     /// One line of `maps`, without its newline; `None` if it is not as proc_pid_maps(5) says.
-    fn from_line(line: &[u8]) -> Option<Mapping> {
+    pub(crate) fn from_line(line: &[u8]) -> Option<Mapping> {
         let mut fields = line.splitn(6, |byte| *byte == b' ');
         let mut field = || fields.next().and_then(|bytes| str::from_utf8(bytes).ok());
         let (start, end) = field()?.split_once('-')?;
