@@ -472,10 +472,12 @@ pub fn harvesting(start: u64, end: u64) -> ScanRequest {
     }
 }
 
-/// All categories of the page at `address`; empty if nothing is mapped there.
+/// All categories of the page at `address`, but for soft-dirty, which some kernels have and which is set
+/// in any new mapping; empty if nothing is mapped there.
 pub fn state_of(pagemap: &Pagemap, address: u64) -> Categories {
+    let known = pagetide_kernel::probe::known_categories();
     let request = ScanRequest {
-        returned: pagetide_kernel::probe::known_categories(),
+        returned: known.difference(Categories::SOFT_DIRTY),
         ..ScanRequest::over(address, address + PAGE as u64)
     };
     let vector = &mut [ScannedRange::EMPTY; 2];
