@@ -15,8 +15,12 @@ use std::sync::{Mutex, OnceLock};
 /// So long a target may stay silent before a test gives it up.
 const PATIENCE_SECONDS: i64 = 120;
 
-/// The program `targets/<name>.c`, compiled. Each is compiled once in a run.
+/// The program `targets/<name>.c`, compiled. Each is compiled once in a run, unless `PAGETIDE_TARGETS`
+/// names a directory that holds all of them, for a machine without a compiler.
 pub fn compiled(name: &str) -> PathBuf {
+    if let Some(directory) = std::env::var_os("PAGETIDE_TARGETS") {
+        return Path::new(&directory).join(name);
+    }
     static DIRECTORY: OnceLock<tempfile::TempDir> = OnceLock::new();
     static PROGRAMS: Mutex<Option<HashMap<String, PathBuf>>> = Mutex::new(None);
     let directory = DIRECTORY.get_or_init(|| {

@@ -15,8 +15,12 @@ use pagetide_process::{ProcessIdentity, StopOptions, StoppedProcess};
 /// Longer than anything here takes on a busy machine; reached only by a hang.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The compiled program `targets/NAME.c`.
+/// The compiled program `targets/NAME.c`. `PAGETIDE_LIVE_TARGETS` names a directory that holds all of
+/// them, for a machine without a compiler.
 pub fn program(name: &str) -> PathBuf {
+    if let Some(directory) = std::env::var_os("PAGETIDE_LIVE_TARGETS") {
+        return PathBuf::from(directory).join(name);
+    }
     static COMPILED: OnceLock<Mutex<HashMap<String, PathBuf>>> = OnceLock::new();
     let mut compiled = COMPILED
         .get_or_init(Mutex::default)
