@@ -1,0 +1,221 @@
+//! Runs what is planned for one kernel, here or in a guest, and brings back what was printed.
+//!
+//! A guest runs one script with all jobs. What a job prints is kept there until it ends, and comes out
+//! between two lines that start with `@@`, each line marked as standard output or error.
+
+use crate::HOST;
+use crate::artifacts::Built;
+use crate::plan::Plan;
+use crate::results::JobResult;
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use std::fmt::Write as _;
+use std::fs::Permissions;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// A program that runs longer than this is stuck.
+const JOB_SECONDS: u32 = 180;
+
+/// A guest that runs longer than this is stopped.
+const GUEST_SECONDS: u32 = 900;
+
+/// What came of one kernel.
+#[derive(Debug)]
+pub struct Report {
+    /// The kernel's own name.
+    pub release: String,
+    /// What `pagetide probe` says of each backend.
+    pub backends: Vec<Offered>,
+    /// What was run, in the order of the plan.
+    pub jobs: Vec<JobResult>,
+}
+
+/// A backend, by the word of `pagetide probe`.
+#[derive(Debug)]
+pub struct Offered {
+    /// Its name.
+    pub name: String,
+    /// Why it cannot be used; nothing if it can.
+    pub refusal: Option<String>,
+}
+
+/// What a program printed, and how it ended.
+#[derive(Debug, Default)]
+pub struct Printed {
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
+    /// Its exit status; nothing if it has not ended.
+    pub status: Option<i32>,
+    /// How long it took.
+    pub seconds: u64,
+}
+
+/// Runs all that is planned for `kernel`.
+pub fn run(kernel: &str, plan: &Plan, built: &Built) -> Result<Report> {
+    let jobs = plan.jobs_of(kernel);
+    let mut commands = vec![vec!["probe".to_owned(), "--json".to_owned()]];
+    let mut programs = vec![built.pagetide.as_path()];
+    for job in &jobs {
+        let program = built.program(job)?;
+        programs.push(&program.path);
+        let mut words = job.arguments.clone();
+        if program.is_test {
+            words.push("--test-threads=2".to_owned());
+        }
+        commands.push(words);
+    }
+    eprintln!("kernels: {kernel}: {} programs", jobs.len());
+    let printed = match kernel {
+        HOST => here(&programs, &commands, built)?,
+        guest => in_guest(guest, &programs, &commands, built)?,
+    };
+    let mut printed = printed.into_iter();
+    let (release, backends) = probed(&printed.next().unwrap_or_default())
+        .with_context(|| format!("{kernel}: `pagetide probe` has not worked"))?;
+    let mut results = Vec::new();
+    for job in jobs {
+        let is_test = built.program(job)?.is_test;
+        let result = JobResult::new(job, is_test, &printed.next().unwrap_or_default());
+        eprint!("{result}");
+        results.push(result);
+    }
+    Ok(Report {
+        release,
+        backends,
+        jobs: results,
+    })
+}
+
+/// The kernel and its backends, by `pagetide probe --json`.
+fn probed(printed: &Printed) -> Result<(String, Vec<Offered>)> {
+    let probe: Value = serde_json::from_str(&printed.stdout)
+        .with_context(|| format!("{}{}", printed.stdout, printed.stderr))?;
+    let kernel = probe["kernel"].as_str().context("no kernel")?.to_owned();
+    let backends = probe["backends"].as_array().context("no backends")?;
+    let backends = backends.iter().map(|backend| {
+        let text = |key: &str| backend[key].as_str().unwrap_or_default().to_owned();
+        Offered {
+            name: text("name"),
+            refusal: (backend["usable"] != true).then(|| text("reason")),
+        }
+    });
+    Ok((kernel, backends.collect()))
+}
+
+/// Runs everything on this machine.
+fn here(programs: &[&Path], commands: &[Vec<String>], built: &Built) -> Result<Vec<Printed>> {
+    let mut all = Vec::new();
+    for (program, words) in programs.iter().zip(commands) {
+        let started = std::time::Instant::now();
+        let output = Command::new("timeout")
+            .arg(JOB_SECONDS.to_string())
+            .arg(program)
+            .args(words)
+            .env("PAGETIDE_BIN", &built.pagetide)
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| format!("run {}", program.display()))?;
+        all.push(Printed {
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            status: output.status.code(),
+            seconds: started.elapsed().as_secs(),
+        });
+    }
+    Ok(all)
+}
+
+/// Boots a guest and runs everything in it, one after the other.
+fn in_guest(
+    kernel: &str,
+    programs: &[&Path],
+    commands: &[Vec<String>],
+    built: &Built,
+) -> Result<Vec<Printed>> {
+    let directory = tempfile::Builder::new()
+        .prefix("pagetide-kernels-")
+        .tempdir()?;
+    let script = directory.path().join("jobs");
+    std::fs::write(&script, script_of(programs, commands)?)?;
+    std::fs::set_permissions(&script, Permissions::from_mode(0o755))?;
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut command = Command::new(here.join("guest"));
+    for program in programs {
+        command.arg("--file").arg(program);
+    }
+    for (directory, name) in [(&built.targets, "targets"), (&built.live_targets, "live")] {
+        let file = format!("{}:{name}", directory.display());
+        command.args(["--file", &file]);
+    }
+    command
+        .args(["--env", "PAGETIDE_BIN=/work/pagetide"])
+        .args(["--env", "PAGETIDE_TARGETS=/work/targets"])
+        .args(["--env", "PAGETIDE_LIVE_TARGETS=/work/live"])
+        .args(["--program", "setpriv", "--program", "mount"])
+        .args(["--timeout", &GUEST_SECONDS.to_string(), kernel, "--"])
+        .arg(&script)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
+    let mut guest = command.spawn().context("run tests/kernels/guest")?;
+    let output = guest.stdout.take().context("its output is a pipe")?;
+    let mut all: Vec<Printed> = Vec::new();
+    for line in BufReader::new(output).split(b'\n') {
+        let line = line.context("read what the guest prints")?;
+        let line = String::from_utf8_lossy(&line);
+        match line.split_at_checked(3) {
+            Some(("@@<", _)) => all.push(Printed::default()),
+            Some(("@@o", text)) => append(&mut all, |printed| &mut printed.stdout, text),
+            Some(("@@e", text)) => append(&mut all, |printed| &mut printed.stderr, text),
+            Some(("@@>", numbers)) => {
+                let printed = all.last_mut().context("an end without a beginning")?;
+                let mut numbers = numbers.split_whitespace();
+                printed.status = Some(numbers.next().context("no status")?.parse()?);
+                printed.seconds = numbers.next().context("no seconds")?.parse()?;
+            }
+            _ => eprintln!("kernels: {kernel}: {line}"),
+        }
+    }
+    let status = guest.wait()?;
+    if !status.success() && all.len() < 2 {
+        bail!("{kernel}: the guest has not started: {status}");
+    }
+    Ok(all)
+}
+
+fn append(all: &mut [Printed], part: fn(&mut Printed) -> &mut String, text: &str) {
+    if let Some(printed) = all.last_mut() {
+        let part = part(printed);
+        part.push_str(text);
+        part.push('\n');
+    }
+}
+
+/// The script that a guest runs.
+fn script_of(programs: &[&Path], commands: &[Vec<String>]) -> Result<String> {
+    let mut script = format!(
+        "#!/bin/sh\n\
+         job() {{\n\
+         echo '@@<'\n\
+         begun=$(date +%s)\n\
+         timeout {JOB_SECONDS} \"$@\" </dev/null >/run/out 2>/run/err\n\
+         status=$?\n\
+         sed 's/^/@@o/' /run/out\n\
+         sed 's/^/@@e/' /run/err\n\
+         echo \"@@>$status $(($(date +%s) - begun))\"\n\
+         }}\n"
+    );
+    for (program, words) in programs.iter().zip(commands) {
+        let name = program.file_name().context("a program without a name")?;
+        let _ = write!(script, "job './{}'", name.to_string_lossy());
+        for word in words {
+            let _ = write!(script, " '{word}'");
+        }
+        script.push('\n');
+    }
+    Ok(script)
+}
