@@ -4,7 +4,7 @@
 mod common;
 
 use common::machine::Machine;
-use common::{HUGE, PAGE, Region, file_of, memfd, skip};
+use common::{HUGE, PAGE, Region, file_of, memfd, needs, skip};
 use nix::libc;
 use pagetide_kernel::pagemap_scan::{
     Categories, Pagemap, ScanError, ScanFlags, ScanRequest, ScannedRange,
@@ -40,15 +40,6 @@ fn compare(pagemap: &Pagemap, request: ScanRequest) -> usize {
         .unwrap();
     assert_eq!(by_entries, by_ioctl, "{request:?}");
     by_ioctl.len()
-}
-
-/// True, and said aloud, where there is nothing to compare with.
-fn has_no_ioctl(test: &str) -> bool {
-    let none = known_categories().is_empty();
-    if none {
-        skip(test, "this kernel has no PAGEMAP_SCAN");
-    }
-    none
 }
 
 fn over(region: &Region) -> ScanRequest {
@@ -95,9 +86,7 @@ fn compare_all_masks(region: &Region) {
 
 #[test]
 fn entries_tell_what_the_ioctl_tells_of_private_memory() {
-    if has_no_ioctl("entries_tell_what_the_ioctl_tells_of_private_memory") {
-        return;
-    }
+    needs!(scan);
     let region = Region::private(32);
     // Written, read as the zero page, never touched, written and dropped, made inaccessible.
     region.fill(0..4, 1);
@@ -110,9 +99,7 @@ fn entries_tell_what_the_ioctl_tells_of_private_memory() {
 
 #[test]
 fn entries_tell_what_the_ioctl_tells_of_files_and_shared_memory() {
-    if has_no_ioctl("entries_tell_what_the_ioctl_tells_of_files_and_shared_memory") {
-        return;
-    }
+    needs!(scan);
     let private = Region::of_file(&file_of(4, 7), 4, false);
     private.store(0, 2);
     assert_eq!(private.load(1), 7);
@@ -124,9 +111,7 @@ fn entries_tell_what_the_ioctl_tells_of_files_and_shared_memory() {
 
 #[test]
 fn entries_tell_what_the_ioctl_tells_of_protected_memory() {
-    if has_no_ioctl("entries_tell_what_the_ioctl_tells_of_protected_memory") {
-        return;
-    }
+    needs!(scan);
     let _alone = common::child::without_children();
     let region = Region::filled(16, 1);
     region.advise(4..8, libc::MADV_DONTNEED).unwrap();
@@ -143,9 +128,7 @@ fn entries_tell_what_the_ioctl_tells_of_protected_memory() {
 
 #[test]
 fn entries_tell_what_the_ioctl_tells_of_guards() {
-    if has_no_ioctl("entries_tell_what_the_ioctl_tells_of_guards") {
-        return;
-    }
+    needs!(scan);
     let region = Region::filled(8, 1);
     match region.advise(2..5, common::MADV_GUARD_INSTALL) {
         Ok(()) => compare_all_masks(&region),
@@ -158,9 +141,7 @@ fn entries_tell_what_the_ioctl_tells_of_guards() {
 
 #[test]
 fn entries_tell_what_the_ioctl_tells_of_swap() {
-    if has_no_ioctl("entries_tell_what_the_ioctl_tells_of_swap") {
-        return;
-    }
+    needs!(scan);
     let _alone = common::child::without_children();
     let mut machine = Machine::lock();
     if let Err(reason) = machine.swap() {
@@ -174,9 +155,7 @@ fn entries_tell_what_the_ioctl_tells_of_swap() {
 
 #[test]
 fn entries_tell_what_the_ioctl_tells_of_huge_pages() {
-    if has_no_ioctl("entries_tell_what_the_ioctl_tells_of_huge_pages") {
-        return;
-    }
+    needs!(scan);
     let Some(region) = Region::transparent_huge(2, 1) else {
         return skip(
             "entries_tell_what_the_ioctl_tells_of_huge_pages",

@@ -10,11 +10,18 @@
 //! says written.
 
 mod harvest;
+mod labels;
+mod seen;
+mod soft_dirty;
 mod wp_async;
 
 pub use harvest::{GivenBack, Harvest};
+pub use soft_dirty::SoftDirty;
 pub use wp_async::WpAsync;
 
+use pagetide_kernel::clear_refs::ClearRefsError;
+use pagetide_kernel::maps::MapsError;
+use pagetide_kernel::pagemap::ReadEntriesError;
 use pagetide_kernel::pagemap_scan::{OpenPagemapError, ScanError};
 use pagetide_kernel::userfaultfd::UserfaultfdError;
 use pagetide_pages::{PageRange, PageSet, PageSize};
@@ -57,8 +64,29 @@ impl fmt::Display for Backend {
 pub struct Refused {
     /// The pages of the mapping. Nothing is known of them: they count as written at all times.
     pub pages: PageRange,
+    /// Why.
+    pub reason: RefusedReason,
+}
+
+/// Why a mapping cannot be watched.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RefusedReason {
     /// What the kernel said, with addresses.
-    pub reason: UserfaultfdError,
+    #[error(transparent)]
+    Protect(#[from] UserfaultfdError),
+    /// Nothing is mapped there any more.
+    #[error("nothing is mapped there")]
+    NotMapped,
+    /// Soft-dirty bits of shared memory are lost when it is reclaimed.
+    #[error("shared memory cannot be watched by soft-dirty bits")]
+    Shared,
+    /// Huge pages of hugetlbfs have no soft-dirty bits.
+    #[error("huge pages of hugetlbfs have no soft-dirty bits")]
+    HugePages,
+    /// Memory of the kernel or of a device changes without a store.
+    #[error("memory of the kernel or of a device")]
+    Device,
 }
 
 /// What changed in the layout since the tracker last looked.
@@ -91,6 +119,18 @@ pub enum TrackError {
     /// The pagemap could not be opened.
     #[error(transparent)]
     OpenPagemap(#[from] OpenPagemapError),
+    /// The entries of the pagemap could not be read.
+    #[error(transparent)]
+    Entries(ReadEntriesError),
+    /// The kernel does not show where pages lie.
+    #[error("the frame numbers of pages are hidden: CAP_SYS_ADMIN is needed")]
+    FramesHidden,
+    /// Soft-dirty bits could not be cleared. Everything is fresh at the next harvest.
+    #[error(transparent)]
+    ClearRefs(ClearRefsError),
+    /// The mappings could not be read.
+    #[error(transparent)]
+    Maps(#[from] MapsError),
 }
 
 impl From<ScanError> for TrackError {
@@ -118,6 +158,10 @@ pub trait Tracker {
 
     /// The unit in which pages are reported.
     fn page_size(&self) -> PageSize;
+
+    /// True if a harvest is right only while nothing runs in the address space: taking and clearing are
+    /// not one step then, and what is written in between is lost.
+    fn needs_stop(&self) -> bool;
 
     /// Begins to watch those of `mappings` that are not watched yet, and tells which these were. The
     /// mappings are whole ones, sorted, as the kernel lists them. Watching does not start with a

@@ -107,7 +107,7 @@ impl WpAsync {
                         }
                         Err(reason) => refused.push(Refused {
                             pages: mapping,
-                            reason,
+                            reason: reason.into(),
                         }),
                     }
                 }
@@ -186,6 +186,10 @@ impl Tracker for WpAsync {
         SIZE
     }
 
+    fn needs_stop(&self) -> bool {
+        false
+    }
+
     fn arm(&mut self, mappings: &[PageRange]) -> Result<LayoutChange, TrackError> {
         let ours = mappings.partition_point(|mapping| SIZE.span_of(*mapping).0 < KERNEL_HALF);
         let (mappings, kernels) = mappings.split_at(ours);
@@ -194,7 +198,10 @@ impl Tracker for WpAsync {
             let (start, end) = SIZE.span_of(pages);
             let length = end - start;
             let reason = UserfaultfdError::CannotRegister { start, length };
-            Refused { pages, reason }
+            Refused {
+                pages,
+                reason: reason.into(),
+            }
         }));
         let spans: PageSet = mappings.iter().copied().collect();
         let fresh = self.unregistered(&spans)?;

@@ -6,15 +6,17 @@
 #[path = "../../kernel/tests/common/mod.rs"]
 mod common;
 
-use common::{PAGE, READ_WRITE, Region};
+use common::{PAGE, READ_WRITE, Region, needs};
 use nix::libc;
 use pagetide_kernel::maps::mappings;
 use pagetide_kernel::memory::ProcessMemory;
+use pagetide_kernel::probe::Probe;
 use pagetide_pages::{PageRange, PageSet, PageSize};
-use pagetide_tracker::{Tracker, WpAsync};
+use pagetide_tracker::{Backend, SoftDirty, Tracker, WpAsync};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 const PAGES: usize = 1536;
 
@@ -81,18 +83,27 @@ struct World {
     truth: Vec<u8>,
     /// The bytes known from committed harvests.
     stored: Vec<u8>,
-    tracker: WpAsync,
+    backend: Backend,
+    tracker: Box<dyn Tracker>,
     memory: ProcessMemory,
 }
 
+fn tracker(backend: Backend) -> Box<dyn Tracker> {
+    match backend {
+        Backend::SoftDirty => Box::new(SoftDirty::of_self().unwrap()),
+        _ => Box::new(WpAsync::of_self().unwrap()),
+    }
+}
+
 impl World {
-    fn new() -> World {
+    fn new(backend: Backend) -> World {
         World {
+            backend,
             region: Region::filled(PAGES, 1),
             kinds: vec![Kind::Writable; PAGES],
             truth: vec![1; PAGES * PAGE],
             stored: vec![0; PAGES * PAGE],
-            tracker: WpAsync::of_self().unwrap(),
+            tracker: tracker(backend),
             memory: ProcessMemory::open(std::process::id().cast_signed()).unwrap(),
         }
     }
@@ -226,7 +237,7 @@ impl World {
                 self.run(Step::Replace(3..5));
                 drop(harvest);
             }
-            Step::NewTracker => self.tracker = WpAsync::of_self().unwrap(),
+            Step::NewTracker => self.tracker = tracker(self.backend),
             _ => {}
         }
     }
@@ -270,8 +281,10 @@ impl World {
     }
 }
 
-#[test]
-fn every_changed_page_is_in_a_committed_harvest() {
+fn every_changed_page_is_in_a_committed_harvest(backend: Backend) {
+    // One at a time: a child that one test makes would keep the userfaultfd of the other open.
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let config = Config {
         cases: 60,
         failure_persistence: None,
@@ -282,10 +295,24 @@ fn every_changed_page_is_in_a_committed_harvest() {
     let mut runner = TestRunner::new_with_rng(config, random);
     let steps = proptest::collection::vec(step(), 1..120);
     let result = runner.run(&steps, |steps| {
-        let mut world = World::new();
+        let mut world = World::new(backend);
         steps.into_iter().for_each(|step| world.run(step));
         world.commit();
         Ok(())
     });
     result.unwrap();
+}
+
+#[test]
+fn every_changed_page_is_reported_by_wp_async() {
+    needs!(wp_async);
+    every_changed_page_is_in_a_committed_harvest(Backend::WpAsync);
+}
+
+#[test]
+fn every_changed_page_is_reported_by_soft_dirty() {
+    match Probe::of_this_kernel().soft_dirty {
+        Ok(()) => every_changed_page_is_in_a_committed_harvest(Backend::SoftDirty),
+        Err(reason) => common::skip("every_changed_page_is_reported_by_soft_dirty", &reason),
+    }
 }

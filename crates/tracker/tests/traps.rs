@@ -13,7 +13,9 @@ use pagetide_kernel::memory::ProcessMemory;
 use pagetide_kernel::pagemap_scan::{Categories, Pagemap};
 use pagetide_kernel::userfaultfd::{UserfaultfdError, WriteProtector};
 use pagetide_pages::{PageRange, PageSize};
-use pagetide_tracker::{GivenBack, Harvest, LayoutChange, TrackError, Tracker, WpAsync};
+use pagetide_tracker::{
+    GivenBack, Harvest, LayoutChange, RefusedReason, TrackError, Tracker, WpAsync,
+};
 
 /// The mappings of this process within the regions, as a tracker's user would list them.
 fn listed(regions: &[&Region]) -> Vec<PageRange> {
@@ -483,7 +485,10 @@ fn t24_a_mapping_of_another_userfaultfd_is_refused_and_the_rest_is_tracked() {
         let refused = &harvest.layout().refused;
         assert_eq!(refused.len(), 1);
         assert_eq!(refused[0].pages, region.range(2..4));
-        let owned = matches!(refused[0].reason, UserfaultfdError::OwnedByAnother { .. });
+        let owned = matches!(
+            refused[0].reason,
+            RefusedReason::Protect(UserfaultfdError::OwnedByAnother { .. })
+        );
         assert!(owned, "{:?}", refused[0].reason);
         assert!(region.positions(harvest.written()).contains(&1));
         harvest.commit();
