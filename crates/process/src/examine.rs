@@ -163,6 +163,39 @@ pub enum RefusalError {
 
 /// Looks at a process without touching it, and refuses what cannot be handled.
 pub fn examine(pid: i32) -> Result<Examined, RefusalError> {
+    let (examined, status) = look(pid)?;
+    if pid.cast_unsigned() == std::process::id() {
+        return Err(RefusalError::Itself { pid });
+    }
+    if let Some(tracer) = status.tracer() {
+        return Err(RefusalError::AlreadyTraced {
+            pid,
+            tracer,
+            tracer_comm: comm_of(tracer),
+        });
+    }
+    let mut entering = OpenOptions::new();
+    entering.read(true).write(true);
+    check_privilege(pid, "mem", &entering, &examined)?;
+    if runs_32_bit(pid) {
+        let comm = examined.comm;
+        return Err(RefusalError::ThirtyTwoBit { pid, comm });
+    }
+    Ok(examined)
+}
+
+/// As [`examine`], for a process whose page tables are only read: it may be traced, run a 32-bit program
+/// or be the calling one.
+pub fn examine_for_reading(pid: i32) -> Result<Examined, RefusalError> {
+    let (examined, _) = look(pid)?;
+    let mut reading = OpenOptions::new();
+    reading.read(true);
+    check_privilege(pid, "pagemap", &reading, &examined)?;
+    Ok(examined)
+}
+
+/// What everybody may see of a process; refused if it has no memory of its own.
+fn look(pid: i32) -> Result<(Examined, Status), RefusalError> {
     if pid <= 0 {
         return Err(RefusalError::NoSuchProcess { pid });
     }
@@ -184,9 +217,6 @@ pub fn examine(pid: i32) -> Result<Examined, RefusalError> {
     if process != pid {
         return Err(RefusalError::NotAProcess { pid, process });
     }
-    if pid.cast_unsigned() == std::process::id() {
-        return Err(RefusalError::Itself { pid });
-    }
     if stat.flags() & FLAG_KERNEL_THREAD != 0 {
         return Err(RefusalError::KernelThread { pid, comm });
     }
@@ -198,36 +228,31 @@ pub fn examine(pid: i32) -> Result<Examined, RefusalError> {
         let parent = i32::try_from(stat.field(4)).unwrap_or(0);
         return Err(RefusalError::Zombie { pid, comm, parent });
     }
-    if let Some(tracer) = status.tracer() {
-        return Err(RefusalError::AlreadyTraced {
-            pid,
-            tracer,
-            tracer_comm: comm_of(tracer),
-        });
-    }
-    let uid = u32::try_from(status.number("Uid")).unwrap_or(u32::MAX);
-    check_privilege(pid, uid, &comm)?;
-    if runs_32_bit(pid) {
-        return Err(RefusalError::ThirtyTwoBit { pid, comm });
-    }
-    Ok(Examined {
+    let examined = Examined {
         identity,
         comm,
-        uid,
+        uid: u32::try_from(status.number("Uid")).unwrap_or(u32::MAX),
         thread_count,
-    })
+    };
+    Ok((examined, status))
 }
 
-/// Opening `mem` asks the kernel the very question that seizing will: PTRACE_MODE_ATTACH.
-fn check_privilege(pid: i32, uid: u32, comm: &str) -> Result<(), RefusalError> {
-    let path = format!("/proc/{pid}/mem");
-    match OpenOptions::new().read(true).write(true).open(path) {
+/// Opening a file of the process asks the kernel the very question that will matter: for `mem`
+/// PTRACE_MODE_ATTACH, as seizing does, for `pagemap` PTRACE_MODE_READ.
+fn check_privilege(
+    pid: i32,
+    file: &str,
+    options: &OpenOptions,
+    examined: &Examined,
+) -> Result<(), RefusalError> {
+    let path = format!("/proc/{pid}/{file}");
+    match options.open(path) {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             Err(RefusalError::NoPrivilege {
                 pid,
-                comm: comm.to_owned(),
-                reason: why_no_privilege(pid, uid),
+                comm: examined.comm.clone(),
+                reason: why_no_privilege(pid, examined.uid),
             })
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -26,6 +26,7 @@ mod descriptors;
 mod examine;
 mod identity;
 mod landing;
+mod page_usage;
 mod proc_files;
 mod remote;
 mod remote_error;
@@ -42,9 +43,13 @@ mod tracees;
 mod tracer;
 
 pub use descriptors::{DescriptorError, FileDescriptor};
-pub use examine::{Examined, NoPrivilege, RefusalError, examine};
+pub use examine::{Examined, NoPrivilege, RefusalError, examine, examine_for_reading};
 pub use identity::{IdentityError, ProcessIdentity};
 pub use pagetide_kernel::ptrace::{Registers, ThreadId};
+pub use page_usage::{
+    ExplainedPage, PageUsage, PageUsageError, RegionUsage, SwapEntry, SwapKind, Unavailable, Usage,
+    explain_page, page_usage,
+};
 pub use remote::RemoteCalls;
 pub use remote_error::RemoteCallError;
 pub use state::{MemoryLayout, OutsideState, ProcessState, StateDecodeError, StateReadError};

@@ -1,0 +1,260 @@
+//! What the page tables say of a live process: for each mapping and in all, and of one page.
+//!
+//! Everything is read from outside, through `/proc`; the process is neither stopped nor entered. It may run
+//! on meanwhile: then the numbers of two mappings, or of two sources, are of different moments. Those of a
+//! process that stands still agree with `smaps` and `numa_maps` to the byte, up to their rounding.
+//!
+//! Sources: `Documentation/admin-guide/mm/pagemap.rst`, proc_pid_smaps(5), numa_maps(5).
+
+mod count;
+mod page;
+mod sources;
+
+pub use page::{ExplainedPage, SwapEntry, SwapKind, explain_page};
+
+use pagetide_kernel::kpagecgroup::ReadFramesError;
+use pagetide_kernel::kpageflags::FlagName;
+use pagetide_kernel::maps::{Mapping, MapsError};
+use pagetide_kernel::numa_maps::{NumaMapping, numa_mappings};
+use pagetide_kernel::pagemap::ReadEntriesError;
+use pagetide_kernel::pagemap_scan::{OpenPagemapError, ScanError};
+use pagetide_kernel::smaps::{CountedMapping, counted_mappings};
+use sources::Sources;
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+
+/// What can be counted of a mapping, or of all mappings. Sizes are in bytes of virtual memory: a frame that
+/// is mapped at two places counts twice.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Usage {
+    /// Address space.
+    pub size_bytes: u64,
+    /// In memory, whatever it is: also the zero page, and memory of the kernel or a device.
+    pub present_bytes: u64,
+    /// In swap, as the page table has it. Swapped pages of shared memory are not in the page table; see
+    /// `swap_bytes`.
+    pub swapped_bytes: u64,
+    /// Written since it was last write-protected by userfaultfd; `None` if nothing is registered for that.
+    pub written_bytes: Option<u64>,
+    /// Soft-dirty; `None` if the kernel has no such bits.
+    pub soft_dirty_bytes: Option<u64>,
+    /// The zero page, small or huge; `None` if it cannot be told.
+    pub zero_bytes: Option<u64>,
+    /// Mapped as huge pages: transparent ones that are whole, and hugetlb.
+    pub huge_bytes: u64,
+    /// Pages of files and of shared memory.
+    pub file_bytes: u64,
+    /// Pages that are mapped once and nowhere else.
+    pub exclusive_bytes: u64,
+    /// Guard regions (MADV_GUARD_INSTALL).
+    pub guard_bytes: u64,
+    /// Pages of hugetlb. The kernel does not count them as resident, so neither do the next three.
+    pub hugetlb_bytes: u64,
+    /// Resident set: present pages that are counted, so not the zero page.
+    pub rss_bytes: u64,
+    /// Unique set: the part of it that is mapped once and nowhere else.
+    pub uss_bytes: u64,
+    /// Proportional set, in units of 1/4096 byte: each page divided by how often it is mapped.
+    pss_fixed: u64,
+    /// In swap, swapped pages of shared memory included (`Swap` of smaps).
+    pub swap_bytes: u64,
+    /// The same, each page divided by its users (`SwapPss` of smaps).
+    pub swap_pss_bytes: u64,
+    /// Locked in memory, each page divided as for the proportional set (`Locked` of smaps).
+    pub locked_bytes: u64,
+    /// How many present pages have each flag; `None` without privilege.
+    pub page_flags: Option<BTreeMap<FlagName, u64>>,
+    /// Bytes on each NUMA node; `None` if the kernel knows none.
+    pub numa_bytes: Option<BTreeMap<u32, u64>>,
+    /// Present pages by the inode of the memory cgroup they are charged to, 0 for none; `None` without
+    /// privilege.
+    pub cgroup_pages: Option<BTreeMap<u64, u64>>,
+}
+
+/// The unit of the proportional set, as in the kernel: finer than bytes, so that rounding does not add up.
+const PSS_SHIFT: u32 = 12;
+
+impl Usage {
+    /// Proportional set in bytes: each page divided by how often it is mapped.
+    pub fn pss_bytes(&self) -> u64 {
+        self.pss_fixed >> PSS_SHIFT
+    }
+
+    fn add(&mut self, other: &Usage) {
+        fn both(a: Option<u64>, b: Option<u64>) -> Option<u64> {
+            match (a, b) {
+                (Some(a), Some(b)) => Some(a + b),
+                (a, b) => a.or(b),
+            }
+        }
+        fn merge<K: Copy + Ord>(
+            into: &mut Option<BTreeMap<K, u64>>,
+            from: &Option<BTreeMap<K, u64>>,
+        ) {
+            for (key, count) in from.iter().flatten() {
+                *into.get_or_insert_default().entry(*key).or_default() += count;
+            }
+        }
+        self.size_bytes += other.size_bytes;
+        self.present_bytes += other.present_bytes;
+        self.swapped_bytes += other.swapped_bytes;
+        self.written_bytes = both(self.written_bytes, other.written_bytes);
+        self.soft_dirty_bytes = both(self.soft_dirty_bytes, other.soft_dirty_bytes);
+        self.zero_bytes = both(self.zero_bytes, other.zero_bytes);
+        self.huge_bytes += other.huge_bytes;
+        self.file_bytes += other.file_bytes;
+        self.exclusive_bytes += other.exclusive_bytes;
+        self.guard_bytes += other.guard_bytes;
+        self.hugetlb_bytes += other.hugetlb_bytes;
+        self.rss_bytes += other.rss_bytes;
+        self.uss_bytes += other.uss_bytes;
+        self.pss_fixed += other.pss_fixed;
+        self.swap_bytes += other.swap_bytes;
+        self.swap_pss_bytes += other.swap_pss_bytes;
+        self.locked_bytes += other.locked_bytes;
+        merge(&mut self.page_flags, &other.page_flags);
+        merge(&mut self.numa_bytes, &other.numa_bytes);
+        merge(&mut self.cgroup_pages, &other.cgroup_pages);
+    }
+}
+
+/// A mapping and what is counted of it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct RegionUsage {
+    /// The mapping.
+    pub mapping: Mapping,
+    /// VmFlags of proc_pid_smaps(5), as their two-letter names.
+    pub flags: Vec<String>,
+    /// Size of the pages the kernel uses for it: larger than 4096 only for hugetlb.
+    pub page_bytes: u64,
+    /// The NUMA policy, as the kernel prints it; `None` if the kernel knows no nodes.
+    pub numa_policy: Option<String>,
+    /// What is counted.
+    pub usage: Usage,
+}
+
+/// Something that is not told, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Unavailable {
+    /// What.
+    pub what: &'static str,
+    /// Why, and what would help.
+    pub reason: String,
+}
+
+/// The mappings of a process, counted.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct PageUsage {
+    /// Each mapping, by ascending address.
+    pub regions: Vec<RegionUsage>,
+    /// All of them.
+    pub totals: Usage,
+    /// The paths of the memory cgroups that are named in the counts, as far as they can be seen from here.
+    pub cgroup_paths: BTreeMap<u64, PathBuf>,
+    /// What is not told.
+    pub unavailable: Vec<Unavailable>,
+}
+
+/// Why the page tables of a process could not be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PageUsageError {
+    /// It ended, or executed another program, meanwhile.
+    #[error("process {pid} ended or executed another program while it was looked at")]
+    Gone {
+        /// The process.
+        pid: i32,
+    },
+    /// Nothing is mapped at the address.
+    #[error("process {pid} has nothing mapped at {address:#x}")]
+    NotMapped {
+        /// The process.
+        pid: i32,
+        /// The address asked for.
+        address: u64,
+    },
+    /// `pagemap` could not be opened.
+    #[error(transparent)]
+    Open(#[from] OpenPagemapError),
+    /// `smaps` could not be read.
+    #[error(transparent)]
+    Maps(#[from] MapsError),
+    /// The categories of pages could not be scanned.
+    #[error(transparent)]
+    Scan(#[from] ScanError),
+    /// Entries of `pagemap` could not be read.
+    #[error(transparent)]
+    Entries(#[from] ReadEntriesError),
+    /// A table of page frames could not be read.
+    #[error(transparent)]
+    Frames(#[from] ReadFramesError),
+}
+
+/// Counts the pages of process `pid`.
+///
+/// Costs a walk over its page tables for `smaps`, `numa_maps` and `pagemap` each, and 24 bytes read for each
+/// page in memory if page frames may be looked up; nothing for address space that holds nothing.
+pub fn page_usage(pid: i32) -> Result<PageUsage, PageUsageError> {
+    let mut sources = Sources::open(pid)?;
+    let counted = regions(pid, &mut sources);
+    // Errors of a space that is gone say less.
+    if !sources.pagemap.is_alive() {
+        return Err(PageUsageError::Gone { pid });
+    }
+    let regions = counted?;
+    let mut totals = Usage::default();
+    regions.iter().for_each(|region| totals.add(&region.usage));
+    let inodes = totals.cgroup_pages.iter().flat_map(BTreeMap::keys);
+    let cgroup_paths = inodes
+        .filter_map(|&inode| Some((inode, sources.cgroup_path(inode)?.to_owned())))
+        .collect();
+    Ok(PageUsage {
+        regions,
+        totals,
+        cgroup_paths,
+        unavailable: sources.unavailable,
+    })
+}
+
+fn regions(pid: i32, sources: &mut Sources) -> Result<Vec<RegionUsage>, PageUsageError> {
+    let mappings = counted_mappings(pid)?;
+    let nodes = nodes(pid, sources);
+    let region = |counted: CountedMapping| {
+        let mut usage = count::count(sources, &counted)?;
+        let numa = nodes
+            .as_ref()
+            .and_then(|nodes| nodes.get(&counted.mapping.start));
+        usage.numa_bytes = nodes.is_some().then(BTreeMap::new);
+        if let Some(NumaMapping {
+            nodes,
+            page_bytes: Some(unit),
+            ..
+        }) = numa
+        {
+            usage.numa_bytes = Some(nodes.iter().map(|(node, n)| (*node, n * unit)).collect());
+        }
+        Ok(RegionUsage {
+            page_bytes: counted.bytes("KernelPageSize"),
+            numa_policy: numa.map(|numa| numa.policy.clone()),
+            mapping: counted.mapping,
+            flags: counted.flags,
+            usage,
+        })
+    };
+    mappings.into_iter().map(region).collect()
+}
+
+/// The lines of `numa_maps` by their address, if there are any.
+fn nodes(pid: i32, sources: &mut Sources) -> Option<HashMap<u64, NumaMapping>> {
+    match numa_mappings(pid) {
+        Ok(lines) => Some(lines.into_iter().map(|line| (line.start, line)).collect()),
+        Err(error) => {
+            sources.numa_unavailable(&error);
+            None
+        }
+    }
+}

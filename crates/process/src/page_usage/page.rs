@@ -1,0 +1,187 @@
+//! All that is known of one page.
+
+use super::count::{is_registered, spans};
+use super::sources::Sources;
+use super::{PageUsageError, Unavailable};
+use pagetide_kernel::kpageflags::PageFlags;
+use pagetide_kernel::maps::Mapping;
+use pagetide_kernel::numa_maps::numa_mappings;
+use pagetide_kernel::pagemap::PagemapEntry;
+use pagetide_kernel::pagemap_scan::Categories;
+use pagetide_kernel::smaps::counted_mappings;
+use pagetide_pages::{PageRange, PageSize};
+use std::path::PathBuf;
+
+/// What an entry that reads as swapped stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SwapKind {
+    /// A place in a swap area.
+    Area,
+    /// A mark in an empty slot: write-protected, a guard, or poisoned. There is no content.
+    Marker,
+    /// A page on its way to another frame, in memory of a device, or damaged.
+    Special,
+    /// The kernel does not show it to this user.
+    Hidden,
+}
+
+/// What an entry that is not in memory holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SwapEntry {
+    /// What it stands for.
+    pub kind: SwapKind,
+    /// Number of the swap area; `None` if it is hidden.
+    pub swap_type: Option<u8>,
+    /// Place in the swap area, in pages; of a marker, its bits (1 write-protected, 2 poisoned, 4 guard).
+    pub offset: Option<u64>,
+}
+
+/// The last swap type stands for markers (since 5.19), and those from here up to it for other things than
+/// swap areas.
+const FIRST_SPECIAL_TYPE: u8 = 23;
+const MARKER_TYPE: u8 = 31;
+
+/// The swap entry of a page that is not in memory; `shown` if the kernel shows it to this user.
+pub(super) fn swap_entry(entry: PagemapEntry, shown: bool) -> Option<SwapEntry> {
+    let (swap_type, offset) = entry.swap_slot()?;
+    let kind = match swap_type {
+        _ if !shown => {
+            return Some(SwapEntry {
+                kind: SwapKind::Hidden,
+                swap_type: None,
+                offset: None,
+            });
+        }
+        ..FIRST_SPECIAL_TYPE => SwapKind::Area,
+        MARKER_TYPE => SwapKind::Marker,
+        _ => SwapKind::Special,
+    };
+    Some(SwapEntry {
+        kind,
+        swap_type: Some(swap_type),
+        offset: Some(offset),
+    })
+}
+
+/// One page, explained. What is `None` is not known, or not told to this user: then it is in `unavailable`.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ExplainedPage {
+    /// Its first address.
+    pub address: u64,
+    /// The mapping it lies in.
+    pub mapping: Mapping,
+    /// VmFlags of the mapping, as their two-letter names.
+    pub flags: Vec<String>,
+    /// The entry of `pagemap`; empty for `[vsyscall]`, which is in no page table of the process.
+    pub entry: PagemapEntry,
+    /// The swap entry, if it is not in memory.
+    pub swap: Option<SwapEntry>,
+    /// Written since it was last write-protected; `None` if the mapping is not registered for that.
+    pub written: Option<bool>,
+    /// Soft-dirty; `None` if the kernel has no such bits.
+    pub soft_dirty: Option<bool>,
+    /// It is the zero page.
+    pub zero: Option<bool>,
+    /// It is mapped as part of a huge page.
+    pub huge: Option<bool>,
+    /// The page frame.
+    pub frame: Option<u64>,
+    /// The flags of the frame.
+    pub page_flags: Option<PageFlags>,
+    /// How often the frame is mapped.
+    pub map_count: Option<u64>,
+    /// The inode of the memory cgroup the frame is charged to; 0 for none.
+    pub cgroup: Option<u64>,
+    /// The path of that cgroup, if it can be seen from here.
+    pub cgroup_path: Option<PathBuf>,
+    /// The NUMA policy of the mapping, as the kernel prints it.
+    pub numa_policy: Option<String>,
+    /// The NUMA node it is on.
+    pub numa_node: Option<u32>,
+    /// What is not told.
+    pub unavailable: Vec<Unavailable>,
+}
+
+/// Explains the page of process `pid` that holds the byte at `address`.
+pub fn explain_page(pid: i32, address: u64) -> Result<ExplainedPage, PageUsageError> {
+    let mut sources = Sources::open(pid)?;
+    let explained = explain(pid, address, &mut sources);
+    if !sources.pagemap.is_alive() {
+        return Err(PageUsageError::Gone { pid });
+    }
+    explained
+}
+
+fn explain(pid: i32, address: u64, sources: &mut Sources) -> Result<ExplainedPage, PageUsageError> {
+    let counted = counted_mappings(pid)?
+        .into_iter()
+        .find(|found| (found.mapping.start..found.mapping.end).contains(&address))
+        .ok_or(PageUsageError::NotMapped { pid, address })?;
+    let page = PageRange::single(PageSize::KIB_4.index_of(address));
+    let in_page_tables = address < 1 << 63;
+    let mut entry = PagemapEntry(0);
+    let mut categories = None;
+    let mut registered = false;
+    if in_page_tables {
+        entry = sources
+            .pagemap
+            .entries(page)?
+            .first()
+            .copied()
+            .unwrap_or(entry);
+        registered = is_registered(sources, page)?;
+        let span = spans(sources, page)?
+            .first()
+            .and_then(|span| span.categories);
+        let knows = !sources.categories.is_empty();
+        categories = knows.then(|| span.unwrap_or(Categories::empty()));
+    }
+    let frame = entry.frame_number();
+    let frames = match frame {
+        Some(frame) => sources.look_up(&[frame])?,
+        None => Default::default(),
+    };
+    let page_flags = frames.flags.map(|flags| flags[0]);
+    let cgroup = frames.cgroups.map(|cgroups| cgroups[0]);
+    let zero_by_flags = page_flags.map(|flags| flags.contains(PageFlags::ZERO_PAGE));
+    let mut explained = ExplainedPage {
+        address: PageSize::KIB_4.address_of(page.start()),
+        swap: swap_entry(entry, sources.frames),
+        written: registered.then(|| !entry.is_write_protected()),
+        soft_dirty: sources.soft_dirty.then(|| entry.is_soft_dirty()),
+        zero: categories
+            .map(|all| all.contains(Categories::ZERO_PAGE))
+            .or(zero_by_flags),
+        huge: categories.map(|all| all.contains(Categories::HUGE)),
+        entry,
+        frame,
+        page_flags,
+        map_count: frames.counts.map(|counts| counts[0]),
+        cgroup,
+        cgroup_path: cgroup.and_then(|inode| Some(sources.cgroup_path(inode)?.to_owned())),
+        numa_policy: None,
+        numa_node: None,
+        unavailable: Vec::new(),
+        flags: counted.flags,
+        mapping: counted.mapping,
+    };
+    match numa_mappings(pid) {
+        Ok(lines) => {
+            let line = lines
+                .into_iter()
+                .find(|line| line.start == explained.mapping.start);
+            if let Some(line) = line {
+                if entry.is_present() && line.nodes.len() == 1 {
+                    explained.numa_node = line.nodes.keys().next().copied();
+                }
+                explained.numa_policy = Some(line.policy);
+            }
+        }
+        Err(error) => sources.numa_unavailable(&error),
+    }
+    explained.unavailable = std::mem::take(&mut sources.unavailable);
+    Ok(explained)
+}
