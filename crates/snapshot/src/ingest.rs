@@ -6,7 +6,7 @@
 //! never more than a fixed number of chunks ahead, so memory is bounded however slow the disk is.
 
 use crate::frame::{EncodedFrame, FrameEncoder};
-use crate::model::PageHash;
+use crate::model::{PageHash, PageState};
 use crate::view::Inner;
 use pagetide_pages::PageIndex;
 use std::borrow::Cow;
@@ -37,6 +37,8 @@ pub enum Finding {
     Unchanged,
     /// It has to be stored.
     Data(PageHash),
+    /// It has the bytes of a page that is stored already, or will be before it.
+    Same(PageHash),
 }
 
 /// What became of a chunk.
@@ -60,6 +62,8 @@ pub struct Plan<'p, 'a> {
     pub zero_hash: PageHash,
     /// The parent and the position of the space in it, if unchanged pages are to be found.
     pub parent: Option<(&'p Inner, usize)>,
+    /// What was found out about each page of the call already, if it was.
+    pub findings: Option<Vec<Finding>>,
 }
 
 /// True if all bytes are zero. Looks at a cache line at a time, and stops at the first that is not.
@@ -88,9 +92,11 @@ impl<'a> Plan<'_, 'a> {
             true => self.zero_hash,
             false => PageHash::of(bytes),
         };
+        // What the parent shows or has in a file is left to those who say so of this snapshot.
         let in_parent = self.parent.and_then(|(parent, space)| {
-            let run = parent.at(space, page.page)?;
-            parent.hash_in(space, run, page.page)
+            let run = parent.own_at(space, page.page)?;
+            let hash = || parent.hash_in(space, run, page.page);
+            (run.state != PageState::File).then(hash).flatten()
         });
         match (in_parent == Some(hash), zero) {
             (true, _) => Finding::Unchanged,
@@ -106,7 +112,10 @@ impl<'a> Plan<'_, 'a> {
         pages: &[PageRef],
         encoder: &mut FrameEncoder,
     ) -> io::Result<Chunk<'a>> {
-        let findings: Vec<Finding> = pages.iter().map(|page| self.find(page)).collect();
+        let findings: Vec<Finding> = match &self.findings {
+            Some(findings) => findings[first..first + pages.len()].to_vec(),
+            None => pages.iter().map(|page| self.find(page)).collect(),
+        };
         let mut data: Vec<usize> = (0..pages.len())
             .filter(|&number| matches!(findings[number], Finding::Data(_)))
             .collect();
@@ -137,6 +146,27 @@ impl<'a> Plan<'_, 'a> {
         }
         Cow::Owned(raw)
     }
+}
+
+/// What is to be found out about `pages`, with `threads` threads.
+pub fn survey(plan: &Plan<'_, '_>, pages: &[PageRef], threads: usize) -> Vec<Finding> {
+    let mut findings = vec![Finding::Zero; pages.len()];
+    let share = pages.len().div_ceil(threads.max(1)).max(plan.frame_pages);
+    let find = |pages: &[PageRef], findings: &mut [Finding]| {
+        for (page, finding) in pages.iter().zip(findings) {
+            *finding = plan.find(page);
+        }
+    };
+    if pages.len() <= share {
+        find(pages, &mut findings);
+        return findings;
+    }
+    std::thread::scope(|scope| {
+        for (pages, findings) in pages.chunks(share).zip(findings.chunks_mut(share)) {
+            scope.spawn(move || find(pages, findings));
+        }
+    });
+    findings
 }
 
 /// Works on `pages` with `threads` threads and hands the chunks to `take` in order. The first error

@@ -98,14 +98,14 @@ impl SnapshotFile {
             hash,
             "metadata",
         )?;
-        metadata::decode(&bytes).map_err(|error| self.at(error))
+        metadata::decode(&bytes, header.version).map_err(|error| self.at(error))
     }
 
     pub fn index(&self, spaces: &[Space]) -> Result<Index, ReadError> {
         let header = &self.header;
         let hash = &header.index_hash;
         let bytes = self.section(header.index_at(), header.index_length, hash, "index")?;
-        index::decode(&bytes, spaces, header.frames_length).map_err(|error| self.at(error))
+        index::decode(&bytes, spaces, header).map_err(|error| self.at(error))
     }
 
     pub fn info(&self, metadata: &Metadata) -> SnapshotInfo {
@@ -170,6 +170,7 @@ pub fn info(header: &Header, metadata: &Metadata) -> SnapshotInfo {
         stored_bytes: header.file_length(),
         pages: pagetide_pages::PageCount(metadata.data_pages),
         zero_pages: pagetide_pages::PageCount(metadata.zero_pages),
+        file_pages: pagetide_pages::PageCount(metadata.file_pages),
         logical_bytes: metadata.logical_bytes(),
         content_hash: header.content_hash(),
     }

@@ -33,15 +33,19 @@
 
 #![forbid(unsafe_code)]
 
+mod changed;
+mod dedup;
 mod error;
 mod format;
 mod frame;
+mod frames;
 mod ingest;
 mod layer;
 mod model;
 mod options;
 mod read;
 mod runs;
+mod shown;
 pub mod storage;
 mod store;
 mod verify;

@@ -125,6 +125,15 @@ impl Region {
             shows: None,
         }
     }
+
+    /// Whether a page of the region can be in this state.
+    pub(crate) fn admits(&self, state: PageState) -> bool {
+        match state {
+            PageState::Shown => self.shows.is_some(),
+            PageState::File => matches!(self.backing, Backing::File { .. }),
+            PageState::Data | PageState::Zero | PageState::Guard | PageState::Unbacked => true,
+        }
+    }
 }
 
 /// What may be done with the pages of a region.
@@ -224,6 +233,13 @@ pub enum PageState {
     File,
 }
 
+impl PageState {
+    /// Whether each page in this state has a hash in an index.
+    pub(crate) fn is_hashed(self) -> bool {
+        matches!(self, PageState::Data | PageState::File)
+    }
+}
+
 /// Whether a snapshot stands alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SnapshotKind {
@@ -251,7 +267,10 @@ pub struct SnapshotInfo {
     pub pages: PageCount,
     /// How many pages it records as all zeros.
     pub zero_pages: PageCount,
-    /// The length of all its captured regions, whether recorded here or in an ancestor.
+    /// How many pages it records as those of a file, with their hash.
+    pub file_pages: PageCount,
+    /// The length of all its captured regions, whether recorded here or in an ancestor. Pages that
+    /// several regions show count for each of them and for their own space.
     pub logical_bytes: u64,
     /// The hash a child names it by.
     pub content_hash: ContentHash,

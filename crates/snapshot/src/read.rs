@@ -3,7 +3,7 @@
 
 use crate::error::ReadError;
 use crate::layer::{FrameReader, io_error};
-use crate::model::PageState;
+use crate::model::{PageHash, PageState};
 use crate::runs::Resolved;
 use crate::view::{Inner, PageContent, View};
 use pagetide_pages::{PageCount, PageIndex, PageRange};
@@ -48,19 +48,22 @@ impl FrameCache {
     }
 }
 
-/// Pages in one frame, or pages without bytes.
+/// Pages in one frame, or pages of which the store has no bytes.
 #[derive(Clone, Copy)]
-struct Piece {
+struct Piece<'a> {
     pages: PageRange,
     state: PageState,
     layer: u32,
     frame: usize,
     /// The position of the first page in the frame.
     position: u64,
+    /// The hashes of pages in a file.
+    hashes: &'a [PageHash],
 }
 
 impl View {
     /// Fills `buffer`, which has the size of a page, with the bytes of a page that is data or zero.
+    /// A page whose bytes are in a file is an error of its own.
     pub fn read_page(
         &self,
         space: usize,
@@ -74,24 +77,37 @@ impl View {
                 found: buffer.len(),
             });
         }
+        let no_bytes = |in_file: bool| {
+            let (snapshot, space) = (self.id(), self.spaces()[space].name.clone());
+            let address = page_size.address_of(page);
+            match in_file {
+                true => ReadError::InFile {
+                    snapshot,
+                    space,
+                    address,
+                },
+                false => ReadError::NoContent {
+                    snapshot,
+                    space,
+                    address,
+                },
+            }
+        };
         let mut filled = false;
         self.read(space, PageRange::single(page), |_, content| {
             match content {
                 PageContent::Bytes(bytes) => buffer.copy_from_slice(bytes),
                 PageContent::Zero => buffer.fill(0),
-                PageContent::Guard | PageContent::Unbacked | PageContent::File(_) => return Ok(()),
+                PageContent::File(_) => return Err(no_bytes(true)),
+                PageContent::Guard | PageContent::Unbacked => return Ok(()),
             }
             filled = true;
             Ok::<(), ReadError>(())
         })?;
-        if filled {
-            return Ok(());
+        match filled {
+            true => Ok(()),
+            false => Err(no_bytes(false)),
         }
-        Err(ReadError::NoContent {
-            snapshot: self.id(),
-            space: self.spaces()[space].name.clone(),
-            address: page_size.address_of(page),
-        })
     }
 
     /// Hands the contents of the pages of `range` to `visit`, ascending, many pages at a time.
@@ -117,7 +133,7 @@ impl View {
     }
 
     /// As `read`, but `visit` is called from `threads` threads at once (0: one for each core) and
-    /// in no order. Each frame is decoded once.
+    /// in no order. Each frame is decoded once, however many pages of the range show its pages.
     pub fn read_parallel<E: From<ReadError> + Send>(
         &self,
         space: usize,
@@ -126,17 +142,17 @@ impl View {
         visit: impl Fn(PageRange, PageContent<'_>) -> Result<(), E> + Sync,
     ) -> Result<(), E> {
         let page_bytes = self.checked_space(space)?.page_size.len();
-        let mut pieces: Vec<Piece> = self
+        let mut pieces: Vec<Piece<'_>> = self
             .inner
             .parts(space, range)
             .flat_map(|run| self.inner.pieces(run))
             .collect();
         // Pieces of one frame stand together then, in the order of the files.
         pieces.sort_by_key(|piece| (piece.layer, piece.frame));
-        let same_frame = |a: &Piece, b: &Piece| {
+        let same_frame = |a: &Piece<'_>, b: &Piece<'_>| {
             a.state == PageState::Data && (a.layer, a.frame) == (b.layer, b.frame)
         };
-        let groups: Vec<&[Piece]> = pieces.chunk_by(same_frame).collect();
+        let groups: Vec<&[Piece<'_>]> = pieces.chunk_by(same_frame).collect();
         let threads = worker_count(threads, groups.len());
         let next = AtomicUsize::new(0);
         let stop = AtomicBool::new(false);
@@ -172,7 +188,7 @@ impl View {
 
     fn visit_group<E: From<ReadError>>(
         &self,
-        group: &[Piece],
+        group: &[Piece<'_>],
         page_bytes: usize,
         reader: &mut FrameReader,
         raw: &mut Vec<u8>,
@@ -202,14 +218,18 @@ impl View {
     }
 }
 
-impl Piece {
+impl<'h> Piece<'h> {
     /// The content of the pages, of which `raw` is the decoded frame if they have bytes.
-    fn content<'a>(&self, raw: &'a [u8], page_bytes: usize) -> PageContent<'a> {
+    fn content<'a>(&self, raw: &'a [u8], page_bytes: usize) -> PageContent<'a>
+    where
+        'h: 'a,
+    {
         match self.state {
             PageState::Zero => PageContent::Zero,
             PageState::Guard => PageContent::Guard,
             PageState::Unbacked => PageContent::Unbacked,
-            PageState::Shown | PageState::File => PageContent::File(&[]),
+            // What is shown was looked up before, so here it is always a page of a file.
+            PageState::File | PageState::Shown => PageContent::File(self.hashes),
             PageState::Data => {
                 let start = self.position as usize * page_bytes;
                 let length = self.pages.count().0 as usize * page_bytes;
@@ -220,8 +240,18 @@ impl Piece {
 }
 
 impl Inner {
+    /// The hashes of the pages of `run` if they are in a file.
+    fn hashes_of(&self, run: &Resolved) -> &[PageHash] {
+        if run.state != PageState::File {
+            return &[];
+        }
+        let first = run.ordinal as usize;
+        let hashes = &self.layers[run.layer as usize].index.hashes;
+        &hashes[first..first + run.pages.count().0 as usize]
+    }
+
     /// `run` cut where frames end.
-    fn pieces(&self, run: Resolved) -> impl Iterator<Item = Piece> + '_ {
+    fn pieces(&self, run: Resolved) -> impl Iterator<Item = Piece<'_>> + '_ {
         let mut at = run.pages.start();
         std::iter::from_fn(move || {
             let left = PageRange::new(at, run.pages.end());
@@ -236,6 +266,7 @@ impl Inner {
                     layer: u32::MAX,
                     frame: 0,
                     position: 0,
+                    hashes: self.hashes_of(&run),
                 });
             }
             let index = &self.layers[run.layer as usize].index;
@@ -253,12 +284,17 @@ impl Inner {
                 layer: run.layer,
                 frame: number,
                 position,
+                hashes: &[],
             })
         })
     }
 
     /// The pages of the frame of `piece`, decoded now or lately.
-    fn cached_frame(&self, piece: &Piece, page_bytes: usize) -> Result<Arc<Vec<u8>>, ReadError> {
+    fn cached_frame(
+        &self,
+        piece: &Piece<'_>,
+        page_bytes: usize,
+    ) -> Result<Arc<Vec<u8>>, ReadError> {
         let mut state = self
             .cache
             .state

@@ -1,12 +1,14 @@
 //! Lists of runs of pages: laying one over another, cutting them to regions, finding gaps. Pure
-//! arithmetic; no file and no page is touched here.
+//! arithmetic; no file and no page is touched here. Everything takes time in proportion to the
+//! lengths of its lists, but for a logarithm: a process can have mappings by the ten thousands.
 
-use crate::model::PageState;
+use crate::model::{PageState, Region};
 use pagetide_pages::{PageIndex, PageRange};
 use std::collections::BinaryHeap;
 
-/// Pages with one state, and for data where the bytes are: the stored pages from `ordinal` on of
-/// the view's layer number `layer`. Both are 0 for other states, so equal things compare equal.
+/// Pages with one state, and for data and pages of files where their hashes are: from `ordinal` on in
+/// the view's layer number `layer`. For data these are the numbers of the stored pages too. Both are 0
+/// for other states, so equal things compare equal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resolved {
     pub pages: PageRange,
@@ -22,9 +24,9 @@ impl Resolved {
         let skipped = pages.start().0 - self.pages.start().0;
         Some(Resolved {
             pages,
-            ordinal: match self.state {
-                PageState::Data => self.ordinal + skipped,
-                _ => 0,
+            ordinal: match self.state.is_hashed() {
+                true => self.ordinal + skipped,
+                false => 0,
             },
             ..self
         })
@@ -34,13 +36,12 @@ impl Resolved {
         before.pages.end() == self.pages.start()
             && before.state == self.state
             && before.layer == self.layer
-            && (self.state != PageState::Data
-                || before.ordinal + before.pages.count().0 == self.ordinal)
+            && (!self.state.is_hashed() || before.ordinal + before.pages.count().0 == self.ordinal)
     }
 }
 
 /// Adds `run` at the end, as part of the last one if it continues that.
-fn push(runs: &mut Vec<Resolved>, run: Resolved) {
+pub fn push(runs: &mut Vec<Resolved>, run: Resolved) {
     match runs.last_mut() {
         Some(last) if run.continues(last) => {
             last.pages = PageRange::new(last.pages.start(), run.pages.end());
@@ -56,12 +57,16 @@ pub fn touching(runs: &[Resolved], range: PageRange) -> &[Resolved] {
     &rest[..rest.partition_point(|run| run.pages.start() < range.end())]
 }
 
-/// The parts of ascending `runs` in the ascending `ranges`.
-pub fn restrict(runs: &[Resolved], ranges: impl IntoIterator<Item = PageRange>) -> Vec<Resolved> {
+/// The parts of ascending `runs` that lie in the ascending `regions`, and that `keep` wants there.
+pub fn restrict<'r>(
+    runs: &[Resolved],
+    regions: impl IntoIterator<Item = &'r Region>,
+    mut keep: impl FnMut(&Region, &Resolved) -> bool,
+) -> Vec<Resolved> {
     let mut kept = Vec::with_capacity(runs.len());
-    for range in ranges {
-        for run in touching(runs, range) {
-            if let Some(part) = run.cut(range) {
+    for region in regions {
+        for run in touching(runs, region.pages) {
+            if let Some(part) = run.cut(region.pages).filter(|part| keep(region, part)) {
                 push(&mut kept, part);
             }
         }
@@ -152,7 +157,7 @@ pub fn log(entries: &mut Vec<Entry>, entry: Entry) {
                 && last.pages.end() == entry.pages.start()
                 && last.state == entry.state
                 && last.sequence + last.pages.count().0 == entry.sequence
-                && (entry.state != Some(PageState::Data)
+                && (!entry.state.is_some_and(PageState::is_hashed)
                     || last.ordinal + last.pages.count().0 == entry.ordinal) =>
         {
             last.pages = PageRange::new(last.pages.start(), entry.pages.end());
@@ -206,7 +211,7 @@ pub fn latest(mut entries: Vec<Entry>, layer: u32) -> Vec<Resolved> {
             let whole = Resolved {
                 pages: holds.pages,
                 state,
-                layer: if state == PageState::Data { layer } else { 0 },
+                layer: if state.is_hashed() { layer } else { 0 },
                 ordinal: holds.ordinal,
             };
             if let Some(part) = whole.cut(PageRange::new(at, until)) {

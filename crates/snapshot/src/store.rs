@@ -1,6 +1,7 @@
 //! A store: create, open, list, lock, and the way to views and writers. Reading never writes, and
 //! needs no lock: files appear whole and never change.
 
+use crate::changed;
 use crate::error::{LockError, OpenError, ReadError, WriteError};
 use crate::format::FormatError;
 use crate::format::descriptor::{self, DESCRIPTOR_BYTES, DescriptorError, STORE_VERSION};
@@ -12,7 +13,7 @@ use crate::options::WriteOptions;
 use crate::runs::Resolved;
 use crate::storage::{DirectoryStorage, LockFailure, Storage, StorageLock};
 use crate::verify::{self, VerifyProgress, VerifyReport};
-use crate::view::{self, View};
+use crate::view::View;
 use crate::writer::SnapshotWriter;
 use pagetide_pages::PageSet;
 use std::fmt;
@@ -292,10 +293,12 @@ impl Store {
             .inspect_err(|_| lock.held.writer_gone())
     }
 
-    /// The pages of the space of this name whose state or bytes differ between two snapshots, or
-    /// that only one of them has. If the page size differs, all pages of either. No I/O.
+    /// The pages of the space of this name whose content differs between two snapshots (pages without
+    /// bytes: their state), or that only one of them has. If the page size differs, all pages of
+    /// either. Pages that show the same page of another space in both do not differ in this one:
+    /// whether that page does, the other space tells. No I/O.
     pub fn changed(&self, a: &View, b: &View, space: &str) -> PageSet {
-        view::changed(a, b, space)
+        changed::changed(a, b, space)
     }
 
     /// Reads and checks every byte of every snapshot, on all cores. Damage is in the report; only
@@ -354,8 +357,8 @@ impl Store {
             runs.map(|run| run.pages.count().0)
                 .fold(0, u64::saturating_add)
         };
-        let counted = (count(PageState::Data), count(PageState::Zero));
-        if counted != (info.pages.0, info.zero_pages.0) {
+        let counted = [PageState::Data, PageState::Zero, PageState::File].map(count);
+        if counted != [info.pages.0, info.zero_pages.0, info.file_pages.0] {
             let what = "its counters do not match its index".to_owned();
             return Err(file.at(FormatError::Damaged(what)));
         }

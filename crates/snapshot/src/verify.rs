@@ -245,9 +245,7 @@ fn check_frames(
     }
     let mut found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
     found.sort_by_key(|(numbers, _)| numbers.ranges().first().copied());
-    for (numbers, error) in found {
-        name_pages(file, spaces, index, &numbers, error, damaged);
-    }
+    name_pages(file, spaces, index, &found, damaged);
     Ok(())
 }
 
@@ -267,39 +265,51 @@ fn wrong_pages(
     (!wrong.is_empty()).then(|| (wrong, what()))
 }
 
-/// Says of the stored pages `numbers` which pages of which space they are. Pages that were written
-/// over before the snapshot was finished are nobody's, and are named by the file alone.
+/// Says of the stored pages in `found`, ascending, which pages of which spaces they are. Those that
+/// were written over before the snapshot was finished are nobody's, and are named by the file alone.
+/// What shows the pages of another space is not named again.
 fn name_pages(
     file: &SnapshotFile,
     spaces: &[Space],
     index: &Index,
-    numbers: &PageSet,
-    error: FormatError,
+    found: &[(PageSet, FormatError)],
     damaged: &mut Vec<Damage>,
 ) {
-    let what = file.at(error).to_string();
-    let before = damaged.len();
-    for run in index.runs.iter().filter(|run| run.state == PageState::Data) {
-        let own = PageRange::with_count(PageIndex(run.ordinal), run.pages.count());
-        for lost in numbers.within(own).ranges() {
-            let space = &spaces[run.space as usize];
-            let skipped = PageCount(lost.start().0 - run.ordinal);
-            damaged.push(Damage {
-                snapshot: file.id,
-                space: Some(space.name.clone()),
-                address: Some(space.page_size.address_of(run.pages.start().plus(skipped))),
-                length_bytes: space.page_size.bytes_of(lost.count()),
-                what: what.clone(),
-            });
-        }
-    }
-    if damaged.len() == before {
-        damaged.push(Damage {
+    let mut named: Vec<Vec<Damage>> = Vec::new();
+    for (_, error) in found {
+        named.push(vec![Damage {
             snapshot: file.id,
             space: None,
             address: None,
             length_bytes: 0,
-            what,
-        });
+            what: file.at(error.clone()).to_string(),
+        }]);
+    }
+    let past = |numbers: &PageSet| numbers.ranges().last().map(|last| last.end());
+    for run in index.runs.iter().filter(|run| run.state == PageState::Data) {
+        let own = PageRange::with_count(PageIndex(run.ordinal), run.pages.count());
+        let space = &spaces[run.space as usize];
+        let first = found.partition_point(|(numbers, _)| past(numbers) <= Some(own.start()));
+        for ((numbers, _), named) in found.iter().zip(&mut named).skip(first) {
+            if numbers.ranges().first().map(|first| first.start()) >= Some(own.end()) {
+                break;
+            }
+            for lost in numbers.within(own).ranges() {
+                let skipped = PageCount(lost.start().0 - run.ordinal);
+                named.push(Damage {
+                    snapshot: file.id,
+                    space: Some(space.name.clone()),
+                    address: Some(space.page_size.address_of(run.pages.start().plus(skipped))),
+                    length_bytes: space.page_size.bytes_of(lost.count()),
+                    what: named[0].what.clone(),
+                });
+            }
+        }
+    }
+    for mut named in named {
+        if named.len() > 1 {
+            named.remove(0);
+        }
+        damaged.append(&mut named);
     }
 }

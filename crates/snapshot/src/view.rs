@@ -3,15 +3,19 @@
 //!
 //! A view is made from that of the parent: the parent's pages, cut down to the captured regions of
 //! the snapshot, with the snapshot's own records laid over them. A page that was not part of the
-//! parent therefore never comes back from further down the chain.
+//! parent therefore never comes back from further down the chain. What regions show of other spaces is
+//! looked up when it is asked for (see `shown`).
 
 use crate::error::ReadError;
-use crate::format::metadata::captured;
+use crate::format::metadata::{captured, captured_regions};
 use crate::layer::Layer;
-use crate::model::{Attachment, PageHash, PageState, SnapshotId, SnapshotInfo, Space, StoreId};
+use crate::model::{
+    Attachment, PageHash, PageState, Region, SnapshotId, SnapshotInfo, Space, StoreId,
+};
 use crate::read::FrameCache;
 use crate::runs::{self, Resolved};
-use pagetide_pages::{PageIndex, PageRange, PageSet};
+use pagetide_pages::{PageIndex, PageRange, PageSize};
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -25,12 +29,14 @@ pub(crate) struct Inner {
     pub store: StoreId,
     pub info: SnapshotInfo,
     pub spaces: Vec<Space>,
+    /// The position of each space.
+    pub names: HashMap<String, usize>,
     pub attachments: Vec<Attachment>,
     /// The snapshot and all its ancestors, oldest first.
     pub chain: Vec<SnapshotId>,
     /// The files that pages are taken from, oldest first.
     pub layers: Vec<Arc<Layer>>,
-    /// For each space its pages, ascending.
+    /// For each space its pages as they are recorded, ascending.
     pub runs: Vec<Vec<Resolved>>,
     /// For each space the hash of a page of zeros.
     pub zero_hashes: Vec<PageHash>,
@@ -77,10 +83,7 @@ impl View {
 
     /// The position of the space of this name.
     pub fn space_index(&self, name: &str) -> Option<usize> {
-        self.inner
-            .spaces
-            .iter()
-            .position(|space| space.name == name)
+        self.inner.names.get(name).copied()
     }
 
     /// The attachments, in the order they were given.
@@ -94,16 +97,17 @@ impl View {
         Some(&all.find(|attachment| attachment.name == name)?.bytes)
     }
 
-    /// What a page is; `None` if it is not part of the snapshot. No I/O.
+    /// What a page is; `None` if it is not part of the snapshot. Of a page that a region shows it is
+    /// what the page that is shown is, here and wherever else a page is asked for. No I/O.
     pub fn page_state(&self, space: usize, page: PageIndex) -> Option<PageState> {
         Some(self.inner.at(space, page)?.state)
     }
 
-    /// The hash of the bytes of a page; `None` if it is not part of the snapshot, or is guard or
-    /// unbacked and so has no bytes. Pages of zeros have the hash of zeros. No I/O.
+    /// The hash of the bytes of a page, stored or in a file; `None` if it is not part of the snapshot,
+    /// or is guard or unbacked and so has no bytes. Pages of zeros have the hash of zeros. No I/O.
     pub fn page_hash(&self, space: usize, page: PageIndex) -> Option<PageHash> {
         let run = self.inner.at(space, page)?;
-        self.inner.hash_in(space, run, page)
+        self.inner.hash_in(space, &run, page)
     }
 
     /// The pages of `range` that are part of the snapshot, ascending, each range as long as the
@@ -157,11 +161,13 @@ impl View {
             resolved.push(runs);
         }
         drop_unused(&mut layers, &mut resolved);
-        let zero_hash = |space: &Space| PageHash::of(&vec![0; space.page_size.len()]);
+        let names = spaces.iter().map(|space| space.name.clone());
+        let mut zero_hashes = ZeroHashes::default();
         let inner = Inner {
             store,
             info,
-            zero_hashes: spaces.iter().map(zero_hash).collect(),
+            zero_hashes: spaces.iter().map(|s| zero_hashes.of(s.page_size)).collect(),
+            names: names.zip(0..).collect(),
             spaces,
             attachments,
             chain,
@@ -169,9 +175,22 @@ impl View {
             layers,
             runs: resolved,
         };
+        inner.check_shown()?;
         Ok(View {
             inner: Arc::new(inner),
         })
+    }
+}
+
+/// The hashes of pages of zeros, by page size.
+#[derive(Default)]
+pub(crate) struct ZeroHashes(HashMap<usize, PageHash>);
+
+impl ZeroHashes {
+    pub fn of(&mut self, size: PageSize) -> PageHash {
+        let length = size.len();
+        let hash = || PageHash::of(&vec![0; length]);
+        *self.0.entry(length).or_insert_with(hash)
     }
 }
 
@@ -184,20 +203,24 @@ fn resolve(
     own: usize,
 ) -> Vec<Resolved> {
     let mut top = top.to_vec();
-    for run in top.iter_mut().filter(|run| run.state == PageState::Data) {
+    for run in top.iter_mut().filter(|run| run.state.is_hashed()) {
         run.layer = own as u32;
     }
     match base {
         None => top,
-        Some(base) => runs::overlay(&runs::restrict(base, captured(space)), &top),
+        Some(base) => {
+            let admitted = |region: &Region, run: &Resolved| region.admits(run.state);
+            let base = runs::restrict(base, captured_regions(space), admitted);
+            runs::overlay(&base, &top)
+        }
     }
 }
 
 /// Lets go of the layers that no page is taken from any more, and renumbers the rest.
 fn drop_unused(layers: &mut Vec<Arc<Layer>>, runs: &mut [Vec<Resolved>]) {
     let mut used = vec![false; layers.len()];
-    let data = |run: &&mut Resolved| run.state == PageState::Data;
-    for run in runs.iter_mut().flatten().filter(data) {
+    let hashed = |run: &&mut Resolved| run.state.is_hashed();
+    for run in runs.iter_mut().flatten().filter(hashed) {
         used[run.layer as usize] = true;
     }
     if used.iter().all(|&used| used) {
@@ -211,7 +234,7 @@ fn drop_unused(layers: &mut Vec<Arc<Layer>>, runs: &mut [Vec<Resolved>]) {
             number.saturating_sub(1)
         })
         .collect();
-    for run in runs.iter_mut().flatten().filter(data) {
+    for run in runs.iter_mut().flatten().filter(hashed) {
         run.layer = numbers[run.layer as usize];
     }
     let mut used = used.into_iter();
@@ -226,98 +249,19 @@ impl Inner {
 
     /// The position here of the space that is the same as `space`, which may be of another snapshot.
     pub fn same_space(&self, space: &Space) -> Option<usize> {
-        self.spaces
-            .iter()
-            .position(|own| own.name == space.name && own.page_size == space.page_size)
-    }
-
-    pub fn at(&self, space: usize, page: PageIndex) -> Option<&Resolved> {
-        let runs = self.runs.get(space)?;
-        let after = runs.partition_point(|run| run.pages.start() <= page);
-        let run = &runs[after.checked_sub(1)?];
-        run.pages.contains(page).then_some(run)
+        let own = *self.names.get(&space.name)?;
+        (self.spaces[own].page_size == space.page_size).then_some(own)
     }
 
     /// The hash of `page`, which is in `run`.
     pub fn hash_in(&self, space: usize, run: &Resolved, page: PageIndex) -> Option<PageHash> {
         match run.state {
-            PageState::Data => {
+            PageState::Data | PageState::File => {
                 let ordinal = run.ordinal + (page.0 - run.pages.start().0);
                 Some(self.layers[run.layer as usize].index.hashes[ordinal as usize])
             }
             PageState::Zero => Some(self.zero_hashes[space]),
-            _ => None,
-        }
-    }
-
-    /// The runs in `range`, cut to it.
-    pub fn parts(&self, space: usize, range: PageRange) -> impl Iterator<Item = Resolved> + '_ {
-        let runs = self.runs.get(space).map_or(&[][..], |runs| runs);
-        let touching = runs::touching(runs, range);
-        touching.iter().filter_map(move |run| run.cut(range))
-    }
-}
-
-/// The pages of the space `name` whose state or bytes differ between `a` and `b`, or that only one
-/// of them has.
-pub(crate) fn changed(a: &View, b: &View, name: &str) -> PageSet {
-    let (in_a, in_b) = (a.space_index(name), b.space_index(name));
-    let everything = |view: &View, space: Option<usize>| -> PageSet {
-        let runs = space.map(|space| &view.inner.runs[space]);
-        runs.into_iter().flatten().map(|run| run.pages).collect()
-    };
-    let (pages_a, pages_b) = (everything(a, in_a), everything(b, in_b));
-    let (Some(in_a), Some(in_b)) = (in_a, in_b) else {
-        return pages_a.union(&pages_b);
-    };
-    if a.spaces()[in_a].page_size != b.spaces()[in_b].page_size {
-        return pages_a.union(&pages_b);
-    }
-    let mut differ = pages_a
-        .subtract(&pages_b)
-        .union(&pages_b.subtract(&pages_a));
-    let mut found = PageSet::new();
-    for left in &a.inner.runs[in_a] {
-        for right in b.inner.parts(in_b, left.pages) {
-            let Some(left) = left.cut(right.pages) else {
-                continue;
-            };
-            if !same_bytes(a, &left, b, &right) {
-                add_differing(&mut found, (a, in_a, &left), (b, in_b, &right));
-            }
-        }
-    }
-    differ.extend(found.ranges().iter().copied());
-    differ
-}
-
-/// Whether two runs over the same pages are the same without a look at the hashes.
-fn same_bytes(a: &View, left: &Resolved, b: &View, right: &Resolved) -> bool {
-    match (left.state, right.state) {
-        (PageState::Data, PageState::Data) => {
-            let files = [(a, left), (b, right)]
-                .map(|(view, run)| &view.inner.layers[run.layer as usize].header);
-            left.ordinal == right.ordinal && files[0] == files[1]
-        }
-        (x, y) => x == y,
-    }
-}
-
-fn add_differing(
-    found: &mut PageSet,
-    (a, in_a, left): (&View, usize, &Resolved),
-    (b, in_b, right): (&View, usize, &Resolved),
-) {
-    if left.state != PageState::Data || right.state != PageState::Data {
-        return found.insert(left.pages);
-    }
-    for page in left.pages.pages() {
-        let hashes = (
-            a.inner.hash_in(in_a, left, page),
-            b.inner.hash_in(in_b, right, page),
-        );
-        if hashes.0 != hashes.1 {
-            found.insert(PageRange::single(page));
+            PageState::Guard | PageState::Unbacked | PageState::Shown => None,
         }
     }
 }

@@ -1,27 +1,27 @@
 //! Making one more snapshot: from calls of `put_pages` and `put_state` to a file that is published
 //! whole or not at all. The work on the pages themselves is in `ingest`.
 
-use crate::error::{ReadError, WriteError};
-use crate::format::header::{HEADER_BYTES, Header};
-use crate::format::index::{Frame, Index, Run};
-use crate::format::metadata::{self, Metadata, captured};
-use crate::format::{MAX_FRAME_BYTES, MAX_INDEX_BYTES};
-use crate::frame::{EncodedFrame, FrameEncoder};
+mod commit;
+
+use crate::dedup::Known;
+use crate::error::WriteError;
+use crate::format::MAX_FRAME_BYTES;
+use crate::format::header::HEADER_BYTES;
+use crate::format::metadata;
+use crate::frame::FrameEncoder;
+use crate::frames::{FrameError, Frames, Log, Put};
 use crate::ingest::{self, Chunk, Finding, PageRef, Plan};
-use crate::layer::{self, Layer, file_name, partial_name};
+use crate::layer::partial_name;
 use crate::model::{Attachment, PageHash, PageState, SnapshotId, Space};
 use crate::options::{WriteCounters, WriteOptions};
 use crate::read::worker_count;
-use crate::runs::{self, Entry, Resolved};
-use crate::storage::PartialFile;
+use crate::runs::{self, Entry};
 use crate::store::{HeldLock, Store};
-use crate::view::View;
+use crate::view::{View, ZeroHashes};
 use pagetide_pages::{PageCount, PageIndex, PageRange};
-use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A snapshot in the making. Dropped before `commit`, it goes away. It holds the lock it was begun
 /// under.
@@ -31,14 +31,13 @@ pub struct SnapshotWriter {
     id: SnapshotId,
     parent: Option<View>,
     options: WriteOptions,
-    file: Option<Box<dyn PartialFile>>,
-    encoder: FrameEncoder,
+    frames: Frames,
     chunk_encoder: Option<FrameEncoder>,
     spaces: Vec<OpenSpace>,
     attachments: Vec<Attachment>,
-    frames: Vec<Frame>,
-    hashes: Vec<PageHash>,
-    frames_length: u64,
+    /// The hashes of pages of files, in the order they were put.
+    file_hashes: Vec<PageHash>,
+    zero_hashes: ZeroHashes,
     sequence: u64,
     counters: WriteCounters,
     failed: bool,
@@ -51,14 +50,6 @@ struct OpenSpace {
     in_parent: Option<usize>,
     zero_hash: PageHash,
     entries: Vec<Entry>,
-    waiting: Waiting,
-}
-
-/// Pages that do not fill a frame yet.
-#[derive(Default)]
-struct Waiting {
-    raw: Vec<u8>,
-    pages: Vec<(PageIndex, u64, PageHash)>,
 }
 
 impl SnapshotWriter {
@@ -85,15 +76,13 @@ impl SnapshotWriter {
             lock,
             id,
             parent,
+            frames: Frames::new(file, encoder, options.deduplicate.then(Known::default)),
             options,
-            file: Some(file),
-            encoder,
             chunk_encoder: None,
             spaces: Vec::new(),
             attachments: Vec::new(),
-            frames: Vec::new(),
-            hashes: Vec::new(),
-            frames_length: 0,
+            file_hashes: Vec::new(),
+            zero_hashes: ZeroHashes::default(),
             sequence: 0,
             counters: WriteCounters::default(),
             failed: false,
@@ -109,7 +98,7 @@ impl SnapshotWriter {
     /// bytes do not yet.
     pub fn counters(&self) -> WriteCounters {
         WriteCounters {
-            stored_bytes: HEADER_BYTES as u64 + self.frames_length,
+            stored_bytes: HEADER_BYTES as u64 + self.frames.length(),
             ..self.counters
         }
     }
@@ -137,10 +126,9 @@ impl SnapshotWriter {
             let parent = self.parent.as_ref();
             self.spaces.push(OpenSpace {
                 in_parent: parent.and_then(|parent| parent.inner.same_space(&space)),
-                zero_hash: PageHash::of(&vec![0; space.page_size.len()]),
+                zero_hash: self.zero_hashes.of(space.page_size),
                 space,
                 entries: Vec::new(),
-                waiting: Waiting::default(),
             });
         }
         Ok(())
@@ -190,8 +178,8 @@ impl SnapshotWriter {
         result
     }
 
-    /// Says that the pages of `range` are zeros, guard, or unbacked. It takes no room however long
-    /// the range is.
+    /// Says that the pages of `range` are zeros, guard, unbacked, or shown. It takes no room however
+    /// long the range is. What shown pages show must be there when the snapshot is committed.
     pub fn put_state(
         &mut self,
         space: usize,
@@ -201,19 +189,26 @@ impl SnapshotWriter {
         self.check_alive()?;
         let sequence = self.sequence;
         let open = self.open_space(space)?;
-        if state == PageState::Data {
+        let missing = match state {
+            PageState::Data => Some("cannot be data without bytes"),
+            PageState::File => Some("cannot be in a file without hashes"),
+            PageState::Zero | PageState::Guard | PageState::Unbacked | PageState::Shown => None,
+        };
+        if let Some(what) = missing {
             return Err(WriteError::BadPages {
                 space: open.space.name.clone(),
                 pages: range,
-                what: "cannot be data without bytes".to_owned(),
+                what: what.to_owned(),
             });
         }
         if range.is_empty() {
             return Ok(());
         }
+        // A region that shows what it showed takes no room in a delta.
+        let held = state == PageState::Shown && self.parent_shows(space, range);
         let entry = Entry {
             pages: range,
-            state: Some(state),
+            state: (!held).then_some(state),
             ordinal: 0,
             sequence,
             counted: false,
@@ -232,65 +227,43 @@ impl SnapshotWriter {
         first: PageIndex,
         hashes: &[PageHash],
     ) -> Result<(), WriteError> {
-        let pages = PageRange::with_count(first, PageCount(hashes.len() as u64));
-        self.put_state(space, pages, PageState::File)
-    }
-
-    /// Finishes the snapshot: it is durable when this returns. Every page of every captured region
-    /// must have been put, now or in an ancestor. After an error there is no such snapshot.
-    pub fn commit(mut self) -> Result<View, WriteError> {
         self.check_alive()?;
-        for space in 0..self.spaces.len() {
-            self.flush(space)?;
+        let open = self.open_space(space)?;
+        let count = PageCount(hashes.len() as u64);
+        if first.0.checked_add(count.0).is_none() {
+            return Err(WriteError::BadPages {
+                space: open.space.name.clone(),
+                pages: PageRange::with_count(first, PageCount(0)),
+                what: format!("cannot take {count} more: there are not so many"),
+            });
         }
-        let top = self.records()?;
-        let index = self.index(&top);
-        let index_bytes = index.encode();
-        if index_bytes.len() as u64 > MAX_INDEX_BYTES {
-            let what = "it has more pages than one snapshot can".to_owned();
-            return Err(WriteError::Invalid { what });
-        }
-        let metadata = self.metadata(&index);
-        let metadata_bytes =
-            metadata::encode(&metadata).map_err(|what| WriteError::Invalid { what })?;
-        let parent = self.parent.as_ref();
-        let header = Header {
-            store: self.store.id(),
-            snapshot: self.id,
-            parent: parent.map(|view| (view.id(), view.info().content_hash)),
-            frames_length: self.frames_length,
-            metadata_length: metadata_bytes.len() as u64,
-            index_length: index_bytes.len() as u64,
-            metadata_hash: *blake3::hash(&metadata_bytes).as_bytes(),
-            index_hash: *blake3::hash(&index_bytes).as_bytes(),
+        let parent = match (open.in_parent, self.options.elide_unchanged) {
+            (Some(space), true) => self.parent.as_ref().map(|parent| (&*parent.inner, space)),
+            _ => None,
         };
-        let info = layer::info(&header, &metadata);
-        let layer = Arc::new(Layer {
-            id: self.id,
-            store: self.store.id(),
-            storage: Arc::clone(self.store.storage()),
-            header,
-            index,
-        });
-        // Made before the file is published: what is wrong with it must keep it from existing.
-        let view = View::over(
-            parent,
-            Arc::clone(&layer),
-            &top,
-            info,
-            metadata.spaces,
-            metadata.attachments,
-        )
-        .map_err(incomplete)?;
-        self.append(&metadata_bytes)?;
-        self.append(&index_bytes)?;
-        self.publish(&layer.header)?;
-        tracing::debug!(
-            snapshot = self.id.0,
-            pages = view.info().pages.0,
-            "committed"
-        );
-        Ok(view)
+        let is_held = |page: PageIndex, hash: PageHash| {
+            let run =
+                parent.and_then(|(inner, space)| Some((inner, space, inner.own_at(space, page)?)));
+            run.is_some_and(|(inner, space, run)| {
+                run.state == PageState::File && inner.hash_in(space, run, page) == Some(hash)
+            })
+        };
+        for (page, &hash) in PageRange::with_count(first, count).pages().zip(hashes) {
+            let entry = Entry {
+                pages: PageRange::single(page),
+                state: (!is_held(page, hash)).then_some(PageState::File),
+                ordinal: self.file_hashes.len() as u64,
+                sequence: self.sequence,
+                counted: true,
+            };
+            if entry.state.is_some() {
+                self.file_hashes.push(hash);
+            }
+            runs::log(&mut self.spaces[space].entries, entry);
+            self.sequence += 1;
+        }
+        self.counters.file_pages += count;
+        Ok(())
     }
 
     fn ingest(
@@ -302,7 +275,7 @@ impl SnapshotWriter {
         let parent = self.parent.clone();
         let open = &self.spaces[space];
         let page_bytes = open.space.page_size.len();
-        let plan = Plan {
+        let mut plan = Plan {
             pieces,
             page_bytes,
             frame_pages: self.frame_pages(page_bytes),
@@ -312,11 +285,19 @@ impl SnapshotWriter {
                 (Some(parent), Some(space), true) => Some((&*parent.inner, space)),
                 _ => None,
             },
+            findings: None,
         };
         let base = self.sequence;
         self.sequence += pages.len() as u64;
         self.counters.written_pages += PageCount(pages.len() as u64);
         let threads = worker_count(self.options.threads, usize::MAX);
+        if let Some(known) = self.frames.known() {
+            // Which of several equal pages is stored must not depend on the threads: all are
+            // hashed before any is compressed.
+            let mut findings = ingest::survey(&plan, pages, threads);
+            known.thin(page_bytes, &mut findings);
+            plan.findings = Some(findings);
+        }
         // The writer takes chunks while later ones are worked on, hence two encoders.
         let mut encoder = match self.chunk_encoder.take() {
             Some(encoder) => encoder,
@@ -327,13 +308,9 @@ impl SnapshotWriter {
             let first = base + chunk.first as u64;
             let pages = &pages[chunk.first..chunk.first + chunk.findings.len()];
             self.take(space, &plan, chunk, pages, first)
-                .map_err(Outcome::Write)
         });
         self.chunk_encoder = Some(encoder);
-        result.map_err(|outcome| match outcome {
-            Outcome::Write(error) => error,
-            Outcome::Compress(error) => self.failure("compress pages".to_owned(), error),
-        })
+        result.map_err(|error| self.frame_failure(error))
     }
 
     /// Writes the frames of a chunk and notes what its pages are. `first` is the sequence number of
@@ -345,21 +322,19 @@ impl SnapshotWriter {
         chunk: Chunk<'_>,
         pages: &[PageRef],
         first: u64,
-    ) -> Result<(), WriteError> {
+    ) -> Result<(), FrameError> {
+        let counters = &mut self.counters;
         for (number, (finding, page)) in chunk.findings.iter().zip(pages).enumerate() {
-            let state = match finding {
-                Finding::Zero => {
-                    self.counters.zero_pages += PageCount(1);
-                    Some(PageState::Zero)
-                }
-                Finding::Unchanged => {
-                    self.counters.elided_pages += PageCount(1);
-                    None
-                }
-                Finding::Data(_) => {
-                    self.counters.stored_pages += PageCount(1);
-                    continue;
-                }
+            let (state, counter) = match finding {
+                Finding::Zero => (Some(Some(PageState::Zero)), &mut counters.zero_pages),
+                Finding::Unchanged => (Some(None), &mut counters.elided_pages),
+                Finding::Data(_) => (None, &mut counters.stored_pages),
+                Finding::Same(_) => (None, &mut counters.deduplicated_pages),
+            };
+            *counter += PageCount(1);
+            // Pages with bytes are noted once it is known where those are.
+            let Some(state) = state else {
+                continue;
             };
             let entry = Entry {
                 pages: PageRange::single(page.page),
@@ -370,142 +345,56 @@ impl SnapshotWriter {
             };
             runs::log(&mut self.spaces[space].entries, entry);
         }
-        let hashed = |number: usize| match chunk.findings[number] {
-            Finding::Data(hash) => Some((pages[number].page, first + number as u64, hash)),
-            Finding::Zero | Finding::Unchanged => None,
+        let put = |number: usize| Put {
+            space,
+            page: pages[number].page,
+            sequence: first + number as u64,
         };
+        let stored = |number: usize| match chunk.findings[number] {
+            Finding::Data(hash) => Some((put(number), hash)),
+            Finding::Zero | Finding::Unchanged | Finding::Same(_) => None,
+        };
+        let spaces = &mut self.spaces;
+        let log: &mut Log<'_> = &mut |space, entry| runs::log(&mut spaces[space].entries, entry);
         for (frame, members) in chunk.frames {
-            let stored = members.into_iter().filter_map(hashed);
-            self.write_frame(space, frame, stored)?;
+            let members = members.into_iter().filter_map(stored);
+            self.frames.write(plan.page_bytes, frame, members, log)?;
         }
+        let frame_pages = plan.frame_pages;
         for number in chunk.rest {
-            let waiting = &mut self.spaces[space].waiting;
-            waiting.pages.extend(hashed(number));
-            waiting.raw.extend_from_slice(plan.bytes(&pages[number]));
-            if waiting.pages.len() >= plan.frame_pages {
-                self.flush(space)?;
+            if let Some((put, hash)) = stored(number) {
+                let bytes = plan.bytes(&pages[number]);
+                self.frames.wait(put, hash, bytes, frame_pages, log)?;
+            }
+        }
+        // The pages that these have the bytes of are stored or wait by now.
+        for (number, finding) in chunk.findings.iter().enumerate() {
+            if let Finding::Same(hash) = *finding {
+                let bytes = plan.bytes(&pages[number]);
+                let put = put(number);
+                self.frames.refer(put, hash, bytes, frame_pages, log)?;
             }
         }
         Ok(())
     }
 
-    /// Writes the pages of a space that wait for their frame to fill.
-    fn flush(&mut self, space: usize) -> Result<(), WriteError> {
-        let mut waiting = std::mem::take(&mut self.spaces[space].waiting);
-        if waiting.pages.is_empty() {
-            return Ok(());
-        }
-        let frame = self
-            .encoder
-            .encode(Cow::Borrowed(&waiting.raw))
-            .map_err(|error| self.failure("compress pages".to_owned(), error))?;
-        self.write_frame(space, frame, waiting.pages.drain(..))?;
-        waiting.raw.clear();
-        self.spaces[space].waiting = waiting;
-        Ok(())
-    }
-
-    fn write_frame(
-        &mut self,
-        space: usize,
-        frame: EncodedFrame<'_>,
-        pages: impl Iterator<Item = (PageIndex, u64, PageHash)>,
-    ) -> Result<(), WriteError> {
-        self.append(&frame.bytes)?;
-        let first_ordinal = self.hashes.len() as u64;
-        for (page, sequence, hash) in pages {
-            let entry = Entry {
-                pages: PageRange::single(page),
-                state: Some(PageState::Data),
-                ordinal: self.hashes.len() as u64,
-                sequence,
-                counted: true,
-            };
-            self.hashes.push(hash);
-            runs::log(&mut self.spaces[space].entries, entry);
-        }
-        self.frames.push(Frame {
-            space: space as u32,
-            encoding: frame.encoding,
-            stored_length: frame.bytes.len() as u32,
-            page_count: (self.hashes.len() as u64 - first_ordinal) as u32,
-            checksum: frame.checksum,
-            offset: self.frames_length,
-            first_ordinal,
-        });
-        self.frames_length += frame.bytes.len() as u64;
-        Ok(())
-    }
-
-    /// What holds of the pages of each space in the end, within its captured regions.
-    fn records(&mut self) -> Result<Vec<Vec<Resolved>>, WriteError> {
-        let records = self.spaces.iter_mut().map(|open| {
-            let runs = runs::latest(std::mem::take(&mut open.entries), 0);
-            runs::restrict(&runs, captured(&open.space))
-        });
-        Ok(records.collect())
-    }
-
-    fn index(&mut self, top: &[Vec<Resolved>]) -> Index {
-        let runs = top.iter().enumerate().flat_map(|(space, runs)| {
-            runs.iter().map(move |run| Run {
-                space: space as u32,
-                state: run.state,
-                pages: run.pages,
-                ordinal: run.ordinal,
-            })
-        });
-        Index {
-            runs: runs.collect(),
-            frames: std::mem::take(&mut self.frames),
-            hashes: std::mem::take(&mut self.hashes),
-        }
-    }
-
-    fn metadata(&mut self, index: &Index) -> Metadata {
-        let count = |state: PageState| -> u64 {
-            let runs = index.runs.iter().filter(|run| run.state == state);
-            runs.map(|run| run.pages.count().0)
-                .fold(0, u64::saturating_add)
-        };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        Metadata {
-            created_unix_ns: now.map_or(0, |time| time.as_nanos() as u64),
-            data_pages: count(PageState::Data),
-            zero_pages: count(PageState::Zero),
-            spaces: self.spaces.drain(..).map(|open| open.space).collect(),
-            attachments: std::mem::take(&mut self.attachments),
-        }
-    }
-
-    fn append(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
-        let result = match &mut self.file {
-            Some(file) => file.append(bytes),
-            None => Err(ErrorKind::NotFound.into()),
-        };
-        result.map_err(|error| self.failure(format!("write {}", partial_name(self.id)), error))
-    }
-
-    fn publish(&mut self, header: &Header) -> Result<(), WriteError> {
-        let name = file_name(self.id);
-        let result = match self.file.take() {
-            Some(mut file) => file
-                .rewrite(0, &header.encode())
-                .and_then(|()| file.publish(&name)),
-            None => Err(ErrorKind::NotFound.into()),
-        };
-        result.map_err(|error| match error.kind() {
-            ErrorKind::AlreadyExists => WriteError::Exists {
-                location: self.store.location(),
-                snapshot: self.id,
-            },
-            _ => self.failure(format!("publish {name}"), error),
-        })
-    }
-
     fn open_space(&self, number: usize) -> Result<&OpenSpace, WriteError> {
         self.spaces.get(number).ok_or_else(|| WriteError::Invalid {
             what: format!("there is no space number {number}"),
+        })
+    }
+
+    /// Whether all pages of the range are shown in the parent: what they show is then up to the
+    /// regions of this snapshot.
+    fn parent_shows(&self, space: usize, range: PageRange) -> bool {
+        let parent = self
+            .parent
+            .as_ref()
+            .filter(|_| self.options.elide_unchanged);
+        let own = parent.zip(self.spaces[space].in_parent);
+        own.is_some_and(|(parent, space)| {
+            let run = parent.inner.own_at(space, range.start());
+            run.is_some_and(|run| run.state == PageState::Shown && range.end() <= run.pages.end())
         })
     }
 
@@ -521,6 +410,15 @@ impl SnapshotWriter {
         }
     }
 
+    fn frame_failure(&self, error: FrameError) -> WriteError {
+        match error {
+            FrameError::Compress(error) => self.failure("compress pages".to_owned(), error),
+            FrameError::Append(error) => {
+                self.failure(format!("write {}", partial_name(self.id)), error)
+            }
+        }
+    }
+
     fn failure(&self, operation: String, error: io::Error) -> WriteError {
         failure(&self.store, self.id, operation, error)
     }
@@ -529,7 +427,7 @@ impl SnapshotWriter {
 impl Drop for SnapshotWriter {
     fn drop(&mut self) {
         // The file goes first: as long as it is there nobody else may write one of its name.
-        drop(self.file.take());
+        drop(self.frames.take_file());
         self.lock.writer_gone();
     }
 }
@@ -540,18 +438,6 @@ impl fmt::Debug for SnapshotWriter {
             .field("snapshot", &self.id)
             .field("counters", &self.counters())
             .finish_non_exhaustive()
-    }
-}
-
-/// Which side of `ingest` failed.
-enum Outcome {
-    Compress(io::Error),
-    Write(WriteError),
-}
-
-impl From<io::Error> for Outcome {
-    fn from(error: io::Error) -> Outcome {
-        Outcome::Compress(error)
     }
 }
 
@@ -572,25 +458,6 @@ fn failure(
             location,
             operation,
             source,
-        },
-    }
-}
-
-/// The only thing that can be wrong with a view before its file exists.
-fn incomplete(error: ReadError) -> WriteError {
-    match error {
-        ReadError::MissingPages {
-            space,
-            address,
-            length,
-            ..
-        } => WriteError::MissingPages {
-            space,
-            address,
-            length,
-        },
-        other => WriteError::Invalid {
-            what: other.to_string(),
         },
     }
 }

@@ -24,6 +24,7 @@ pub const HEADER_BYTES: usize = CRC_AT + 4;
 /// The header as values. Offsets are not among them: each section starts where the one before ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
+    pub version: u32,
     pub store: StoreId,
     pub snapshot: SnapshotId,
     pub parent: Option<(SnapshotId, ContentHash)>,
@@ -69,7 +70,7 @@ impl Header {
         };
         let mut bytes = Vec::with_capacity(HEADER_BYTES);
         bytes.extend_from_slice(&MAGIC);
-        bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+        bytes.extend_from_slice(&self.version.to_le_bytes());
         bytes.extend_from_slice(&(HEADER_BYTES as u32).to_le_bytes());
         bytes.extend_from_slice(&self.file_length().to_le_bytes());
         bytes.extend_from_slice(&self.store.0);
@@ -106,6 +107,7 @@ pub fn decode(bytes: &[u8], file_length: u64) -> Result<Header, FormatError> {
     let snapshot = SnapshotId(fields.u64());
     let (parent, parent_hash) = (fields.u64(), ContentHash(fields.array()));
     let header = Header {
+        version,
         store,
         snapshot,
         parent: (parent != 0).then_some((SnapshotId(parent), parent_hash)),

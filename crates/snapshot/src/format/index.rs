@@ -1,7 +1,8 @@
 //! The index section: which pages the snapshot records, where the frames are, and the hash of every
 //! stored page. Once decoded it is known to be consistent; readers need not check again.
 
-use super::metadata::captured;
+use super::header::Header;
+use super::metadata::captured_regions;
 use super::{ENCODING_RAW, ENCODING_ZSTD, Fields, FormatError, MAX_FRAME_BYTES, damaged};
 use crate::model::{PageHash, PageState, Space};
 use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet};
@@ -18,8 +19,9 @@ const UNBACKED: u16 = 4;
 const SHOWN: u16 = 5;
 const FILE: u16 = 6;
 
-/// Pages with one state. The stored pages of a file are numbered; `ordinal` is the number of the
-/// first, 0 if the state is not `Data`.
+/// Pages with one state. The stored pages of a snapshot file are numbered, and after them its pages
+/// that are in files of others; `ordinal` is the number of the first, 0 if the state is neither `Data`
+/// nor `File`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
     pub space: u32,
@@ -47,6 +49,9 @@ pub struct Frame {
 pub struct Index {
     pub runs: Vec<Run>,
     pub frames: Vec<Frame>,
+    /// How many pages are stored.
+    pub stored: u64,
+    /// The hashes of the stored pages, then those of the pages in files.
     pub hashes: Vec<PageHash>,
 }
 
@@ -99,8 +104,8 @@ impl Index {
     }
 }
 
-/// The index in `bytes`, of a file with these spaces and this many bytes of frames.
-pub fn decode(bytes: &[u8], spaces: &[Space], frames_length: u64) -> Result<Index, FormatError> {
+/// The index in `bytes`, of a file with these spaces and this header.
+pub fn decode(bytes: &[u8], spaces: &[Space], header: &Header) -> Result<Index, FormatError> {
     if (bytes.len() as u64) < COUNTS_BYTES {
         return damaged("its index is too short");
     }
@@ -123,10 +128,14 @@ pub fn decode(bytes: &[u8], spaces: &[Space], frames_length: u64) -> Result<Inde
     let mut index = Index {
         runs: runs?,
         frames: frames?,
+        stored: 0,
         hashes: (0..hashes).map(|_| PageHash(fields.array())).collect(),
     };
-    place_frames(&mut index, spaces, frames_length)?;
-    check_runs(&index, spaces)?;
+    place_frames(&mut index, spaces, header.frames_length)?;
+    if header.version == 1 && index.stored != index.hashes.len() as u64 {
+        return damaged("it does not have one hash for each stored page");
+    }
+    check_runs(&index, spaces, header.version)?;
     Ok(index)
 }
 
@@ -137,6 +146,8 @@ fn run(fields: &mut Fields<'_>) -> Result<Run, FormatError> {
         ZERO => PageState::Zero,
         GUARD => PageState::Guard,
         UNBACKED => PageState::Unbacked,
+        SHOWN => PageState::Shown,
+        FILE => PageState::File,
         0 => return damaged("a run of pages has no kind"),
         code => {
             return Err(FormatError::Future(format!(
@@ -154,8 +165,8 @@ fn run(fields: &mut Fields<'_>) -> Result<Run, FormatError> {
             "a run of {count} pages from {first:#x} on is impossible"
         ));
     }
-    if state != PageState::Data && ordinal != 0 {
-        return damaged("a run without bytes has a place for them");
+    if !state.is_hashed() && ordinal != 0 {
+        return damaged("a run without hashes has a place for them");
     }
     Ok(Run {
         space,
@@ -213,38 +224,112 @@ fn place_frames(
     if offset != frames_length {
         return damaged("its frames do not add up to the length of the frame section");
     }
-    if ordinal != index.hashes.len() as u64 {
+    if ordinal > index.hashes.len() as u64 {
         return damaged("it does not have one hash for each stored page");
     }
+    index.stored = ordinal;
     Ok(())
 }
 
-/// Checks that runs ascend, lie in captured regions, and point at frames of their space.
-fn check_runs(index: &Index, spaces: &[Space]) -> Result<(), FormatError> {
-    let regions: Vec<PageSet> = spaces.iter().map(|s| captured(s).collect()).collect();
+/// Checks that runs ascend, lie in captured regions which can have pages in their state, and point
+/// at stored pages of the right size, or at hashes of pages in files.
+fn check_runs(index: &Index, spaces: &[Space], version: u32) -> Result<(), FormatError> {
+    let places: Vec<Places> = spaces.iter().map(Places::of).collect();
+    let stretches = stretches(index, spaces, version);
     let mut before = None;
     for run in &index.runs {
-        let Some(captured) = regions.get(run.space as usize) else {
+        let Some(places) = places.get(run.space as usize) else {
             return damaged("a run of pages belongs to a space that does not exist");
         };
         if before.is_some_and(|before| before > (run.space, run.pages.start())) {
             return damaged("its runs of pages do not ascend");
         }
         before = Some((run.space, run.pages.end()));
-        if !captured.contains_range(run.pages) {
+        if !places.captured.contains_range(run.pages) {
             return damaged("a run of pages lies outside the captured regions");
         }
-        if run.state != PageState::Data {
-            continue;
-        }
         let end = run.ordinal.checked_add(run.pages.count().0);
-        let Some(end) = end.filter(|&end| end <= index.hashes.len() as u64) else {
-            return damaged("a run of pages points past the stored pages");
-        };
-        let frames = &index.frames[index.frame_of(run.ordinal)..=index.frame_of(end - 1)];
-        if frames.iter().any(|frame| frame.space != run.space) {
-            return damaged("a run of pages points into another space");
+        match run.state {
+            PageState::Zero | PageState::Guard | PageState::Unbacked => {}
+            PageState::Data => {
+                let Some(end) = end.filter(|&end| end <= index.stored) else {
+                    return damaged("a run of pages points past the stored pages");
+                };
+                let kind = kind_of_frames(run.space, &spaces[run.space as usize], version);
+                let after = stretches.partition_point(|stretch| stretch.first <= run.ordinal);
+                let own = stretches[after - 1].kind == kind;
+                let next = stretches
+                    .get(after)
+                    .map_or(u64::MAX, |stretch| stretch.first);
+                if !own || end > next {
+                    return damaged("a run of pages points into another space");
+                }
+            }
+            PageState::Shown | PageState::File if version == 1 => {
+                return damaged("a run of pages is of a kind that format 1 does not have");
+            }
+            PageState::Shown => {
+                if !places.showing.contains_range(run.pages) {
+                    return damaged("pages are shown by regions that show nothing");
+                }
+            }
+            PageState::File => {
+                if !places.of_files.contains_range(run.pages) {
+                    return damaged("pages of a file are in regions that have none");
+                }
+                let within = |end: &u64| *end <= index.hashes.len() as u64;
+                if run.ordinal < index.stored || !end.as_ref().is_some_and(within) {
+                    return damaged("a run of pages points past the hashes of pages in files");
+                }
+            }
         }
     }
     Ok(())
+}
+
+/// Which pages of a space can be in which states.
+struct Places {
+    captured: PageSet,
+    showing: PageSet,
+    of_files: PageSet,
+}
+
+impl Places {
+    fn of(space: &Space) -> Places {
+        let that_admit = |state| {
+            let regions = captured_regions(space).filter(move |region| region.admits(state));
+            regions.map(|region| region.pages).collect()
+        };
+        Places {
+            captured: that_admit(PageState::Data),
+            showing: that_admit(PageState::Shown),
+            of_files: that_admit(PageState::File),
+        }
+    }
+}
+
+/// Stored pages from `first` on that lie in frames of one kind: as many as there are in a row.
+struct Stretch {
+    first: u64,
+    kind: u64,
+}
+
+/// In format 1 a run's pages lie in frames of its space; later in frames with its page size.
+fn kind_of_frames(number: u32, space: &Space, version: u32) -> u64 {
+    match version {
+        1 => u64::from(number),
+        _ => space.page_size.bytes(),
+    }
+}
+
+fn stretches(index: &Index, spaces: &[Space], version: u32) -> Vec<Stretch> {
+    let mut stretches: Vec<Stretch> = Vec::new();
+    for frame in &index.frames {
+        let kind = kind_of_frames(frame.space, &spaces[frame.space as usize], version);
+        if stretches.last().is_none_or(|last| last.kind != kind) {
+            let first = frame.first_ordinal;
+            stretches.push(Stretch { first, kind });
+        }
+    }
+    stretches
 }

@@ -1,12 +1,14 @@
-//! The metadata section: spaces, regions, attachments, counters, as bincode of plain structs whose
-//! codes are numbers of their own. The types of `model` are never written as they are, so they may
-//! change without changing the format.
+//! The metadata section: spaces, regions, attachments, counters, as bincode of plain structs (see
+//! `records`) whose codes are numbers of their own. The types of `model` are never written as they
+//! are, so they may change without changing the format.
 
+use super::records::{
+    self, AttachmentRecord, MetadataRecord, RegionRecord, SHOWS_A_SPACE, SHOWS_NOTHING, SpaceRecord,
+};
 use super::{FormatError, MAX_FRAME_BYTES, MAX_METADATA_BYTES, damaged};
-use crate::model::{Attachment, Backing, Capture, Protection, Region, Sharing, Space};
-use bincode::{Decode, Encode};
+use crate::model::{Attachment, Backing, Capture, Protection, Region, Sharing, Shown, Space};
 use pagetide_pages::{PageCount, PageIndex, PageRange, PageSize};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// The zstd level of the section: it is small, and written once a snapshot.
 const LEVEL: i32 = 3;
@@ -29,6 +31,7 @@ pub struct Metadata {
     pub created_unix_ns: u64,
     pub data_pages: u64,
     pub zero_pages: u64,
+    pub file_pages: u64,
     pub spaces: Vec<Space>,
     pub attachments: Vec<Attachment>,
 }
@@ -45,52 +48,14 @@ impl Metadata {
 }
 
 /// The captured regions of `space`, ascending.
-pub fn captured(space: &Space) -> impl Iterator<Item = PageRange> + '_ {
+pub fn captured_regions(space: &Space) -> impl Iterator<Item = &Region> {
     let regions = space.regions.iter();
-    regions
-        .filter(|region| region.capture == Capture::Captured)
-        .map(|region| region.pages)
+    regions.filter(|region| region.capture == Capture::Captured)
 }
 
-#[derive(Encode, Decode)]
-struct MetadataRecord {
-    created_unix_ns: u64,
-    data_pages: u64,
-    zero_pages: u64,
-    spaces: Vec<SpaceRecord>,
-    attachments: Vec<AttachmentRecord>,
-}
-
-#[derive(Encode, Decode)]
-struct SpaceRecord {
-    name: String,
-    page_size_bytes: u64,
-    regions: Vec<RegionRecord>,
-}
-
-#[derive(Encode, Decode, Default)]
-struct RegionRecord {
-    first_page: u64,
-    page_count: u64,
-    protection: u8,
-    sharing: u8,
-    backing: u8,
-    capture: u8,
-    offset_bytes: u64,
-    device: u64,
-    inode: u64,
-    size_bytes: u64,
-    modified_ns: i64,
-    path: Vec<u8>,
-    name: String,
-    advice: Vec<String>,
-    reason: String,
-}
-
-#[derive(Encode, Decode)]
-struct AttachmentRecord {
-    name: String,
-    bytes: Vec<u8>,
+/// The pages of the captured regions of `space`, ascending.
+pub fn captured(space: &Space) -> impl Iterator<Item = PageRange> + '_ {
+    captured_regions(space).map(|region| region.pages)
 }
 
 /// Why spaces or attachments cannot be in a snapshot; the writer and the reader ask the same.
@@ -105,7 +70,7 @@ pub fn check_spaces(spaces: &[Space]) -> Result<(), String> {
         if page_bytes > MAX_FRAME_BYTES {
             return Err(format!("space {name} has pages of {page_bytes} bytes"));
         }
-        let past_end = 1 << (64 - page_bytes.trailing_zeros());
+        let past_end = past_end(space);
         let mut free_from = PageIndex(0);
         for region in &space.regions {
             let pages = region.pages;
@@ -128,6 +93,49 @@ pub fn check_spaces(spaces: &[Space]) -> Result<(), String> {
             free_from = pages.end();
         }
     }
+    check_shown(spaces)
+}
+
+/// The number of pages that a space can have.
+fn past_end(space: &Space) -> u64 {
+    1 << (64 - space.page_size.bytes().trailing_zeros())
+}
+
+/// Why a region cannot show what it says it shows. Whether the pages are there is not looked at.
+fn check_shown(spaces: &[Space]) -> Result<(), String> {
+    let shows = |space: &Space| space.regions.iter().any(|region| region.shows.is_some());
+    let named: HashMap<&str, (&Space, bool)> = spaces
+        .iter()
+        .map(|space| (space.name.as_str(), (space, shows(space))))
+        .collect();
+    for space in spaces {
+        for region in &space.regions {
+            let Some(shown) = &region.shows else {
+                continue;
+            };
+            let pages = region.pages;
+            let fail = |what: &str| {
+                let (start, end) = (pages.start().0, pages.end().0);
+                Err(format!(
+                    "space {}: the region of pages {start:#x}..{end:#x} shows space {}, {what}",
+                    space.name, shown.space
+                ))
+            };
+            let Some(&(target, target_shows)) = named.get(shown.space.as_str()) else {
+                return fail("which does not exist");
+            };
+            if target_shows {
+                return fail("which shows another itself");
+            }
+            if target.page_size != space.page_size {
+                return fail("which has pages of another size");
+            }
+            let end = shown.first_page.0.checked_add(pages.count().0);
+            if end.is_none_or(|end| end > past_end(target)) {
+                return fail("past its last address");
+            }
+        }
+    }
     Ok(())
 }
 
@@ -141,15 +149,21 @@ pub fn check_attachments(attachments: &[Attachment]) -> Result<(), String> {
 
 /// The bytes of `metadata`, which has been checked, or why there is no room for them.
 pub fn encode(metadata: &Metadata) -> Result<Vec<u8>, String> {
+    let names = metadata.spaces.iter().map(|space| space.name.as_str());
+    let positions: Positions<'_> = names.zip(0..).collect();
     let record = MetadataRecord {
         created_unix_ns: metadata.created_unix_ns,
         data_pages: metadata.data_pages,
         zero_pages: metadata.zero_pages,
-        spaces: metadata.spaces.iter().map(space_record).collect(),
+        file_pages: metadata.file_pages,
+        spaces: metadata
+            .spaces
+            .iter()
+            .map(|space| space_record(space, &positions))
+            .collect(),
         attachments: metadata.attachments.iter().map(attachment_record).collect(),
     };
-    let config = bincode::config::standard().with_fixed_int_encoding();
-    let bytes = bincode::encode_to_vec(record, config).map_err(|error| error.to_string())?;
+    let bytes = records::encode(&record)?;
     if bytes.len() as u64 > MAX_METADATA_BYTES {
         return Err(format!(
             "its regions and attachments take {} bytes, more than {MAX_METADATA_BYTES}",
@@ -182,37 +196,25 @@ fn unpack(section: &[u8]) -> Result<Vec<u8>, FormatError> {
     }
 }
 
-pub fn decode(section: &[u8]) -> Result<Metadata, FormatError> {
-    let bytes = unpack(section)?;
-    let bytes = bytes.as_slice();
-    // The limit counts bytes in memory, of which a decoded structure can have some three times as
-    // many as it had bytes in the file.
-    let (record, used) = match bytes.len() {
-        ..=0x1_0000 => decode_within::<0x4_0000>(bytes)?,
-        0x1_0001..=0x20_0000 => decode_within::<0x80_0000>(bytes)?,
-        _ => decode_within::<0x1000_0000>(bytes)?,
-    };
-    if used != bytes.len() {
-        return damaged("its metadata has bytes left over");
-    }
-    let spaces: Result<Vec<_>, _> = record.spaces.into_iter().map(space).collect();
+/// What the section of a file of this version of the format says.
+pub fn decode(section: &[u8], version: u32) -> Result<Metadata, FormatError> {
+    let record = records::decode(&unpack(section)?, version)?;
+    let names: Vec<String> = record.spaces.iter().map(|s| s.name.clone()).collect();
+    let spaces = record
+        .spaces
+        .into_iter()
+        .map(|record| space(record, &names));
     let metadata = Metadata {
         created_unix_ns: record.created_unix_ns,
         data_pages: record.data_pages,
         zero_pages: record.zero_pages,
-        spaces: spaces?,
+        file_pages: record.file_pages,
+        spaces: spaces.collect::<Result<_, _>>()?,
         attachments: record.attachments.into_iter().map(attachment).collect(),
     };
     check_spaces(&metadata.spaces).map_err(FormatError::Damaged)?;
     check_attachments(&metadata.attachments).map_err(FormatError::Damaged)?;
     Ok(metadata)
-}
-
-fn decode_within<const LIMIT: usize>(bytes: &[u8]) -> Result<(MetadataRecord, usize), FormatError> {
-    let config = bincode::config::standard()
-        .with_fixed_int_encoding()
-        .with_limit::<LIMIT>();
-    bincode::decode_from_slice(bytes, config).or_else(|_| damaged("its metadata does not decode"))
 }
 
 fn attachment_record(attachment: &Attachment) -> AttachmentRecord {
@@ -229,18 +231,25 @@ fn attachment(record: AttachmentRecord) -> Attachment {
     }
 }
 
-fn space_record(space: &Space) -> SpaceRecord {
+/// The position of each space, by name.
+type Positions<'a> = HashMap<&'a str, u32>;
+
+fn space_record(space: &Space, positions: &Positions<'_>) -> SpaceRecord {
+    let regions = space.regions.iter();
     SpaceRecord {
         name: space.name.clone(),
         page_size_bytes: space.page_size.bytes(),
-        regions: space.regions.iter().map(region_record).collect(),
+        regions: regions
+            .map(|region| region_record(region, positions))
+            .collect(),
     }
 }
 
-fn space(record: SpaceRecord) -> Result<Space, FormatError> {
+fn space(record: SpaceRecord, names: &[String]) -> Result<Space, FormatError> {
     let page_size = PageSize::new(record.page_size_bytes)
         .map_err(|error| FormatError::Damaged(error.to_string()))?;
-    let regions: Result<Vec<_>, _> = record.regions.into_iter().map(region).collect();
+    let regions = record.regions.into_iter();
+    let regions: Result<Vec<_>, _> = regions.map(|record| region(record, names)).collect();
     Ok(Space {
         name: record.name,
         page_size,
@@ -252,7 +261,7 @@ fn bit(set: bool, bit: u8) -> u8 {
     if set { bit } else { 0 }
 }
 
-fn region_record(region: &Region) -> RegionRecord {
+fn region_record(region: &Region, positions: &Positions<'_>) -> RegionRecord {
     let protection = region.protection;
     let mut record = RegionRecord {
         first_page: region.pages.start().0,
@@ -268,6 +277,15 @@ fn region_record(region: &Region) -> RegionRecord {
         advice: region.advice.clone(),
         ..RegionRecord::default()
     };
+    record.shows = SHOWS_NOTHING;
+    if let Some(shown) = &region.shows {
+        record.shows = SHOWS_A_SPACE;
+        // That the space exists was checked.
+        record.shown_space = positions
+            .get(shown.space.as_str())
+            .map_or(u32::MAX, |&at| at);
+        record.shown_first_page = shown.first_page.0;
+    }
     match &region.capture {
         Capture::Captured => record.capture = CAPTURED,
         Capture::NotCaptured { reason } => {
@@ -285,10 +303,11 @@ fn region_record(region: &Region) -> RegionRecord {
             inode,
             size_bytes,
             modified_ns,
-            build_id: _,
+            build_id,
         } => {
             record.backing = FILE;
             record.path.clone_from(path);
+            record.build_id.clone_from(build_id);
             record.offset_bytes = *offset_bytes;
             record.device = *device;
             record.inode = *inode;
@@ -311,7 +330,7 @@ fn region_record(region: &Region) -> RegionRecord {
     record
 }
 
-fn region(record: RegionRecord) -> Result<Region, FormatError> {
+fn region(record: RegionRecord, names: &[String]) -> Result<Region, FormatError> {
     let unknown = |what: &str, code: u8| FormatError::Future(format!("{what} {code} of a region"));
     let first = PageIndex(record.first_page);
     let Some(end) = record.first_page.checked_add(record.page_count) else {
@@ -332,6 +351,17 @@ fn region(record: RegionRecord) -> Result<Region, FormatError> {
         },
         code => return Err(unknown("capture", code)),
     };
+    let shows = match record.shows {
+        SHOWS_NOTHING => None,
+        SHOWS_A_SPACE => match names.get(record.shown_space as usize) {
+            Some(name) => Some(Shown {
+                space: name.clone(),
+                first_page: PageIndex(record.shown_first_page),
+            }),
+            None => return damaged("a region shows a space that does not exist"),
+        },
+        code => return Err(unknown("what is shown", code)),
+    };
     let backing = match record.backing {
         ANONYMOUS => Backing::Anonymous,
         KERNEL => Backing::Kernel,
@@ -342,7 +372,7 @@ fn region(record: RegionRecord) -> Result<Region, FormatError> {
             inode: record.inode,
             size_bytes: record.size_bytes,
             modified_ns: record.modified_ns,
-            build_id: Vec::new(),
+            build_id: record.build_id,
         },
         SHARED_MEMORY => Backing::SharedMemory {
             path: record.path,
@@ -364,6 +394,6 @@ fn region(record: RegionRecord) -> Result<Region, FormatError> {
         name: record.name,
         advice: record.advice,
         capture,
-        shows: None,
+        shows,
     })
 }

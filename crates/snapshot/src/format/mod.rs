@@ -1,16 +1,17 @@
-//! The bytes of format 1, as `docs/FORMAT.md` specifies them: from bytes to values and back. No
+//! The bytes of the format, as `docs/FORMAT.md` specifies them: from bytes to values and back. No
 //! I/O here, and no reading of pages.
 
 pub mod descriptor;
 pub mod header;
 pub mod index;
 pub mod metadata;
+mod records;
 
 use crate::error::ReadError;
 use crate::model::SnapshotId;
 
 /// The format this version writes, and the newest it reads.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// The largest number of bytes the pages of one frame have. Also the largest page.
 pub const MAX_FRAME_BYTES: u64 = 4 << 20;
@@ -118,20 +119,20 @@ pub mod preamble {
         Ok((version, length))
     }
 
-    /// Checks the checksum that ends `header`, then the version.
-    pub fn check(header: &[u8], version: u32, expected: u32) -> Result<(), FormatError> {
+    /// Checks the checksum that ends `header`, then that the version is one of those up to `newest`.
+    pub fn check(header: &[u8], version: u32, newest: u32) -> Result<(), FormatError> {
         let Some((body, crc)) = header.split_last_chunk::<CRC_BYTES>() else {
             return damaged("its header is too short");
         };
         if crc32c::crc32c(body) != u32::from_le_bytes(*crc) {
             return damaged("the checksum of its header does not match");
         }
-        if version > expected {
+        if version > newest {
             return Err(FormatError::Future(format!(
-                "format {version}, where {expected} is the newest known"
+                "format {version}, where {newest} is the newest known"
             )));
         }
-        if version != expected {
+        if version == 0 {
             return damaged(format!("there is no format {version}"));
         }
         Ok(())
