@@ -7,6 +7,7 @@
 pub mod aio;
 pub mod child;
 pub mod machine;
+pub mod poison;
 pub mod ring;
 pub mod watched;
 
@@ -44,6 +45,7 @@ pub fn skip(test: &str, reason: &str) {
 }
 
 /// Ends a test here, saying so, if this kernel lacks what it is about: `needs!(scan)` or `needs!(wp_async)`.
+#[allow(unused_macros)]
 macro_rules! needs {
     ($what:ident) => {
         if let Some(lack) = $crate::common::lacks::$what() {
@@ -52,6 +54,7 @@ macro_rules! needs {
         }
     };
 }
+#[allow(unused_imports)]
 pub(crate) use needs;
 
 /// What this kernel lacks, found out by asking it for it. Nothing here clears soft-dirty bits.
@@ -81,7 +84,10 @@ pub mod lacks {
 #[track_caller]
 pub fn skip_by_path(path: &str, reason: &str) {
     let inner = path.rsplit_once("::").map_or(path, |(outer, _)| outer);
-    skip(inner.split_once("::").map_or(inner, |(_, test)| test), reason);
+    skip(
+        inner.split_once("::").map_or(inner, |(_, test)| test),
+        reason,
+    );
 }
 
 const SLOT: u64 = 1 << 30;
@@ -373,6 +379,13 @@ impl Region {
         let (at, length) = (self.address(pages.start), pages.len() * PAGE);
         // SAFETY: as for `advise`.
         checked(unsafe { libc::mprotect(at as *mut _, length, protection) }).expect("mprotect");
+    }
+
+    /// mlock(2) of some pages.
+    pub fn lock(&self, pages: Range<usize>) -> io::Result<()> {
+        let (at, length) = (self.address(pages.start), pages.len() * PAGE);
+        // SAFETY: as for `advise`.
+        checked(unsafe { libc::mlock(at as *const _, length) })
     }
 
     /// munmap(2) of some pages.

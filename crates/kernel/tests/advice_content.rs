@@ -1,0 +1,340 @@
+//! Prevents: missing a change of content that an advice of madvise(2) makes, or inventing one. Each
+//! advice that takes content away or makes it unreadable, in the manual's order, on private, shared and
+//! file memory. Advice that keeps the content is in `advice.rs`.
+//!
+//! The facts about content and VmFlags hold on every kernel; those about tracking are tests of their
+//! own, since not every kernel can track.
+
+mod common;
+
+use common::child::{Child, create_userfaultfd, run_to_end};
+use common::machine::Machine;
+use common::watched::{Watcher, advise_or_skip, has_flag, loads, refused_with};
+use common::{MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, PAGE, Region, needs, poison};
+use nix::libc;
+use pagetide_kernel::memory::ProcessMemory;
+use pagetide_kernel::pagemap_scan::{Categories, Pagemap};
+use pagetide_kernel::userfaultfd::WriteProtector;
+use pagetide_pages::PageSize;
+use std::fs::File;
+
+const PAGES: usize = 8;
+
+/// The content of files here; what processes store is another.
+const OF_FILE: u8 = 7;
+
+/// Memory of one kind in which every page was stored to: 1, 2, 3 and so on.
+fn stored(region: Region) -> Region {
+    (0..PAGES).for_each(|page| region.store(page, page as u8 + 1));
+    region
+}
+
+fn private() -> Region {
+    stored(Region::private(PAGES))
+}
+
+fn private_file() -> Region {
+    stored(Region::of_file(
+        &common::file_of(PAGES, OF_FILE),
+        PAGES,
+        false,
+    ))
+}
+
+/// Shared anonymous memory, a memfd, and a file on a disk.
+fn shared_kinds() -> Vec<(&'static str, Region)> {
+    let of = |file: &File| stored(Region::of_file(file, PAGES, true));
+    vec![
+        ("shared", stored(Region::shared(PAGES))),
+        ("memfd", of(&common::memfd("advice", PAGES))),
+        ("shared file", of(&common::file_of(PAGES, OF_FILE))),
+    ]
+}
+
+fn numbered() -> Vec<u8> {
+    (1..=PAGES as u8).collect()
+}
+
+// DONTNEED, and DONTNEED_LOCKED, which does the same to locked memory.
+
+#[test]
+fn dontneed_zeroes_private_memory_shows_the_file_again_and_keeps_what_is_shared() {
+    let region = private();
+    region.advise(2..4, libc::MADV_DONTNEED).unwrap();
+    assert_eq!(loads(&region), [1, 2, 0, 0, 5, 6, 7, 8]);
+    let region = private_file();
+    region.advise(2..4, libc::MADV_DONTNEED).unwrap();
+    assert_eq!(loads(&region), [1, 2, OF_FILE, OF_FILE, 5, 6, 7, 8]);
+    for (kind, region) in shared_kinds() {
+        region.advise(2..4, libc::MADV_DONTNEED).unwrap();
+        assert_eq!(loads(&region), numbered(), "{kind}");
+    }
+}
+
+#[test]
+fn dontneed_of_private_memory_reads_written_and_not_present() {
+    needs!(wp_async);
+    let watcher = Watcher::new();
+    let region = private();
+    watcher.settle(&region);
+    region.store(6, 90);
+    region.advise(2..4, libc::MADV_DONTNEED).unwrap();
+    assert!(!region.state(2).contains(Categories::PRESENT));
+    assert_eq!(watcher.written(&region), [2, 3, 6]);
+    assert_eq!(loads(&region), [1, 2, 0, 0, 5, 6, 90, 8]);
+    assert_eq!(watcher.written(&region), [], "zeros that are read");
+}
+
+#[test]
+fn dontneed_of_a_private_copy_that_was_harvested_reads_not_written() {
+    needs!(wp_async);
+    let watcher = Watcher::new();
+    let region = private_file();
+    watcher.settle(&region);
+    region.advise(2..4, libc::MADV_DONTNEED).unwrap();
+    assert_eq!(watcher.written(&region), []);
+    assert_eq!(loads(&region), [1, 2, OF_FILE, OF_FILE, 5, 6, 7, 8]);
+    // Copies stored since the harvest are another thing: those read written.
+    region.store(5, 90);
+    region.advise(5..6, libc::MADV_DONTNEED).unwrap();
+    assert_eq!(watcher.written(&region), [5]);
+}
+
+#[test]
+fn dontneed_of_shared_memory_forgets_no_write() {
+    needs!(wp_async);
+    let watcher = Watcher::new();
+    for (kind, region) in shared_kinds() {
+        watcher.settle(&region);
+        region.store(3, 90);
+        region.advise(2..6, libc::MADV_DONTNEED).unwrap();
+        assert_eq!(watcher.written(&region), [3], "{kind}");
+        region.store(4, 91);
+        assert_eq!(watcher.written(&region), [4], "{kind}");
+        assert_eq!(loads(&region), [1, 2, 3, 90, 91, 6, 7, 8], "{kind}");
+    }
+}
+
+#[test]
+fn locked_memory_is_dropped_by_dontneed_locked_only() {
+    let test = "locked_memory_is_dropped_by_dontneed_locked_only";
+    let region = private();
+    region.lock(0..PAGES).unwrap();
+    assert!(has_flag(&region, 0, "lo"));
+    let answer = region.advise(2..4, libc::MADV_DONTNEED);
+    assert!(refused_with(answer, libc::EINVAL));
+    assert_eq!(loads(&region), numbered());
+    if advise_or_skip(test, &region, 2..4, libc::MADV_DONTNEED_LOCKED) {
+        assert_eq!(loads(&region), [1, 2, 0, 0, 5, 6, 7, 8]);
+    }
+}
+
+#[test]
+fn dontneed_locked_reads_written() {
+    needs!(wp_async);
+    let watcher = Watcher::new();
+    let region = private();
+    region.lock(0..PAGES).unwrap();
+    watcher.settle(&region);
+    region.advise(2..4, libc::MADV_DONTNEED_LOCKED).unwrap();
+    assert_eq!(watcher.written(&region), [2, 3]);
+    assert_eq!(loads(&region), [1, 2, 0, 0, 5, 6, 7, 8]);
+}
+
+// REMOVE: a hole in the object behind the mapping.
+
+#[test]
+fn remove_zeroes_shared_memory_and_is_refused_for_private() {
+    for (kind, region) in shared_kinds() {
+        region.advise(2..4, libc::MADV_REMOVE).unwrap();
+        assert_eq!(loads(&region), [1, 2, 0, 0, 5, 6, 7, 8], "{kind}");
+    }
+    for region in [private(), private_file()] {
+        let answer = region.advise(2..4, libc::MADV_REMOVE);
+        assert!(answer.is_err());
+        assert_eq!(loads(&region), numbered());
+    }
+}
+
+#[test]
+fn remove_reads_not_written() {
+    needs!(wp_async);
+    let watcher = Watcher::new();
+    for (kind, region) in shared_kinds() {
+        watcher.settle(&region);
+        region.advise(2..4, libc::MADV_REMOVE).unwrap();
+        assert_eq!(watcher.written(&region), [], "{kind}");
+        assert_eq!(loads(&region), [1, 2, 0, 0, 5, 6, 7, 8], "{kind}");
+    }
+}
+
+// HWPOISON: a page that can no longer be read. Not done to the machine's memory here: a marker of the
+// kernel makes a page that behaves the same.
+
+#[test]
+fn a_poisoned_page_kills_its_reader_and_is_named_to_others() {
+    let region = Region::private(PAGES);
+    for page in (0..PAGES).filter(|page| *page != 3) {
+        region.store(page, 1);
+    }
+    if !poison::install_or_skip(
+        "a_poisoned_page_kills_its_reader_and_is_named_to_others",
+        &region,
+        3,
+    ) {
+        return;
+    }
+    let read = run_to_end(|| i32::from(region.load(3)));
+    assert!(matches!(read, Ok(0) | Err(libc::SIGBUS)), "{read:?}");
+    let memory = ProcessMemory::open(std::process::id().cast_signed()).unwrap();
+    let mut bytes = vec![9u8; PAGES * PAGE];
+    let unreadable = memory
+        .read_pages(PageSize::KIB_4, &[region.pages()], &mut bytes)
+        .unwrap();
+    assert_eq!(unreadable, [region.range(3..4)], "and what follows is read");
+    assert_eq!((bytes[2 * PAGE], bytes[4 * PAGE]), (1, 1));
+    assert_eq!(bytes[3 * PAGE..4 * PAGE], [0; PAGE]);
+}
+
+#[test]
+fn a_page_that_is_poisoned_reads_written() {
+    needs!(wp_async);
+    let test = "a_page_that_is_poisoned_reads_written";
+    let watcher = Watcher::new();
+    let region = private();
+    watcher.settle(&region);
+    region.advise(3..4, libc::MADV_DONTNEED).unwrap();
+    assert_eq!(watcher.written(&region), [3]);
+    // The slot holds a marker now, and the kernel poisons only what is quite empty.
+    region.advise(3..4, libc::MADV_DONTNEED).unwrap();
+    if !poison::by_or_skip(test, &watcher.protector, &region, 3) {
+        return;
+    }
+    let state = region.state(3);
+    assert!(
+        state.contains(Categories::WRITTEN | Categories::SWAPPED),
+        "{state:?}"
+    );
+    assert_eq!(watcher.written(&region), [3]);
+    assert_eq!(watcher.written(&region), [], "it stays as it is");
+}
+
+// FREE: the content may go later.
+
+#[test]
+fn free_keeps_content_until_memory_is_short_and_a_store_cancels_it() {
+    let region = private();
+    region.advise(2..6, libc::MADV_FREE).unwrap();
+    region.store(3, 90);
+    for page in 0..PAGES {
+        let held = region.load(page);
+        let kept = if page == 3 { 90 } else { page as u8 + 1 };
+        let may_go = (2..6).contains(&page) && page != 3;
+        assert!(held == kept || may_go && held == 0, "page {page}: {held}");
+    }
+    for (kind, region) in shared_kinds() {
+        let answer = region.advise(2..6, libc::MADV_FREE);
+        assert!(refused_with(answer, libc::EINVAL), "{kind}");
+    }
+}
+
+#[test]
+fn free_forgets_no_write_and_the_store_that_cancels_it_is_seen() {
+    needs!(wp_async);
+    // Without swap a freed page stays, unless memory is short.
+    let _machine = Machine::lock();
+    let watcher = Watcher::new();
+    let region = private();
+    watcher.settle(&region);
+    region.store(2, 90);
+    region.advise(1..6, libc::MADV_FREE).unwrap();
+    let written = watcher.written(&region);
+    assert!(written.contains(&2), "{written:?}");
+    region.store(4, 91);
+    assert!(watcher.written(&region).contains(&4));
+    assert_eq!(region.load(4), 91);
+}
+
+// GUARD_INSTALL and GUARD_REMOVE.
+
+#[test]
+fn a_guard_takes_content_for_good_and_kills_who_touches_it() {
+    let test = "a_guard_takes_content_for_good_and_kills_who_touches_it";
+    let region = private();
+    if !advise_or_skip(test, &region, 2..4, MADV_GUARD_INSTALL) {
+        return;
+    }
+    let read = |page| run_to_end(|| i32::from(region.load(page)));
+    assert_eq!((read(1), read(2)), (Ok(2), Err(libc::SIGSEGV)));
+    region.advise(0..PAGES, MADV_GUARD_REMOVE).unwrap();
+    assert_eq!(loads(&region), [1, 2, 0, 0, 5, 6, 7, 8]);
+}
+
+#[test]
+fn a_guard_over_a_file_hides_it_and_takes_private_copies() {
+    let test = "a_guard_over_a_file_hides_it_and_takes_private_copies";
+    let region = private_file();
+    if !advise_or_skip(test, &region, 2..4, MADV_GUARD_INSTALL) {
+        return;
+    }
+    let read = |page| run_to_end(|| i32::from(region.load(page)));
+    assert_eq!((read(1), read(2)), (Ok(2), Err(libc::SIGSEGV)));
+    region.advise(0..PAGES, MADV_GUARD_REMOVE).unwrap();
+    assert_eq!(loads(&region), [1, 2, OF_FILE, OF_FILE, 5, 6, 7, 8]);
+    for (kind, region) in shared_kinds() {
+        region.advise(2..4, MADV_GUARD_INSTALL).unwrap();
+        region.advise(2..4, MADV_GUARD_REMOVE).unwrap();
+        assert_eq!(loads(&region), numbered(), "{kind}");
+    }
+}
+
+#[test]
+fn a_guard_over_private_memory_reads_written_when_it_comes_and_when_it_goes() {
+    needs!(wp_async);
+    let test = "a_guard_over_private_memory_reads_written_when_it_comes_and_when_it_goes";
+    let watcher = Watcher::new();
+    let region = private();
+    watcher.settle(&region);
+    if !advise_or_skip(test, &region, 2..4, MADV_GUARD_INSTALL) {
+        return;
+    }
+    assert_eq!(watcher.written(&region), [2, 3]);
+    region.advise(2..4, MADV_GUARD_REMOVE).unwrap();
+    assert_eq!(watcher.written(&region), [2, 3]);
+    assert_eq!(loads(&region), [1, 2, 0, 0, 5, 6, 7, 8]);
+}
+
+#[test]
+fn t32_a_guard_over_a_protected_page_of_a_file_is_not_installed_for_ever() {
+    needs!(wp_async);
+    let test = "t32_a_guard_over_a_protected_page_of_a_file_is_not_installed_for_ever";
+    let probe = private_file();
+    if !advise_or_skip(test, &probe, 2..4, MADV_GUARD_INSTALL) {
+        return;
+    }
+    let region = private_file();
+    let child = Child::run(|board| {
+        board.tell(0, create_userfaultfd());
+        board.wait(1);
+        let installed = region.advise(2..4, MADV_GUARD_INSTALL);
+        board.tell(2, 1 + u32::from(installed.is_err()));
+    });
+    let fd = child.fetch(child.wait(0));
+    let watcher = Watcher {
+        protector: WriteProtector::enable(fd).unwrap(),
+        pagemap: Pagemap::of_process(child.pid()).unwrap(),
+    };
+    watcher.settle(&region);
+    child.tell(1, 1);
+    // The call begins again and again inside the kernel: so much of the processor's time and no answer.
+    while child.told(2) == 0 && child.processor_ticks() < 20 {
+        std::thread::yield_now();
+    }
+    assert_eq!(child.told(2), 0, "the kernel has got better");
+    let length = region.end() - region.start();
+    watcher
+        .protector
+        .unregister(region.start(), length)
+        .unwrap();
+    assert_eq!(child.wait(2), 1, "it goes on when tracking ends");
+}
