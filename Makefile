@@ -3,7 +3,7 @@
 CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
-.PHONY: help setup build demo test lint deny fuzz bench torture doc clean
+.PHONY: help setup build demo test kernels lint deny fuzz bench torture doc clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -23,6 +23,11 @@ demo: build
 ## test     all tests, about ten minutes on two cores
 test: setup
 	$(CARGO) test --locked --workspace --no-fail-fast
+	$(CARGO) run --quiet --locked -p pagetide-kernels
+
+## kernels  tests under this kernel and, in emulated machines, under Debian's 6.12 and 6.1; prints a table
+kernels: setup
+	$(CARGO) run --quiet --locked -p pagetide-kernels
 
 ## lint     formatting, clippy without a warning, documentation without a broken link
 lint: setup

@@ -15,6 +15,9 @@ python3 python3
 /usr/bin/kill procps
 mount mount
 setpriv util-linux
+qemu-system-x86_64 qemu-system-x86
+/bin/busybox busybox-static
+xz xz-utils
 /usr/include/linux/userfaultfd.h linux-libc-dev
 /usr/include/stdio.h libc6-dev
 LIST
