@@ -125,7 +125,7 @@ impl PageSet {
                 (Some(_), None) => a.next(),
                 (None, None) => return union,
             };
-            union.extend(next.copied());
+            next.into_iter().for_each(|range| union.insert(*range));
         }
     }
 
@@ -200,9 +200,24 @@ impl From<PageRange> for PageSet {
     }
 }
 
+/// More ranges than this that belong somewhere in the middle are merged in one pass over the set; each
+/// insertion there moves all that follows.
+const MERGED_FROM: usize = 8;
+
 impl Extend<PageRange> for PageSet {
     fn extend<I: IntoIterator<Item = PageRange>>(&mut self, ranges: I) {
-        ranges.into_iter().for_each(|range| self.insert(range));
+        let mut amid = Vec::new();
+        for range in ranges {
+            match self.ranges.last() {
+                Some(last) if range.start() < last.start() => amid.push(range),
+                _ => self.insert(range),
+            }
+        }
+        if amid.len() < MERGED_FROM {
+            amid.into_iter().for_each(|range| self.insert(range));
+        } else {
+            *self = self.union(&amid.into_iter().collect());
+        }
     }
 }
 

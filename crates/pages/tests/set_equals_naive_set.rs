@@ -47,6 +47,13 @@ proptest! {
     }
 
     #[test]
+    fn extension_by_few_and_by_many(first in ranges(), more in ranges()) {
+        let mut set = built(&first);
+        set.extend(more.iter().copied());
+        assert_same(&set, &(&naive(&first) | &naive(&more)));
+    }
+
+    #[test]
     fn inserting_twice_is_harmless(ranges in ranges()) {
         let mut set = built(&ranges);
         ranges.iter().for_each(|&range| set.insert(range));

@@ -4,7 +4,7 @@ use super::{open_store, view_at};
 use crate::args::Diff;
 use crate::output;
 use pagetide_pages::{PageSet, PageSize};
-use pagetide_snapshot::View;
+use pagetide_snapshot::{Region, View};
 use serde::Serialize;
 use std::collections::BTreeSet;
 
@@ -72,7 +72,7 @@ fn compare(a: &View, b: &View, name: &str, changed: &PageSet, out: &mut Vec<Regi
     };
     let (old_size, old) = regions(a);
     let (new_size, new) = regions(b);
-    let mut push = |size: PageSize, region: &pagetide_snapshot::Region, change| {
+    let mut push = |size: PageSize, region: &Region, change| {
         let (start, end) = size.span_of(region.pages);
         out.push(RegionDiff {
             space: name.to_owned(),
@@ -83,8 +83,9 @@ fn compare(a: &View, b: &View, name: &str, changed: &PageSet, out: &mut Vec<Regi
             changed_pages: changed.within(region.pages).count().0,
         });
     };
+    // There may be tens of thousands of regions; both lists are sorted.
     for region in &new {
-        match old.iter().find(|known| known.pages == region.pages) {
+        match same_pages(&old, region) {
             None => push(new_size, region, "added"),
             Some(known)
                 if known.protection != region.protection
@@ -100,8 +101,14 @@ fn compare(a: &View, b: &View, name: &str, changed: &PageSet, out: &mut Vec<Regi
         }
     }
     for region in &old {
-        if !new.iter().any(|known| known.pages == region.pages) {
+        if same_pages(&new, region).is_none() {
             push(old_size, region, "removed");
         }
     }
+}
+
+/// The region of a sorted list that has exactly the pages of `region`.
+fn same_pages<'a>(sorted: &'a [Region], region: &Region) -> Option<&'a Region> {
+    let found = sorted.binary_search_by_key(&region.pages, |known| known.pages);
+    found.ok().map(|at| &sorted[at])
 }
