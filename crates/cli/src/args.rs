@@ -40,6 +40,8 @@ pub enum Command {
     Export(Export),
     /// Put the memory and registers of a live process back to a snapshot
     Rollback(Rollback),
+    /// Count the pages of a process by what its page tables say, a region a line
+    Pages(Pages),
     /// Remove what pagetide left in a process
     Detach(Detach),
     /// Print a completion script for a shell
@@ -183,6 +185,20 @@ pub struct Rollback {
     pub json: bool,
 }
 
+/// Options of `pages`.
+#[derive(Debug, Args)]
+pub struct Pages {
+    /// The process; it is not stopped, and what it does meanwhile shows
+    #[arg(value_parser = clap::value_parser!(i32).range(1..))]
+    pub pid: i32,
+    /// Explain the page at this address (0x7f0012345000, 7f0012345000, or decimal)
+    #[arg(long, value_name = "ADDR", value_parser = address)]
+    pub at: Option<Address>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Options of `detach`.
 #[derive(Debug, Args)]
 pub struct Detach {
@@ -244,6 +260,36 @@ pub enum ExportFormat {
     Core,
 }
 
+/// An address as it was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// The address.
+    pub value: u64,
+    /// What it is if nothing is mapped at `value`: digits alone are hexadecimal, as in `/proc/PID/maps`,
+    /// or else decimal.
+    pub or_else: Option<u64>,
+}
+
+/// Hexadecimal with or without `0x`, or decimal.
+fn address(text: &str) -> Result<Address, String> {
+    let wrong = || format!("{text:?} is not an address: hexadecimal or decimal digits are needed");
+    if text.starts_with(['+', '-']) {
+        return Err(wrong());
+    }
+    let prefixed = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X"));
+    let hexadecimal = u64::from_str_radix(prefixed.unwrap_or(text), 16).ok();
+    let decimal = prefixed.is_none().then(|| text.parse().ok()).flatten();
+    match (hexadecimal, decimal) {
+        _ if prefixed.is_some_and(|digits| digits.starts_with(['+', '-'])) => Err(wrong()),
+        (Some(value), or_else) => Ok(Address { value, or_else }),
+        (None, Some(value)) => Ok(Address {
+            value,
+            or_else: None,
+        }),
+        (None, None) => Err(wrong()),
+    }
+}
+
 /// Clocks overflow at some length; this one is long enough for anybody.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -285,6 +331,30 @@ mod tests {
         assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
         for wrong in ["", "5", "ms", "0s", "-1s", "5x", "366days"] {
             assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn addresses() {
+        let of = |text| address(text).map(|found| (found.value, found.or_else));
+        assert_eq!(of("0x7f00"), Ok((0x7f00, None)));
+        assert_eq!(of("00007F00"), Ok((0x7f00, None)));
+        assert_eq!(of("4096"), Ok((0x4096, Some(4096))));
+        assert_eq!(
+            of("18446744073699065856"),
+            Ok((0xffff_ffff_ff60_0000, None))
+        );
+        for wrong in [
+            "",
+            "0x",
+            "-1",
+            "+1",
+            "0x+1",
+            "1g",
+            "0x1_0",
+            "99999999999999999999",
+        ] {
+            assert!(of(wrong).is_err(), "{wrong}");
         }
     }
 }

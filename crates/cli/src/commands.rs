@@ -6,6 +6,7 @@ mod diff;
 mod export;
 mod log;
 mod packaging;
+mod pages;
 mod probe;
 mod rollback;
 mod show;
@@ -32,6 +33,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Verify(options) => return verify::run(&options),
         Command::Export(options) => export::run(&options),
         Command::Rollback(options) => rollback::run(&options),
+        Command::Pages(options) => pages::run(&options),
         Command::Detach(options) => detach::run(&options),
         Command::Completions(options) => packaging::completions(&options),
         Command::Man => packaging::man(),

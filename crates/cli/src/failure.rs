@@ -1,7 +1,7 @@
 //! How a failure is told: the message with its causes, what to do about it, and the exit code.
 
 use pagetide::{AttachError, RollbackError, TakeError, TrackingError};
-use pagetide_process::{NoPrivilege, RefusalError, RemoteCallError, StopError};
+use pagetide_process::{NoPrivilege, PageUsageError, RefusalError, RemoteCallError, StopError};
 use pagetide_snapshot::{LockError, OpenError, ReadError};
 use rustix::io::Errno;
 use std::fmt;
@@ -92,6 +92,7 @@ fn unwrapped(cause: Cause<'_>) -> Cause<'_> {
             TakeError::Stop(inner) => Some(inner),
             TakeError::Tracking(inner) => Some(inner),
             TakeError::Store(inner) => Some(inner),
+            TakeError::Member { source, .. } => Some(&**source),
             _ => None,
         }
     } else if let Some(error) = cause.downcast_ref() {
@@ -139,6 +140,7 @@ fn is_refusal(cause: Cause<'_>) -> bool {
         return error.is_refusal();
     }
     matches!(cause.downcast_ref(), Some(Wrong::Refused(_)))
+        || matches!(cause.downcast_ref(), Some(PageUsageError::NotMapped { .. }))
         || matches!(cause.downcast_ref(), Some(AttachError::Backend { .. }))
         || matches!(
             cause.downcast_ref(),

@@ -9,6 +9,7 @@
 
 use pagetide_pages::{PageRange, PageSize};
 use std::ffi::OsStr;
+use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -32,6 +33,22 @@ pub enum MappingName {
     Path(PathBuf),
     /// Any other name in brackets, such as `anon:NAME` set by prctl(2); without the brackets.
     Other(String),
+}
+
+/// As `maps` shows it, empty for none.
+impl fmt::Display for MappingName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            MappingName::None => Ok(()),
+            MappingName::Heap => f.write_str("[heap]"),
+            MappingName::Stack => f.write_str("[stack]"),
+            MappingName::Vdso => f.write_str("[vdso]"),
+            MappingName::KernelData(name) => write!(f, "[{name}]"),
+            MappingName::SystemV(key) => write!(f, "/SYSV{key:08x}"),
+            MappingName::Path(path) => path.display().fmt(f),
+            MappingName::Other(name) => write!(f, "[{name}]"),
+        }
+    }
 }
 
 /// One mapping (a VMA).

@@ -1,0 +1,173 @@
+//! `pagetide pages --at`: one page explained.
+
+use super::{MappingAnswer, UnavailableAnswer, mapping, note, unavailable};
+use crate::args::Address;
+use crate::output;
+use pagetide_kernel::kpageflags::{FlagName, PageFlags};
+use pagetide_process::{ExplainedPage, PageUsageError, SwapEntry, SwapKind, explain_page};
+use serde::Serialize;
+
+#[derive(Serialize)]
+struct Answer {
+    pid: i32,
+    address: String,
+    region: MappingAnswer,
+    /// The whole entry of pagemap.
+    entry: String,
+    present: bool,
+    swapped: bool,
+    file: bool,
+    exclusive: bool,
+    guard: bool,
+    write_protected: bool,
+    written: Option<bool>,
+    soft_dirty: Option<bool>,
+    zero: Option<bool>,
+    huge: Option<bool>,
+    frame: Option<u64>,
+    swap: Option<SwapAnswer>,
+    page_flags: Option<Vec<String>>,
+    map_count: Option<u64>,
+    memory_cgroup: Option<CgroupAnswer>,
+    numa_policy: Option<String>,
+    numa_node: Option<u32>,
+    unavailable: Vec<UnavailableAnswer>,
+}
+
+#[derive(Serialize)]
+struct SwapAnswer {
+    kind: &'static str,
+    #[serde(rename = "type")]
+    swap_type: Option<u8>,
+    offset: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct CgroupAnswer {
+    inode: u64,
+    path: Option<String>,
+}
+
+pub fn run(pid: i32, address: Address, json: bool) -> anyhow::Result<()> {
+    let explained = match (explain_page(pid, address.value), address.or_else) {
+        (Err(PageUsageError::NotMapped { .. }), Some(other)) => {
+            explain_page(pid, other).map_err(|error| match error {
+                // The number most likely meant is the one to be named.
+                PageUsageError::NotMapped { pid, .. } => PageUsageError::NotMapped {
+                    pid,
+                    address: address.value,
+                },
+                error => error,
+            })
+        }
+        (explained, _) => explained,
+    }?;
+    let answer = answer(pid, &explained);
+    if json {
+        return output::json(&answer);
+    }
+    note(&answer.unavailable);
+    output::text(&text(&answer, explained.page_flags))
+}
+
+fn answer(pid: i32, page: &ExplainedPage) -> Answer {
+    let kind = |swap: &SwapEntry| match swap.kind {
+        SwapKind::Area => "area",
+        SwapKind::Marker => "marker",
+        SwapKind::Hidden => "hidden",
+        _ => "special",
+    };
+    Answer {
+        pid,
+        address: format!("{:016x}", page.address),
+        region: mapping(&page.mapping, &page.flags),
+        entry: format!("{:016x}", page.entry.0),
+        present: page.entry.is_present(),
+        swapped: page.entry.is_swapped(),
+        file: page.entry.is_file_or_shared(),
+        exclusive: page.entry.is_exclusive(),
+        guard: page.entry.is_guard(),
+        write_protected: page.entry.is_write_protected(),
+        written: page.written,
+        soft_dirty: page.soft_dirty,
+        zero: page.zero,
+        huge: page.huge,
+        frame: page.frame,
+        swap: page.swap.as_ref().map(|swap| SwapAnswer {
+            kind: kind(swap),
+            swap_type: swap.swap_type,
+            offset: swap.offset,
+        }),
+        page_flags: page
+            .page_flags
+            .map(|flags| flags.names().map(|name| name.to_string()).collect()),
+        map_count: page.map_count,
+        memory_cgroup: page.cgroup.map(|inode| CgroupAnswer {
+            inode,
+            path: (page.cgroup_path.as_ref()).map(|path| path.display().to_string()),
+        }),
+        numa_policy: page.numa_policy.clone(),
+        numa_node: page.numa_node,
+        unavailable: unavailable(&page.unavailable),
+    }
+}
+
+fn text(answer: &Answer, flags: Option<PageFlags>) -> String {
+    let region = &answer.region;
+    let sharing = if region.shared { "s" } else { "p" };
+    let mut text = format!(
+        "page {} of {}-{} {}{sharing} {}\n",
+        answer.address, region.start, region.end, region.protection, region.name
+    );
+    let mut line = |name: &str, value: String| text += &format!("  {name:<16} {value}\n");
+    let yes = |told: bool| if told { "yes" } else { "no" }.to_owned();
+    line("mapping flags", region.flags.join(" "));
+    line("pagemap entry", answer.entry.clone());
+    let bits = [
+        ("present", Some(answer.present)),
+        ("swapped", Some(answer.swapped)),
+        ("file or shared", Some(answer.file)),
+        ("exclusive", Some(answer.exclusive)),
+        ("guard", Some(answer.guard)),
+        ("write-protected", Some(answer.write_protected)),
+        ("written", answer.written),
+        ("soft-dirty", answer.soft_dirty),
+        ("zero page", answer.zero),
+        ("huge", answer.huge),
+    ];
+    for (name, value) in bits {
+        line(name, value.map_or("-".to_owned(), yes));
+    }
+    if let Some(frame) = answer.frame {
+        line("frame", format!("{frame:#x}"));
+    }
+    if let Some(swap) = &answer.swap {
+        let value = match (swap.swap_type, swap.offset) {
+            (Some(area), Some(at)) => format!("{}, type {area}, offset {at:#x}", swap.kind),
+            _ => swap.kind.to_owned(),
+        };
+        line("swap entry", value);
+    }
+    if let Some(count) = answer.map_count {
+        line("mapped", format!("{count} times"));
+    }
+    if let Some(cgroup) = &answer.memory_cgroup {
+        let value = match (&cgroup.path, cgroup.inode) {
+            (Some(path), _) => path.clone(),
+            (None, 0) => "none".to_owned(),
+            (None, inode) => format!("inode {inode}, not to be seen from here"),
+        };
+        line("memory cgroup", value);
+    }
+    if let Some(policy) = &answer.numa_policy {
+        line("NUMA policy", policy.clone());
+    }
+    if let Some(node) = answer.numa_node {
+        line("NUMA node", node.to_string());
+    }
+    for name in flags.into_iter().flat_map(PageFlags::names) {
+        let meaning = FlagName::known(name).map_or("not known here", |flag| flag.meaning);
+        line(&name.to_string(), meaning.to_owned());
+    }
+    text
+}
