@@ -104,10 +104,13 @@ fn lengths_in_the_metadata_are_bounded() {
     // of regions; and in the first region the lengths of path, build-id, name, advice and reason.
     let record = metadata_record(&whole);
     let regions = 32 + 8 + 8 + 3 + 8;
-    assert_eq!(u64_at(&record, regions), 3);
+    assert_eq!(u64_at(&record, regions), 5);
     let path = regions + 8 + 16 + 5 + 12 + 40;
     assert_eq!(u64_at(&record, path), 0);
-    for at in [32, 40, regions].into_iter().chain((0..5).map(|n| path + 8 * n)) {
+    for at in [32, 40, regions]
+        .into_iter()
+        .chain((0..5).map(|n| path + 8 * n))
+    {
         for value in HUGE {
             let bytes = with_metadata_record(&whole, &with_u64(&record, at, value));
             read_all(&storage, bytes).expect_err("the length is bounded");

@@ -2,115 +2,102 @@
 //! with changing layouts, pages put twice, zeros and elision, against a map from page to content.
 
 use crate::common::*;
+use crate::model::*;
 use pagetide_pages::{PageIndex, PageRange, PageSet};
 use pagetide_snapshot::*;
 use proptest::prelude::*;
-use std::collections::BTreeMap;
 use std::sync::Arc;
-
-const PAGES: u64 = 24;
-const NAMES: [&str; 2] = ["mem", "arena"];
-const SIZES: [u64; 2] = [512, 1024];
 
 #[derive(Clone, Debug)]
 enum Step {
     /// Pieces: first page, seeds of its pages.
     Put(usize, Vec<(u64, Vec<u8>)>),
     State(usize, u64, u64, PageState),
-    Layout([u32; 2]),
+    /// First page, seeds of the pages of the file.
+    File(u64, Vec<u8>),
+    Layout(Layout),
 }
 
 #[derive(Clone, Debug)]
 struct Version {
     /// How far back the parent is; none makes it full.
     parent: Option<usize>,
-    /// A bit for each page that is in a captured region.
-    layout: [u32; 2],
+    layout: Layout,
     steps: Vec<Step>,
-    threads: usize,
-    frame_bytes: usize,
-    elide: bool,
+    options: WriteOptions,
     leave_gaps: bool,
 }
 
-fn layout() -> impl Strategy<Value = [u32; 2]> {
+fn layout() -> impl Strategy<Value = Layout> {
     // Mostly long regions: a page is like its neighbour unless a sparse bit says otherwise.
-    let mask = (any::<u32>(), any::<u32>(), any::<u32>()).prop_map(|(a, b, c)| !(a & b & c));
-    [mask.clone(), mask]
+    let mask = || (any::<u32>(), any::<u32>(), any::<u32>()).prop_map(|(a, b, c)| !(a & b & c));
+    let stretch =
+        || (0_u32..24, 0_u32..16).prop_map(|(start, length)| ((1 << length) - 1_u32) << start);
+    ([mask(), mask(), mask()], stretch(), stretch(), 0_u64..6).prop_map(
+        |(captured, shows, of_file, offset)| Layout {
+            captured,
+            shows,
+            of_file,
+            offset,
+        },
+    )
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let piece = (0..PAGES, prop::collection::vec(0_u8..12, 1..6));
+    let seeds = || prop::collection::vec(0_u8..12, 1..6);
+    let piece = (0..PAGES, seeds());
     let states = vec![PageState::Zero, PageState::Guard, PageState::Unbacked];
     prop_oneof![
-        5 => (0_usize..2, prop::collection::vec(piece, 1..5)).prop_map(|(s, p)| Step::Put(s, p)),
-        2 => (0_usize..2, 0..PAGES, 1_u64..8, prop::sample::select(states))
+        5 => (0_usize..3, prop::collection::vec(piece, 1..5)).prop_map(|(s, p)| Step::Put(s, p)),
+        2 => (0_usize..3, 0..PAGES, 1_u64..8, prop::sample::select(states))
             .prop_map(|(s, f, n, state)| Step::State(s, f, n, state)),
+        3 => (0..PAGES, 1_u64..12).prop_map(|(f, n)| Step::State(MEM, f, n, PageState::Shown)),
+        2 => (0..PAGES, seeds()).prop_map(|(f, seeds)| Step::File(f, seeds)),
         1 => layout().prop_map(Step::Layout),
     ]
 }
 
 fn version() -> impl Strategy<Value = Version> {
+    let options = (
+        1_usize..4,
+        prop::sample::select(&[512_usize, 1024, 2048, 1 << 20][..]),
+        any::<bool>(),
+        any::<bool>(),
+    )
+        .prop_map(
+            |(threads, frame_bytes, elide_unchanged, deduplicate)| WriteOptions {
+                threads,
+                frame_bytes,
+                elide_unchanged,
+                deduplicate,
+                ..WriteOptions::default()
+            },
+        );
     (
         prop_oneof![1 => Just(None), 6 => Just(Some(0)), 2 => Just(Some(1))],
         layout(),
         prop::collection::vec(step(), 0..8),
-        1_usize..4,
-        prop::sample::select(&[512_usize, 1024, 2048, 1 << 20][..]),
-        any::<bool>(),
+        options,
         prop::bool::weighted(0.2),
     )
-        .prop_map(
-            |(parent, layout, steps, threads, frame_bytes, elide, leave_gaps)| Version {
-                parent,
-                layout,
-                steps,
-                threads,
-                frame_bytes,
-                elide,
-                leave_gaps,
-            },
-        )
+        .prop_map(|(parent, layout, steps, options, leave_gaps)| Version {
+            parent,
+            layout,
+            steps,
+            options,
+            leave_gaps,
+        })
 }
-
-fn captured(mask: u32) -> PageSet {
-    let set = (0..PAGES).filter(|page| mask >> page & 1 == 1);
-    set.map(|page| PageRange::single(PageIndex(page))).collect()
-}
-
-fn spaces(layout: [u32; 2]) -> Vec<Space> {
-    let regions = |mask| {
-        let captured = captured(mask);
-        let others = PageSet::from(pages(0, PAGES + 2)).subtract(&captured);
-        let mut regions: Vec<Region> = captured
-            .ranges()
-            .iter()
-            .map(|r| Region::anonymous(*r))
-            .collect();
-        regions.extend(
-            others
-                .ranges()
-                .iter()
-                .map(|r| not_captured(r.start().0, r.end().0)),
-        );
-        regions.sort_by_key(|region| region.pages.start());
-        regions
-    };
-    let space = |n: usize| Space::new(NAMES[n], size(SIZES[n]), regions(layout[n]));
-    vec![space(0), space(1)]
-}
-
-type Pages = [BTreeMap<u64, Content>; 2];
 
 /// Tells the writer and the model the same; gives the layout that holds in the end.
-fn apply(version: &Version, writer: &mut SnapshotWriter, model: &mut Pages) -> [u32; 2] {
+fn apply(version: &Version, writer: &mut SnapshotWriter, puts: &mut Puts) -> Layout {
     let mut layout = version.layout;
-    writer.set_spaces(spaces(layout)).expect("spaces");
+    writer.set_spaces(layout.spaces()).expect("spaces");
     for step in &version.steps {
         match step {
             Step::Layout(other) => {
                 layout = *other;
-                writer.set_spaces(spaces(layout)).expect("spaces");
+                writer.set_spaces(layout.spaces()).expect("spaces");
             }
             Step::Put(space, pieces) => {
                 let length = SIZES[*space] as usize;
@@ -124,24 +111,34 @@ fn apply(version: &Version, writer: &mut SnapshotWriter, model: &mut Pages) -> [
                     })
                     .collect();
                 for (first, bytes) in &bytes {
-                    for (number, bytes) in bytes.chunks(length).enumerate() {
-                        model[*space].insert(first.0 + number as u64, Content::of(bytes));
+                    for (number, bytes) in (first.0..).zip(bytes.chunks(length)) {
+                        puts[*space].insert(number, Own::Is(Content::of(bytes)));
                     }
                 }
                 let pieces: Vec<_> = bytes.iter().map(|(f, b)| (*f, b.as_slice())).collect();
                 writer.put_pages(*space, &pieces).expect("put");
             }
             Step::State(space, first, count, state) => {
-                let content = match state {
-                    PageState::Guard => Content::Guard,
-                    PageState::Unbacked => Content::Unbacked,
-                    _ => Content::Zero,
+                let own = match state {
+                    PageState::Guard => Own::Is(Content::Guard),
+                    PageState::Unbacked => Own::Is(Content::Unbacked),
+                    PageState::Shown => Own::Shown,
+                    _ => Own::Is(Content::Zero),
                 };
-                for number in *first..first + count {
-                    model[*space].insert(number, content.clone());
-                }
+                puts[*space].extend((*first..first + count).map(|page| (page, own.clone())));
                 writer
                     .put_state(*space, span(*first, *count), *state)
+                    .expect("put");
+            }
+            Step::File(first, seeds) => {
+                let hashes: Vec<PageHash> = seeds
+                    .iter()
+                    .map(|&seed| hash(seed, SIZES[MEM] as usize))
+                    .collect();
+                let own = hashes.iter().map(|&hash| Own::Is(Content::File(hash)));
+                puts[MEM].extend((*first..).zip(own));
+                writer
+                    .put_file_pages(MEM, PageIndex(*first), &hashes)
                     .expect("put");
             }
         }
@@ -149,10 +146,10 @@ fn apply(version: &Version, writer: &mut SnapshotWriter, model: &mut Pages) -> [
     layout
 }
 
-fn check_view(view: &View, model: &Pages) {
-    for (space, model) in model.iter().enumerate() {
-        assert_eq!(&contents(view, space).expect("read"), model);
-        let length = SIZES[space] as usize;
+fn check_view(view: &View, model: &Model) {
+    for (space, bytes) in SIZES.iter().enumerate() {
+        let (length, model) = (*bytes as usize, model.contents(space));
+        assert_eq!(contents(view, space).expect("read"), model);
         for number in 0..PAGES + 8 {
             let (page, mut buffer) = (PageIndex(number), vec![0xaa; length]);
             let (state, hash, bytes) = match model.get(&number) {
@@ -177,6 +174,8 @@ fn check_view(view: &View, model: &Pages) {
             assert_eq!(view.page_state(space, page), state);
             assert_eq!(view.page_hash(space, page), hash);
             let read = view.read_page(space, page, &mut buffer);
+            let in_file = matches!(read, Err(ReadError::InFile { .. }));
+            assert_eq!(in_file, state == Some(PageState::File));
             assert_eq!(read.ok().map(|()| buffer), bytes);
         }
         let found = std::sync::Mutex::new(PageSet::new());
@@ -184,15 +183,7 @@ fn check_view(view: &View, model: &Pages) {
             let mut found = found.lock().expect("no panic");
             for (number, page) in range.pages().enumerate() {
                 assert!(!found.contains(page));
-                let content = match content {
-                    PageContent::Bytes(b) => {
-                        Content::Bytes(b[number * length..][..length].to_vec())
-                    }
-                    PageContent::Zero => Content::Zero,
-                    PageContent::Guard => Content::Guard,
-                    PageContent::Unbacked => Content::Unbacked,
-                    PageContent::File(hashes) => Content::File(hashes[number]),
-                };
+                let content = nth(content, number, length);
                 assert_eq!(Some(&content), model.get(&page.0));
             }
             found.insert(range);
@@ -222,49 +213,42 @@ proptest! {
         let storage = MemoryStorage::new();
         let store = Store::create(Arc::new(storage.clone())).expect("a store");
         let lock = store.lock().expect("the lock");
-        let mut done: Vec<(View, Pages)> = Vec::new();
+        let mut done: Vec<(View, Model)> = Vec::new();
         for version in &versions {
             let parent = version.parent.and_then(|back| done.len().checked_sub(1 + back));
             let parent = parent.map(|at| &done[at]);
-            let options = WriteOptions {
-                threads: version.threads,
-                frame_bytes: version.frame_bytes,
-                elide_unchanged: version.elide,
-                ..WriteOptions::default()
-            };
-            let mut writer = store.begin(&lock, parent.map(|p| &p.0), options).expect("a writer");
-            let mut own = Pages::default();
-            let layout = apply(version, &mut writer, &mut own);
-            // What holds: the parent's pages, the own ones over them, in the captured regions.
-            let mut model = parent.map_or_else(Pages::default, |p| p.1.clone());
-            let mut gaps = false;
-            for space in 0..2 {
-                model[space].extend(std::mem::take(&mut own[space]));
-                let captured = captured(layout[space]);
-                model[space].retain(|&n, _| captured.contains(PageIndex(n)));
-                for number in captured.pages().map(|p| p.0).collect::<Vec<_>>() {
-                    if model[space].contains_key(&number) {
-                        continue;
-                    }
-                    gaps = true;
-                    if !version.leave_gaps {
-                        model[space].insert(number, Content::Unbacked);
-                        let single = PageRange::single(PageIndex(number));
-                        writer.put_state(space, single, PageState::Unbacked).expect("put");
-                    }
+            let mut writer = store.begin(&lock, parent.map(|p| &p.0), version.options.clone()).expect("a writer");
+            let mut puts = Puts::default();
+            let layout = apply(version, &mut writer, &mut puts);
+            let parent = parent.map(|parent| &parent.1);
+            if !version.leave_gaps {
+                for wrong in Model::new(layout, parent, &puts).wrong() {
+                    let (Wrong::Misfit(space, page) | Wrong::Missing(space, page)) = wrong;
+                    puts[space].insert(page, Own::Is(Content::Unbacked));
+                    writer.put_state(space, span(page, 1), PageState::Unbacked).expect("put");
                 }
             }
+            let model = Model::new(layout, parent, &puts);
             let counters = writer.counters();
             prop_assert_eq!(
                 counters.written_pages,
-                counters.stored_pages + counters.zero_pages + counters.elided_pages
+                counters.stored_pages
+                    + counters.zero_pages
+                    + counters.elided_pages
+                    + counters.deduplicated_pages
             );
-            if gaps && version.leave_gaps {
-                let refused = matches!(writer.commit(), Err(WriteError::MissingPages { .. }));
-                prop_assert!(refused, "a snapshot with gaps was committed");
+            let wrong = model.wrong();
+            if wrong.is_empty() {
+                done.push((writer.commit().expect("commit"), model));
                 continue;
             }
-            done.push((writer.commit().expect("commit"), model));
+            prop_assert!(version.leave_gaps, "{:?}", wrong);
+            let misfit = wrong.iter().any(|wrong| matches!(wrong, Wrong::Misfit(..)));
+            match writer.commit() {
+                Err(WriteError::MissingPages { .. }) => {}
+                Err(WriteError::BadPages { .. }) => prop_assert!(misfit),
+                other => prop_assert!(false, "with {:?}: {:?}", wrong, other),
+            }
         }
         let reopened = open(&storage).expect("a store");
         for (view, model) in &done {
@@ -276,13 +260,11 @@ proptest! {
         }
         for (a, model_a) in &done {
             for (b, model_b) in &done {
-                for space in 0..2 {
-                    let differ = |n: &u64| model_a[space].get(n) != model_b[space].get(n);
-                    let expected: PageSet = (0..PAGES + 8).filter(differ)
-                        .map(|n| PageRange::single(PageIndex(n))).collect();
-                    let again = reopened.view(b.id()).expect("a view");
-                    prop_assert_eq!(store.changed(a, b, NAMES[space]), expected.clone());
-                    prop_assert_eq!(store.changed(a, &again, NAMES[space]), expected);
+                let again = reopened.view(b.id()).expect("a view");
+                for (space, name) in NAMES.iter().enumerate() {
+                    let expected = model_a.changed(model_b, space);
+                    prop_assert_eq!(store.changed(a, b, name), expected.clone());
+                    prop_assert_eq!(store.changed(a, &again, name), expected);
                 }
             }
         }

@@ -36,6 +36,14 @@ pub fn options() -> WriteOptions {
     }
 }
 
+/// As `options`, and each page is stored once.
+pub fn once() -> WriteOptions {
+    WriteOptions {
+        deduplicate: true,
+        ..options()
+    }
+}
+
 /// Bytes that depend on `seed` alone: zeros for 0, the same byte for small seeds, noise for others.
 pub fn page(seed: u8, bytes: usize) -> Vec<u8> {
     if seed < 8 {
@@ -61,6 +69,60 @@ pub enum Content {
     File(PageHash),
 }
 
+impl From<PageContent<'_>> for Content {
+    /// The content of one page.
+    fn from(content: PageContent<'_>) -> Content {
+        match content {
+            PageContent::Bytes(bytes) => Content::Bytes(bytes.to_vec()),
+            PageContent::Zero => Content::Zero,
+            PageContent::Guard => Content::Guard,
+            PageContent::Unbacked => Content::Unbacked,
+            PageContent::File(hashes) => Content::File(hashes[0]),
+        }
+    }
+}
+
+/// The content of page number `number` of a range with `content`.
+pub fn nth(content: PageContent<'_>, number: usize, bytes: usize) -> Content {
+    Content::from(match content {
+        PageContent::Bytes(all) => PageContent::Bytes(&all[number * bytes..][..bytes]),
+        PageContent::File(all) => PageContent::File(&all[number..][..1]),
+        other => other,
+    })
+}
+
+/// `region`, showing the pages of `space` from `first` on.
+pub fn showing(region: Region, space: &str, first: u64) -> Region {
+    Region {
+        shows: Some(Shown {
+            space: space.into(),
+            first_page: PageIndex(first),
+        }),
+        ..region
+    }
+}
+
+/// `region`, backed by a file.
+pub fn of_file(region: Region) -> Region {
+    Region {
+        backing: Backing::File {
+            path: b"/usr/lib/libc.so\xff".to_vec(),
+            offset_bytes: 4096,
+            device: 5,
+            inode: 77,
+            size_bytes: 99999,
+            modified_ns: -3,
+            build_id: vec![0xab, 0, 7],
+        },
+        ..region
+    }
+}
+
+/// The hash of the page that `page` makes of `seed`.
+pub fn hash(seed: u8, bytes: usize) -> PageHash {
+    PageHash::of(&page(seed, bytes))
+}
+
 impl Content {
     pub fn of(bytes: &[u8]) -> Content {
         match bytes.iter().all(|&byte| byte == 0) {
@@ -76,13 +138,7 @@ pub fn contents(view: &View, space: usize) -> Result<BTreeMap<u64, Content>, Rea
     let mut found = BTreeMap::new();
     view.read(space, pages(0, u64::MAX), |range, content| {
         for (number, page) in range.pages().enumerate() {
-            let content = match content {
-                PageContent::Bytes(all) => Content::Bytes(all[number * bytes..][..bytes].to_vec()),
-                PageContent::Zero => Content::Zero,
-                PageContent::Guard => Content::Guard,
-                PageContent::Unbacked => Content::Unbacked,
-                PageContent::File(hashes) => Content::File(hashes[number]),
-            };
+            let content = nth(content, number, bytes);
             assert!(found.insert(page.0, content).is_none(), "a page came twice");
         }
         Ok::<(), ReadError>(())
@@ -118,24 +174,15 @@ pub fn open(storage: &MemoryStorage) -> Result<Store, OpenError> {
     Store::open(Arc::new(storage.clone()))
 }
 
-/// A full snapshot and two deltas of two spaces, with every kind of page, region and backing.
+/// A full snapshot and two deltas of three spaces, with every kind of page, region and backing.
 pub fn small_chain() -> (MemoryStorage, Store) {
     let storage = MemoryStorage::new();
     let store = Store::create(Arc::new(storage.clone())).expect("a store");
     let lock = store.lock().expect("the lock");
     let file = Region {
-        backing: Backing::File {
-            path: b"/usr/lib/libc.so\xff".to_vec(),
-            offset_bytes: 4096,
-            device: 5,
-            inode: 77,
-            size_bytes: 99999,
-            modified_ns: -3,
-            build_id: vec![],
-        },
         advice: vec!["hugepage".into(), "dontfork".into()],
         name: "text".into(),
-        ..region(20, 24)
+        ..of_file(region(20, 24))
     };
     let shared = Region {
         sharing: Sharing::Shared,
@@ -156,9 +203,16 @@ pub fn small_chain() -> (MemoryStorage, Store) {
             Space::new(
                 "mem",
                 size(512),
-                vec![region(4, heap_end), file.clone(), vdso.clone()],
+                vec![
+                    region(4, heap_end),
+                    file.clone(),
+                    vdso.clone(),
+                    showing(region(50, 53), "shm:1:3", 1),
+                    showing(region(53, 55), "shm:1:3", 0),
+                ],
             ),
             Space::new("shm:1:2", size(1024), vec![shared.clone()]),
+            Space::new("shm:1:3", size(512), vec![region(0, 4)]),
         ]
     };
     let mut writer = store.begin(&lock, None, options()).expect("a writer");
@@ -171,6 +225,19 @@ pub fn small_chain() -> (MemoryStorage, Store) {
     writer
         .put_state(0, pages(20, 24), PageState::Unbacked)
         .expect("put");
+    let hashes = [20, 21, 22].map(|seed| hash(seed, 512));
+    writer
+        .put_file_pages(0, PageIndex(20), &hashes)
+        .expect("put");
+    writer
+        .put_state(0, pages(50, 55), PageState::Shown)
+        .expect("put");
+    let guard = PageRange::single(PageIndex(52));
+    writer.put_state(0, guard, PageState::Guard).expect("put");
+    let object: Vec<u8> = [13, 3, 0, 14].iter().flat_map(|&s| page(s, 512)).collect();
+    writer
+        .put_pages(2, &[(PageIndex(0), &object)])
+        .expect("put");
     writer
         .put_state(1, pages(0, 4), PageState::Zero)
         .expect("put");
@@ -179,9 +246,7 @@ pub fn small_chain() -> (MemoryStorage, Store) {
         .expect("put");
     let first = writer.commit().expect("commit");
 
-    let mut writer = store
-        .begin(&lock, Some(&first), options())
-        .expect("a writer");
+    let mut writer = store.begin(&lock, Some(&first), once()).expect("a writer");
     writer.set_spaces(spaces(12)).expect("spaces");
     writer.attach("registers", vec![4]).expect("attach");
     writer.attach("log position", vec![0; 9]).expect("attach");
@@ -193,6 +258,13 @@ pub fn small_chain() -> (MemoryStorage, Store) {
                 (PageIndex(21), &page(11, 512)),
             ],
         )
+        .expect("put");
+    // The bytes of a page that is stored just above.
+    writer
+        .put_pages(2, &[(PageIndex(1), &page(11, 512))])
+        .expect("put");
+    writer
+        .put_file_pages(0, PageIndex(20), &[hashes[0], hash(23, 512)])
         .expect("put");
     let second = writer.commit().expect("commit");
 
@@ -266,6 +338,8 @@ pub fn with_metadata_record(file: &[u8], record: &[u8]) -> Vec<u8> {
     doctored.extend_from_slice(&section);
     doctored.extend_from_slice(&file[index..]);
     doctored[96..104].copy_from_slice(&(section.len() as u64).to_le_bytes());
+    let length = doctored.len() as u64;
+    doctored[16..24].copy_from_slice(&length.to_le_bytes());
     reseal(&mut doctored);
     doctored
 }
