@@ -8,6 +8,7 @@ pub mod aio;
 pub mod child;
 pub mod machine;
 pub mod poison;
+pub mod remap;
 pub mod ring;
 pub mod watched;
 
