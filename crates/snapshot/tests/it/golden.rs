@@ -1,6 +1,6 @@
 //! Prevents that a chain written by an earlier version can no longer be read: the files in
-//! `tests/data/format-1` were written once by `examples/golden.rs` and must be read for ever. What
-//! they hold is written out here a second time, by hand.
+//! `tests/data/format-1` were written once, by an earlier `examples/golden.rs`, and must be read for
+//! ever. What they hold is written out here a second time, by hand.
 
 use crate::common::*;
 use pagetide_pages::PageIndex;
@@ -18,7 +18,7 @@ fn golden() -> Store {
     Store::open_directory(path).expect("the store of format 1")
 }
 
-fn bytes_of(view: &View, space: usize, number: u64) -> Vec<u8> {
+pub fn bytes_of(view: &View, space: usize, number: u64) -> Vec<u8> {
     let mut bytes = vec![0xaa; view.spaces()[space].page_size.len()];
     view.read_page(space, PageIndex(number), &mut bytes)
         .expect("read");
@@ -26,12 +26,12 @@ fn bytes_of(view: &View, space: usize, number: u64) -> Vec<u8> {
 }
 
 /// The page that has `text` again and again.
-fn repeated(text: &str, length: usize) -> Vec<u8> {
+pub fn repeated(text: &str, length: usize) -> Vec<u8> {
     text.bytes().cycle().take(length).collect()
 }
 
 /// The page whose byte number n is (n * n / 7 + n) % 251.
-fn uneven(length: usize) -> Vec<u8> {
+pub fn uneven(length: usize) -> Vec<u8> {
     (0..length).map(|n| ((n * n / 7 + n) % 251) as u8).collect()
 }
 
