@@ -16,6 +16,7 @@ pub mod kpageflags;
 pub mod lease;
 pub mod maps;
 pub mod memory;
+pub mod move_pages;
 pub mod numa_maps;
 pub mod pagemap;
 pub mod pagemap_scan;
