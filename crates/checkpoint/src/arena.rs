@@ -12,7 +12,10 @@ const CHUNK_BYTES: usize = 4 << 20;
 /// As many ranges as one system call can read.
 const RANGES_AT_ONCE: usize = 1024;
 
-/// Pages copied out of one space.
+/// Pages of one space with their bytes.
+pub(crate) type Pieces<'a> = Vec<(PageIndex, &'a [u8])>;
+
+/// Pages copied out of spaces.
 pub(crate) struct Arena {
     page_size: PageSize,
     limit_chunks: usize,
@@ -23,6 +26,8 @@ pub(crate) struct Arena {
     ranges: Vec<PageRange>,
     /// Chunk and offset of each range.
     places: Vec<(usize, usize)>,
+    /// Number of a space, and its first range; each goes on to the next.
+    spaces: Vec<(usize, usize)>,
 }
 
 /// Ranges that are still to be copied, consumed from the front.
@@ -75,7 +80,13 @@ impl Arena {
             taken: 0,
             ranges: Vec::new(),
             places: Vec::new(),
+            spaces: vec![(0, 0)],
         }
+    }
+
+    /// What is taken from now on belongs to the space with this number.
+    pub fn open_space(&mut self, number: usize) {
+        self.spaces.push((number, self.ranges.len()));
     }
 
     /// Makes sure that `bytes` (up to the limit) can be taken without touching fresh memory.
@@ -129,17 +140,28 @@ impl Arena {
         })
     }
 
-    /// The pages and their bytes, in the order they were taken.
-    pub fn pieces(&self) -> Vec<(PageIndex, &[u8])> {
+    /// The pages and their bytes by space, in the order they were taken.
+    pub fn pieces(&self) -> Vec<(usize, Pieces<'_>)> {
         let piece = |(range, &(chunk, offset)): (&PageRange, &(usize, usize))| {
             let length = self.page_size.bytes_of(range.count()) as usize;
             (range.start(), &self.chunks[chunk][offset..offset + length])
         };
-        self.ranges.iter().zip(&self.places).map(piece).collect()
+        let ends = self.spaces.iter().skip(1).map(|&(_, first)| first);
+        let ends = ends.chain([self.ranges.len()]);
+        let of_space = |(&(number, first), end): (&(usize, usize), usize)| {
+            let (ranges, places) = (&self.ranges[first..end], &self.places[first..end]);
+            (number, ranges.iter().zip(places).map(piece).collect())
+        };
+        let mut pieces: Vec<(usize, Pieces<'_>)> =
+            self.spaces.iter().zip(ends).map(of_space).collect();
+        pieces.retain(|(_, pieces)| !pieces.is_empty());
+        pieces
     }
 
     /// Empties it; the memory stays, touched.
     pub fn clear(&mut self) {
+        let open = self.spaces.last().map_or(0, |&(number, _)| number);
+        self.spaces = vec![(open, 0)];
         self.ranges.clear();
         self.places.clear();
         self.open_chunks = 0;
@@ -166,7 +188,7 @@ mod tests {
         assert_eq!(batch.ranges[1].count(), PageCount(1022));
         batch.bytes.fill(9);
         assert!(arena.take(&mut wanted).is_none() && !wanted.is_empty());
-        let pieces = arena.pieces();
+        let pieces = &arena.pieces()[0].1;
         assert_eq!((pieces.len(), pieces[1].0), (2, PageIndex(100)));
         assert!(
             pieces
@@ -180,5 +202,24 @@ mod tests {
             [PageRange::new(PageIndex(1122), PageIndex(2100))]
         );
         assert!(wanted.is_empty());
+    }
+
+    #[test]
+    fn pages_are_given_by_space() {
+        let mut arena = Arena::new(PageSize::KIB_4, CHUNK_BYTES as u64);
+        for space in [3, 5, 3, 7] {
+            arena.open_space(space);
+            if space != 5 {
+                let page = [PageRange::single(PageIndex(space as u64))];
+                let batch = arena.take(&mut Wanted::new(&page)).expect("room");
+                batch.bytes.fill(space as u8);
+            }
+        }
+        let found: Vec<_> = arena
+            .pieces()
+            .into_iter()
+            .map(|(space, pieces)| (space, pieces.len(), pieces[0].1[0]))
+            .collect();
+        assert_eq!(found, [(3, 1, 3), (3, 1, 3), (7, 1, 7)]);
     }
 }

@@ -2,14 +2,15 @@
 //! window. No compression, no disk, no formatting here.
 //!
 //! Pages arrive as two sets. Those to *read* are copied as they are. Those to *compare* are read into a
-//! scratch buffer and copied only if their hash differs from the one in the parent snapshot. Before a
+//! scratch buffer and copied only if their hash differs from the one in the parent snapshot and from that
+//! of their file. Before a
 //! long range of memory is read, the kernel is asked which of its pages hold anything, because reading a
 //! page that was never touched would make the kernel map or even allocate it.
 
 use crate::arena::{Arena, Wanted};
 use pagetide_kernel::memory::{MemoryError, ProcessMemory};
 use pagetide_kernel::pagemap_scan::{Categories, Pagemap, ScanError, ScanRequest, ScannedRange};
-use pagetide_pages::{PageCount, PageRange, PageSet, PageSize};
+use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet, PageSize};
 use pagetide_snapshot::{PageHash, PageState, View};
 
 pub(crate) const SIZE: PageSize = PageSize::KIB_4;
@@ -31,6 +32,15 @@ pub enum CaptureError {
     /// The page tables could not be scanned.
     #[error(transparent)]
     Scan(#[from] ScanError),
+    /// A shared memory object could not be read.
+    #[error("read the shared memory {name}")]
+    Object {
+        /// Its name, as `/proc/PID/maps` shows it.
+        name: String,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
     /// The full buffer could not be emptied into the store.
     #[error(transparent)]
     Store(#[from] pagetide_snapshot::WriteError),
@@ -57,8 +67,20 @@ pub(crate) struct Copied<'a> {
     pub pages: PageSet,
     /// Pages that could not be read.
     pub unreadable: PageSet,
+    /// Pages that were read and found to be what their file has.
+    pub in_file: Vec<(PageIndex, PageHash)>,
     scratch: Vec<u8>,
     vector: Vec<ScannedRange>,
+}
+
+/// What becomes of a page that was read.
+pub(crate) enum Verdict {
+    /// It is what the parent has.
+    Unchanged,
+    /// It is what its file has.
+    InFile(PageHash),
+    /// It is kept.
+    Keep,
 }
 
 impl<'a> Copied<'a> {
@@ -72,8 +94,52 @@ impl<'a> Copied<'a> {
             states: Vec::new(),
             pages: PageSet::new(),
             unreadable: PageSet::new(),
+            in_file: Vec::new(),
             scratch: vec![1; SIZE.bytes_of(COMPARE_AT_ONCE) as usize],
             vector: vec![ScannedRange::EMPTY; 1024],
+        }
+    }
+
+    /// Reads `ranges` piece by piece with `read`, which names the pages it could not read, and keeps those
+    /// of which `judge` says so. What was judged is what is kept: memory may change between two reads.
+    pub fn keep_some<E>(
+        &mut self,
+        ranges: &[PageRange],
+        mut read: impl FnMut(PageRange, &mut [u8]) -> Result<Vec<PageRange>, E>,
+        judge: impl Fn(PageIndex, &[u8]) -> Verdict,
+    ) -> Result<(), CaptureError>
+    where
+        CaptureError: From<E>,
+    {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        for piece in ranges.iter().flat_map(|r| r.pieces(COMPARE_AT_ONCE)) {
+            let bytes = &mut scratch[..SIZE.bytes_of(piece.count()) as usize];
+            let unreadable = read(piece, bytes)?;
+            let readable = PageSet::from(piece).subtract(&unreadable.iter().copied().collect());
+            self.unreadable.extend(unreadable);
+            for page in readable.pages() {
+                let offset = (page.0 - piece.start().0) as usize * SIZE.len();
+                let bytes = &bytes[offset..offset + SIZE.len()];
+                match judge(page, bytes) {
+                    Verdict::Unchanged => {}
+                    Verdict::InFile(hash) => self.in_file.push((page, hash)),
+                    Verdict::Keep => self.keep(page, bytes)?,
+                }
+            }
+        }
+        self.scratch = scratch;
+        Ok(())
+    }
+
+    fn keep(&mut self, page: PageIndex, bytes: &[u8]) -> Result<(), CaptureError> {
+        let one = [PageRange::single(page)];
+        loop {
+            if let Some(batch) = self.arena.take(&mut Wanted::new(&one)) {
+                batch.bytes.copy_from_slice(bytes);
+                self.pages.insert(one[0]);
+                return Ok(());
+            }
+            self.spill()?;
         }
     }
 
@@ -157,13 +223,15 @@ impl Source<'_> {
         Ok(())
     }
 
-    /// Reads `pages` and copies those whose content is not the parent's. Without a parent, all. Of the
-    /// `anonymous` pages those that hold nothing are zero and never read: the mapping may belong to a
-    /// userfaultfd of the process, and reading would wait for a handler that stands still.
+    /// Reads `pages` and copies those whose content is neither the parent's nor that of their file, as far
+    /// as `file_hash` knows it. Of the `anonymous` pages those that hold nothing are zero and never read:
+    /// the mapping may belong to a userfaultfd of the process, and reading would wait for a handler that
+    /// stands still.
     pub fn compare(
         &self,
         pages: &PageSet,
         anonymous: &PageSet,
+        file_hash: &dyn Fn(PageIndex) -> Option<PageHash>,
         copied: &mut Copied<'_>,
     ) -> Result<(), CaptureError> {
         let mut direct = pages.subtract(anonymous).ranges().to_vec();
@@ -171,36 +239,21 @@ impl Source<'_> {
             self.sort_by_content(range, &mut direct, copied)?;
         }
         direct.sort_unstable();
-        let Some((parent, space)) = self.parent else {
-            return self.copy(&direct, copied);
-        };
-        let pieces = direct.iter().flat_map(|r| r.pieces(COMPARE_AT_ONCE));
-        for piece in pieces {
-            let length = SIZE.bytes_of(piece.count()) as usize;
-            let bytes = &mut copied.scratch[..length];
-            let unreadable = self.memory.read_pages(SIZE, &[piece], bytes)?;
-            let readable = PageSet::from(piece).subtract(&unreadable.iter().copied().collect());
-            copied.unreadable.extend(unreadable);
-            for page in readable.pages() {
-                let offset = (page.0 - piece.start().0) as usize * SIZE.len();
-                let bytes = &copied.scratch[offset..offset + SIZE.len()];
-                if parent.page_hash(space, page) == Some(PageHash::of(bytes)) {
-                    continue;
-                }
-                // What was compared is what is kept: shared memory may change between two reads.
-                let one = [PageRange::single(page)];
-                loop {
-                    if let Some(batch) = copied.arena.take(&mut Wanted::new(&one)) {
-                        batch.bytes.copy_from_slice(bytes);
-                        copied.pages.insert(one[0]);
-                        break;
-                    }
-                    (copied.spill)(copied.arena)?;
-                    copied.arena.clear();
-                }
+        let read = |piece, bytes: &mut [u8]| self.memory.read_pages(SIZE, &[piece], bytes);
+        copied.keep_some(&direct, read, |page, bytes| {
+            let known = self
+                .parent
+                .and_then(|(parent, space)| parent.page_hash(space, page));
+            let in_file = file_hash(page);
+            if known.is_none() && in_file.is_none() {
+                return Verdict::Keep;
             }
-        }
-        Ok(())
+            match Some(PageHash::of(bytes)) {
+                hash if hash == known => Verdict::Unchanged,
+                Some(hash) if Some(hash) == in_file => Verdict::InFile(hash),
+                _ => Verdict::Keep,
+            }
+        })
     }
 }
 

@@ -1,28 +1,22 @@
-//! Checkpoints of one process into one store: who is checkpointed, from where on, and what becomes of
-//! tracking when a snapshot succeeds or fails. One snapshot itself is in `take`.
+//! Checkpoints of a process, or of a tree of processes, into one store: who is checkpointed, from where on,
+//! and what becomes of tracking when a snapshot succeeds or fails. One snapshot itself is in `take`.
 
 use crate::arena::Arena;
 use crate::capture::SIZE;
 use crate::files::Files;
 use crate::mark::Phase;
-use crate::memo::{self, Memo};
+use crate::member::{AddressSpace, Member, MemberNames};
 use crate::options::{Options, Request, Residence};
 use crate::report::Report;
 use crate::take::TakeError;
 use crate::tracking::{Tracking, TrackingError};
-use pagetide_kernel::memory::{MemoryError, ProcessMemory};
-use pagetide_kernel::pagemap_scan::{Categories, OpenPagemapError, Pagemap};
-use pagetide_kernel::probe::{self, Probe};
-use pagetide_process::{
-    Examined, ProcessIdentity, ProcessState, RefusalError, StopOptions, StoppedProcess, examine,
-};
-use pagetide_snapshot::{LockError, ReadError, Store, View, WriterLock};
+use pagetide_kernel::memory::MemoryError;
+use pagetide_kernel::pagemap_scan::OpenPagemapError;
+use pagetide_kernel::probe::Probe;
+use pagetide_process::{ProcessIdentity, RefusalError, StopOptions, StoppedProcess, examine};
+use pagetide_snapshot::{LockError, ReadError, Store, StoreId, View, WriterLock};
 use pagetide_tracker::Backend;
-
-/// The space that holds the memory of a process, by virtual address.
-pub const MEMORY_SPACE: &str = "mem";
-/// The attachment that holds the state of a process: see [`ProcessState`].
-pub const PROCESS_ATTACHMENT: &str = "process";
+use std::time::{Duration, Instant};
 
 /// Why checkpoints of a process cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -85,38 +79,19 @@ fn choose_backend(wanted: Option<Backend>) -> Result<Backend, AttachError> {
 /// So many programs that are executed one after another are followed within one snapshot.
 const PROGRAMS_FOLLOWED: usize = 3;
 
-/// Takes snapshots of one process into one store. Holds the store's writer lock.
+/// Takes snapshots of a process or a tree of processes into one store. Holds the store's writer lock.
 pub struct Checkpointer {
-    pub(crate) examined: Examined,
+    /// The process that was named, then its children if they belong to the checkpoint.
+    pub(crate) members: Vec<Member>,
     pub(crate) store: Store,
     pub(crate) lock: WriterLock,
     pub(crate) options: Options,
     pub(crate) backend: Backend,
-    pub(crate) tracking: Option<Tracking>,
-    pub(crate) space: AddressSpace,
     /// The snapshot from which the next delta counts.
-    pub(crate) last: Option<(View, Memo)>,
+    pub(crate) last: Option<View>,
     pub(crate) files: Files,
     pub(crate) arena: Arena,
-    pub(crate) advice: crate::layout::AdviceCache,
     pub(crate) why_full: Option<&'static str>,
-}
-
-/// Open files that stay bound to one address space.
-pub(crate) struct AddressSpace {
-    pub memory: ProcessMemory,
-    pub pagemap: Pagemap,
-    pub knows_guards: bool,
-}
-
-impl AddressSpace {
-    fn open(pid: i32) -> Result<AddressSpace, AttachError> {
-        Ok(AddressSpace {
-            memory: ProcessMemory::open(pid)?,
-            pagemap: Pagemap::of_process(pid)?,
-            knows_guards: probe::known_categories().contains(Categories::GUARD),
-        })
-    }
 }
 
 impl Checkpointer {
@@ -125,15 +100,16 @@ impl Checkpointer {
         let examined = examine(pid)?;
         let backend = choose_backend(options.backend)?;
         let lock = store.lock()?;
+        let names = match options.tree {
+            true => MemberNames::in_tree(pid),
+            false => MemberNames::alone(),
+        };
         let mut checkpointer = Checkpointer {
-            space: AddressSpace::open(pid)?,
-            tracking: None,
+            members: vec![Member::new(examined, names)?],
             last: None,
-            files: Files::default(),
+            files: Files::new(!options.store_files),
             arena: Arena::new(SIZE, options.buffer_bytes),
-            advice: Default::default(),
             why_full: None,
-            examined,
             store,
             lock,
             options,
@@ -143,9 +119,14 @@ impl Checkpointer {
         Ok(checkpointer)
     }
 
-    /// Who is checkpointed.
+    /// Who is checkpointed: the process that was named.
     pub fn identity(&self) -> &ProcessIdentity {
-        &self.examined.identity
+        self.members[0].identity()
+    }
+
+    /// All processes that are checkpointed, as far as they were found.
+    pub fn identities(&self) -> impl Iterator<Item = &ProcessIdentity> {
+        self.members.iter().map(Member::identity)
     }
 
     /// How written pages are found.
@@ -163,64 +144,67 @@ impl Checkpointer {
         self.last.is_some()
     }
 
+    /// Finds the snapshot to go on from, as the process that was named has it.
     fn find_parent(&mut self) -> Result<(), AttachError> {
-        match self.backend {
-            Backend::Rehash => {
-                // Contents are compared, so any snapshot of this process will do as a parent.
-                let newest = self.store.newest()?.map(|info| self.store.view(info.id));
-                let view = match newest.transpose() {
-                    Err(error @ ReadError::Io { .. }) => return Err(error.into()),
-                    Err(_) => {
-                        self.why_full = Some("the newest snapshot cannot be read");
-                        None
-                    }
-                    Ok(view) => view,
-                };
-                self.last = view
-                    .filter(|view| self.is_of_this_process(view))
-                    .and_then(with_memo);
-                Ok(())
-            }
-            _ => {
-                self.tracking = Tracking::find(self.identity(), self.store.id())?;
-                let mark = self
-                    .tracking
-                    .as_ref()
-                    .and_then(|tracking| tracking.mark.as_ref());
-                match mark.map(|mark| mark.content().phase) {
-                    None => {}
-                    Some(Phase::Armed) => {
-                        self.why_full = Some("no snapshot was committed since tracking began");
-                    }
-                    Some(Phase::Harvesting) => {
-                        self.why_full = Some("an earlier snapshot was interrupted");
-                    }
-                    Some(Phase::Committed(id, hash)) => {
-                        let view = self.store.view(id).ok();
-                        let same = view.filter(|view| view.info().content_hash == hash);
-                        self.last = same.and_then(with_memo);
-                        if self.last.is_none() {
-                            self.why_full = Some("the snapshot that tracking counts from is gone");
-                        }
-                    }
+        let named = &mut self.members[0];
+        if self.backend == Backend::Rehash {
+            // Contents are compared, so any snapshot of this process will do as a parent.
+            let newest = self.store.newest()?.map(|info| self.store.view(info.id));
+            let view = match newest.transpose() {
+                Err(error @ ReadError::Io { .. }) => return Err(error.into()),
+                Err(_) => {
+                    self.why_full = Some("the newest snapshot cannot be read");
+                    None
                 }
-                Ok(())
+                Ok(view) => view,
+            };
+            named.memo = view.as_ref().and_then(|view| named.memo_in(view));
+            self.last = view.filter(|_| named.memo.is_some());
+            return Ok(());
+        }
+        named.tracking = Tracking::find(named.identity(), self.store.id())?;
+        match named.phase() {
+            None => {}
+            Some(Phase::Armed) => {
+                self.why_full = Some("no snapshot was committed since tracking began");
+            }
+            Some(Phase::Harvesting) => {
+                self.why_full = Some("an earlier snapshot was interrupted");
+            }
+            Some(Phase::Committed(id, hash)) => {
+                let view = self.store.view(id).ok();
+                let same = view.filter(|view| view.info().content_hash == hash);
+                named.memo = same.as_ref().and_then(|view| named.memo_in(view));
+                self.last = same.filter(|_| named.memo.is_some());
+                if self.last.is_none() {
+                    self.why_full = Some("the snapshot that tracking counts from is gone");
+                }
             }
         }
+        Ok(())
     }
 
-    fn is_of_this_process(&self, view: &View) -> bool {
-        let state = view.attachment(PROCESS_ATTACHMENT);
-        let state = state.and_then(|bytes| ProcessState::from_bytes(bytes).ok());
-        state.is_some_and(|state| state.outside.identity == *self.identity())
+    /// What is known of a member that was just found, from the snapshot to go on from.
+    pub(crate) fn recall(&self, member: &mut Member) -> Result<(), AttachError> {
+        if self.backend == Backend::Rehash {
+            member.memo = self.last.as_ref().and_then(|view| member.memo_in(view));
+            return Ok(());
+        }
+        member.tracking = Tracking::find(member.identity(), self.store.id())?;
+        if let (Some(view), Some(Phase::Committed(id, hash))) = (&self.last, member.phase())
+            && (view.id(), view.info().content_hash) == (id, hash)
+        {
+            member.memo = member.memo_in(view);
+        }
+        Ok(())
     }
 
     /// Takes a snapshot: a delta if it is known what was written since the last one, else full.
     ///
-    /// Whatever goes wrong, the process runs on, the store stays as it was, and what was harvested
+    /// Whatever goes wrong, the processes run on, the store stays as it was, and what was harvested
     /// counts as written again.
     pub fn take(&mut self, request: Request) -> Result<Report, TakeError> {
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         for _ in 0..PROGRAMS_FOLLOWED {
             match self.try_take(request, started) {
                 Err(error) if error.is_space_gone() => self.follow(error)?,
@@ -230,72 +214,94 @@ impl Checkpointer {
         self.try_take(request, started)
     }
 
-    /// Goes on with the new address space of a process whose old one is gone, because it executed another
-    /// program; an error if it has ended. A process that is just ending has neither for a while.
+    /// Goes on with the new address spaces of processes whose old ones are gone, because they executed
+    /// another program; an error if the one that was named has ended. A process that is just ending has
+    /// neither for a while.
     fn follow(&mut self, error: TakeError) -> Result<(), TakeError> {
-        let pid = self.identity().pid;
-        let deadline = std::time::Instant::now() + self.options.stop_timeout;
-        while self.identity().is_alive_and_same() {
-            if let Ok(space) = AddressSpace::open(pid)
-                && space.pagemap.is_alive()
-            {
-                self.forget("the process executed a new program");
-                self.space = space;
-                return Ok(());
+        let deadline = Instant::now() + self.options.stop_timeout;
+        let lost = |member: &Member| !member.space.pagemap.is_alive();
+        // An address space that others share lives on when one of them leaves it.
+        let unsure = !self.members.iter().any(lost);
+        for number in 0..self.members.len() {
+            if !unsure && !lost(&self.members[number]) {
+                continue;
             }
-            if std::time::Instant::now() > deadline {
-                return Err(error);
+            loop {
+                let member = &mut self.members[number];
+                let pid = member.pid();
+                if !member.identity().is_alive_and_same() {
+                    match number {
+                        0 => return Err(TakeError::Ended { pid }),
+                        _ => break,
+                    }
+                }
+                if let Ok(space) = AddressSpace::open(pid)
+                    && space.pagemap.is_alive()
+                {
+                    member.forget();
+                    member.space = space;
+                    if number == 0 {
+                        self.last = None;
+                        self.why_full = Some("the process executed a new program");
+                    }
+                    break;
+                }
+                if Instant::now() > deadline {
+                    return Err(error);
+                }
+                std::thread::sleep(Duration::from_millis(2));
             }
-            std::thread::sleep(std::time::Duration::from_millis(2));
         }
-        Err(TakeError::Ended { pid })
+        Ok(())
     }
 
-    fn forget(&mut self, why: &'static str) {
-        self.tracking = None;
-        self.last = None;
-        self.why_full = Some(why);
-        self.advice = Default::default();
-    }
-
-    /// Begins tracking if it has not begun: a short stop of its own.
-    pub(crate) fn begin_tracking(&mut self) -> Result<std::time::Duration, TakeError> {
-        if self.backend != Backend::WpAsync || self.tracking.is_some() {
-            return Ok(std::time::Duration::ZERO);
+    /// Begins tracking where it has not begun: a short stop of its own.
+    pub(crate) fn begin_tracking(&mut self) -> Result<Duration, TakeError> {
+        let mut stopped_for = Duration::ZERO;
+        let options = self.stop_options();
+        for (number, member) in self.members.iter_mut().enumerate() {
+            if self.backend == Backend::Rehash || member.tracking.is_some() {
+                continue;
+            }
+            let started = Instant::now();
+            let mut stopped = match StoppedProcess::stop(member.identity(), options) {
+                // It is found to have ended, or what it has become, when all are stopped.
+                Err(_) if number > 0 => continue,
+                other => other?,
+            };
+            let (residence, store) = (self.options.residence, self.store.id());
+            let begun = member.begin_tracking(&mut stopped, self.backend, residence, store);
+            stopped.resume()?;
+            begun?;
+            if number == 0 {
+                self.last = None;
+            }
+            stopped_for += started.elapsed();
         }
-        let identity = self.identity().clone();
-        let store = match self.options.residence {
-            Residence::Target => Some(self.store.id()),
-            Residence::Here => None,
-        };
-        let started = std::time::Instant::now();
-        let mut stopped = StoppedProcess::stop(&identity, self.stop_options())?;
-        let begun = Tracking::begin(&mut stopped, &identity, store);
-        stopped.resume()?;
-        self.tracking = Some(begun?);
-        self.last = None;
-        Ok(started.elapsed())
+        Ok(stopped_for)
     }
 
     pub(crate) fn stop_options(&self) -> StopOptions {
         StopOptions::with_timeout(self.options.stop_timeout)
     }
-
-    /// Says in the process how far we are, if its tracking lives there.
-    pub(crate) fn set_phase(&mut self, phase: Phase) -> Result<(), TakeError> {
-        let pid = self.identity().pid;
-        let mark = self
-            .tracking
-            .as_mut()
-            .and_then(|tracking| tracking.mark.as_mut());
-        match mark.map(|mark| mark.set(phase)) {
-            Some(Err(source)) => Err(TrackingError::Mark { pid, source }.into()),
-            _ => Ok(()),
-        }
-    }
 }
 
-fn with_memo(view: View) -> Option<(View, Memo)> {
-    let memo = Memo::from_bytes(view.attachment(memo::ATTACHMENT)?)?;
-    Some((view, memo))
+impl Member {
+    /// Begins tracking the stopped process if it has not begun. What was remembered of it counts no more.
+    pub(crate) fn begin_tracking(
+        &mut self,
+        stopped: &mut StoppedProcess,
+        backend: Backend,
+        residence: Residence,
+        store: StoreId,
+    ) -> Result<(), TakeError> {
+        if backend == Backend::Rehash || self.tracking.is_some() {
+            return Ok(());
+        }
+        let store = (residence == Residence::Target).then_some(store);
+        let begun = Tracking::begin(stopped, self.identity(), store);
+        self.tracking = Some(begun?);
+        self.memo = None;
+        Ok(())
+    }
 }

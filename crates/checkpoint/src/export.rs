@@ -1,12 +1,14 @@
 //! A snapshot of a process as plain files: the bytes of each region, or an ELF core.
 //!
 //! Nothing here needs the process, and nothing is interpreted: whoever reads the files sees what the
-//! process would have seen at the instant of the snapshot.
+//! process would have seen at the instant of the snapshot. Pages that the snapshot left in files are fetched
+//! from there, and refused if they are not what they were.
 
 mod core;
 
 pub use core::{CoreError, write_core};
 
+use crate::file_pages::{FilePagesError, OutsideFiles};
 use pagetide_pages::PageSize;
 use pagetide_snapshot::{Capture, PageContent, ReadError, Region, View};
 use std::fs::File;
@@ -19,6 +21,9 @@ pub enum ExportError {
     /// The snapshot could not be read.
     #[error(transparent)]
     Read(#[from] ReadError),
+    /// Pages that were left in a file are no longer there.
+    #[error(transparent)]
+    File(#[from] FilePagesError),
     /// The output could not be written.
     #[error("write the output at offset {offset:#x}")]
     Write {
@@ -52,9 +57,16 @@ pub fn write_region(
         return Ok(());
     }
     let (start, _) = page_size.span_of(region.pages);
+    let files = OutsideFiles::default();
     view.read_parallel(space, region.pages, 0, |pages, content| {
-        let PageContent::Bytes(bytes) = content else {
-            return Ok(());
+        let mut from_file = Vec::new();
+        let bytes = match content {
+            PageContent::Bytes(bytes) => bytes,
+            PageContent::File(hashes) => {
+                files.read(region, pages, hashes, &mut from_file)?;
+                &from_file
+            }
+            _ => return Ok(()),
         };
         let at = offset + (page_size.address_of(pages.start()) - start);
         out.write_all_at(bytes, at)

@@ -14,7 +14,7 @@ use crate::layout::{self, FileFacts};
 use pagetide_kernel::lease;
 use pagetide_kernel::maps::{Mapping, MappingName};
 use rustix::fs::{Mode, OFlags};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -51,17 +51,33 @@ pub(crate) struct Stamps {
     pub changed_ns: i64,
 }
 
-/// The files behind the mappings of one process, kept open from one snapshot to the next.
+/// The files behind the mappings of some processes, kept open from one snapshot to the next.
 #[derive(Default)]
 pub(crate) struct Files {
+    /// Files may stand for the pages that mappings show of them.
+    files_stand: bool,
     open: HashMap<FileKey, OwnedFd>,
+    build_ids: HashMap<FileKey, (Stamps, Vec<u8>)>,
 }
 
 /// What was found of the files at one moment.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct FileReport {
     settled: HashMap<FileKey, Stamps>,
-    facts: HashMap<FileKey, (u64, i64, bool)>,
+    /// Settled files that are found by their path.
+    standing: HashMap<FileKey, Stamps>,
+    facts: HashMap<FileKey, (Stamps, FileSystem)>,
+}
+
+/// What kind of file system a file lies in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FileSystem {
+    /// Memory: tmpfs, hugetlbfs, memfd, shared anonymous memory, System V shared memory.
+    Memory,
+    /// A disk of this machine.
+    Local,
+    /// Somebody else serves it, perhaps the very process that is stopped.
+    Other,
 }
 
 impl FileReport {
@@ -69,6 +85,13 @@ impl FileReport {
     pub fn unchanged_since(&self, mapping: &Mapping, earlier: &[Stamps]) -> bool {
         let now = self.settled.get(&key(mapping));
         now.is_some_and(|now| earlier.contains(now))
+    }
+
+    /// The same, with no file taken for settled.
+    pub fn without_settled(mut self) -> FileReport {
+        self.settled.clear();
+        self.standing.clear();
+        self
     }
 
     /// True if every file that was settled in `before` is so still, with the same stamps.
@@ -85,45 +108,71 @@ impl FileReport {
 
     /// What is known of the file behind a mapping.
     pub fn facts(&self, mapping: &Mapping) -> Option<FileFacts> {
-        let &(size_bytes, modified_ns, in_memory) = self.facts.get(&key(mapping))?;
+        let (stamps, system) = self.facts.get(&key(mapping))?;
         Some(FileFacts {
-            size_bytes,
-            modified_ns,
-            in_memory,
+            size_bytes: stamps.size_bytes,
+            modified_ns: stamps.modified_ns,
+            in_memory: *system == FileSystem::Memory,
         })
+    }
+
+    /// The stamps of a file, if it can stand for the pages that mappings show of it: it is settled, and
+    /// whoever reads the snapshot finds it by its path.
+    pub fn standing(&self, key: FileKey) -> Option<&Stamps> {
+        self.standing.get(&key)
     }
 }
 
-fn key(mapping: &Mapping) -> FileKey {
+/// The file behind a mapping.
+pub(crate) fn key(mapping: &Mapping) -> FileKey {
     (layout::device_number(mapping), mapping.inode)
 }
 
 impl Files {
-    /// Looks at the files behind `mappings` of process `pid`. Not for a stop window: it opens files.
-    pub fn look(&mut self, pid: i32, mappings: &[Mapping]) -> FileReport {
+    /// No files yet.
+    pub fn new(files_stand: bool) -> Files {
+        Files {
+            files_stand,
+            ..Files::default()
+        }
+    }
+
+    /// Looks at the files behind the mappings of processes, given by pid. Not for a stop window: it opens
+    /// files.
+    pub fn look<'a>(
+        &mut self,
+        processes: impl IntoIterator<Item = (i32, &'a [Mapping])>,
+    ) -> FileReport {
         let mut report = FileReport::default();
-        for mapping in mappings.iter().filter(|mapping| mapping.has_file()) {
-            let key = key(mapping);
-            if report.facts.contains_key(&key) {
-                continue;
-            }
-            if !self.open.contains_key(&key)
-                && let Some(file) = open_behind(pid, mapping)
-            {
-                self.open.insert(key, file);
-            }
-            let Some(file) = self.open.get(&key) else {
-                continue;
-            };
-            if let Some((stamps, in_memory, settled)) = examine(file) {
-                let facts = (stamps.size_bytes, stamps.modified_ns, in_memory);
-                report.facts.insert(key, facts);
+        let mut refused = HashSet::new();
+        for (pid, mappings) in processes {
+            for mapping in mappings.iter().filter(|mapping| mapping.has_file()) {
+                let key = key(mapping);
+                if report.facts.contains_key(&key) || refused.contains(&key) {
+                    continue;
+                }
+                if !self.open.contains_key(&key)
+                    && let Some(file) = open_behind(pid, mapping)
+                {
+                    self.open.insert(key, file);
+                }
+                let found = self.open.get(&key).and_then(examine);
+                let Some((stamps, system, settled)) = found else {
+                    refused.insert(key);
+                    continue;
+                };
+                report.facts.insert(key, (stamps, system));
                 if settled {
                     report.settled.insert(key, stamps);
+                    if self.files_stand && is_found_by_path(mapping) {
+                        report.standing.insert(key, stamps);
+                    }
                 }
             }
         }
         self.open.retain(|key, _| report.facts.contains_key(key));
+        self.build_ids
+            .retain(|key, _| report.facts.contains_key(key));
         report
     }
 
@@ -132,6 +181,48 @@ impl Files {
         report.facts(mapping).filter(|facts| facts.in_memory)?;
         self.open.get(&key(mapping))
     }
+
+    /// True if the object behind a shared mapping can be read by itself, without waiting for anybody.
+    pub fn is_object(&self, mapping: &Mapping, report: &FileReport) -> bool {
+        let key = key(mapping);
+        let system = report.facts.get(&key).map(|(_, system)| *system);
+        self.open.contains_key(&key) && system.is_some_and(|system| system != FileSystem::Other)
+    }
+
+    /// The open file.
+    pub fn open(&self, key: FileKey) -> Option<&OwnedFd> {
+        self.open.get(&key)
+    }
+
+    /// The GNU build-id of the file behind a mapping; empty if it has none. Reads the file the first time.
+    pub fn build_id(&mut self, mapping: &Mapping, report: &FileReport) -> Vec<u8> {
+        let key = key(mapping);
+        let (Some((stamps, system)), Some(file)) = (report.facts.get(&key), self.open.get(&key))
+        else {
+            return Vec::new();
+        };
+        if *system != FileSystem::Local {
+            return Vec::new();
+        }
+        match self.build_ids.get(&key) {
+            Some((known, id)) if known == stamps => id.clone(),
+            _ => {
+                let id = build_id_of(file).unwrap_or_default();
+                self.build_ids.insert(key, (*stamps, id.clone()));
+                id
+            }
+        }
+    }
+}
+
+/// What `.note.gnu.build-id` of an ELF file says.
+pub(crate) fn build_id_of(file: &OwnedFd) -> Option<Vec<u8>> {
+    use object::read::elf::ElfFile64;
+    use object::{Object, ReadCache};
+    let file = std::fs::File::from(file.try_clone().ok()?);
+    let cache = ReadCache::new(file);
+    let elf: ElfFile64<'_, object::Endianness, _> = ElfFile64::parse(&cache).ok()?;
+    Some(elf.build_id().ok()??.to_vec())
 }
 
 /// Opens what is behind a mapping: by the mapping itself (needs CAP_CHECKPOINT_RESTORE, works for
@@ -164,7 +255,17 @@ fn open_behind(pid: i32, mapping: &Mapping) -> Option<OwnedFd> {
         })
 }
 
-fn examine(file: &OwnedFd) -> Option<(Stamps, bool, bool)> {
+/// True if the path of a mapping leads to its file, as we see the file system.
+fn is_found_by_path(mapping: &Mapping) -> bool {
+    match &mapping.name {
+        MappingName::Path(path) if path.is_absolute() => {
+            rustix::fs::stat(path).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == key(mapping))
+        }
+        _ => false,
+    }
+}
+
+fn examine(file: &OwnedFd) -> Option<(Stamps, FileSystem, bool)> {
     let stat = rustix::fs::fstat(file).ok()?;
     let kind = rustix::fs::fstatfs(file).ok()?.f_type;
     let nanoseconds = |seconds: i64, nanoseconds: u64| {
@@ -179,11 +280,18 @@ fn examine(file: &OwnedFd) -> Option<(Stamps, bool, bool)> {
         modified_ns: nanoseconds(stat.st_mtime, stat.st_mtime_nsec),
         changed_ns: nanoseconds(stat.st_ctime, stat.st_ctime_nsec),
     };
-    let settled = LOCAL_FILE_SYSTEMS.contains(&kind)
+    let system = if IN_MEMORY_FILE_SYSTEMS.contains(&kind) {
+        FileSystem::Memory
+    } else if LOCAL_FILE_SYSTEMS.contains(&kind) {
+        FileSystem::Local
+    } else {
+        FileSystem::Other
+    };
+    let settled = system == FileSystem::Local
         && is_old(stamps.modified_ns)
         && is_old(stamps.changed_ns)
         && lease::nobody_writes(file);
-    Some((stamps, IN_MEMORY_FILE_SYSTEMS.contains(&kind), settled))
+    Some((stamps, system, settled))
 }
 
 fn is_old(stamp_ns: i64) -> bool {

@@ -2,8 +2,8 @@
 //! captured. And a mapping as a region of a snapshot. Not the copying itself.
 
 use pagetide_kernel::maps::{self, Mapping, MappingName};
-use pagetide_pages::PageRange;
-use pagetide_snapshot::{Backing, Capture, Protection, Region, Sharing};
+use pagetide_pages::{PageIndex, PageRange, PageSet};
+use pagetide_snapshot::{Backing, Capture, Protection, Region, Sharing, Shown};
 use std::os::unix::ffi::OsStrExt;
 
 /// How changes of a mapping's pages are found.
@@ -17,6 +17,8 @@ pub(crate) enum Watch {
     /// Others can change it unseen (shared memory, or a mapping no tracker may watch): every page is
     /// read and compared with what is stored.
     Compare,
+    /// Memory that a shared object holds, which is captured once for all that map it.
+    Object,
     /// Private huge pages without a file. Dropping one reads as not written, so they are compared; but
     /// only those that are there, because reading one that is not would take it from the pool.
     CompareHeld,
@@ -118,12 +120,20 @@ pub(crate) struct FileFacts {
     pub in_memory: bool,
 }
 
-/// The mapping as a region of the space "mem".
+/// What a snapshot says of the file behind a mapping.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct FileDescription {
+    pub facts: Option<FileFacts>,
+    pub build_id: Vec<u8>,
+}
+
+/// The mapping as a region of the process's space.
 pub(crate) fn region(
     mapping: &Mapping,
-    facts: Option<FileFacts>,
+    about: FileDescription,
     advice: Vec<String>,
     capture: Capture,
+    shows: Option<Shown>,
 ) -> Region {
     let path = || match &mapping.name {
         MappingName::Path(path) => path.as_os_str().as_bytes().to_vec(),
@@ -133,7 +143,9 @@ pub(crate) fn region(
         MappingName::Vdso | MappingName::KernelData(_) => Backing::Kernel,
         _ if !mapping.has_file() => Backing::Anonymous,
         _ if mapping.shared
-            && facts.map_or_else(|| is_memory_by_name(mapping), |facts| facts.in_memory) =>
+            && about
+                .facts
+                .map_or_else(|| is_memory_by_name(mapping), |facts| facts.in_memory) =>
         {
             Backing::SharedMemory {
                 path: path(),
@@ -143,7 +155,7 @@ pub(crate) fn region(
             }
         }
         _ => {
-            let facts = facts.unwrap_or_default();
+            let facts = about.facts.unwrap_or_default();
             Backing::File {
                 path: path(),
                 offset_bytes: mapping.offset_bytes,
@@ -151,7 +163,7 @@ pub(crate) fn region(
                 inode: mapping.inode,
                 size_bytes: facts.size_bytes,
                 modified_ns: facts.modified_ns,
-                build_id: Vec::new(),
+                build_id: about.build_id,
             }
         }
     };
@@ -170,7 +182,84 @@ pub(crate) fn region(
         name: display_name(mapping),
         advice,
         capture,
-        shows: None,
+        shows,
+    }
+}
+
+/// The mappings of a process, sorted by how they are watched.
+pub(crate) struct Layout {
+    pub mappings: Vec<Mapping>,
+    pub watch: Vec<Watch>,
+    /// Private mappings of which the tracker knows what is written, as the kernel lists them.
+    pub tracked: Vec<PageRange>,
+    /// Of these, private anonymous memory.
+    pub anonymous: PageSet,
+    pub reserved: PageSet,
+}
+
+impl Layout {
+    /// `trackable` is false for a backend without a tracker: everything is compared. `holds` tells whether
+    /// reserved pages hold something, `is_object` whether a shared mapping's object can be read by itself.
+    pub fn new(
+        mappings: Vec<Mapping>,
+        trackable: bool,
+        holds: impl Fn(PageRange) -> bool,
+        is_object: impl Fn(&Mapping) -> bool,
+    ) -> Layout {
+        let mut layout = Layout {
+            watch: Vec::with_capacity(mappings.len()),
+            mappings,
+            tracked: Vec::new(),
+            anonymous: PageSet::new(),
+            reserved: PageSet::new(),
+        };
+        for mapping in &layout.mappings {
+            let mut watch = watch(mapping);
+            let pages = mapping.pages();
+            if watch == Watch::Reserved && holds(pages) {
+                watch = Watch::Track;
+            }
+            if watch == Watch::Compare && mapping.shared && is_object(mapping) {
+                watch = Watch::Object;
+            }
+            if matches!(watch, Watch::Track) {
+                layout.anonymous.insert(pages);
+            }
+            match watch {
+                Watch::Reserved => layout.reserved.insert(pages),
+                Watch::Track | Watch::TrackOverFile if trackable => layout.tracked.push(pages),
+                Watch::Track | Watch::TrackOverFile => watch = Watch::Compare,
+                _ => {}
+            }
+            layout.watch.push(watch);
+        }
+        layout
+    }
+
+    pub fn each(&self) -> impl Iterator<Item = (&Mapping, Watch)> {
+        self.mappings.iter().zip(self.watch.iter().copied())
+    }
+
+    /// The mappings whose content is that of a shared object.
+    pub fn each_object(&self) -> impl Iterator<Item = &Mapping> {
+        let objects = self.each().filter(|(_, watch)| *watch == Watch::Object);
+        objects.map(|(mapping, _)| mapping)
+    }
+
+    /// The mapping that holds `page`.
+    pub fn mapping_at(&self, page: PageIndex) -> Option<&Mapping> {
+        let after = self
+            .mappings
+            .partition_point(|mapping| mapping.pages().start() <= page);
+        let mapping = &self.mappings[after.checked_sub(1)?];
+        mapping.pages().contains(page).then_some(mapping)
+    }
+
+    pub fn set(&self, wanted: impl Fn(&Mapping, Watch) -> bool) -> PageSet {
+        self.each()
+            .filter(|(mapping, watch)| wanted(mapping, *watch))
+            .map(|(mapping, _)| mapping.pages())
+            .collect()
     }
 }
 

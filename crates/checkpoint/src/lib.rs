@@ -54,24 +54,33 @@
 mod arena;
 mod capture;
 mod checkpointer;
+mod describe;
 mod export;
+mod file_pages;
 mod files;
 mod layout;
+mod leave;
 mod mark;
+mod member;
 mod memo;
+mod objects;
 mod options;
 mod own_memory;
 mod precopy;
 mod report;
 mod rings;
 mod rollback;
+mod spaces;
 mod take;
 mod tracking;
+mod tree;
 mod window;
 
 pub use capture::CaptureError;
-pub use checkpointer::{AttachError, Checkpointer, MEMORY_SPACE, PROCESS_ATTACHMENT, backends};
+pub use checkpointer::{AttachError, Checkpointer, backends};
 pub use export::{CoreError, ExportError, write_core, write_region};
+pub use file_pages::FilePagesError;
+pub use member::{MEMORY_SPACE, MemberNames, PROCESS_ATTACHMENT};
 pub use options::{Leave, Mode, Options, Progress, Request, Residence};
 pub use own_memory::{
     Captured, OwnMemory, OwnMemoryError, OwnMemoryOptions, OwnSnapshot, Placement,
@@ -80,3 +89,4 @@ pub use report::{NotCaptured, NotTracked, Report};
 pub use rollback::{RollbackError, RolledBack, roll_back};
 pub use take::TakeError;
 pub use tracking::{Detached, TrackingError, detach};
+pub use tree::{TREE_ATTACHMENT, TreeProcess, members_of, tree_of};

@@ -60,6 +60,11 @@ pub struct Options {
     pub backend: Option<Backend>,
     /// Where the tracking lives.
     pub residence: Residence,
+    /// All children of the process belong to the checkpoint, and their children.
+    pub tree: bool,
+    /// Pages that a mapping shows of a file are stored, too. Otherwise, where nobody writes to the file and
+    /// it is found by its path, only their hashes are, and whoever reads the snapshot needs the file.
+    pub store_files: bool,
     /// When pages are copied.
     pub mode: Mode,
     /// The most memory that copied pages may take before they are stored. If more than this is
@@ -80,6 +85,8 @@ impl Default for Options {
         Options {
             backend: None,
             residence: Residence::Target,
+            tree: false,
+            store_files: false,
             mode: Mode::Auto,
             buffer_bytes: 256 << 20,
             write: WriteOptions::default(),

@@ -267,7 +267,9 @@ impl OwnMemory {
                 let (wanted, step) = match content {
                     PageContent::Bytes(bytes) => (bytes, SIZE.len()),
                     PageContent::Zero => (&zeros[..], 0),
-                    PageContent::Guard | PageContent::Unbacked | PageContent::File(_) => return Ok(()),
+                    PageContent::Guard | PageContent::Unbacked | PageContent::File(_) => {
+                        return Ok(());
+                    }
                 };
                 for (number, page) in pages.pages().enumerate() {
                     let bytes = &wanted[number * step..][..SIZE.len()];
@@ -385,7 +387,7 @@ fn in_space(placements: &[Placement], mapped: PageRange) -> impl Iterator<Item =
 /// What is in the arena, by place in the space.
 fn placed<'a>(placements: &[Placement], arena: &'a Arena) -> Vec<(PageIndex, &'a [u8])> {
     let mut placed = Vec::new();
-    for (first, mut bytes) in arena.pieces() {
+    for (first, mut bytes) in arena.pieces().into_iter().flat_map(|(_, pieces)| pieces) {
         let count = PageCount((bytes.len() / SIZE.len()) as u64);
         // Placements are sorted by address, so the parts of a piece come in its order.
         for pages in in_space(placements, PageRange::with_count(first, count)) {

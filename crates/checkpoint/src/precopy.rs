@@ -3,16 +3,16 @@
 
 use crate::arena::Arena;
 use crate::capture::{CaptureError, Copied, SIZE, Source};
-use crate::checkpointer::Checkpointer;
-use crate::layout::Watch;
-use crate::memo::Memo;
-use crate::options::Mode;
+use crate::layout::{Layout, Watch};
+use crate::member::Member;
+use crate::options::{Mode, Options};
 use crate::rings;
-use crate::take::{Harvests, Layout, Precopied, TakeError};
+use crate::spaces::Spaces;
+use crate::take::{TakeError, check_cancelled};
 use pagetide_kernel::pagemap_scan::{Categories, ScanRequest, ScannedRange};
 use pagetide_pages::{PageCount, PageRange, PageSet};
-use pagetide_snapshot::{SnapshotWriter, View};
-use pagetide_tracker::Tracker;
+use pagetide_snapshot::{PageState, SnapshotWriter, View};
+use pagetide_tracker::{Backend, Harvest, Tracker};
 
 /// From this much to copy on, pages are copied while the process runs.
 const PRECOPY_FROM: PageCount = PageCount(2048);
@@ -22,101 +22,118 @@ const PRECOPY_ROUNDS: usize = 5;
 /// Room made for what may be written between the last look and the stop.
 const SLACK: PageCount = PageCount(1024);
 
-impl Checkpointer {
-    /// Copies and stores pages while the process runs, until little is left, and makes room for the
-    /// rest. What is written after its page was copied is found by the next harvest.
-    pub(crate) fn precopy(
+/// What was copied of one process while it ran.
+#[derive(Default)]
+pub(crate) struct Precopied {
+    /// Pages whose state or bytes the writer has.
+    pub covered: PageSet,
+    /// Of these, pages that were copied.
+    pub copied: PageSet,
+    /// Pages that could not be read then.
+    pub postponed: PageSet,
+    /// About how many pages are left to copy.
+    pub expected: PageCount,
+}
+
+/// Where copied pages go.
+pub(crate) struct Sink<'a> {
+    pub arena: &'a mut Arena,
+    pub spaces: &'a Spaces,
+    /// The number of the space of the process.
+    pub number: usize,
+    pub writer: &'a mut SnapshotWriter,
+}
+
+impl Member {
+    /// Copies and stores pages while the process runs, until little is left. What is written after its page
+    /// was copied is found by the next harvest.
+    pub fn precopy(
         &mut self,
-        parent: Option<&(View, Memo)>,
-        writer: &mut SnapshotWriter,
-        harvests: &mut Harvests,
+        parent: Option<&View>,
+        options: &Options,
+        sink: &mut Sink<'_>,
+        harvests: &mut Vec<(i32, Harvest)>,
     ) -> Result<Precopied, TakeError> {
         let mut precopied = Precopied::default();
-        let mut layout = self.layout(true)?;
-        let io = rings::asynchronous_io(self.identity().pid, &layout.mappings);
+        let parent = parent.filter(|_| self.memo.is_some());
+        let mut layout = self.layout(true, |_| false)?;
+        let io = rings::asynchronous_io(self.pid(), &layout.mappings);
         let mut expected = self.expected(&layout, parent)?;
-        let rounds = match self.options.mode {
-            _ if self.tracking.is_none() => 0,
+        let rounds = match options.mode {
+            _ if !self.harvests_while_running() => 0,
             // What is read into a page after it was copied would not be found by the next harvest.
-            _ if io.any || rings::reads_directly(self.identity().pid) => 0,
+            _ if io.any || rings::reads_directly(self.pid()) => 0,
             Mode::Stop => 0,
             Mode::Auto if expected < PRECOPY_FROM => 0,
             Mode::Auto | Mode::Precopy => PRECOPY_ROUNDS,
         };
         for round in 0..rounds {
-            self.check_cancelled()?;
+            check_cancelled(options)?;
             let everything = round == 0 && parent.is_none();
             let written =
-                self.precopy_round(&layout, everything, writer, harvests, &mut precopied)?;
+                self.precopy_round(&layout, everything, sink, harvests, &mut precopied)?;
             expected = written;
             if written <= PRECOPY_ENOUGH {
                 break;
             }
-            layout = self.layout(true)?;
+            layout = self.layout(true, |_| false)?;
         }
-        if rounds > 0 {
-            // Not copied in the rounds: what others may change, and files.
-            let files: PageSet = layout.set(|_, watch| watch == Watch::TrackOverFile);
-            let files = if parent.is_none() {
-                files.count()
-            } else {
-                PageCount(0)
-            };
-            expected += files;
+        if rounds > 0 && parent.is_none() {
+            // Not copied in the rounds: the process's own copies of file pages.
+            let files = layout.set(|_, watch| watch == Watch::TrackOverFile);
+            expected += self.private_copies(&files)?.in_memory.count();
         }
-        let room = expected + expected + SLACK;
-        self.arena.prepare(SIZE.bytes_of(room));
+        precopied.expected = expected;
         Ok(precopied)
     }
 
+    /// True if a harvest loses nothing though the process runs.
+    fn harvests_while_running(&self) -> bool {
+        let backend = self
+            .tracking
+            .as_ref()
+            .map(|tracking| tracking.tracker.backend());
+        backend == Some(Backend::WpAsync)
+    }
+
     /// About how many pages there will be to copy.
-    fn expected(
-        &self,
-        layout: &Layout,
-        parent: Option<&(View, Memo)>,
-    ) -> Result<PageCount, TakeError> {
+    fn expected(&self, layout: &Layout, parent: Option<&View>) -> Result<PageCount, TakeError> {
         if parent.is_some() {
-            return self.written_now(layout);
+            return self.written_in(layout);
         }
         let held = ScanRequest {
             any_of: Categories::PRESENT | Categories::SWAPPED,
             ..ScanRequest::over(0, 0)
         };
-        let mapped = layout
-            .each()
-            .filter(|(_, watch)| !matches!(watch, Watch::Leave(_)))
-            .map(|(mapping, _)| mapping.pages());
-        self.count(held, mapped)
+        let mapped = layout.set(|_, watch| !matches!(watch, Watch::Leave(_)));
+        self.count(held, &mapped)
     }
 
-    /// Done just before the stop: makes room for what is written by now. A harvest that follows at once
-    /// also finds the page tables in the processor's caches, and takes about half the time.
-    pub(crate) fn make_ready(&mut self) -> Result<(), TakeError> {
-        let written = self.written_now(&self.layout(true)?)?;
-        self.arena.prepare(SIZE.bytes_of(written + SLACK));
-        Ok(())
+    /// How many pages read as written now. A harvest that follows at once also finds the page tables in
+    /// the processor's caches, and takes about half the time.
+    pub fn written_now(&self) -> Result<PageCount, TakeError> {
+        Ok(self.written_in(&self.layout(true, |_| false)?)? + SLACK)
     }
 
-    /// How many pages of tracked mappings read as written.
-    fn written_now(&self, layout: &Layout) -> Result<PageCount, TakeError> {
+    fn written_in(&self, layout: &Layout) -> Result<PageCount, TakeError> {
         // The kernel's fast path.
+        let category = match self.harvests_while_running() {
+            true => Categories::WRITTEN,
+            false => Categories::PRESENT,
+        };
         let written = ScanRequest {
-            all_of: Categories::WRITTEN,
-            returned: Categories::WRITTEN,
+            all_of: category,
+            returned: category,
             ..ScanRequest::over(0, 0)
         };
-        self.count(written, layout.tracked.iter().copied())
+        self.count(written, &layout.tracked.iter().copied().collect())
     }
 
-    /// How many pages of `ranges` answer to `request`, which is made over each of them.
-    fn count(
-        &self,
-        request: ScanRequest,
-        ranges: impl Iterator<Item = PageRange>,
-    ) -> Result<PageCount, TakeError> {
+    /// How many pages of `pages` answer to `request`, which is made over each range of them.
+    fn count(&self, request: ScanRequest, pages: &PageSet) -> Result<PageCount, TakeError> {
         let mut count = PageCount(0);
         let mut vector = vec![ScannedRange::EMPTY; 1024];
-        for range in ranges {
+        for &range in pages.ranges() {
             let (start, end) = SIZE.span_of(range);
             let request = ScanRequest {
                 start,
@@ -138,10 +155,11 @@ impl Checkpointer {
         &mut self,
         layout: &Layout,
         everything: bool,
-        writer: &mut SnapshotWriter,
-        harvests: &mut Harvests,
+        sink: &mut Sink<'_>,
+        harvests: &mut Vec<(i32, Harvest)>,
         precopied: &mut Precopied,
     ) -> Result<PageCount, TakeError> {
+        let pid = self.pid();
         let Some(tracking) = self.tracking.as_mut() else {
             return Ok(PageCount(0));
         };
@@ -157,25 +175,27 @@ impl Checkpointer {
             true => layout.anonymous.subtract(&refused),
             false => harvest.written().clone(),
         };
-        harvests.taken.push(harvest);
+        harvests.push((pid, harvest));
         let source = Source {
             memory: &self.space.memory,
             pagemap: &self.space.pagemap,
             parent: None,
             knows_guards: self.space.knows_guards,
         };
-        let mut spill = |arena: &Arena| Ok(writer.put_pages(0, &arena.pieces())?);
-        let mut copied = Copied::new(&mut self.arena, &mut spill);
+        sink.arena.open_space(sink.number);
+        let (spaces, writer) = (sink.spaces, &mut *sink.writer);
+        let mut spill = |arena: &Arena| Ok(spaces.store(arena, writer)?);
+        let mut copied = Copied::new(sink.arena, &mut spill);
         source.read(&read, &layout.anonymous, &mut copied)?;
         let pages = copied.pages.subtract(&copied.unreadable);
-        let states = std::mem::take(&mut copied.states);
+        let states: Vec<(PageRange, PageState)> = std::mem::take(&mut copied.states);
         // A page that could not be read is looked at again when nothing moves.
         let covered = read.subtract(&copied.unreadable);
         let postponed = std::mem::take(&mut copied.unreadable);
-        writer.put_pages(0, &self.arena.pieces())?;
-        self.arena.clear();
+        sink.spaces.store(sink.arena, sink.writer)?;
+        sink.arena.clear();
         for (range, state) in states {
-            writer.put_state(0, range, state)?;
+            sink.writer.put_state(sink.number, range, state)?;
         }
         precopied.covered = precopied.covered.union(&covered);
         precopied.copied = precopied.copied.union(&pages);

@@ -8,6 +8,8 @@ use std::time::Duration;
 /// A mapping whose contents a snapshot does not hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NotCaptured {
+    /// The process.
+    pub pid: i32,
     /// First address.
     pub start: u64,
     /// Address past the last byte.
@@ -22,6 +24,8 @@ pub struct NotCaptured {
 /// compared in full.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NotTracked {
+    /// The process.
+    pub pid: i32,
     /// First address.
     pub start: u64,
     /// Address past the last byte.
@@ -50,6 +54,10 @@ pub struct Report {
     pub stored_pages: PageCount,
     /// Copied pages that turned out to be all zeros.
     pub zero_pages: PageCount,
+    /// Pages that were found to be what their file has, and of which only the hash is stored.
+    pub file_pages: PageCount,
+    /// Processes that the snapshot holds.
+    pub processes: usize,
     /// Length of everything the snapshot describes.
     pub logical_bytes: u64,
     /// Length of its file.

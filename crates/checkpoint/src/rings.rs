@@ -14,13 +14,18 @@
 //! nothing says where it lies. All memory of such a process is compared. So is that of a process with a
 //! ring whose list cannot be read: because its descriptor is registered and closed
 //! (IORING_REGISTER_RING_FDS), which leaves its mappings only, or because it is busy all the time.
+//!
+//! *Devices that write to memory by themselves* (RDMA, VFIO) cannot be seen at all. All memory of a process
+//! that has one open is compared, and the device is named in the report, since it goes on writing while
+//! the process stands still.
 
 use pagetide_kernel::maps::{Mapping, MappingName};
 use pagetide_pages::{PageSet, PageSize};
 use rustix::fs::OFlags;
 use std::collections::HashSet;
+use std::ffi::OsString;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// How the kernel shows a ring, as a descriptor and as a mapping.
 const RING: &str = "anon_inode:[io_uring]";
@@ -32,9 +37,21 @@ pub(crate) struct AsynchronousIo {
     pub buffers: PageSet,
     /// There is a ring or an aio context: reads may be under way.
     pub any: bool,
-    /// There is a ring of which it is not known where it lies or which buffers it has.
+    /// There is a ring of which it is not known where it lies or which buffers it has, or a device that
+    /// writes to memory by itself.
     pub unlisted_ring: bool,
+    /// Devices that the process has open and that may write to its memory by themselves.
+    pub devices: Vec<String>,
 }
+
+/// Descriptors of devices that are given memory of the process to write to (RDMA, VFIO), as the kernel
+/// shows them.
+const DEVICES: [&str; 4] = [
+    "/dev/vfio/",
+    "/dev/infiniband/uverbs",
+    "anon_inode:[vfio-device]",
+    "anon_inode:[infinibandevent]",
+];
 
 /// Looks at the rings that process `pid` holds, and at its mappings.
 pub(crate) fn asynchronous_io(pid: i32, mappings: &[Mapping]) -> AsynchronousIo {
@@ -56,11 +73,19 @@ pub(crate) fn asynchronous_io(pid: i32, mappings: &[Mapping]) -> AsynchronousIo 
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else {
         return io;
     };
-    let is_ring = |link: &Path| link.as_os_str() == RING;
-    let rings = entries.flatten().filter(|entry| {
-        let target = fs::read_link(entry.path());
-        target.is_ok_and(|target| is_ring(&target))
-    });
+    let links: Vec<(OsString, PathBuf)> = entries
+        .flatten()
+        .filter_map(|entry| Some((entry.file_name(), fs::read_link(entry.path()).ok()?)))
+        .collect();
+    let devices = links.iter().map(|(_, target)| target.to_string_lossy());
+    let devices = devices.filter(|target| DEVICES.iter().any(|name| target.starts_with(name)));
+    io.devices = devices.map(String::from).collect();
+    io.devices.sort();
+    io.devices.dedup();
+    let rings = links
+        .iter()
+        .filter(|(_, target)| target.as_os_str() == RING)
+        .map(|(number, _)| number);
     let mut all_told = true;
     for ring in rings {
         io.any = true;
@@ -68,7 +93,7 @@ pub(crate) fn asynchronous_io(pid: i32, mappings: &[Mapping]) -> AsynchronousIo 
         let info = Path::new("/proc")
             .join(pid.to_string())
             .join("fdinfo")
-            .join(ring.file_name());
+            .join(ring);
         // The kernel leaves the list out while the ring is busy in a system call.
         for _ in 0..1000 {
             let Ok(text) = fs::read_to_string(&info) else {
@@ -87,7 +112,8 @@ pub(crate) fn asynchronous_io(pid: i32, mappings: &[Mapping]) -> AsynchronousIo 
         }
         all_told &= told;
     }
-    io.unlisted_ring = !all_told || !unseen.is_empty();
+    io.unlisted_ring = !all_told || !unseen.is_empty() || !io.devices.is_empty();
+    io.any |= !io.devices.is_empty();
     io
 }
 

@@ -10,12 +10,14 @@
 mod contents;
 mod shape;
 
-use crate::checkpointer::{MEMORY_SPACE, PROCESS_ATTACHMENT};
+use crate::file_pages::FilePagesError;
 use crate::files::Files;
 use crate::mark::Phase;
+use crate::member::{MEMORY_SPACE, PROCESS_ATTACHMENT};
+use crate::objects::holes_in;
 use crate::rings;
 use crate::tracking::{Tracking, TrackingError};
-use crate::window::holes;
+use crate::tree::TREE_ATTACHMENT;
 use contents::{Contents, Now};
 use pagetide_kernel::maps::{self, MapsError};
 use pagetide_kernel::memory::{MemoryError, ProcessMemory};
@@ -40,6 +42,12 @@ pub enum RollbackError {
     /// The snapshot is not one of a process.
     #[error("snapshot {id} holds no process")]
     NotAProcess {
+        /// Its id.
+        id: SnapshotId,
+    },
+    /// The snapshot is of a process tree.
+    #[error("snapshot {id} holds a tree of processes, which cannot be put back in place")]
+    Tree {
         /// Its id.
         id: SnapshotId,
     },
@@ -87,6 +95,9 @@ pub enum RollbackError {
     /// The store cannot be read.
     #[error(transparent)]
     Store(#[from] ReadError),
+    /// Pages that were left in a file are no longer there.
+    #[error(transparent)]
+    File(#[from] FilePagesError),
     /// The process could not be stopped.
     #[error(transparent)]
     Stop(#[from] StopError),
@@ -139,6 +150,7 @@ impl RollbackError {
             RollbackError::Refused(RefusalError::Proc { .. }) => false,
             RollbackError::Refused(_)
             | RollbackError::NotAProcess { .. }
+            | RollbackError::Tree { .. }
             | RollbackError::AnotherProcess { .. }
             | RollbackError::Threads { .. }
             | RollbackError::Mapping { .. } => true,
@@ -168,6 +180,9 @@ pub fn roll_back(
 ) -> Result<RolledBack, RollbackError> {
     let identity = examine(pid)?.identity;
     let id = view.id();
+    if view.attachment(TREE_ATTACHMENT).is_some() {
+        return Err(RollbackError::Tree { id });
+    }
     let space = view
         .space_index(MEMORY_SPACE)
         .ok_or(RollbackError::NotAProcess { id })?;
@@ -187,7 +202,7 @@ pub fn roll_back(
     let memory = ProcessMemory::open(pid)?;
     let pagemap = Pagemap::of_process(pid)?;
     let mut files = Files::default();
-    let behind = files.look(pid, &maps::mappings(pid)?);
+    let behind = files.look([(pid, &maps::mappings(pid)?[..])]);
 
     let mut stopped = StoppedProcess::stop(&identity, options)?;
     same_threads(pid, id, stopped.threads(), &state)?;
@@ -200,7 +215,7 @@ pub fn roll_back(
     let mut empty = PageSet::new();
     for mapping in mappings.iter().filter(|mapping| mapping.shared) {
         if let Some(object) = files.shared_memory(mapping, &behind) {
-            empty = empty.union(&holes(object, mapping));
+            empty = empty.union(&holes_in(object, mapping));
         }
     }
     let now = Now {

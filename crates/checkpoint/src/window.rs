@@ -1,22 +1,23 @@
-//! What happens between stopping a process and letting it go: deciding which pages to copy. The rounds
-//! of copying before that are in `precopy`, the copying itself is in `capture`.
+//! What happens to one process between stopping and letting go: deciding which of its pages to copy. The
+//! rounds of copying before that are in `precopy`, the copying itself is in `capture`.
 
 use crate::capture::{CaptureError, Copied, SIZE, Source};
-use crate::checkpointer::{Checkpointer, MEMORY_SPACE};
-use crate::files::FileReport;
-use crate::layout::{self, Watch};
+use crate::file_pages::{FileHashes, file_page};
+use crate::files::{self, FileReport, Files};
+use crate::layout::{Layout, Watch};
+use crate::member::Member;
 use crate::memo::Memo;
-use crate::report::{NotCaptured, NotTracked};
-use crate::rings;
-use crate::take::{Harvests, Layout, Stopped, TakeError, Window};
+use crate::objects::{in_file, shown_in};
+use crate::precopy::Precopied;
+use crate::report::NotTracked;
+use crate::rings::{self, AsynchronousIo};
+use crate::take::TakeError;
 use pagetide_kernel::maps::{self, Mapping};
 use pagetide_kernel::pagemap_scan::{Categories, ScanError, ScanRequest, ScannedRange};
-use pagetide_pages::{PageIndex, PageRange, PageSet};
-use pagetide_process::StoppedProcess;
-use pagetide_snapshot::{Capture, PageState, SnapshotWriter, Space};
-use pagetide_tracker::Tracker;
-use rustix::fs::SeekFrom;
-use std::os::fd::OwnedFd;
+use pagetide_pages::{PageRange, PageSet};
+use pagetide_process::{StoppedProcess, ThreadState};
+use pagetide_snapshot::{PageHash, PageState, View};
+use pagetide_tracker::{Harvest, Tracker};
 use std::time::{Duration, Instant};
 
 /// Swap types from here on are not swap areas but markers and the like (include/linux/swap.h).
@@ -24,12 +25,55 @@ const FIRST_PSEUDO_SWAP_TYPE: u8 = 23;
 
 /// Which private file pages the process has its own copies of.
 #[derive(Default)]
-struct Copies {
-    in_memory: PageSet,
-    in_swap: PageSet,
+pub(crate) struct Copies {
+    pub in_memory: PageSet,
+    pub in_swap: PageSet,
 }
 
-impl Checkpointer {
+/// What the stop window is entered with.
+pub(crate) struct Window<'a> {
+    /// The parent; a process of which nothing is remembered from it is copied in full.
+    pub parent: Option<&'a View>,
+    pub precopied: &'a Precopied,
+    /// Pages that an earlier attempt copied, and that must be copied again.
+    pub again: &'a PageSet,
+    pub report: &'a FileReport,
+    pub hashes: &'a FileHashes,
+    pub io: &'a AsynchronousIo,
+}
+
+/// The stopped process before anything is copied.
+pub(crate) struct Looked {
+    pub threads: Vec<ThreadState>,
+    pub layout: Layout,
+    written: PageSet,
+    pub refused: Vec<NotTracked>,
+    pub scan: Duration,
+}
+
+/// What came out of the stop window.
+pub(crate) struct Stopped {
+    pub layout: Layout,
+    pub threads: Vec<ThreadState>,
+    /// States of pages without bytes, in the order in which they hold.
+    pub states: Vec<(PageRange, PageState)>,
+    /// Pages that are those of their file.
+    pub in_file: PageSet,
+    /// Pages of which that turned out when they were read.
+    pub found_in_file: Vec<(pagetide_pages::PageIndex, PageHash)>,
+    pub memo: Memo,
+    pub refused: Vec<NotTracked>,
+    /// Pages that were copied, or that have a state in `states`.
+    pub read: PageSet,
+    pub unreadable: PageSet,
+    /// Pages copied, in the window and before.
+    pub copied: PageSet,
+    /// Pages copied in the window.
+    pub window: PageSet,
+    pub scan: Duration,
+}
+
+impl Member {
     /// Scans `range` for pages with one of `any_of`, handing each range and its `returned` on.
     fn scan(
         &self,
@@ -54,8 +98,12 @@ impl Checkpointer {
     }
 
     /// The mappings as they are now. Without a tracker, or if its word is not enough, all are compared.
-    pub(crate) fn layout(&self, trusts_tracker: bool) -> Result<Layout, TakeError> {
-        let pid = self.identity().pid;
+    pub fn layout(
+        &self,
+        trusts_tracker: bool,
+        is_object: impl Fn(&Mapping) -> bool,
+    ) -> Result<Layout, TakeError> {
+        let pid = self.pid();
         let mappings = maps::mappings(pid)?;
         if mappings.is_empty() {
             return Err(TakeError::Ended { pid });
@@ -67,93 +115,110 @@ impl Checkpointer {
             holds || scanned.is_err()
         };
         let trackable = self.tracking.is_some() && trusts_tracker;
-        Ok(Layout::new(mappings, trackable, holds))
+        Ok(Layout::new(mappings, trackable, holds, is_object))
     }
 
-    /// A first description of the space, good enough to put pages into.
-    pub(crate) fn space_before(&self) -> Result<Space, TakeError> {
-        let mappings = maps::mappings(self.identity().pid)?;
-        let region =
-            |mapping: &Mapping| layout::region(mapping, None, Vec::new(), Capture::Captured);
-        let regions = mappings.iter().map(region).collect();
-        Ok(Space::new(MEMORY_SPACE, SIZE, regions))
+    /// What is remembered from the parent.
+    pub fn memo_of(&self, parent: Option<&View>) -> Option<&Memo> {
+        self.memo.as_ref().filter(|_| parent.is_some())
     }
 
-    /// All that is done while the process is stopped.
-    pub(crate) fn in_window(
+    /// The stopped process: its threads, its mappings, and what was written.
+    pub fn look(
         &mut self,
         process: &mut StoppedProcess,
         window: &Window<'_>,
-        writer: &mut SnapshotWriter,
-        harvests: &mut Harvests,
-    ) -> Result<Stopped, TakeError> {
+        files: &Files,
+        harvests: &mut Vec<(i32, Harvest)>,
+    ) -> Result<Looked, TakeError> {
+        let pid = self.pid();
         let threads = process.thread_states()?;
-        let distrusted = window.parent.is_some_and(|(_, memo)| memo.unlisted_ring);
-        let layout = self.layout(!window.io.unlisted_ring && !distrusted)?;
-        let scan_started = Instant::now();
+        let distrusted = self
+            .memo_of(window.parent)
+            .is_some_and(|memo| memo.unlisted_ring);
+        let is_object = |mapping: &Mapping| files.is_object(mapping, window.report);
+        let layout = self.layout(!window.io.unlisted_ring && !distrusted, is_object)?;
+        let started = Instant::now();
         let mut refused = Vec::new();
         let mut written = PageSet::new();
         if let Some(tracking) = self.tracking.as_mut() {
             let harvest = tracking.tracker.harvest(&layout.tracked)?;
             written = harvest.written().clone();
+            let not_tracked = |found| not_tracked(pid, found);
             refused.extend(harvest.layout().refused.iter().map(not_tracked));
-            harvests.taken.push(harvest);
+            harvests.push((pid, harvest));
         }
-        let scan = scan_started.elapsed();
-
-        let copy_started = Instant::now();
-        let plan = self.plan(&layout, &refused, written, window)?;
-        let source = Source {
-            memory: &self.space.memory,
-            pagemap: &self.space.pagemap,
-            parent: window
-                .parent
-                .and_then(|(view, _)| Some((view, view.space_index(MEMORY_SPACE)?))),
-            knows_guards: self.space.knows_guards,
-        };
-        let mut spill = |arena: &crate::arena::Arena| Ok(writer.put_pages(0, &arena.pieces())?);
-        let mut copied = Copied::new(&mut self.arena, &mut spill);
-        source.read(&plan.read, &layout.anonymous, &mut copied)?;
-        source.compare(&plan.compare, &layout.anonymous, &mut copied)?;
-        let mut states = std::mem::take(&mut copied.states);
-        let unreadable = std::mem::take(&mut copied.unreadable);
-        let pages = std::mem::take(&mut copied.pages);
-        states.extend(
-            plan.zero
-                .ranges()
-                .iter()
-                .map(|&range| (range, PageState::Zero)),
-        );
-        self.name_unreadable(&unreadable, &mut states)?;
-        Ok(Stopped {
-            read: pages.union(&plan.read),
-            copied: window
-                .precopied
-                .copied
-                .union(&pages.subtract(&unreadable))
-                .count(),
-            window: pages.count(),
-            layout,
+        Ok(Looked {
             threads,
-            states,
-            memo: plan.memo,
+            layout,
+            written,
             refused,
-            unreadable,
-            stop: Duration::ZERO,
-            scan,
-            copy: copy_started.elapsed(),
+            scan: started.elapsed(),
         })
     }
 
-    /// Guard regions and pages past the end of a file.
-    fn name_unreadable(
+    /// Copies what has to be copied of the stopped process.
+    pub fn copy(
         &self,
-        unreadable: &PageSet,
+        looked: Looked,
+        window: &Window<'_>,
+        mut copied: Copied<'_>,
+    ) -> Result<Stopped, TakeError> {
+        let plan = self.plan(&looked, window)?;
+        let layout = looked.layout;
+        let parent = window
+            .parent
+            .filter(|_| self.memo.is_some())
+            .and_then(|view| Some((view, view.space_index(&self.names.space)?)));
+        let source = Source {
+            memory: &self.space.memory,
+            pagemap: &self.space.pagemap,
+            parent,
+            knows_guards: self.space.knows_guards,
+        };
+        source.read(&plan.read, &layout.anonymous, &mut copied)?;
+        let file_hash = |page| {
+            let mapping = layout.mapping_at(page)?;
+            let key = files::key(mapping);
+            window.report.standing(key)?;
+            window.hashes.of(key, file_page(mapping, page))
+        };
+        source.compare(&plan.compare, &layout.anonymous, &file_hash, &mut copied)?;
+        let mut states = copied.states;
+        let (unreadable, pages) = (copied.unreadable, copied.pages);
+        let zeros = plan.zero.ranges().iter();
+        states.extend(zeros.map(|&range| (range, PageState::Zero)));
+        let shown = plan.shown.ranges().iter();
+        states.extend(shown.map(|&range| (range, PageState::Shown)));
+        self.name_guards(&plan.shown, &mut states)?;
+        let unbacked = unreadable.ranges().iter();
+        states.extend(unbacked.map(|&range| (range, PageState::Unbacked)));
+        self.name_guards(&unreadable, &mut states)?;
+        let precopied = &window.precopied.copied;
+        Ok(Stopped {
+            read: pages.union(&plan.read),
+            copied: precopied.union(&pages.subtract(&unreadable)),
+            window: pages,
+            layout,
+            threads: looked.threads,
+            states,
+            in_file: plan.in_file,
+            found_in_file: copied.in_file,
+            memo: plan.memo,
+            refused: looked.refused,
+            unreadable,
+            scan: looked.scan,
+        })
+    }
+
+    /// Records the guard regions among `pages`.
+    fn name_guards(
+        &self,
+        pages: &PageSet,
         states: &mut Vec<(PageRange, PageState)>,
     ) -> Result<(), CaptureError> {
-        for &range in unreadable.ranges() {
-            states.push((range, PageState::Unbacked));
-            if self.space.knows_guards {
+        if self.space.knows_guards {
+            for &range in pages.ranges() {
                 self.scan(range, Categories::GUARD, Categories::GUARD, |pages, _| {
                     states.push((pages, PageState::Guard));
                 })?;
@@ -162,23 +227,20 @@ impl Checkpointer {
         Ok(())
     }
 
-    /// Which pages to read, to compare, and to record as zero.
-    fn plan(
-        &self,
-        layout: &Layout,
-        refused: &[NotTracked],
-        written: PageSet,
-        window: &Window<'_>,
-    ) -> Result<Plan, TakeError> {
-        let refused: PageSet = refused
+    /// Which pages to read, to compare, and to record without reading.
+    fn plan(&self, looked: &Looked, window: &Window<'_>) -> Result<Plan, TakeError> {
+        let Looked {
+            layout, written, ..
+        } = looked;
+        let refused: PageSet = looked
+            .refused
             .iter()
             .map(|refused| SIZE.covering(refused.start, refused.end))
             .collect();
         let tracked: PageSet = layout.tracked.iter().copied().collect();
         let tracked = tracked.subtract(&refused);
-        let mut compare = layout
-            .set(|_, watch| watch == Watch::Compare)
-            .union(&refused);
+        let compared = layout.set(|_, watch| watch == Watch::Compare);
+        let mut compare = compared.union(&refused);
         let over_file = layout.set(|_, watch| watch == Watch::TrackOverFile);
         let over_file = over_file.subtract(&refused);
         let copies = self.private_copies(&over_file)?;
@@ -186,7 +248,7 @@ impl Checkpointer {
         // Buffers that the kernel may write to unseen, since the last snapshot or from now on.
         let buffers = match window.io.any {
             false => PageSet::new(),
-            true => rings::asynchronous_io(self.identity().pid, &layout.mappings)
+            true => rings::asynchronous_io(self.pid(), &layout.mappings)
                 .buffers
                 .union(&window.io.buffers),
         };
@@ -194,30 +256,60 @@ impl Checkpointer {
             .union(&window.precopied.postponed)
             .union(&buffers)
             .intersect(&tracked);
+
+        // Private mappings of files that stand for their pages show the file wherever there is no copy.
+        let stands = |mapping: &Mapping, watch| {
+            let over_file = watch == Watch::TrackOverFile || watch == Watch::Compare;
+            over_file && !mapping.shared && window.report.standing(files::key(mapping)).is_some()
+        };
+        let standing = layout.set(stands);
+        let shows_file = standing
+            .intersect(&over_file)
+            .subtract(&copies.in_memory)
+            .subtract(&copies.in_swap);
+        let mut in_file_now = shows_file.clone();
+
         let mut was_copied = PageSet::new();
-        match window.parent {
+        let mut shown_then = PageSet::new();
+        match self.memo_of(window.parent).zip(window.parent) {
             None => {
                 read = read.union(&tracked.subtract(&window.precopied.covered));
             }
-            Some((_, memo)) => {
+            Some((memo, view)) => {
                 // A private copy that is gone shows the file again, and that counts as no write.
                 was_copied = memo.private_copies.intersect(&over_file);
                 read = read.union(&was_copied.subtract(&copies.in_memory));
                 read = read.union(&memo.buffers.union(&memo.in_flight).intersect(&tracked));
-                let unchanged = |mapping: &Mapping, watch| {
+                let unchanged = layout.set(|mapping, watch| {
                     watch == Watch::TrackOverFile
-                        && window.files.unchanged_since(mapping, &memo.settled)
-                };
-                let unsettled = over_file.subtract(&layout.set(unchanged));
-                compare = compare.union(&unsettled.subtract(&copies.in_memory));
+                        && window.report.unchanged_since(mapping, &memo.settled)
+                });
+                let doubtful = over_file.subtract(&standing).subtract(&unchanged);
+                compare = compare.union(&doubtful.subtract(&copies.in_memory));
+                if let Some(space) = view.space_index(&self.names.space) {
+                    // The parent says of these what holds still.
+                    let told = in_file(view, space, &unchanged.intersect(&shows_file));
+                    in_file_now = shows_file
+                        .subtract(&told)
+                        .union(&shows_file.intersect(&read))
+                        .union(&shows_file.intersect(window.again));
+                    // A file that may change can no longer stand for its pages.
+                    let all_private = over_file.union(&compare).subtract(&standing);
+                    read = read.union(&in_file(view, space, &all_private));
+                    shown_then = shown_in(view, space);
+                }
             }
         }
+        let known = self.known_in_file(layout, &in_file_now, window);
+        read = read.subtract(&known).union(&in_file_now.subtract(&known));
+
         // What was copied before and may be stale now is not compared with the parent: it must be put
         // again whatever it is.
         let stale = window
             .again
             .union(&window.precopied.covered.intersect(&compare));
-        read = read.union(&stale.intersect(&tracked.union(&compare)));
+        let stale = stale.intersect(&tracked.union(&compare));
+        read = read.union(&stale.subtract(&shows_file));
 
         let mut zero = layout.reserved.clone();
         for &range in layout.set(|_, watch| watch == Watch::CompareHeld).ranges() {
@@ -229,17 +321,15 @@ impl Checkpointer {
             })
             .map_err(CaptureError::from)?;
         }
-        for (mapping, _) in layout.each().filter(|(mapping, _)| mapping.shared) {
-            if let Some(object) = self.files.shared_memory(mapping, window.files) {
-                zero = zero.union(&holes(object, mapping));
-            }
-        }
-        read = read.subtract(&zero);
-        let may_be_in_swap = was_copied.union(&written);
+        // What was shown of an object then is not what the process itself had there.
+        read = read.union(&compare.intersect(&shown_then)).subtract(&zero);
+        let may_be_in_swap = was_copied.union(written);
         Ok(Plan {
             compare: compare.subtract(&read).subtract(&zero),
             read,
             zero,
+            in_file: known,
+            shown: layout.set(|_, watch| watch == Watch::Object),
             memo: Memo {
                 private_copies: copies
                     .in_memory
@@ -247,7 +337,7 @@ impl Checkpointer {
                 settled: Vec::new(),
                 buffers,
                 in_flight: match window.io.any {
-                    true => written,
+                    true => written.clone(),
                     false => PageSet::new(),
                 },
                 unlisted_ring: window.io.unlisted_ring,
@@ -255,8 +345,24 @@ impl Checkpointer {
         })
     }
 
+    /// Those of `pages` for which the hash of what their file has is known.
+    fn known_in_file(&self, layout: &Layout, pages: &PageSet, window: &Window<'_>) -> PageSet {
+        let mut known = PageSet::new();
+        for (mapping, _) in layout.each().filter(|(mapping, _)| mapping.has_file()) {
+            let all = mapping.pages();
+            let first = file_page(mapping, all.start());
+            let shown = PageRange::with_count(first, all.count());
+            for (part, _) in window.hashes.known(files::key(mapping), shown) {
+                let start = all.start().0 + (part.start().0 - first.0);
+                let part = PageRange::with_count(pagetide_pages::PageIndex(start), part.count());
+                known.extend(pages.within(part).ranges().iter().copied());
+            }
+        }
+        known
+    }
+
     /// The pages of `over_file` (private mappings of files) that the process has its own copies of.
-    fn private_copies(&self, over_file: &PageSet) -> Result<Copies, TakeError> {
+    pub fn private_copies(&self, over_file: &PageSet) -> Result<Copies, TakeError> {
         let mut copies = Copies::default();
         let mut slots = PageSet::new();
         let any_of = Categories::PRESENT | Categories::SWAPPED;
@@ -290,51 +396,6 @@ impl Checkpointer {
         }
         Ok(copies)
     }
-
-    /// The space as the snapshot describes it, and what the snapshot does not hold.
-    pub(crate) fn describe(
-        &mut self,
-        stopped: &Stopped,
-        files: &FileReport,
-    ) -> (Space, Vec<NotCaptured>) {
-        self.advice
-            .refresh(self.examined.identity.pid, &stopped.layout.mappings);
-        let mut not_captured = Vec::new();
-        let mut regions = Vec::new();
-        for (mapping, watch) in stopped.layout.each() {
-            let reason = match watch {
-                Watch::Leave(reason) => Some(reason),
-                _ if layout::is_device_like(mapping)
-                    && stopped.unreadable.contains_range(mapping.pages()) =>
-                {
-                    Some("memory of a device or of the kernel, which cannot be read")
-                }
-                _ => None,
-            };
-            let capture = match reason {
-                None => Capture::Captured,
-                Some(reason) => {
-                    not_captured.push(NotCaptured {
-                        start: mapping.start,
-                        end: mapping.end,
-                        name: layout::display_name(mapping),
-                        reason: reason.to_owned(),
-                    });
-                    Capture::NotCaptured {
-                        reason: reason.to_owned(),
-                    }
-                }
-            };
-            let advice = self.advice.of(mapping);
-            regions.push(layout::region(
-                mapping,
-                files.facts(mapping),
-                advice,
-                capture,
-            ));
-        }
-        (Space::new(MEMORY_SPACE, SIZE, regions), not_captured)
-    }
 }
 
 /// What to do with which pages.
@@ -342,49 +403,17 @@ struct Plan {
     read: PageSet,
     compare: PageSet,
     zero: PageSet,
+    in_file: PageSet,
+    shown: PageSet,
     memo: Memo,
 }
 
-fn not_tracked(refused: &pagetide_tracker::Refused) -> NotTracked {
+fn not_tracked(pid: i32, refused: &pagetide_tracker::Refused) -> NotTracked {
     let (start, end) = SIZE.span_of(refused.pages);
     NotTracked {
+        pid,
         start,
         end,
         reason: refused.reason.to_string(),
     }
-}
-
-/// The pages of a shared memory mapping that were never allocated: reading them through the process
-/// would allocate them. An object that does not say where its holes are has none.
-pub(crate) fn holes(object: &OwnedFd, mapping: &Mapping) -> PageSet {
-    let first = mapping.offset_bytes;
-    let Ok(size) = rustix::fs::fstat(object).map(|stat| u64::try_from(stat.st_size).unwrap_or(0))
-    else {
-        return PageSet::new();
-    };
-    let end = size.min(first + mapping.length_bytes());
-    let start_page = mapping.pages().start();
-    let mut holes = PageSet::new();
-    let mut at = first;
-    while at < end {
-        let data = match rustix::fs::seek(object, SeekFrom::Data(at)) {
-            Ok(data) => data.min(end),
-            Err(rustix::io::Errno::NXIO) => end,
-            Err(_) => return PageSet::new(),
-        };
-        // A hole is made of whole pages of the object.
-        let pages = PageRange::new(
-            PageIndex(start_page.0 + (at - first) / SIZE.bytes()),
-            PageIndex(start_page.0 + (data - first) / SIZE.bytes()),
-        );
-        holes.insert(pages);
-        if data >= end {
-            break;
-        }
-        at = match rustix::fs::seek(object, SeekFrom::Hole(data)) {
-            Ok(hole) => hole,
-            Err(_) => end,
-        };
-    }
-    holes
 }

@@ -67,6 +67,12 @@ pub struct Taking {
     /// How written pages are found
     #[arg(long, value_enum, default_value_t = BackendName::Auto)]
     pub backend: BackendName,
+    /// The children of the process, too, and their children, all at one instant
+    #[arg(long)]
+    pub tree: bool,
+    /// Store what mappings show of files, too, instead of relying on files that nobody writes to
+    #[arg(long)]
+    pub store_files: bool,
     /// Copy while the process is stopped, or most of it while it runs [default: by the amount]
     #[arg(long, value_enum)]
     pub mode: Option<ModeName>,
@@ -164,6 +170,9 @@ pub struct Export {
     /// raw: a file a region in a new directory; core: an ELF core for a debugger
     #[arg(long, value_enum)]
     pub format: ExportFormat,
+    /// Of a process tree: the process to export [raw: all of them]
+    #[arg(long, value_name = "PID")]
+    pub pid: Option<i32>,
     /// Where to write: a directory for raw, a file for core; it must not exist yet (raw: or be empty)
     #[arg(short, long, value_name = "PATH")]
     pub output: PathBuf,

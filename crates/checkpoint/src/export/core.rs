@@ -3,7 +3,7 @@
 //! region. Regions the snapshot does not hold have a segment without bytes.
 
 use super::{ExportError, write_region};
-use crate::checkpointer::{MEMORY_SPACE, PROCESS_ATTACHMENT};
+use crate::member::MemberNames;
 use object::elf;
 use object::endian::{LittleEndian as Le, U16, U32, U64};
 use object::pod::bytes_of;
@@ -43,13 +43,11 @@ const PN_XNUM: u16 = 0xffff;
 /// The part of the XSTATE that NT_FPREGSET holds: what FXSAVE would store.
 const FXSAVE_BYTES: usize = 512;
 
-/// Writes snapshot `view` of a process to `out`, an empty file.
-pub fn write_core(view: &View, out: &File) -> Result<(), CoreError> {
+/// Writes the process of snapshot `view` whose parts are called `names` to `out`, an empty file.
+pub fn write_core(view: &View, names: &MemberNames, out: &File) -> Result<(), CoreError> {
     let not_a_process = || CoreError::NotAProcess { id: view.id() };
-    let space = view.space_index(MEMORY_SPACE).ok_or_else(not_a_process)?;
-    let state = view
-        .attachment(PROCESS_ATTACHMENT)
-        .ok_or_else(not_a_process)?;
+    let space = view.space_index(&names.space).ok_or_else(not_a_process)?;
+    let state = view.attachment(&names.process).ok_or_else(not_a_process)?;
     let state = ProcessState::from_bytes(state)?;
     let regions = &view.spaces()[space].regions;
     let notes = notes(&state, regions);

@@ -3,15 +3,14 @@
 use super::RollbackError;
 use super::shape::Shape;
 use crate::capture::SIZE;
+use crate::file_pages::{OutsideFiles, read_bytes};
 use crate::layout::{self, Watch};
 use pagetide_kernel::maps::Mapping;
 use pagetide_kernel::memory::ProcessMemory;
 use pagetide_kernel::pagemap_scan::{Categories, Pagemap, ScanRequest, ScannedRange};
 use pagetide_pages::{PageCount, PageRange, PageSet};
 use pagetide_process::{RemoteCallError, StoppedProcess};
-use pagetide_snapshot::{
-    Backing, Capture, PageContent, PageHash, PageState, ReadError, Region, Sharing, View,
-};
+use pagetide_snapshot::{Backing, Capture, PageHash, PageState, Region, Sharing, View};
 
 /// Pages compared at once.
 const COMPARE_AT_ONCE: PageCount = PageCount(64);
@@ -52,6 +51,8 @@ pub(super) struct Contents {
     /// Guard pages now that must become ordinary again.
     unguard: PageSet,
     held: Vec<(PageRange, Vec<u8>)>,
+    /// Where pages are that the store left in files.
+    files: OutsideFiles,
     compared: PageCount,
 }
 
@@ -124,17 +125,21 @@ impl Contents {
     ) -> Result<(), RollbackError> {
         let guards = guards(now.pagemap, pages)?;
         match state {
-            PageState::Unbacked | PageState::Shown | PageState::File => return Ok(()),
+            PageState::Unbacked | PageState::Shown => return Ok(()),
             PageState::Guard => {
                 let wanted = PageSet::from(pages).subtract(&guards);
                 self.guard.extend(wanted.ranges().iter().copied());
                 return Ok(());
             }
-            PageState::Data | PageState::Zero => {}
+            PageState::Data | PageState::Zero | PageState::File => {}
         }
         self.unguard.extend(guards.ranges().iter().copied());
         // What is not mapped yet has to be written, and so has what was a guard.
-        let mut differing = guards.union(&kinds.fresh.within(pages));
+        let mut differing = guards.clone();
+        if state != PageState::File {
+            // A new mapping of a file shows what the file has.
+            differing = differing.union(&kinds.fresh.within(pages));
+        }
         let mut readable = PageSet::from(pages).subtract(&differing);
         if state == PageState::Zero {
             // What holds nothing is zero already, and reading it would make it hold something. But a
@@ -220,14 +225,12 @@ impl Contents {
         let mut held_bytes = 0;
         for &range in self.data.ranges() {
             let held = &mut self.held;
-            view.read(space, range, |pages, content| {
-                if let PageContent::Bytes(bytes) = content
-                    && held_bytes + bytes.len() <= HELD_BYTES
-                {
+            read_bytes::<RollbackError>(view, space, range, &self.files, |pages, bytes| {
+                if held_bytes + bytes.len() <= HELD_BYTES {
                     held_bytes += bytes.len();
                     held.push((pages, bytes.to_vec()));
                 }
-                Ok::<(), ReadError>(())
+                Ok(())
             })?;
         }
         Ok(())
@@ -301,10 +304,8 @@ impl Contents {
             held.insert(*pages);
         }
         for &range in self.data.subtract(&held).ranges() {
-            view.read(space, range, |pages, content| {
-                if let PageContent::Bytes(bytes) = content {
-                    memory.write(SIZE.address_of(pages.start()), bytes)?;
-                }
+            read_bytes(view, space, range, &self.files, |pages, bytes| {
+                memory.write(SIZE.address_of(pages.start()), bytes)?;
                 Ok::<(), RollbackError>(())
             })?;
         }

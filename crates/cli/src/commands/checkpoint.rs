@@ -31,6 +31,8 @@ struct Line<'a> {
     written_pages: u64,
     stored_pages: u64,
     zero_pages: u64,
+    file_pages: u64,
+    processes: usize,
     logical_bytes: u64,
     stored_bytes: u64,
     stop_us: u64,
@@ -44,6 +46,7 @@ struct Line<'a> {
 
 #[derive(Serialize)]
 struct Missing<'a> {
+    pid: i32,
     start: String,
     end: String,
     name: &'a str,
@@ -104,7 +107,9 @@ fn tidy_up_after(error: &TakeError, checkpointer: &Checkpointer) {
     if !tracks || checkpointer.has_snapshot() || matches!(error, TakeError::Ended { .. }) {
         return;
     }
-    let _ = pagetide::detach(checkpointer.identity(), stop_options());
+    for identity in checkpointer.identities() {
+        let _ = pagetide::detach(identity, stop_options());
+    }
 }
 
 /// True if the same process may well be stopped a while later.
@@ -244,6 +249,8 @@ fn options(taking: &Taking, residence: Residence, signals: &Signals) -> Options 
         Some(ModeName::Precopy) => Mode::Precopy,
     };
     options.residence = residence;
+    options.tree = taking.tree;
+    options.store_files = taking.store_files;
     if residence == Residence::Here {
         // The threads that have stopped wait for those that have not, and there will be another try.
         options.stop_timeout = Duration::from_secs(2);
@@ -400,9 +407,13 @@ impl Printer {
         };
         if self.told != report.not_captured {
             for missing in report.not_captured.iter().filter(kernel_data) {
+                let place = match missing.end {
+                    0 => format!("process {}", missing.pid),
+                    end => format!("{:#x}-{end:#x}", missing.start),
+                };
                 eprintln!(
-                    "pagetide: not captured: {:#x}-{:#x} {}: {}",
-                    missing.start, missing.end, missing.name, missing.reason
+                    "pagetide: not captured: {place} {}: {}",
+                    missing.name, missing.reason
                 );
             }
             self.told.clone_from(&report.not_captured);
@@ -427,6 +438,8 @@ fn line(report: &Report) -> Line<'_> {
         written_pages: report.written_pages.0,
         stored_pages: report.stored_pages.0,
         zero_pages: report.zero_pages.0,
+        file_pages: report.file_pages.0,
+        processes: report.processes,
         logical_bytes: report.logical_bytes,
         stored_bytes: report.stored_bytes,
         stop_us: output::microseconds(report.stop),
@@ -437,6 +450,7 @@ fn line(report: &Report) -> Line<'_> {
             .not_captured
             .iter()
             .map(|missing| Missing {
+                pid: missing.pid,
                 start: address(missing.start),
                 end: address(missing.end),
                 name: &missing.name,
@@ -447,6 +461,7 @@ fn line(report: &Report) -> Line<'_> {
             .not_tracked
             .iter()
             .map(|missing| Missing {
+                pid: missing.pid,
                 start: address(missing.start),
                 end: address(missing.end),
                 name: "",

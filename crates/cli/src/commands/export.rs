@@ -4,7 +4,7 @@ use super::{open_store, show, view_at};
 use crate::args::{Export, ExportFormat};
 use crate::failure::Wrong;
 use anyhow::Context;
-use pagetide::MEMORY_SPACE;
+use pagetide::MemberNames;
 use pagetide_snapshot::{Capture, View};
 use serde::Serialize;
 use std::fs::{self, File, OpenOptions};
@@ -16,6 +16,7 @@ use std::path::Path;
 #[derive(Serialize)]
 struct Map {
     snapshot: u64,
+    pid: Option<i32>,
     space: String,
     page_bytes: u64,
     regions: Vec<show::RegionAnswer>,
@@ -24,11 +25,31 @@ struct Map {
 pub fn run(options: &Export) -> anyhow::Result<()> {
     let store = open_store(&options.store)?;
     let view = view_at(&store, options.at)?;
+    let members = members(&view, options.pid)?;
     match options.format {
-        ExportFormat::Raw => raw(&view, &options.output),
+        ExportFormat::Raw => {
+            check_empty(&options.output)?;
+            for (pid, names) in &members {
+                let directory = match pid {
+                    None => options.output.clone(),
+                    Some(pid) => options.output.join(pid.to_string()),
+                };
+                raw(&view, *pid, names, &directory)?;
+            }
+            Ok(())
+        }
         ExportFormat::Core => {
+            let [(_, names)] = &members[..] else {
+                let message = format!(
+                    "snapshot {} holds {} processes: choose one with --pid ({})",
+                    view.id(),
+                    members.len(),
+                    pids(&members)
+                );
+                return Err(Wrong::Refused(message).into());
+            };
             let out = create(&options.output)?;
-            let written = pagetide::write_core(&view, &out);
+            let written = pagetide::write_core(&view, names, &out);
             if written.is_err() {
                 // Half a core would look like a whole one.
                 let _ = fs::remove_file(&options.output);
@@ -38,19 +59,56 @@ pub fn run(options: &Export) -> anyhow::Result<()> {
     }
 }
 
-fn raw(view: &View, directory: &Path) -> anyhow::Result<()> {
+type Members = Vec<(Option<i32>, MemberNames)>;
+
+fn pids(members: &Members) -> String {
+    let pids: Vec<String> = members
+        .iter()
+        .filter_map(|(pid, _)| Some((*pid)?.to_string()))
+        .collect();
+    pids.join(", ")
+}
+
+/// The processes of a snapshot, or the one that was asked for.
+fn members(view: &View, wanted: Option<i32>) -> anyhow::Result<Members> {
+    let all = pagetide::members_of(view);
+    if all.is_empty() {
+        let message = format!("snapshot {} holds no process", view.id());
+        return Err(Wrong::Refused(message).into());
+    }
+    let Some(wanted) = wanted else { return Ok(all) };
+    match all.iter().find(|(pid, _)| *pid == Some(wanted)) {
+        Some(found) => Ok(vec![found.clone()]),
+        None => {
+            let holds = match all[0].0 {
+                None => "is of one process alone: leave out --pid".to_owned(),
+                Some(_) => format!("holds the processes {}", pids(&all)),
+            };
+            let message = format!("snapshot {} {holds}", view.id());
+            Err(Wrong::Refused(message).into())
+        }
+    }
+}
+
+fn check_empty(directory: &Path) -> anyhow::Result<()> {
     let wrong = match fs::read_dir(directory) {
         Ok(mut entries) => entries.next().map(|_| "is not empty"),
         Err(error) if error.kind() == ErrorKind::NotADirectory => Some("is not a directory"),
         Err(_) => None,
     };
-    if let Some(wrong) = wrong {
-        let message = format!("{} {wrong}: name a new directory", directory.display());
-        return Err(Wrong::Refused(message).into());
+    match wrong {
+        None => Ok(()),
+        Some(wrong) => {
+            let message = format!("{} {wrong}: name a new directory", directory.display());
+            Err(Wrong::Refused(message).into())
+        }
     }
+}
+
+fn raw(view: &View, pid: Option<i32>, names: &MemberNames, directory: &Path) -> anyhow::Result<()> {
     let index = view
-        .space_index(MEMORY_SPACE)
-        .ok_or_else(|| Wrong::Refused(format!("snapshot {} holds no process", view.id())))?;
+        .space_index(&names.space)
+        .with_context(|| format!("snapshot {} has no space {}", view.id(), names.space))?;
     let space = &view.spaces()[index];
     let memory = directory.join("mem");
     fs::create_dir_all(&memory).with_context(|| format!("make {}", memory.display()))?;
@@ -66,6 +124,7 @@ fn raw(view: &View, directory: &Path) -> anyhow::Result<()> {
     }
     let map = Map {
         snapshot: view.id().0,
+        pid,
         space: space.name.clone(),
         page_bytes: space.page_size.bytes(),
         regions: space

@@ -39,6 +39,8 @@ pub struct RegionAnswer {
     pub name: String,
     pub advice: Vec<String>,
     pub captured: bool,
+    /// The space whose pages it shows, if it is memory that is shared.
+    pub shows: Option<String>,
     pub reason: Option<String>,
 }
 
@@ -54,6 +56,7 @@ pub enum BackingAnswer {
         inode: u64,
         size_bytes: u64,
         modified_ns: i64,
+        build_id: String,
     },
     SharedMemory {
         path: String,
@@ -90,7 +93,7 @@ pub fn region(region: &Region, size: PageSize) -> RegionAnswer {
                 inode,
                 size_bytes,
                 modified_ns,
-                build_id: _,
+                build_id,
             } => BackingAnswer::File {
                 path: path(bytes),
                 offset_bytes: *offset_bytes,
@@ -98,6 +101,7 @@ pub fn region(region: &Region, size: PageSize) -> RegionAnswer {
                 inode: *inode,
                 size_bytes: *size_bytes,
                 modified_ns: *modified_ns,
+                build_id: build_id.iter().map(|byte| format!("{byte:02x}")).collect(),
             },
             Backing::SharedMemory {
                 path: bytes,
@@ -114,6 +118,7 @@ pub fn region(region: &Region, size: PageSize) -> RegionAnswer {
         name: region.name.clone(),
         advice: region.advice.clone(),
         captured: region.capture == Capture::Captured,
+        shows: region.shows.as_ref().map(|shown| shown.space.clone()),
         reason: match &region.capture {
             Capture::Captured => None,
             Capture::NotCaptured { reason } => Some(reason.clone()),

@@ -1,0 +1,232 @@
+//! Pages that a mapping shows of a file nobody writes to: the snapshot holds their hashes, and the bytes
+//! stay in the file. Hashing them before the stop, and fetching them when a snapshot is read.
+
+use crate::capture::SIZE;
+use crate::files::{FileKey, Files, build_id_of};
+use pagetide_kernel::maps::Mapping;
+use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet};
+use pagetide_snapshot::{Backing, PageContent, PageHash, ReadError, Region, View};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::{Errno, pread};
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Pages read at once.
+const AT_ONCE: PageCount = PageCount(256);
+
+/// The hashes of pages of files, by the page of the file.
+#[derive(Default)]
+pub(crate) struct FileHashes {
+    files: HashMap<FileKey, Vec<(PageRange, Vec<PageHash>)>>,
+}
+
+/// The page of the file that a mapping shows at `page`.
+pub(crate) fn file_page(mapping: &Mapping, page: PageIndex) -> PageIndex {
+    let first = mapping.offset_bytes / SIZE.bytes();
+    PageIndex(first + (page.0 - mapping.pages().start().0))
+}
+
+impl FileHashes {
+    /// Hashes the `wanted` pages of an open file, of which `size_bytes` is the length. The last page is
+    /// left out if the file does not fill it: what the mapping shows past the end is not in the file.
+    pub fn add(&mut self, files: &Files, key: FileKey, wanted: &PageSet, size_bytes: u64) {
+        let whole = PageRange::new(PageIndex(0), PageIndex(size_bytes / SIZE.bytes()));
+        let Some(file) = files.open(key) else { return };
+        let mut buffer = vec![0; SIZE.bytes_of(AT_ONCE) as usize];
+        let mut hashed = Vec::new();
+        for &range in wanted.within(whole).ranges() {
+            let mut hashes = Vec::with_capacity(range.count().0 as usize);
+            for piece in range.pieces(AT_ONCE) {
+                let bytes = &mut buffer[..SIZE.bytes_of(piece.count()) as usize];
+                if read_exactly(file, bytes, SIZE.address_of(piece.start())).is_err() {
+                    break;
+                }
+                hashes.extend(bytes.chunks_exact(SIZE.len()).map(PageHash::of));
+            }
+            let done = PageRange::with_count(range.start(), PageCount(hashes.len() as u64));
+            hashed.push((done, hashes));
+        }
+        self.files.insert(key, hashed);
+    }
+
+    /// The pages of a file in `range` of which the hash is known, with the hashes.
+    pub fn known(
+        &self,
+        key: FileKey,
+        range: PageRange,
+    ) -> impl Iterator<Item = (PageRange, &[PageHash])> {
+        let hashed = self.files.get(&key).map_or(&[][..], |hashed| hashed);
+        hashed.iter().filter_map(move |(pages, hashes)| {
+            let part = pages.intersection(range)?;
+            let first = usize::try_from(part.start().0 - pages.start().0).ok()?;
+            let count = usize::try_from(part.count().0).ok()?;
+            Some((part, &hashes[first..first + count]))
+        })
+    }
+
+    /// The hash of `page` of a file, if it is known.
+    pub fn of(&self, key: FileKey, page: PageIndex) -> Option<PageHash> {
+        let hashed = self.files.get(&key)?;
+        let after = hashed.partition_point(|(range, _)| range.start() <= page);
+        let (range, hashes) = &hashed[after.checked_sub(1)?];
+        let number = usize::try_from(page.0 - range.start().0).ok()?;
+        range.contains(page).then(|| hashes.get(number).copied())?
+    }
+}
+
+/// Fills `buffer` from `offset` on.
+pub(crate) fn read_exactly(
+    file: impl AsFd,
+    buffer: &mut [u8],
+    offset: u64,
+) -> rustix::io::Result<()> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match pread(&file, &mut buffer[done..], offset + done as u64) {
+            Ok(0) => return Err(Errno::NODATA),
+            Ok(count) => done += count,
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Pages that a snapshot left in a file, and that the file no longer has.
+#[derive(Debug, thiserror::Error)]
+#[error("{start:#x}-{end:#x} is not stored, but was left in {path}, {reason}")]
+pub struct FilePagesError {
+    /// First address.
+    pub start: u64,
+    /// Address past the last byte.
+    pub end: u64,
+    /// The file.
+    pub path: String,
+    /// What is wrong with it, for people.
+    pub reason: String,
+}
+
+/// The files that a snapshot left pages in, opened when they are asked for. May be used from many threads.
+#[derive(Default)]
+pub(crate) struct OutsideFiles {
+    open: Mutex<HashMap<Vec<u8>, Opened>>,
+}
+
+/// A file, or why it could not be opened.
+type Opened = Arc<Result<OwnedFd, Errno>>;
+
+impl OutsideFiles {
+    /// Fills `buffer` with what the file of `region` has for `pages` of it, and checks it against `hashes`.
+    pub fn read(
+        &self,
+        region: &Region,
+        pages: PageRange,
+        hashes: &[PageHash],
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), FilePagesError> {
+        let (start, end) = SIZE.span_of(pages);
+        let (path, offset) = match &region.backing {
+            Backing::File {
+                path, offset_bytes, ..
+            } => (&path[..], *offset_bytes),
+            _ => (&b""[..], 0),
+        };
+        let error = |reason: String| FilePagesError {
+            start,
+            end,
+            path: String::from_utf8_lossy(path).into_owned(),
+            reason,
+        };
+        let file = self.file(path);
+        let file = match &*file {
+            Ok(file) => file,
+            Err(errno) => return Err(error(format!("which cannot be opened: {errno}"))),
+        };
+        buffer.resize(SIZE.bytes_of(pages.count()) as usize, 0);
+        let offset = offset + SIZE.bytes_of(PageCount(pages.start().0 - region.pages.start().0));
+        let read = read_exactly(file, buffer, offset);
+        let found = buffer.chunks_exact(SIZE.len()).map(PageHash::of);
+        if read.is_err() || !found.eq(hashes.iter().copied()) {
+            return Err(error(format!(
+                "which {}",
+                what_changed(file, &region.backing)
+            )));
+        }
+        Ok(())
+    }
+
+    fn file(&self, path: &[u8]) -> Opened {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = open.get(path) {
+            return Arc::clone(file);
+        }
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let file = rustix::fs::open(OsStr::from_bytes(path), flags, Mode::empty());
+        let file = Arc::new(file);
+        open.insert(path.to_vec(), Arc::clone(&file));
+        file
+    }
+}
+
+/// Hands the pages of `range` that have bytes to `visit`, those that were left in files among them.
+pub(crate) fn read_bytes<E: From<ReadError> + From<FilePagesError>>(
+    view: &View,
+    space: usize,
+    range: PageRange,
+    files: &OutsideFiles,
+    mut visit: impl FnMut(PageRange, &[u8]) -> Result<(), E>,
+) -> Result<(), E> {
+    let regions = &view.spaces()[space].regions;
+    let mut buffer = Vec::new();
+    view.read(space, range, |pages, content| match content {
+        PageContent::Bytes(bytes) => visit(pages, bytes),
+        PageContent::File(hashes) => {
+            let mut first = 0;
+            let from = regions.partition_point(|region| region.pages.end() <= pages.start());
+            for region in &regions[from..] {
+                let Some(part) = region.pages.intersection(pages) else {
+                    break;
+                };
+                let count = part.count().0 as usize;
+                files.read(region, part, &hashes[first..first + count], &mut buffer)?;
+                first += count;
+                visit(part, &buffer)?;
+            }
+            Ok(())
+        }
+        _ => Ok(()),
+    })
+}
+
+/// In what a file is not the one that was mapped.
+fn what_changed(file: &OwnedFd, backing: &Backing) -> String {
+    let Backing::File {
+        size_bytes,
+        modified_ns,
+        build_id,
+        ..
+    } = backing
+    else {
+        return "is not a file".to_owned();
+    };
+    let Ok(stat) = rustix::fs::fstat(file) else {
+        return "cannot be looked at".to_owned();
+    };
+    let size = u64::try_from(stat.st_size).unwrap_or(0);
+    let modified = stat
+        .st_mtime
+        .saturating_mul(1_000_000_000)
+        .saturating_add_unsigned(stat.st_mtime_nsec);
+    if !build_id.is_empty() && build_id_of(file).is_some_and(|found| found != *build_id) {
+        "is another build of the program or library".to_owned()
+    } else if size != *size_bytes {
+        format!("is {size} bytes long now and was {size_bytes}")
+    } else if modified != *modified_ns {
+        "was modified since".to_owned()
+    } else {
+        "has other content now, though its length and time stamp are the same".to_owned()
+    }
+}

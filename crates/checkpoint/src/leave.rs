@@ -1,0 +1,103 @@
+//! How processes are left after a snapshot: running, stopped, or killed once the snapshot is durable. A
+//! snapshot that fails lets them run again.
+
+use crate::options::Leave;
+use crate::take::TakeError;
+use rustix::process::{Pid, Signal};
+use std::time::{Duration, Instant};
+
+/// See the head of this file.
+pub(crate) struct LeaveGuard {
+    leave: Leave,
+    timeout: Duration,
+    /// All processes of the snapshot.
+    all: Vec<i32>,
+    /// Those that were stopped here, and run again if nothing comes of the snapshot. A process that was
+    /// stopped already is not ours to let run.
+    stopped: Vec<i32>,
+}
+
+impl LeaveGuard {
+    pub fn new(leave: Leave, timeout: Duration) -> LeaveGuard {
+        LeaveGuard {
+            leave,
+            timeout,
+            all: Vec::new(),
+            stopped: Vec::new(),
+        }
+    }
+
+    /// Stops the process by SIGSTOP before it is stopped by us, so that it does not run for a moment
+    /// between the two.
+    pub fn stop(&mut self, pid: i32) -> Result<(), TakeError> {
+        if self.leave == Leave::Running {
+            return Ok(());
+        }
+        let was_stopped = is_stopped(pid);
+        self.stop_now(pid)?;
+        let deadline = Instant::now() + self.timeout;
+        while !was_stopped && !is_stopped(pid) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        Ok(())
+    }
+
+    /// The same for a process that is stopped by us already: it stops when it is let go.
+    pub fn stop_now(&mut self, pid: i32) -> Result<(), TakeError> {
+        if self.leave == Leave::Running {
+            return Ok(());
+        }
+        self.all.push(pid);
+        if !is_stopped(pid) {
+            self.stopped.push(pid);
+            signal(pid, Signal::STOP)?;
+        }
+        Ok(())
+    }
+
+    pub fn after_commit(mut self) -> Result<(), TakeError> {
+        self.stopped.clear();
+        match self.leave {
+            Leave::Killed => self
+                .all
+                .iter()
+                .try_for_each(|&pid| signal(pid, Signal::KILL)),
+            Leave::Running | Leave::Stopped => Ok(()),
+        }
+    }
+}
+
+impl Drop for LeaveGuard {
+    fn drop(&mut self) {
+        for &pid in &self.stopped {
+            let _ = signal(pid, Signal::CONT);
+        }
+    }
+}
+
+fn signal(pid: i32, signal: Signal) -> Result<(), TakeError> {
+    let Some(target) = Pid::from_raw(pid) else {
+        return Ok(());
+    };
+    match rustix::process::kill_process(target, signal) {
+        // It has ended by itself.
+        Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(errno) => Err(TakeError::Signal {
+            pid,
+            source: errno.into(),
+        }),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// True if every thread of the process is stopped by a signal.
+fn is_stopped(pid: i32) -> bool {
+    let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+        return false;
+    };
+    tasks.flatten().all(|task| {
+        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        let state = stat.rsplit_once(')').map(|(_, rest)| rest.trim_start());
+        state.is_some_and(|rest| rest.starts_with('T'))
+    })
+}

@@ -1,0 +1,137 @@
+//! One process under checkpoint, with what is known of it from one snapshot to the next. A checkpoint of
+//! a process tree has several.
+
+use crate::checkpointer::AttachError;
+use crate::layout::AdviceCache;
+use crate::mark::Phase;
+use crate::memo::{self, Memo};
+use crate::take::TakeError;
+use crate::tracking::{Tracking, TrackingError};
+use pagetide_kernel::memory::ProcessMemory;
+use pagetide_kernel::pagemap_scan::{Categories, Pagemap};
+use pagetide_kernel::probe;
+use pagetide_process::{Examined, ProcessIdentity, ProcessState};
+use pagetide_snapshot::View;
+
+/// The name of the space that holds a process's memory by virtual address, if it is checkpointed alone.
+pub const MEMORY_SPACE: &str = "mem";
+/// The name of the attachment that holds its registers and the like, if it is checkpointed alone.
+pub const PROCESS_ATTACHMENT: &str = "process";
+
+/// What the parts of one process are called in a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberNames {
+    /// The space with its memory.
+    pub space: String,
+    /// The attachment with its registers and the like.
+    pub process: String,
+    pub(crate) memo: String,
+}
+
+impl MemberNames {
+    /// The names for a process that is checkpointed alone.
+    pub fn alone() -> MemberNames {
+        MemberNames {
+            space: MEMORY_SPACE.to_owned(),
+            process: PROCESS_ATTACHMENT.to_owned(),
+            memo: memo::ATTACHMENT.to_owned(),
+        }
+    }
+
+    /// The names for process `pid` of a tree.
+    pub fn in_tree(pid: i32) -> MemberNames {
+        let alone = MemberNames::alone();
+        MemberNames {
+            space: format!("{}:{pid}", alone.space),
+            process: format!("{}:{pid}", alone.process),
+            memo: format!("{}:{pid}", alone.memo),
+        }
+    }
+}
+
+/// Open files that stay bound to one address space.
+pub(crate) struct AddressSpace {
+    pub memory: ProcessMemory,
+    pub pagemap: Pagemap,
+    pub knows_guards: bool,
+}
+
+impl AddressSpace {
+    pub fn open(pid: i32) -> Result<AddressSpace, AttachError> {
+        Ok(AddressSpace {
+            memory: ProcessMemory::open(pid)?,
+            pagemap: Pagemap::of_process(pid)?,
+            knows_guards: probe::known_categories().contains(Categories::GUARD),
+        })
+    }
+}
+
+/// See the head of this file.
+pub(crate) struct Member {
+    pub examined: Examined,
+    pub names: MemberNames,
+    pub space: AddressSpace,
+    pub tracking: Option<Tracking>,
+    /// What the last snapshot of the chain remembers of this process. Without it nothing is known, and
+    /// all of it is copied.
+    pub memo: Option<Memo>,
+    pub advice: AdviceCache,
+}
+
+impl Member {
+    pub fn new(examined: Examined, names: MemberNames) -> Result<Member, AttachError> {
+        Ok(Member {
+            space: AddressSpace::open(examined.identity.pid)?,
+            examined,
+            names,
+            tracking: None,
+            memo: None,
+            advice: AdviceCache::default(),
+        })
+    }
+
+    pub fn identity(&self) -> &ProcessIdentity {
+        &self.examined.identity
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.examined.identity.pid
+    }
+
+    /// What `view` remembers of this process; `None` if it is not in there.
+    pub fn memo_in(&self, view: &View) -> Option<Memo> {
+        let state = view.attachment(&self.names.process)?;
+        let state = ProcessState::from_bytes(state).ok()?;
+        if state.outside.identity != *self.identity() {
+            return None;
+        }
+        view.space_index(&self.names.space)?;
+        Memo::from_bytes(view.attachment(&self.names.memo)?)
+    }
+
+    /// Nothing that was known of the address space holds any more.
+    pub fn forget(&mut self) {
+        self.tracking = None;
+        self.memo = None;
+        self.advice = AdviceCache::default();
+    }
+
+    /// How far the mark in the process says we are; `None` without one.
+    pub fn phase(&self) -> Option<Phase> {
+        let mark = self.tracking.as_ref()?.mark.as_ref()?;
+        Some(mark.content().phase)
+    }
+
+    /// Says in the process how far we are, if its tracking lives there.
+    pub fn set_phase(&mut self, phase: Phase) -> Result<(), TakeError> {
+        let pid = self.pid();
+        let mark = self
+            .tracking
+            .as_mut()
+            .and_then(|tracking| tracking.mark.as_mut());
+        match mark.map(|mark| mark.set(phase)) {
+            Some(Err(source)) => Err(TrackingError::Mark { pid, source }.into()),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! Shared memory, captured once by object and not once by mapping: shared anonymous memory, memfd, System V
+//! and tmpfs memory, and files that are mapped shared.
+//!
+//! An object is a space of its own, named by device and inode, whose pages are those of the object. Every
+//! mapping of it is a region that shows them. The object is read by its own file descriptor: others may
+//! write to it without any trace in the page tables of those who are stopped, so what it holds is compared
+//! with the parent by content, its holes are asked for (reading them through a mapping would allocate
+//! them), and what lies past its end can have no content.
+
+use crate::capture::{CaptureError, Copied, SIZE, Verdict};
+use crate::file_pages::{FileHashes, file_page};
+use crate::files::{self, FileKey, FileReport, Files};
+use crate::layout::{self, FileDescription};
+use crate::member::Member;
+use crate::spaces::Spaces;
+use pagetide_kernel::maps::Mapping;
+use pagetide_pages::{PageIndex, PageRange, PageSet};
+use pagetide_snapshot::{Capture, PageHash, PageState, Protection, Region, Shown, View};
+use rustix::fs::SeekFrom;
+use rustix::io::{Errno, pread};
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+
+/// The space that holds the object behind a shared mapping.
+fn space_name((device, inode): FileKey) -> String {
+    format!("shm:{device}:{inode}")
+}
+
+/// What a region that maps an object shows.
+pub(crate) fn shown(mapping: &Mapping) -> Shown {
+    Shown {
+        space: space_name(files::key(mapping)),
+        first_page: file_page(mapping, mapping.pages().start()),
+    }
+}
+
+/// One object, as far as it is mapped.
+pub(crate) struct Object {
+    pub key: FileKey,
+    /// The number of its space.
+    pub number: usize,
+    pages: PageSet,
+    /// One of the mappings, for its name and backing.
+    mapping: Mapping,
+    /// Where each mapping shows it: whose, which mapping.
+    shown_at: Vec<(usize, PageRange, PageIndex)>,
+}
+
+/// All objects that some stopped processes map.
+#[derive(Default)]
+pub(crate) struct Objects {
+    list: Vec<Object>,
+    by_key: HashMap<FileKey, usize>,
+}
+
+/// What objects are compared with.
+pub(crate) struct Earlier<'a> {
+    pub parent: Option<&'a View>,
+    /// The stamps of the files that were settled at the parent.
+    pub settled: Vec<files::Stamps>,
+    pub report: &'a FileReport,
+    pub files: &'a Files,
+    pub hashes: &'a FileHashes,
+}
+
+impl Objects {
+    /// Adds what `mapping` of the process with number `member` shows.
+    pub fn add(&mut self, member: usize, mapping: &Mapping, spaces: &mut Spaces) {
+        let key = files::key(mapping);
+        let at = *self.by_key.entry(key).or_insert_with(|| {
+            self.list.push(Object {
+                key,
+                number: spaces.number(&space_name(key)),
+                pages: PageSet::new(),
+                mapping: mapping.clone(),
+                shown_at: Vec::new(),
+            });
+            self.list.len() - 1
+        });
+        let first = file_page(mapping, mapping.pages().start());
+        let object = &mut self.list[at];
+        object
+            .pages
+            .insert(PageRange::with_count(first, mapping.pages().count()));
+        object.shown_at.push((member, mapping.pages(), first));
+    }
+
+    /// The objects, in the order in which they were found.
+    pub fn list(&self) -> &[Object] {
+        &self.list
+    }
+
+    /// Describes every object's space.
+    pub fn describe(&self, files: &mut Files, report: &FileReport, spaces: &mut Spaces) {
+        for object in &self.list {
+            let about = FileDescription {
+                facts: report.facts(&object.mapping),
+                build_id: files.build_id(&object.mapping, report),
+            };
+            let region = |&pages: &PageRange| {
+                let mut mapping = object.mapping.clone();
+                mapping.offset_bytes = SIZE.address_of(pages.start());
+                let region =
+                    layout::region(&mapping, about.clone(), Vec::new(), Capture::Captured, None);
+                Region {
+                    pages,
+                    protection: Protection {
+                        read: true,
+                        write: true,
+                        execute: false,
+                    },
+                    ..region
+                }
+            };
+            let regions = object.pages.ranges().iter().map(region).collect();
+            spaces.describe(object.number, regions);
+        }
+    }
+}
+
+impl Object {
+    fn error(&self, errno: Errno) -> CaptureError {
+        CaptureError::Object {
+            name: layout::display_name(&self.mapping),
+            source: errno.into(),
+        }
+    }
+
+    /// Copies what has changed of it.
+    pub fn capture(
+        &self,
+        members: &[Member],
+        earlier: &Earlier<'_>,
+        copied: &mut Copied<'_>,
+    ) -> Result<(), CaptureError> {
+        let Some(file) = earlier.files.open(self.key) else {
+            return Err(self.error(Errno::BADF));
+        };
+        let stat = rustix::fs::fstat(file).map_err(|errno| self.error(errno))?;
+        let size_bytes = u64::try_from(stat.st_size).unwrap_or(0);
+        let end = PageIndex(size_bytes.div_ceil(SIZE.bytes()));
+        let inside = self.pages.within(PageRange::new(PageIndex(0), end));
+        let past_the_end = self.pages.subtract(&inside);
+        let in_memory = earlier
+            .report
+            .facts(&self.mapping)
+            .is_some_and(|facts| facts.in_memory);
+        let empty = match in_memory {
+            true => holes(file, size_bytes).intersect(&inside),
+            false => PageSet::new(),
+        };
+        for (pages, state) in [
+            (&past_the_end, PageState::Unbacked),
+            (&empty, PageState::Zero),
+        ] {
+            let ranges = pages.ranges().iter();
+            copied.states.extend(ranges.map(|&range| (range, state)));
+        }
+        let mut wanted = inside.subtract(&empty);
+        let tail = PageIndex(size_bytes / SIZE.bytes());
+        let has_tail = tail < end && wanted.contains(tail);
+        if has_tail {
+            wanted.remove(PageRange::single(tail));
+        }
+
+        let parent = earlier
+            .parent
+            .and_then(|view| Some((view, view.space_index(&space_name(self.key))?)));
+        let standing = earlier.report.standing(self.key);
+        if let (Some(stamps), Some((view, space))) = (standing, parent)
+            && earlier.settled.contains(stamps)
+        {
+            // The file is what it was, so its pages are.
+            wanted = wanted.subtract(&in_file(view, space, &wanted));
+        }
+        let judge = |page: PageIndex, bytes: &[u8]| {
+            let hash = PageHash::of(bytes);
+            // A page that only the file held is kept, as long as the file may change.
+            let known = parent.filter(|&(view, space)| {
+                standing.is_some() || view.page_state(space, page) != Some(PageState::File)
+            });
+            if known.and_then(|(view, space)| view.page_hash(space, page)) == Some(hash) {
+                return Verdict::Unchanged;
+            }
+            match standing.and_then(|_| earlier.hashes.of(self.key, page)) {
+                Some(in_file) if in_file == hash => Verdict::InFile(hash),
+                _ => Verdict::Keep,
+            }
+        };
+        let read = |piece: PageRange, bytes: &mut [u8]| {
+            read_or_zero(file, bytes, SIZE.address_of(piece.start()))
+                .map(|()| Vec::new())
+                .map_err(|errno| self.error(errno))
+        };
+        copied.keep_some(wanted.ranges(), read, judge)?;
+        if has_tail {
+            let read = |piece: PageRange, bytes: &mut [u8]| {
+                self.read_tail(members, file, piece.start(), bytes)
+                    .map(|()| Vec::new())
+            };
+            copied.keep_some(&[PageRange::single(tail)], read, judge)?;
+        }
+        Ok(())
+    }
+
+    /// The page in which the object ends. A mapping shows what was stored past the end, a read does not.
+    fn read_tail(
+        &self,
+        members: &[Member],
+        file: &OwnedFd,
+        page: PageIndex,
+        bytes: &mut [u8],
+    ) -> Result<(), CaptureError> {
+        for &(member, pages, first) in &self.shown_at {
+            let shown = PageRange::with_count(first, pages.count());
+            if !shown.contains(page) {
+                continue;
+            }
+            let at = PageIndex(pages.start().0 + (page.0 - first.0));
+            let memory = &members[member].space.memory;
+            let unreadable = memory.read_pages(SIZE, &[PageRange::single(at)], bytes)?;
+            if unreadable.is_empty() {
+                return Ok(());
+            }
+        }
+        read_or_zero(file, bytes, SIZE.address_of(page)).map_err(|errno| self.error(errno))
+    }
+}
+
+/// The pages that regions of the snapshot show of other spaces.
+pub(crate) fn shown_in(view: &View, space: usize) -> PageSet {
+    let regions = view.spaces()[space].regions.iter();
+    regions
+        .filter(|region| region.shows.is_some())
+        .map(|region| region.pages)
+        .collect()
+}
+
+/// The pages among `pages` that the snapshot itself leaves in the file of their region.
+pub(crate) fn in_file(view: &View, space: usize, pages: &PageSet) -> PageSet {
+    let mut found = PageSet::new();
+    for &range in pages.subtract(&shown_in(view, space)).ranges() {
+        let runs = view.runs(space, range);
+        found.extend(
+            runs.filter(|(_, state)| *state == PageState::File)
+                .map(|(pages, _)| pages),
+        );
+    }
+    found
+}
+
+/// Fills `buffer` from `offset` on, with zeros past the end.
+fn read_or_zero(file: &OwnedFd, buffer: &mut [u8], offset: u64) -> rustix::io::Result<()> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match pread(file, &mut buffer[done..], offset + done as u64) {
+            Ok(0) => {
+                buffer[done..].fill(0);
+                return Ok(());
+            }
+            Ok(count) => done += count,
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// The pages of a mapping that show holes of its object.
+pub(crate) fn holes_in(object: &OwnedFd, mapping: &Mapping) -> PageSet {
+    let Ok(stat) = rustix::fs::fstat(object) else {
+        return PageSet::new();
+    };
+    let all = mapping.pages();
+    let first = file_page(mapping, all.start());
+    let shown = PageRange::with_count(first, all.count());
+    let holes = holes(object, u64::try_from(stat.st_size).unwrap_or(0));
+    let shift = |range: &PageRange| {
+        let start = all.start().0 + (range.start().0 - first.0);
+        PageRange::with_count(PageIndex(start), range.count())
+    };
+    holes.within(shown).ranges().iter().map(shift).collect()
+}
+
+/// The pages of an object of `size_bytes` that were never allocated or were punched out. An object that
+/// does not say where its holes are has none.
+fn holes(object: &OwnedFd, size_bytes: u64) -> PageSet {
+    let page = |offset: u64| PageIndex(offset / SIZE.bytes());
+    let mut holes = PageSet::new();
+    let mut at = 0;
+    while at < size_bytes {
+        let data = match rustix::fs::seek(object, SeekFrom::Data(at)) {
+            Ok(data) => data.min(size_bytes),
+            Err(Errno::NXIO) => size_bytes,
+            Err(_) => return PageSet::new(),
+        };
+        // A hole is made of whole pages of the object; the page in which it ends is empty, too.
+        let end = PageIndex(data.div_ceil(SIZE.bytes()));
+        let end = if data < size_bytes { page(data) } else { end };
+        holes.insert(PageRange::new(page(at), end));
+        if data >= size_bytes {
+            break;
+        }
+        at = rustix::fs::seek(object, SeekFrom::Hole(data)).unwrap_or(size_bytes);
+    }
+    holes
+}

@@ -1,0 +1,48 @@
+//! The spaces of a snapshot in the making: their numbers, which stay as they are from the first page that
+//! is stored on, and their regions, which are known last.
+
+use crate::arena::Arena;
+use crate::capture::SIZE;
+use pagetide_snapshot::{Region, SnapshotWriter, Space, WriteError};
+
+/// See the head of this file.
+#[derive(Default)]
+pub(crate) struct Spaces {
+    spaces: Vec<Space>,
+}
+
+impl Spaces {
+    /// The number of the space of this name; a new one if there is none.
+    pub fn number(&mut self, name: &str) -> usize {
+        let known = self.spaces.iter().position(|space| space.name == name);
+        known.unwrap_or_else(|| {
+            self.spaces.push(Space::new(name, SIZE, Vec::new()));
+            self.spaces.len() - 1
+        })
+    }
+
+    /// The number of a space that has one.
+    pub fn number_of(&self, name: &str) -> usize {
+        let known = self.spaces.iter().position(|space| space.name == name);
+        known.expect("every space is given a number before it is asked for")
+    }
+
+    /// Says which regions a space has.
+    pub fn describe(&mut self, number: usize, regions: Vec<Region>) {
+        self.spaces[number].regions = regions;
+    }
+
+    /// Tells the writer.
+    pub fn tell(&self, writer: &mut SnapshotWriter) -> Result<(), WriteError> {
+        writer.set_spaces(self.spaces.clone())
+    }
+
+    /// Stores what the arena holds. Of spaces that the writer has not heard of it must be told first.
+    pub fn store(&self, arena: &Arena, writer: &mut SnapshotWriter) -> Result<(), WriteError> {
+        self.tell(writer)?;
+        for (space, pieces) in arena.pieces() {
+            writer.put_pages(space, &pieces)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,234 @@
+//! Process trees: finding all children, stopping them together, and which processes a snapshot holds.
+
+use crate::checkpointer::Checkpointer;
+use crate::member::{Member, MemberNames};
+use crate::take::TakeError;
+use pagetide_process::{ProcessIdentity, RefusalError, StopError, StoppedProcess, examine};
+use pagetide_snapshot::View;
+
+/// The attachment that names the processes of a tree.
+pub const TREE_ATTACHMENT: &str = "tree";
+
+const VERSION: u16 = 1;
+/// More than this was never written by us.
+const LIMIT_BYTES: usize = 16 << 20;
+
+/// One process of a tree, as a snapshot names it.
+#[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct TreeProcess {
+    /// Its number.
+    pub pid: i32,
+    /// Its parent's number.
+    pub parent: i32,
+    /// It has ended and waits to be reaped; there is nothing more of it in the snapshot.
+    pub ended: bool,
+}
+
+fn config() -> impl bincode::config::Config {
+    bincode::config::standard()
+        .with_little_endian()
+        .with_fixed_int_encoding()
+        .with_limit::<LIMIT_BYTES>()
+}
+
+pub(crate) fn to_bytes(processes: &[TreeProcess]) -> Option<Vec<u8>> {
+    bincode::encode_to_vec((VERSION, processes), config()).ok()
+}
+
+fn from_bytes(bytes: &[u8]) -> Option<Vec<TreeProcess>> {
+    let ((version, processes), used): ((u16, Vec<TreeProcess>), usize) =
+        bincode::decode_from_slice(bytes, config()).ok()?;
+    (version == VERSION && used == bytes.len()).then_some(processes)
+}
+
+/// The processes of a snapshot of a tree, the one that was named first; `None` if it is of one process
+/// alone, or of none.
+pub fn tree_of(view: &View) -> Option<Vec<TreeProcess>> {
+    from_bytes(view.attachment(TREE_ATTACHMENT)?)
+}
+
+/// The processes of which a snapshot holds memory, with what their parts are called. The pid is `None` for
+/// a process that was checkpointed alone. Empty if the snapshot holds no process.
+pub fn members_of(view: &View) -> Vec<(Option<i32>, MemberNames)> {
+    let alone = MemberNames::alone();
+    match tree_of(view) {
+        Some(processes) => processes
+            .iter()
+            .filter(|process| !process.ended)
+            .map(|process| (Some(process.pid), MemberNames::in_tree(process.pid)))
+            .collect(),
+        None if view.space_index(&alone.space).is_some() => vec![(None, alone)],
+        None => Vec::new(),
+    }
+}
+
+/// The children of a process, ended ones that were not reaped among them. Complete only while nothing of
+/// it runs.
+pub(crate) fn children(pid: i32) -> Vec<i32> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"));
+    let mut listed = true;
+    let mut found = Vec::new();
+    for task in tasks.into_iter().flatten().flatten() {
+        match std::fs::read_to_string(task.path().join("children")) {
+            Ok(text) => found.extend(
+                text.split_whitespace()
+                    .filter_map(|n| n.parse::<i32>().ok()),
+            ),
+            Err(_) => listed = false,
+        }
+    }
+    match listed {
+        true => found,
+        // A kernel without CONFIG_PROC_CHILDREN.
+        false => everybody()
+            .filter(|&child| parent_of(child).is_some_and(|(parent, _)| parent == pid))
+            .collect(),
+    }
+}
+
+fn everybody() -> impl Iterator<Item = i32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// The parent of a process, and whether it has ended.
+pub(crate) fn parent_of(pid: i32) -> Option<(i32, bool)> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut fields = rest.split_whitespace();
+    let ended = matches!(fields.next()?, "Z" | "X");
+    Some((fields.next()?.parse().ok()?, ended))
+}
+
+/// The stopped processes, in the order of the members; `None` for one that has ended.
+pub(crate) type AllStopped = Vec<Option<StoppedProcess>>;
+
+impl Checkpointer {
+    /// Makes the children that are not known yet members. True if there were any.
+    pub(crate) fn find_members(&mut self) -> Result<bool, TakeError> {
+        if !self.options.tree {
+            return Ok(false);
+        }
+        let before = self.members.len();
+        let mut at = 0;
+        while at < self.members.len() {
+            for pid in children(self.members[at].pid()) {
+                let known = self.members.iter().find(|member| member.pid() == pid);
+                if let Some(known) = known {
+                    let same = ProcessIdentity::of(pid).is_ok_and(|now| now == *known.identity());
+                    match same {
+                        true => continue,
+                        // Its number belongs to another already; the next try finds that one.
+                        false => return Err(StopError::Gone { pid }.into()),
+                    }
+                }
+                let wrong = |source| TakeError::Member { pid, source };
+                let examined = match examine(pid) {
+                    Err(RefusalError::Zombie { .. } | RefusalError::NoSuchProcess { .. }) => {
+                        continue;
+                    }
+                    other => other.map_err(|error| wrong(Box::new(error.into())))?,
+                };
+                let names = MemberNames::in_tree(pid);
+                let member = Member::new(examined, names);
+                let mut member = member.map_err(|error| wrong(Box::new(error)))?;
+                self.recall(&mut member)
+                    .map_err(|error| wrong(Box::new(error)))?;
+                self.members.push(member);
+            }
+            at += 1;
+        }
+        Ok(self.members.len() > before)
+    }
+
+    /// Lets go of the members that have ended, but for the one that was named.
+    pub(crate) fn drop_ended(&mut self) {
+        let mut first = true;
+        self.members.retain(|member| {
+            let named = std::mem::take(&mut first);
+            named || member.identity().is_alive_and_same()
+        });
+    }
+
+    /// Stops all members, parents before their children, and children that were born meanwhile.
+    pub(crate) fn stop_all(&mut self) -> Result<AllStopped, TakeError> {
+        let mut stopped: AllStopped = Vec::with_capacity(self.members.len());
+        loop {
+            for member in &self.members[stopped.len()..] {
+                let process = StoppedProcess::stop(member.identity(), self.stop_options());
+                match process {
+                    Ok(process) => stopped.push(Some(process)),
+                    Err(
+                        StopError::Gone { .. }
+                        | StopError::Exited { .. }
+                        | StopError::Killed { .. },
+                    ) if !stopped.is_empty() => stopped.push(None),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            if !self.find_members()? {
+                break;
+            }
+        }
+        for (member, process) in self.members.iter_mut().zip(&mut stopped) {
+            if let Some(process) = process {
+                let store = self.store.id();
+                member.begin_tracking(process, self.backend, self.options.residence, store)?;
+            }
+        }
+        Ok(stopped)
+    }
+
+    /// What the attachment says of the tree.
+    pub(crate) fn processes(&self) -> Vec<TreeProcess> {
+        let mut processes = Vec::new();
+        for member in &self.members {
+            let pid = member.pid();
+            let Some((parent, ended)) = parent_of(pid) else {
+                continue;
+            };
+            processes.push(TreeProcess { pid, parent, ended });
+            for child in children(pid) {
+                if !self.members.iter().any(|member| member.pid() == child)
+                    && let Some((parent, true)) = parent_of(child)
+                {
+                    processes.push(TreeProcess {
+                        pid: child,
+                        parent,
+                        ended: true,
+                    });
+                }
+            }
+        }
+        processes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_is_read_as_it_was_written_and_refused_when_cut() {
+        let process = |pid, parent, ended| TreeProcess { pid, parent, ended };
+        let processes = vec![process(7, 1, false), process(8, 7, true)];
+        let bytes = to_bytes(&processes).expect("a short list fits");
+        assert_eq!(from_bytes(&bytes), Some(processes));
+        for length in 0..bytes.len() {
+            assert_eq!(from_bytes(&bytes[..length]), None);
+        }
+    }
+
+    #[test]
+    fn a_child_is_found_until_it_is_reaped() {
+        let mut child = std::process::Command::new("true")
+            .spawn()
+            .expect("run true");
+        let own = i32::try_from(std::process::id()).expect("a pid");
+        let pid = i32::try_from(child.id()).expect("a pid");
+        assert!(children(own).contains(&pid));
+        assert_eq!(parent_of(pid).map(|(parent, _)| parent), Some(own));
+        child.wait().expect("it ends");
+        assert!(!children(own).contains(&pid));
+    }
+}
