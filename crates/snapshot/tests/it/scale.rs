@@ -41,7 +41,7 @@ fn put_all(writer: &mut SnapshotWriter, spaces: &[Space], pages_of: impl Fn(u64)
         let first = region.pages.start();
         let put = match number % 4 {
             0 => writer.put_pages(0, &[(first, &pages_of(number))]),
-            1 => writer.put_file_pages(0, first, &[hash(9, 512), hash(10 + number as u8, 512)]),
+            1 => writer.put_file_pages(0, first, &[hash(9, 512), hash((number % 251) as u8, 512)]),
             _ => writer.put_state(0, region.pages, PageState::Shown),
         };
         put.expect("put");
