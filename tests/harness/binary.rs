@@ -17,11 +17,12 @@ pub fn pagetide_path() -> &'static Path {
 /// Cargo knows best whether the binary is stale, and takes its own lock.
 fn build() -> PathBuf {
     let test = std::env::current_exe().expect("the path of the test binary");
-    // <target directory>/<profile>/deps/<test binary>
-    let profile_directory = test
-        .parent()
-        .and_then(Path::parent)
-        .expect("a test binary lies in <target>/<profile>/deps");
+    // <target directory>/<profile>/deps/<test binary>, or without deps for a program
+    let directory = test.parent().expect("a binary lies in a directory");
+    let profile_directory = match directory.ends_with("deps") {
+        true => directory.parent().expect("deps lies in <target>/<profile>"),
+        false => directory,
+    };
     let target_directory = profile_directory.parent().expect("a target directory");
     let profile = match profile_directory.file_name().and_then(|name| name.to_str()) {
         Some("debug") | None => "dev",

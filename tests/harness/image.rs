@@ -85,6 +85,8 @@ impl Image {
     }
 
     fn map(&mut self, start: u64, end: u64, permissions: String, name: &str) {
+        // Where the heap follows the program at once, the kernel may make one mapping of both.
+        let name = if name == "[heap]" { "" } else { name };
         match self.regions.last_mut() {
             Some(last) if last.1 == start && last.2 == permissions && self.last_name == name => {
                 last.1 = end;
@@ -195,6 +197,18 @@ impl Image {
         }
     }
 
+    /// The addresses of all pages in which two images differ.
+    pub fn differing_pages(&self, other: &Image) -> Vec<u64> {
+        let addresses = self.pages.keys().chain(other.pages.keys());
+        let mut wrong: Vec<u64> = addresses
+            .copied()
+            .filter(|address| self.pages.get(address) != other.pages.get(address))
+            .collect();
+        wrong.sort_unstable();
+        wrong.dedup();
+        wrong
+    }
+
     /// The page at which two images differ, and how, for the first of them; or which regions do.
     /// `self` is what the process held.
     pub fn difference(&self, export: &Image) -> Option<String> {
@@ -209,14 +223,8 @@ impl Image {
                 "only in the process: {missing:?}; only in the export: {extra:?}"
             ));
         }
+        let wrong = self.differing_pages(export);
         let zero = [0; PAGE];
-        let addresses = self.pages.keys().chain(export.pages.keys());
-        let mut wrong: Vec<u64> = addresses
-            .copied()
-            .filter(|address| self.pages.get(address) != export.pages.get(address))
-            .collect();
-        wrong.sort_unstable();
-        wrong.dedup();
         let first = *wrong.first()?;
         let of = |image: &Image| {
             image

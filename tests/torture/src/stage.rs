@@ -1,0 +1,422 @@
+//! One target with its store, and every step that is done to it.
+
+use crate::driver_stores;
+use crate::generate::{PREPARED, PREPARED_PAGES};
+use crate::machine::Machine;
+use crate::program::{kind, numbers};
+use crate::random::Random;
+use crate::tally::Tally;
+use nix::errno::Errno;
+use pagetide_tests::{
+    Background, Frozen, Image, Target, TestStore, background, compiled, number, pagetide, text,
+};
+use rustix::process::Signal;
+use serde_json::Value;
+use std::collections::VecDeque;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// Truths that are kept for a rollback.
+const KEPT: usize = 3;
+
+/// Checkpoints under way while the target runs.
+struct Overlap {
+    run: Background,
+    repeated: bool,
+    /// The target became another program meanwhile, which ends them.
+    exec: bool,
+}
+
+/// See the head of this file.
+pub struct Stage {
+    target: Target,
+    store: TestStore,
+    disk: tempfile::TempDir,
+    // Dropped after the target: swap is turned off faster when nobody uses it.
+    machine: Machine,
+    backend: String,
+    overlap: Option<Overlap>,
+    truths: VecDeque<(u64, Image)>,
+    digests: Vec<(u64, u64)>,
+    usual: Duration,
+    /// What was done so far.
+    pub tally: Tally,
+    random: Random,
+}
+
+/// Content of a page that follows from a seed.
+pub fn page_of(seed: u64) -> Vec<u8> {
+    let mut random = Random::new(seed);
+    (0..512).flat_map(|_| random.next().to_le_bytes()).collect()
+}
+
+fn prepared(directory: &Path, file: u64) -> PathBuf {
+    directory.join(format!("prepared-{}", file % PREPARED))
+}
+
+impl Stage {
+    /// A new target and an empty store.
+    pub fn new(backend: &str, disk: &Path) -> Stage {
+        let disk = tempfile::Builder::new()
+            .prefix("pagetide-torture-")
+            .tempdir_in(disk)
+            .expect("make a directory on disk");
+        for file in 0..PREPARED {
+            let pages = (0..PREPARED_PAGES).flat_map(|page| page_of(file * 1000 + page));
+            std::fs::write(prepared(disk.path(), file), pages.collect::<Vec<u8>>())
+                .expect("write a file");
+        }
+        let memory = match Path::new("/dev/shm").is_dir() {
+            true => Path::new("/dev/shm"),
+            false => disk.path(),
+        };
+        let mut command = Command::new(compiled("adversary"));
+        // Without restartable sequences: a thread that makes system calls for us passes through user
+        // mode, and the kernel would then tell it in memory which processor it is on.
+        command.env("GLIBC_TUNABLES", "glibc.pthread.rseq=0");
+        Stage {
+            target: Target::start_by(command.arg(disk.path()).arg(memory)),
+            store: TestStore::new(),
+            disk,
+            machine: Machine::new(),
+            backend: backend.to_owned(),
+            overlap: None,
+            truths: VecDeque::new(),
+            digests: Vec::new(),
+            usual: Duration::from_millis(30),
+            tally: Tally::default(),
+            random: Random::new(0),
+        }
+    }
+
+    /// Operations of the target, in one piece. The last may make it another program.
+    pub fn operate(&mut self, lines: &[String]) {
+        if lines.is_empty() {
+            return;
+        }
+        self.target.tell(&lines.join("\n"));
+        for line in lines {
+            let answer = self.target.line();
+            let outcome = match answer.strip_prefix("no ") {
+                None => Ok(()),
+                Some(number) => Err(Errno::from_raw(number.parse().unwrap_or(0)).to_string()),
+            };
+            if line == "exec"
+                && let Some(overlap) = &mut self.overlap
+            {
+                overlap.exec = true;
+            }
+            self.tally.count(kind(line), outcome);
+        }
+    }
+
+    /// A step of the driver. The error is what a snapshot or the target has come to that it must not.
+    pub fn drive(&mut self, line: &str) -> Result<(), String> {
+        let words: Vec<&str> = line.split(' ').collect();
+        let number = |at: usize| numbers(line).get(at).copied().unwrap_or(0);
+        match words[0] {
+            "!check" => {
+                self.end()?;
+                self.check(&words[1..])
+            }
+            "!begin" | "!every" => {
+                self.end()?;
+                self.begin(words[0] == "!every", words[1])
+            }
+            "!end" => self.end(),
+            "!kill" => {
+                self.end()?;
+                self.kill(number(0))
+            }
+            "!rollback" => {
+                self.end()?;
+                self.roll_back(number(0) as usize)
+            }
+            "!detach" => {
+                self.end()?;
+                self.detach()
+            }
+            "!store" => {
+                self.end()?;
+                self.review()?;
+                self.detach()?;
+                self.store = TestStore::new();
+                self.tally.count("!store".into(), Ok(()));
+                Ok(())
+            }
+            "!prepared" => {
+                let path = prepared(self.disk.path(), number(0));
+                let file = File::options().write(true).open(path).expect("open a file");
+                let place = number(1) * 4096;
+                file.write_all_at(&page_of(number(2)), place)
+                    .expect("write a file");
+                self.tally.count("!prepared".into(), Ok(()));
+                Ok(())
+            }
+            "!age" => {
+                std::thread::sleep(Duration::from_millis(2100));
+                self.tally.count("!age".into(), Ok(()));
+                Ok(())
+            }
+            "!poke" | "!mem" | "!vm" => {
+                let outcome =
+                    driver_stores::store(words[0], self.target.pid(), number(0), number(1));
+                self.tally.count(words[0].to_owned(), outcome);
+                Ok(())
+            }
+            _ => {
+                let outcome = self.machine.perform(line);
+                self.tally.count(kind(line), outcome);
+                Ok(())
+            }
+        }
+    }
+
+    fn done(&self, what: &str, code: Option<i32>, stderr: &str) -> Result<(), String> {
+        match code {
+            Some(0) => Ok(()),
+            _ => Err(format!("{what} ended with {code:?}: {stderr}")),
+        }
+    }
+
+    fn words<'a>(&'a self, mode: &'a str) -> Vec<&'a str> {
+        let mut words = vec!["--backend", self.backend.as_str()];
+        match mode {
+            "auto" => {}
+            "full" => words.push("--full"),
+            _ => words.extend(["--mode", mode]),
+        }
+        words
+    }
+
+    fn detach(&mut self) -> Result<(), String> {
+        let outcome = pagetide(["detach", &self.target.pid_text()]);
+        self.done("detach", outcome.code, &outcome.stderr)?;
+        self.tally.count("!detach".into(), Ok(()));
+        Ok(())
+    }
+
+    /// A snapshot of the stopped target equals it.
+    fn check(&mut self, words: &[&str]) -> Result<(), String> {
+        let [mode, when, stop] = words[..] else {
+            return Err(format!("cannot be understood: {words:?}"));
+        };
+        let mut options = self.words(mode);
+        let leave = stop == "leave";
+        let frozen = match leave {
+            true => {
+                options.extend(["--leave", "stopped"]);
+                None
+            }
+            false => Some(Frozen::freeze_alone(self.target.pid())),
+        };
+        let early = frozen
+            .as_ref()
+            .filter(|_| when == "before")
+            .map(Image::of_process);
+        let since = Instant::now();
+        let outcome = self.store.try_checkpoint(self.target.pid(), &options);
+        self.usual = since.elapsed();
+        // Whatever it has come to, the target must be found stopped, and it must run on later.
+        let frozen = frozen.unwrap_or_else(|| Frozen::freeze_alone(self.target.pid()));
+        self.done("checkpoint", outcome.code, &outcome.stderr)?;
+        frozen.assert_still_stopped();
+        let truth = early.unwrap_or_else(|| Image::of_process(&frozen));
+        let report = outcome.json();
+        let id = number(&report, "id");
+        let export = self.store.image(id);
+        if let Some(difference) = truth.difference(&export) {
+            let pages = truth.differing_pages(&export);
+            let facts = pages.first().map(|&page| facts(frozen.pid(), page));
+            return Err(format!(
+                "snapshot {id} is not what the process held: {difference}\n{}\n{report}",
+                facts.unwrap_or_default()
+            ));
+        }
+        drop(frozen);
+        self.count_snapshot(&report);
+        self.tally.compared += 1;
+        self.tally.compared_pages += truth.page_count() as u64;
+        self.tally.count(format!("!check {mode}"), Ok(()));
+        if leave {
+            self.tally.count("!leave stopped".into(), Ok(()));
+        }
+        self.digests.push((id, truth.digest()));
+        self.truths.push_front((id, truth));
+        self.truths.truncate(KEPT);
+        Ok(())
+    }
+
+    fn count_snapshot(&mut self, report: &Value) {
+        match text(report, "kind") {
+            "full" => self.tally.full += 1,
+            _ => self.tally.delta += 1,
+        }
+        self.tally.written_pages += number(report, "written_pages");
+    }
+
+    /// Checkpoints begin, and the target runs on.
+    fn begin(&mut self, repeated: bool, how: &str) -> Result<(), String> {
+        let interval = format!("{how}ms");
+        let options = match repeated {
+            true => [self.words("auto"), vec!["--every", &interval]].concat(),
+            false => self.words(how),
+        };
+        let run = background(self.store.checkpoint_words(self.target.pid(), &options));
+        self.overlap = Some(Overlap {
+            run,
+            repeated,
+            exec: false,
+        });
+        Ok(())
+    }
+
+    /// They end.
+    fn end(&mut self) -> Result<(), String> {
+        let Some(mut overlap) = self.overlap.take() else {
+            return Ok(());
+        };
+        if overlap.repeated {
+            overlap.run.signal_if_running(Signal::INT);
+        }
+        let outcome = overlap.run.wait();
+        let fine = match outcome.code {
+            Some(0) => true,
+            Some(130) => overlap.repeated,
+            // It had not begun to listen to signals.
+            None => overlap.repeated && outcome.signal == Some(2),
+            _ => overlap.exec,
+        };
+        if !fine {
+            let (code, stderr) = (outcome.code, &outcome.stderr);
+            return Err(format!(
+                "checkpoint of the running process ended with {code:?}: {stderr}"
+            ));
+        }
+        self.tally.overlapped += outcome.stdout.lines().count() as u64;
+        let kind = if overlap.repeated { "!every" } else { "!begin" };
+        self.tally.count(kind.into(), Ok(()));
+        Ok(())
+    }
+
+    /// A checkpoint is killed after this share (of 1000) of its usual time.
+    fn kill(&mut self, share: u64) -> Result<(), String> {
+        let options = self.words("auto");
+        let mut run = background(self.store.checkpoint_words(self.target.pid(), &options));
+        std::thread::sleep(self.usual.mul_f64(share as f64 / 1000.0));
+        let killed = run.is_running();
+        run.signal_if_running(Signal::KILL);
+        let outcome = run.wait();
+        if !killed {
+            self.done("checkpoint", outcome.code, &outcome.stderr)?;
+        }
+        let late = (!killed).then(|| "too late".to_owned());
+        self.tally.count("!kill".into(), late.map_or(Ok(()), Err));
+        Ok(())
+    }
+
+    /// Back to a snapshot that was compared. It may be refused, but then nothing changes.
+    fn roll_back(&mut self, newest: usize) -> Result<(), String> {
+        let Some((id, truth)) = self.truths.get(newest) else {
+            self.tally
+                .count("!rollback".into(), Err("no such snapshot".into()));
+            return Ok(());
+        };
+        let at = id.to_string();
+        let frozen = Frozen::freeze_alone(self.target.pid());
+        let before = Image::of_process(&frozen);
+        let words = [
+            "rollback",
+            &self.target.pid_text(),
+            &self.store.text(),
+            "--at",
+            &at,
+        ];
+        let outcome = pagetide(words);
+        frozen.assert_still_stopped();
+        let wanted = match outcome.code {
+            Some(0) => truth,
+            _ => &before,
+        };
+        let now = Image::of_process(&frozen);
+        if let Some(difference) = wanted.difference(&now) {
+            let code = outcome.code;
+            return Err(format!(
+                "after a rollback to {id} that ended with {code:?} (process: wanted, export: is): {difference}\n{}",
+                outcome.stderr
+            ));
+        }
+        let refused = match outcome.code {
+            Some(0) => Ok(()),
+            Some(3) => Err("refused".to_owned()),
+            code => return Err(format!("rollback ended with {code:?}: {}", outcome.stderr)),
+        };
+        self.tally.count("!rollback".into(), refused);
+        Ok(())
+    }
+
+    /// Old snapshots are what they were, and the store is sound.
+    pub fn review(&mut self) -> Result<(), String> {
+        self.truths.clear();
+        let mut digests = std::mem::take(&mut self.digests);
+        while digests.len() > 3 {
+            digests.swap_remove(self.random.dice(digests.len() as u64) as usize);
+        }
+        for (id, digest) in &digests {
+            if self.store.image(*id).digest() != *digest {
+                return Err(format!("snapshot {id} has changed since it was taken"));
+            }
+        }
+        if !digests.is_empty() {
+            self.store.assert_sound();
+        }
+        Ok(())
+    }
+
+    /// The last things: what is under way ends, the store is looked at, the target still runs.
+    pub fn finish(mut self) -> Result<Tally, String> {
+        self.end()?;
+        self.review()?;
+        if !self.target.is_alive() {
+            return Err("the target has ended".into());
+        }
+        self.tally.programs += 1;
+        Ok(self.tally)
+    }
+}
+
+/// What the kernel says of a page of a stopped process.
+fn facts(pid: i32, address: u64) -> String {
+    let mut entry = [0; 8];
+    let read = File::open(format!("/proc/{pid}/pagemap"))
+        .and_then(|pagemap| pagemap.read_exact_at(&mut entry, address / 4096 * 8));
+    let entry = match read {
+        Ok(()) => format!("{:#018x}", u64::from_le_bytes(entry)),
+        Err(error) => error.to_string(),
+    };
+    let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default();
+    let is_head = |line: &&str| {
+        line.split_once(' ')
+            .is_some_and(|(range, _)| range.contains('-'))
+    };
+    let heads: Vec<&str> = smaps
+        .lines()
+        .filter(|line| is_head(line) || line.starts_with("VmFlags"))
+        .collect();
+    let holds = |line: &str| {
+        let (start, end) = line.split_once(' ')?.0.split_once('-')?;
+        let start = u64::from_str_radix(start, 16).ok()?;
+        let end = u64::from_str_radix(end, 16).ok()?;
+        Some((start..end).contains(&address))
+    };
+    let at = heads.iter().position(|line| holds(line) == Some(true));
+    let mapping = at.map(|at| heads[at..(at + 2).min(heads.len())].join("\n  "));
+    format!(
+        "page {} of the area, pagemap {entry}\n  {}",
+        address.wrapping_sub(driver_stores::AREA) / 4096,
+        mapping.unwrap_or_default()
+    )
+}
