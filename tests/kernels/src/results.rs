@@ -133,7 +133,10 @@ impl JobResult {
                 .and_then(|said| said.split_once(": "));
             let Some((name, reason)) = said else { continue };
             let mut tests = self.tests.iter_mut();
-            let whole = tests.find(|test| test.name == name || last(&test.name) == last(name));
+            let whole = tests.find(|test| {
+                let before = test.name.strip_suffix(name);
+                before.is_some_and(|before| before.is_empty() || before.ends_with("::"))
+            });
             match whole {
                 Some(test) if test.outcome == Outcome::Passed => {
                     test.outcome = Outcome::Skipped(reason.to_owned());
@@ -156,7 +159,7 @@ impl JobResult {
         // On the host the tests themselves know what may be skipped.
         if kernel != HOST {
             for (name, reason) in self.skips() {
-                if !skips.allow(kernel, last(name), reason) {
+                if !skips.allow(kernel, name, reason) {
                     all.push(format!(
                         "{place}: {name} was skipped and is not listed: {reason}"
                     ));
@@ -178,11 +181,6 @@ impl JobResult {
             .map(|(name, reason)| (name.as_str(), reason.as_str()));
         whole.chain(partly)
     }
-}
-
-/// The name without modules.
-fn last(name: &str) -> &str {
-    name.rsplit("::").next().unwrap_or(name)
 }
 
 impl fmt::Display for JobResult {
@@ -224,7 +222,7 @@ mod tests {
 
     #[test]
     fn tests_are_counted_and_skips_are_theirs() {
-        let skips = Skips::parse("6.1 a no scan").unwrap();
+        let skips = Skips::parse("6.1 m::a no scan").unwrap();
         let got = result(
             STDOUT,
             "SKIPPED a: no scan\nSKIPPED part: no luck\n",

@@ -104,7 +104,7 @@ impl Table {
 }
 
 /// The backend of a test, and its name without the module, if it has a line of its own.
-fn backend_of<'a>(backend: &Backend, test: &'a str) -> (Option<&'static str>, Option<&'a str>) {
+fn backend_of(backend: &Backend, test: &str) -> (Option<&'static str>, Option<String>) {
     match backend {
         Backend::Any => (None, None),
         Backend::Named(wanted) => {
@@ -112,11 +112,15 @@ fn backend_of<'a>(backend: &Backend, test: &'a str) -> (Option<&'static str>, Op
             (known.map(|(name, _)| *name), None)
         }
         Backend::Modules => {
-            let by_module = test.split_once("::").and_then(|(module, rest)| {
-                let known = BACKENDS.iter().find(|(_, own)| *own == module)?;
-                Some((known.0, rest))
-            });
-            by_module.map_or((None, Some(test)), |(name, rest)| (Some(name), Some(rest)))
+            let mut column = None;
+            let mut rest = Vec::new();
+            for part in test.split("::") {
+                match BACKENDS.iter().find(|(_, module)| *module == part) {
+                    Some((name, _)) => column = Some(*name),
+                    None => rest.push(part),
+                }
+            }
+            (column, Some(rest.join("::")))
         }
     }
 }
@@ -194,7 +198,10 @@ mod tests {
             seconds: 0,
         };
         let outputs = [
-            printed("test wp_async::t1 ... ok\ntest rehash::t1 ... FAILED\n", ""),
+            printed(
+                "test m::wp_async::t1 ... ok\ntest m::rehash::t1 ... FAILED\n",
+                "",
+            ),
             printed("test x ... ok\ntest y ... ok\n", "SKIPPED y: no y here\n"),
             printed("test x ... ok\n", ""),
         ];
@@ -226,7 +233,7 @@ mod tests {
                 .collect::<Vec<_>>()
                 .join(" ")
         };
-        assert_eq!(words("p: c: t1"), "t1 | ok - 1 FAILED", "{text}");
+        assert_eq!(words("p: c: m::t1"), "m::t1 | ok - 1 FAILED", "{text}");
         assert_eq!(words("p: a "), "| 1 ok 1 n/a", "{text}");
         assert_eq!(words("p: w "), "| ok -", "{text}");
         assert!(
