@@ -48,7 +48,7 @@ impl<'a> Wanted<'a> {
     }
 
     /// Up to `count` pages from the front.
-    fn next(&mut self, count: PageCount) -> Option<PageRange> {
+    pub fn next(&mut self, count: PageCount) -> Option<PageRange> {
         let (first, others) = self.ranges.split_first()?;
         let start = first.start().plus(self.done);
         let left = PageRange::new(start, first.end());

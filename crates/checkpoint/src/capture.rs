@@ -2,8 +2,7 @@
 //! window. No compression, no disk, no formatting here.
 //!
 //! Pages arrive as two sets. Those to *read* are copied as they are. Those to *compare* are read into a
-//! scratch buffer and copied only if their hash differs from the one in the parent snapshot and from that
-//! of their file. Before a
+//! scratch buffer and copied only if their hash differs from the one in the parent snapshot. Before a
 //! long range of memory is read, the kernel is asked which of its pages hold anything, because reading a
 //! page that was never touched would make the kernel map or even allocate it.
 
@@ -100,33 +99,51 @@ impl<'a> Copied<'a> {
         }
     }
 
-    /// Reads `ranges` piece by piece with `read`, which names the pages it could not read, and keeps those
-    /// of which `judge` says so. What was judged is what is kept: memory may change between two reads.
+    /// Reads `ranges`, some pages at a time, with `read`, which names the pages it could not read, and keeps
+    /// those of which `judge` says so. What was judged is what is kept: memory may change between two reads.
     pub fn keep_some<E>(
         &mut self,
         ranges: &[PageRange],
-        mut read: impl FnMut(PageRange, &mut [u8]) -> Result<Vec<PageRange>, E>,
+        mut read: impl FnMut(&[PageRange], &mut [u8]) -> Result<Vec<PageRange>, E>,
         judge: impl Fn(PageIndex, &[u8]) -> Verdict,
     ) -> Result<(), CaptureError>
     where
         CaptureError: From<E>,
     {
         let mut scratch = std::mem::take(&mut self.scratch);
-        for piece in ranges.iter().flat_map(|r| r.pieces(COMPARE_AT_ONCE)) {
-            let bytes = &mut scratch[..SIZE.bytes_of(piece.count()) as usize];
-            let unreadable = read(piece, bytes)?;
-            let readable = PageSet::from(piece).subtract(&unreadable.iter().copied().collect());
-            self.unreadable.extend(unreadable);
-            for page in readable.pages() {
-                let offset = (page.0 - piece.start().0) as usize * SIZE.len();
-                let bytes = &bytes[offset..offset + SIZE.len()];
+        let mut kept = Vec::new();
+        let mut wanted = Wanted::new(ranges);
+        let mut pieces = Vec::new();
+        while !wanted.is_empty() {
+            let mut room = COMPARE_AT_ONCE;
+            pieces.clear();
+            while let Some(piece) = wanted.next(room) {
+                room = PageCount(room.0 - piece.count().0);
+                pieces.push(piece);
+                if room == PageCount(0) {
+                    break;
+                }
+            }
+            let length = SIZE.bytes_of(PageCount(COMPARE_AT_ONCE.0 - room.0)) as usize;
+            let bytes = &mut scratch[..length];
+            let unreadable: PageSet = read(&pieces, bytes)?.into_iter().collect();
+            let pages = pieces.iter().flat_map(|piece| piece.pages());
+            for (page, bytes) in pages.zip(bytes.chunks_exact(SIZE.len())) {
+                if unreadable.contains(page) {
+                    continue;
+                }
                 match judge(page, bytes) {
                     Verdict::Unchanged => {}
                     Verdict::InFile(hash) => self.in_file.push((page, hash)),
-                    Verdict::Keep => self.keep(page, bytes)?,
+                    Verdict::Keep => {
+                        self.keep(page, bytes)?;
+                        kept.push(PageRange::single(page));
+                    }
                 }
             }
+            self.unreadable.extend(unreadable.ranges().iter().copied());
         }
+        self.pages.extend(kept);
         self.scratch = scratch;
         Ok(())
     }
@@ -136,7 +153,6 @@ impl<'a> Copied<'a> {
         loop {
             if let Some(batch) = self.arena.take(&mut Wanted::new(&one)) {
                 batch.bytes.copy_from_slice(bytes);
-                self.pages.insert(one[0]);
                 return Ok(());
             }
             self.spill()?;
@@ -223,15 +239,13 @@ impl Source<'_> {
         Ok(())
     }
 
-    /// Reads `pages` and copies those whose content is neither the parent's nor that of their file, as far
-    /// as `file_hash` knows it. Of the `anonymous` pages those that hold nothing are zero and never read:
-    /// the mapping may belong to a userfaultfd of the process, and reading would wait for a handler that
-    /// stands still.
+    /// Reads `pages` and copies those whose content is not the parent's. Of the `anonymous` pages those that
+    /// hold nothing are zero and never read: the mapping may belong to a userfaultfd of the process, and
+    /// reading would wait for a handler that stands still.
     pub fn compare(
         &self,
         pages: &PageSet,
         anonymous: &PageSet,
-        file_hash: &dyn Fn(PageIndex) -> Option<PageHash>,
         copied: &mut Copied<'_>,
     ) -> Result<(), CaptureError> {
         let mut direct = pages.subtract(anonymous).ranges().to_vec();
@@ -239,18 +253,14 @@ impl Source<'_> {
             self.sort_by_content(range, &mut direct, copied)?;
         }
         direct.sort_unstable();
-        let read = |piece, bytes: &mut [u8]| self.memory.read_pages(SIZE, &[piece], bytes);
+        let Some((parent, space)) = self.parent else {
+            return self.copy(&direct, copied);
+        };
+        let read =
+            |pieces: &[PageRange], bytes: &mut [u8]| self.memory.read_pages(SIZE, pieces, bytes);
         copied.keep_some(&direct, read, |page, bytes| {
-            let known = self
-                .parent
-                .and_then(|(parent, space)| parent.page_hash(space, page));
-            let in_file = file_hash(page);
-            if known.is_none() && in_file.is_none() {
-                return Verdict::Keep;
-            }
-            match Some(PageHash::of(bytes)) {
-                hash if hash == known => Verdict::Unchanged,
-                Some(hash) if Some(hash) == in_file => Verdict::InFile(hash),
+            match parent.page_hash(space, page) {
+                Some(known) if known == PageHash::of(bytes) => Verdict::Unchanged,
                 _ => Verdict::Keep,
             }
         })

@@ -42,7 +42,7 @@ const IN_MEMORY_FILE_SYSTEMS: [i64; 2] = [
 pub(crate) type FileKey = (u64, u64);
 
 /// The stamps by which a change is noticed. Equal stamps of a settled file mean equal bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, bincode::Encode, bincode::Decode)]
 pub(crate) struct Stamps {
     pub device: u64,
     pub inode: u64,
@@ -82,7 +82,7 @@ pub(crate) enum FileSystem {
 
 impl FileReport {
     /// True if `earlier` proves that the file's pages are what they were then.
-    pub fn unchanged_since(&self, mapping: &Mapping, earlier: &[Stamps]) -> bool {
+    pub fn unchanged_since(&self, mapping: &Mapping, earlier: &HashSet<&Stamps>) -> bool {
         let now = self.settled.get(&key(mapping));
         now.is_some_and(|now| earlier.contains(now))
     }

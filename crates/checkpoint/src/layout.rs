@@ -2,18 +2,20 @@
 //! captured. And a mapping as a region of a snapshot. Not the copying itself.
 
 use pagetide_kernel::maps::{self, Mapping, MappingName};
-use pagetide_pages::{PageIndex, PageRange, PageSet};
+use pagetide_pages::{PageRange, PageSet};
 use pagetide_snapshot::{Backing, Capture, Protection, Region, Sharing, Shown};
 use std::os::unix::ffi::OsStrExt;
+use std::time::{Duration, Instant};
 
 /// How changes of a mapping's pages are found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Watch {
     /// Private anonymous memory: the tracker knows all that is written.
     Track,
-    /// A private mapping of a file: the tracker knows what the process writes, but not when a private
-    /// copy is dropped and not when the file itself changes.
-    TrackOverFile,
+    /// A private mapping of a file. The process's own copies are found in its page tables and compared; the
+    /// rest is what the file has. It is not tracked: dropping a copy would read as not written, and on
+    /// kernels from 6.15 on a guard region over a protected page would hang the process for ever.
+    OverFile,
     /// Others can change it unseen (shared memory, or a mapping no tracker may watch): every page is
     /// read and compared with what is stored.
     Compare,
@@ -36,7 +38,7 @@ pub(crate) fn watch(mapping: &Mapping) -> Watch {
         MappingName::Vdso => Watch::Compare,
         _ if mapping.shared => Watch::Compare,
         _ if is_anonymous_huge(mapping) => Watch::CompareHeld,
-        _ if mapping.has_file() => Watch::TrackOverFile,
+        _ if mapping.has_file() => Watch::OverFile,
         _ if !accessible => Watch::Reserved,
         _ => Watch::Track,
     }
@@ -227,8 +229,8 @@ impl Layout {
             }
             match watch {
                 Watch::Reserved => layout.reserved.insert(pages),
-                Watch::Track | Watch::TrackOverFile if trackable => layout.tracked.push(pages),
-                Watch::Track | Watch::TrackOverFile => watch = Watch::Compare,
+                Watch::Track if trackable => layout.tracked.push(pages),
+                Watch::Track => watch = Watch::Compare,
                 _ => {}
             }
             layout.watch.push(watch);
@@ -244,15 +246,6 @@ impl Layout {
     pub fn each_object(&self) -> impl Iterator<Item = &Mapping> {
         let objects = self.each().filter(|(_, watch)| *watch == Watch::Object);
         objects.map(|(mapping, _)| mapping)
-    }
-
-    /// The mapping that holds `page`.
-    pub fn mapping_at(&self, page: PageIndex) -> Option<&Mapping> {
-        let after = self
-            .mappings
-            .partition_point(|mapping| mapping.pages().start() <= page);
-        let mapping = &self.mappings[after.checked_sub(1)?];
-        mapping.pages().contains(page).then_some(mapping)
     }
 
     pub fn set(&self, wanted: impl Fn(&Mapping, Watch) -> bool) -> PageSet {
@@ -285,17 +278,23 @@ pub(crate) fn advice_of(flags: &[String]) -> Vec<String> {
         .collect()
 }
 
-/// The advice of each mapping, read again only when the layout has changed, because it is slow.
+/// So long advice counts as what it was. Reading it walks all page tables, and takes the longer the more
+/// memory there is.
+const ADVICE_HOLDS: Duration = Duration::from_secs(1);
+
+/// The advice of each mapping, as it was at most a second ago.
 #[derive(Default)]
 pub(crate) struct AdviceCache {
     layout: Vec<Mapping>,
     advice: Vec<(PageRange, Vec<String>)>,
+    read: Option<Instant>,
 }
 
 impl AdviceCache {
     /// Makes this the advice of `layout`.
     pub fn refresh(&mut self, pid: i32, layout: &[Mapping]) {
-        if self.layout == layout {
+        let is_fresh = self.read.is_some_and(|read| read.elapsed() < ADVICE_HOLDS);
+        if is_fresh && self.layout == layout {
             return;
         }
         // Advice describes; without it nothing is lost but the description.
@@ -305,6 +304,7 @@ impl AdviceCache {
             .map(|(mapping, flags)| (mapping.pages(), advice_of(flags)))
             .collect();
         self.layout = layout.to_vec();
+        self.read = Some(Instant::now());
     }
 
     /// The advice given for `mapping`.

@@ -18,7 +18,7 @@ use pagetide_pages::{PageIndex, PageRange, PageSet};
 use pagetide_snapshot::{Capture, PageHash, PageState, Protection, Region, Shown, View};
 use rustix::fs::SeekFrom;
 use rustix::io::{Errno, pread};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 
 /// The space that holds the object behind a shared mapping.
@@ -57,7 +57,7 @@ pub(crate) struct Objects {
 pub(crate) struct Earlier<'a> {
     pub parent: Option<&'a View>,
     /// The stamps of the files that were settled at the parent.
-    pub settled: Vec<files::Stamps>,
+    pub settled: HashSet<files::Stamps>,
     pub report: &'a FileReport,
     pub files: &'a Files,
     pub hashes: &'a FileHashes,
@@ -187,15 +187,21 @@ impl Object {
                 _ => Verdict::Keep,
             }
         };
-        let read = |piece: PageRange, bytes: &mut [u8]| {
-            read_or_zero(file, bytes, SIZE.address_of(piece.start()))
-                .map(|()| Vec::new())
-                .map_err(|errno| self.error(errno))
+        let read = |pieces: &[PageRange], bytes: &mut [u8]| {
+            let mut rest = bytes;
+            for piece in pieces {
+                let length = SIZE.bytes_of(piece.count()) as usize;
+                let (bytes, others) = rest.split_at_mut(length);
+                read_or_zero(file, bytes, SIZE.address_of(piece.start()))
+                    .map_err(|errno| self.error(errno))?;
+                rest = others;
+            }
+            Ok::<_, CaptureError>(Vec::new())
         };
         copied.keep_some(wanted.ranges(), read, judge)?;
         if has_tail {
-            let read = |piece: PageRange, bytes: &mut [u8]| {
-                self.read_tail(members, file, piece.start(), bytes)
+            let read = |_: &[PageRange], bytes: &mut [u8]| {
+                self.read_tail(members, file, tail, bytes)
                     .map(|()| Vec::new())
             };
             copied.keep_some(&[PageRange::single(tail)], read, judge)?;

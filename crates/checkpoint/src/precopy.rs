@@ -9,10 +9,11 @@ use crate::options::{Mode, Options};
 use crate::rings;
 use crate::spaces::Spaces;
 use crate::take::{TakeError, check_cancelled};
+use pagetide_kernel::maps::Mapping;
 use pagetide_kernel::pagemap_scan::{Categories, ScanRequest, ScannedRange};
 use pagetide_pages::{PageCount, PageRange, PageSet};
 use pagetide_snapshot::{PageState, SnapshotWriter, View};
-use pagetide_tracker::{Backend, Harvest, Tracker};
+use pagetide_tracker::{Backend, Harvest};
 
 /// From this much to copy on, pages are copied while the process runs.
 const PRECOPY_FROM: PageCount = PageCount(2048);
@@ -80,8 +81,8 @@ impl Member {
         }
         if rounds > 0 && parent.is_none() {
             // Not copied in the rounds: the process's own copies of file pages.
-            let files = layout.set(|_, watch| watch == Watch::TrackOverFile);
-            expected += self.private_copies(&files)?.in_memory.count();
+            let files = layout.set(|_, watch| watch == Watch::OverFile);
+            expected += self.private_pages(&files)?.copies.count();
         }
         precopied.expected = expected;
         Ok(precopied)
@@ -111,8 +112,9 @@ impl Member {
 
     /// How many pages read as written now. A harvest that follows at once also finds the page tables in
     /// the processor's caches, and takes about half the time.
-    pub fn written_now(&self) -> Result<PageCount, TakeError> {
-        Ok(self.written_in(&self.layout(true, |_| false)?)? + SLACK)
+    pub fn written_now(&self, mappings: &[Mapping]) -> Result<PageCount, TakeError> {
+        let layout = self.layout_of(mappings.to_vec(), true, |_| false);
+        Ok(self.written_in(&layout)? + SLACK)
     }
 
     fn written_in(&self, layout: &Layout) -> Result<PageCount, TakeError> {

@@ -12,9 +12,11 @@ use crate::capture::{CaptureError, Copied, SIZE};
 use crate::checkpointer::{AttachError, Checkpointer};
 use crate::file_pages::{FileHashes, file_page};
 use crate::files::{self, FileReport};
+use crate::layout::{self, Watch};
 use crate::leave::LeaveGuard;
 use crate::mark::Phase;
 use crate::memo::Memo;
+use crate::numa::NumaRecord;
 use crate::objects::{Earlier, Objects, in_file};
 use crate::options::{Options, Request};
 use crate::precopy::{Precopied, Sink};
@@ -33,7 +35,7 @@ use pagetide_process::{
 };
 use pagetide_snapshot::{PageHash, PageState, SnapshotKind, SnapshotWriter, View, WriteError};
 use pagetide_tracker::{GivenBack, Harvest, TrackError};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -311,9 +313,7 @@ impl Checkpointer {
             window_pages: count(|stopped| stopped.window.count()) + in_objects,
             stored_pages: info.pages,
             zero_pages: counters.zero_pages,
-            file_pages: count(|stopped| {
-                stopped.in_file.count() + PageCount(stopped.found_in_file.len() as u64)
-            }) + in_files,
+            file_pages: count(|stopped| stopped.in_file.count()) + in_files,
             logical_bytes: info.logical_bytes,
             stored_bytes: info.stored_bytes,
             stop: found.stop,
@@ -391,8 +391,8 @@ impl Checkpointer {
             };
             let hashes = self.hash_files(parent, &before, &report)?;
             let mut ready = PageCount(0);
-            for member in &self.members {
-                ready += member.written_now()?;
+            for (member, before) in self.members.iter().zip(&before) {
+                ready += member.written_now(&before.mappings)?;
             }
             self.arena.prepare(SIZE.bytes_of(ready));
 
@@ -482,40 +482,35 @@ impl Checkpointer {
     ) -> Result<FileHashes, TakeError> {
         let mut wanted: HashMap<files::FileKey, PageSet> = HashMap::new();
         for (member, before) in self.members.iter().zip(before) {
-            let memo = member.memo_of(parent);
-            let space = parent.and_then(|view| view.space_index(&member.names.space));
-            let private = |mapping: &&Mapping| mapping.has_file();
-            let tracked: PageSet = before
-                .mappings
-                .iter()
-                .filter(private)
-                .filter(|mapping| !mapping.shared)
-                .map(Mapping::pages)
-                .collect();
-            let copies = match member.tracking.is_some() {
-                true => member.private_copies(&tracked)?.in_memory,
-                false => PageSet::new(),
+            let standing = |mapping: &&Mapping| {
+                mapping.has_file() && report.standing(files::key(mapping)).is_some()
             };
-            let told = match (parent, space) {
-                (Some(view), Some(space)) => in_file(view, space, &tracked),
-                _ => PageSet::new(),
-            };
-            for mapping in before.mappings.iter().filter(private) {
-                let key = files::key(mapping);
-                if report.standing(key).is_none() {
-                    continue;
-                }
-                let mut pages =
-                    PageSet::from(mapping.pages()).subtract(&copies.within(mapping.pages()));
-                if memo.is_some_and(|memo| report.unchanged_since(mapping, &memo.settled)) {
-                    pages = pages.subtract(&told.within(mapping.pages()));
-                }
+            let over_file = |mapping: &&Mapping| layout::watch(mapping) == Watch::OverFile;
+            let all = before.mappings.iter().filter(standing);
+            let private: PageSet = all.clone().filter(over_file).map(Mapping::pages).collect();
+            let found = member.private_pages(&private)?;
+            let mut needless = found.copies.union(&found.guards);
+            if let Some(memo) = member.memo_of(parent)
+                && let Some(view) = parent
+                && let Some(space) = view.space_index(&member.names.space)
+            {
+                let unchanged = member.unchanged_files(view, &before.mappings, report, memo);
+                needless = needless.union(&in_file(view, space, &unchanged));
+            }
+            let earlier = member.memo_of(parent).map(|memo| memo.settled.iter());
+            let earlier: HashSet<_> = earlier.into_iter().flatten().collect();
+            // What is shared is told by object, and was when its file was this already.
+            let told =
+                |mapping: &&Mapping| mapping.shared && report.unchanged_since(mapping, &earlier);
+            for mapping in all.filter(|mapping| !told(mapping)) {
+                let pages = PageSet::from(mapping.pages());
+                let pages = pages.subtract(&needless.within(mapping.pages()));
                 let first = file_page(mapping, mapping.pages().start());
                 let shift = |range: &PageRange| {
                     let start = first.0 + (range.start().0 - mapping.pages().start().0);
                     PageRange::with_count(PageIndex(start), range.count())
                 };
-                let shown = wanted.entry(key).or_default();
+                let shown = wanted.entry(files::key(mapping)).or_default();
                 shown.extend(pages.ranges().iter().map(shift));
             }
         }
@@ -581,7 +576,9 @@ impl Checkpointer {
         let memos = self.members.iter().filter_map(|m| m.memo_of(parent));
         let earlier = Earlier {
             parent,
-            settled: memos.flat_map(|memo| memo.settled.clone()).collect(),
+            settled: memos
+                .flat_map(|memo| memo.settled.iter().copied())
+                .collect(),
             report,
             files: &self.files,
             hashes: &hashes,
@@ -646,9 +643,6 @@ impl Checkpointer {
             let number = spaces.number_of(&member.names.space);
             for &(range, state) in &stopped.states {
                 writer.put_state(number, range, state)?;
-            }
-            for &(page, hash) in &stopped.found_in_file {
-                writer.put_file_pages(number, page, &[hash])?;
             }
             for (mapping, _) in stopped.layout.each() {
                 let pages = stopped.in_file.within(mapping.pages());
@@ -721,6 +715,10 @@ impl Checkpointer {
             let memo = std::mem::take(&mut stopped.memo);
             if let Some(bytes) = memo.to_bytes() {
                 writer.attach(member.names.memo.as_str(), bytes)?;
+            }
+            let numa = NumaRecord::of_process(member.pid(), &stopped.layout.mappings);
+            if let Some(bytes) = numa.to_bytes() {
+                writer.attach(member.names.numa.as_str(), bytes)?;
             }
             memos.insert(member.pid(), memo);
         }

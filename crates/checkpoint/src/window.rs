@@ -3,8 +3,8 @@
 
 use crate::capture::{CaptureError, Copied, SIZE, Source};
 use crate::file_pages::{FileHashes, file_page};
-use crate::files::{self, FileReport, Files};
-use crate::layout::{Layout, Watch};
+use crate::files::{self, FileReport, Files, Stamps};
+use crate::layout::{self, Layout, Watch};
 use crate::member::Member;
 use crate::memo::Memo;
 use crate::objects::{in_file, shown_in};
@@ -14,20 +14,20 @@ use crate::rings::{self, AsynchronousIo};
 use crate::take::TakeError;
 use pagetide_kernel::maps::{self, Mapping};
 use pagetide_kernel::pagemap_scan::{Categories, ScanError, ScanRequest, ScannedRange};
-use pagetide_pages::{PageRange, PageSet};
+use pagetide_pages::{PageIndex, PageRange, PageSet};
 use pagetide_process::{StoppedProcess, ThreadState};
-use pagetide_snapshot::{PageHash, PageState, View};
-use pagetide_tracker::{Harvest, Tracker};
+use pagetide_snapshot::{Backing, PageState, Region, Sharing, View};
+use pagetide_tracker::Harvest;
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-/// Swap types from here on are not swap areas but markers and the like (include/linux/swap.h).
-const FIRST_PSEUDO_SWAP_TYPE: u8 = 23;
-
-/// Which private file pages the process has its own copies of.
+/// What the page tables say of private mappings of files.
 #[derive(Default)]
-pub(crate) struct Copies {
-    pub in_memory: PageSet,
-    pub in_swap: PageSet,
+pub(crate) struct Private {
+    /// Pages that are, or may be, the process's own copies.
+    pub copies: PageSet,
+    /// Guard regions.
+    pub guards: PageSet,
 }
 
 /// What the stop window is entered with.
@@ -59,8 +59,6 @@ pub(crate) struct Stopped {
     pub states: Vec<(PageRange, PageState)>,
     /// Pages that are those of their file.
     pub in_file: PageSet,
-    /// Pages of which that turned out when they were read.
-    pub found_in_file: Vec<(pagetide_pages::PageIndex, PageHash)>,
     pub memo: Memo,
     pub refused: Vec<NotTracked>,
     /// Pages that were copied, or that have a state in `states`.
@@ -108,6 +106,16 @@ impl Member {
         if mappings.is_empty() {
             return Err(TakeError::Ended { pid });
         }
+        Ok(self.layout_of(mappings, trusts_tracker, is_object))
+    }
+
+    /// The same for mappings that were read already.
+    pub fn layout_of(
+        &self,
+        mappings: Vec<Mapping>,
+        trusts_tracker: bool,
+        is_object: impl Fn(&Mapping) -> bool,
+    ) -> Layout {
         let holds = |pages| {
             let mut holds = false;
             let any_of = Categories::PRESENT | Categories::SWAPPED;
@@ -115,7 +123,7 @@ impl Member {
             holds || scanned.is_err()
         };
         let trackable = self.tracking.is_some() && trusts_tracker;
-        Ok(Layout::new(mappings, trackable, holds, is_object))
+        Layout::new(mappings, trackable, holds, is_object)
     }
 
     /// What is remembered from the parent.
@@ -137,7 +145,9 @@ impl Member {
             .memo_of(window.parent)
             .is_some_and(|memo| memo.unlisted_ring);
         let is_object = |mapping: &Mapping| files.is_object(mapping, window.report);
-        let layout = self.layout(!window.io.unlisted_ring && !distrusted, is_object)?;
+        // The kernel's own reads go on while the threads are stopped.
+        let unsettled = window.io.unlisted_ring || window.io.any && self.needs_stop();
+        let layout = self.layout(!unsettled && !distrusted, is_object)?;
         let started = Instant::now();
         let mut refused = Vec::new();
         let mut written = PageSet::new();
@@ -177,13 +187,7 @@ impl Member {
             knows_guards: self.space.knows_guards,
         };
         source.read(&plan.read, &layout.anonymous, &mut copied)?;
-        let file_hash = |page| {
-            let mapping = layout.mapping_at(page)?;
-            let key = files::key(mapping);
-            window.report.standing(key)?;
-            window.hashes.of(key, file_page(mapping, page))
-        };
-        source.compare(&plan.compare, &layout.anonymous, &file_hash, &mut copied)?;
+        source.compare(&plan.compare, &layout.anonymous, &mut copied)?;
         let mut states = copied.states;
         let (unreadable, pages) = (copied.unreadable, copied.pages);
         let zeros = plan.zero.ranges().iter();
@@ -191,6 +195,8 @@ impl Member {
         let shown = plan.shown.ranges().iter();
         states.extend(shown.map(|&range| (range, PageState::Shown)));
         self.name_guards(&plan.shown, &mut states)?;
+        let guards = plan.guards.ranges().iter();
+        states.extend(guards.map(|&range| (range, PageState::Guard)));
         let unbacked = unreadable.ranges().iter();
         states.extend(unbacked.map(|&range| (range, PageState::Unbacked)));
         self.name_guards(&unreadable, &mut states)?;
@@ -203,7 +209,6 @@ impl Member {
             threads: looked.threads,
             states,
             in_file: plan.in_file,
-            found_in_file: copied.in_file,
             memo: plan.memo,
             refused: looked.refused,
             unreadable,
@@ -240,10 +245,9 @@ impl Member {
         let tracked: PageSet = layout.tracked.iter().copied().collect();
         let tracked = tracked.subtract(&refused);
         let compared = layout.set(|_, watch| watch == Watch::Compare);
-        let mut compare = compared.union(&refused);
-        let over_file = layout.set(|_, watch| watch == Watch::TrackOverFile);
-        let over_file = over_file.subtract(&refused);
-        let copies = self.private_copies(&over_file)?;
+        let over_file = layout.set(|_, watch| watch == Watch::OverFile);
+        let Private { copies, guards } = self.private_pages(&over_file)?;
+        let mut compare = compared.union(&refused).union(&copies);
 
         // Buffers that the kernel may write to unseen, since the last snapshot or from now on.
         let buffers = match window.io.any {
@@ -257,45 +261,36 @@ impl Member {
             .union(&buffers)
             .intersect(&tracked);
 
-        // Private mappings of files that stand for their pages show the file wherever there is no copy.
-        let stands = |mapping: &Mapping, watch| {
-            let over_file = watch == Watch::TrackOverFile || watch == Watch::Compare;
-            over_file && !mapping.shared && window.report.standing(files::key(mapping)).is_some()
-        };
-        let standing = layout.set(stands);
-        let shows_file = standing
-            .intersect(&over_file)
-            .subtract(&copies.in_memory)
-            .subtract(&copies.in_swap);
-        let mut in_file_now = shows_file.clone();
-
-        let mut was_copied = PageSet::new();
+        // Where there is no copy, a file shows, and may stand for its pages.
+        let shows_file = over_file.subtract(&copies).subtract(&guards);
+        let standing = layout.set(|mapping, watch| {
+            watch == Watch::OverFile && window.report.standing(files::key(mapping)).is_some()
+        });
+        let mut in_file_now = shows_file.intersect(&standing);
         let mut shown_then = PageSet::new();
         match self.memo_of(window.parent).zip(window.parent) {
             None => {
-                read = read.union(&tracked.subtract(&window.precopied.covered));
+                read = read
+                    .union(&tracked.subtract(&window.precopied.covered))
+                    .union(&shows_file.subtract(&standing));
             }
             Some((memo, view)) => {
-                // A private copy that is gone shows the file again, and that counts as no write.
-                was_copied = memo.private_copies.intersect(&over_file);
-                read = read.union(&was_copied.subtract(&copies.in_memory));
                 read = read.union(&memo.buffers.union(&memo.in_flight).intersect(&tracked));
-                let unchanged = layout.set(|mapping, watch| {
-                    watch == Watch::TrackOverFile
-                        && window.report.unchanged_since(mapping, &memo.settled)
-                });
-                let doubtful = over_file.subtract(&standing).subtract(&unchanged);
-                compare = compare.union(&doubtful.subtract(&copies.in_memory));
+                let unchanged = self.unchanged_files(view, &layout.mappings, window.report, memo);
+                // A copy that is gone shows the file again.
+                let dropped = memo.private_copies.intersect(&shows_file);
+                read = read.union(&dropped.subtract(&standing));
+                let doubtful = shows_file.subtract(&standing).subtract(&unchanged);
+                compare = compare.union(&doubtful);
                 if let Some(space) = view.space_index(&self.names.space) {
+                    let told = in_file(view, space, &over_file);
                     // The parent says of these what holds still.
-                    let told = in_file(view, space, &unchanged.intersect(&shows_file));
-                    in_file_now = shows_file
-                        .subtract(&told)
-                        .union(&shows_file.intersect(&read))
-                        .union(&shows_file.intersect(window.again));
-                    // A file that may change can no longer stand for its pages.
-                    let all_private = over_file.union(&compare).subtract(&standing);
-                    read = read.union(&in_file(view, space, &all_private));
+                    let holds = told.intersect(&unchanged).intersect(&standing);
+                    in_file_now = in_file_now
+                        .subtract(&holds)
+                        .union(&in_file_now.intersect(window.again));
+                    // A file that has changed or may change can no longer stand for its pages.
+                    read = read.union(&told.subtract(&holds).subtract(&guards));
                     shown_then = shown_in(view, space);
                 }
             }
@@ -308,32 +303,23 @@ impl Member {
         let stale = window
             .again
             .union(&window.precopied.covered.intersect(&compare));
-        let stale = stale.intersect(&tracked.union(&compare));
-        read = read.union(&stale.subtract(&shows_file));
+        read = read.union(&stale.intersect(&tracked.union(&compare)));
 
-        let mut zero = layout.reserved.clone();
-        for &range in layout.set(|_, watch| watch == Watch::CompareHeld).ranges() {
-            zero.insert(range);
-            let any_of = Categories::PRESENT | Categories::SWAPPED;
-            self.scan(range, any_of, Categories::empty(), |pages, _| {
-                zero.remove(pages);
-                compare.insert(pages);
-            })
-            .map_err(CaptureError::from)?;
-        }
+        let huge = layout.set(|_, watch| watch == Watch::CompareHeld);
+        let held = self.held_in(&huge)?;
+        compare = compare.union(&held);
+        let zero = layout.reserved.union(&huge.subtract(&held));
         // What was shown of an object then is not what the process itself had there.
         read = read.union(&compare.intersect(&shown_then)).subtract(&zero);
-        let may_be_in_swap = was_copied.union(written);
         Ok(Plan {
             compare: compare.subtract(&read).subtract(&zero),
             read,
             zero,
             in_file: known,
             shown: layout.set(|_, watch| watch == Watch::Object),
+            guards,
             memo: Memo {
-                private_copies: copies
-                    .in_memory
-                    .union(&copies.in_swap.intersect(&may_be_in_swap)),
+                private_copies: copies,
                 settled: Vec::new(),
                 buffers,
                 in_flight: match window.io.any {
@@ -345,6 +331,57 @@ impl Member {
         })
     }
 
+    /// The pages of private mappings of files that show the same of the same files as in the parent, and
+    /// those files are what they were then.
+    pub fn unchanged_files(
+        &self,
+        parent: &View,
+        mappings: &[Mapping],
+        report: &FileReport,
+        memo: &Memo,
+    ) -> PageSet {
+        let Some(space) = parent.space_index(&self.names.space) else {
+            return PageSet::new();
+        };
+        let earlier: HashSet<&Stamps> = memo.settled.iter().collect();
+        let over_file = mappings
+            .iter()
+            .filter(|mapping| layout::watch(mapping) == Watch::OverFile);
+        let unchanged: PageSet = over_file
+            .clone()
+            .filter(|mapping| report.unchanged_since(mapping, &earlier))
+            .map(Mapping::pages)
+            .collect();
+        let regions = &parent.spaces()[space].regions;
+        let mut same = Vec::new();
+        for mapping in over_file {
+            let pages = mapping.pages();
+            let from = regions.partition_point(|region| region.pages.end() <= pages.start());
+            for region in &regions[from..] {
+                let Some(part) = region.pages.intersection(pages) else {
+                    break;
+                };
+                if shows_the_same(mapping, region) {
+                    same.push(part);
+                }
+            }
+        }
+        unchanged.intersect(&same.into_iter().collect())
+    }
+
+    /// The pages of `huge` mappings that hold something.
+    fn held_in(&self, huge: &PageSet) -> Result<PageSet, TakeError> {
+        let mut held = Vec::new();
+        for &range in huge.ranges() {
+            let any_of = Categories::PRESENT | Categories::SWAPPED;
+            self.scan(range, any_of, Categories::empty(), |pages, _| {
+                held.push(pages)
+            })
+            .map_err(CaptureError::from)?;
+        }
+        Ok(held.into_iter().collect())
+    }
+
     /// Those of `pages` for which the hash of what their file has is known.
     fn known_in_file(&self, layout: &Layout, pages: &PageSet, window: &Window<'_>) -> PageSet {
         let mut known = PageSet::new();
@@ -354,48 +391,55 @@ impl Member {
             let shown = PageRange::with_count(first, all.count());
             for (part, _) in window.hashes.known(files::key(mapping), shown) {
                 let start = all.start().0 + (part.start().0 - first.0);
-                let part = PageRange::with_count(pagetide_pages::PageIndex(start), part.count());
+                let part = PageRange::with_count(PageIndex(start), part.count());
                 known.extend(pages.within(part).ranges().iter().copied());
             }
         }
         known
     }
 
-    /// The pages of `over_file` (private mappings of files) that the process has its own copies of.
-    pub fn private_copies(&self, over_file: &PageSet) -> Result<Copies, TakeError> {
-        let mut copies = Copies::default();
-        let mut slots = PageSet::new();
+    /// What the page tables say of `over_file` (private mappings of files). A slot that is neither in memory
+    /// nor a guard is taken for a copy: it may be one in swap.
+    pub fn private_pages(&self, over_file: &PageSet) -> Result<Private, TakeError> {
+        let (mut copies, mut guards) = (Vec::new(), Vec::new());
+        let guard = match self.space.knows_guards {
+            true => Categories::GUARD,
+            false => Categories::empty(),
+        };
         let any_of = Categories::PRESENT | Categories::SWAPPED;
-        let returned = any_of | Categories::FILE;
+        let returned = any_of | Categories::FILE | guard;
         for &range in over_file.ranges() {
             self.scan(range, any_of, returned, |pages, found| {
-                if found.contains(Categories::PRESENT) {
-                    if !found.contains(Categories::FILE) {
-                        copies.in_memory.insert(pages);
-                    }
-                } else {
-                    slots.insert(pages);
+                if found.contains(Categories::GUARD) {
+                    guards.push(pages);
+                } else if !found.contains(Categories::PRESENT | Categories::FILE) {
+                    copies.push(pages);
                 }
             })
             .map_err(CaptureError::from)?;
         }
-        // A slot that is not in memory is a swapped copy or a mere marker. Where nothing can be
-        // swapped out it is a marker.
-        if rustix::system::sysinfo().totalswap > 0 {
-            for &range in slots.ranges() {
-                for page in range.pages() {
-                    let entries = self.space.pagemap.entries(PageRange::single(page));
-                    let slot = entries
-                        .ok()
-                        .and_then(|entries| entries.first()?.swap_slot());
-                    if slot.is_none_or(|(kind, _)| kind < FIRST_PSEUDO_SWAP_TYPE) {
-                        copies.in_swap.insert(PageRange::single(page));
-                    }
-                }
-            }
-        }
-        Ok(copies)
+        Ok(Private {
+            copies: copies.into_iter().collect(),
+            guards: guards.into_iter().collect(),
+        })
     }
+}
+
+/// True if a private mapping and a region of the parent show the same of one file where they overlap.
+fn shows_the_same(mapping: &Mapping, region: &Region) -> bool {
+    let Backing::File {
+        offset_bytes,
+        device,
+        inode,
+        ..
+    } = region.backing
+    else {
+        return false;
+    };
+    let (start, _) = SIZE.span_of(region.pages);
+    region.sharing == Sharing::Private
+        && (device, inode) == files::key(mapping)
+        && mapping.offset_bytes.wrapping_sub(mapping.start) == offset_bytes.wrapping_sub(start)
 }
 
 /// What to do with which pages.
@@ -405,6 +449,8 @@ struct Plan {
     zero: PageSet,
     in_file: PageSet,
     shown: PageSet,
+    /// Guard regions over files.
+    guards: PageSet,
     memo: Memo,
 }
 
