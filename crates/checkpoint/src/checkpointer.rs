@@ -52,12 +52,9 @@ pub enum AttachError {
 
 /// The backends, the preferred first, and for each why it cannot be used, if so.
 pub fn backends(probe: &Probe) -> Vec<(Backend, Result<(), String>)> {
-    let soft_dirty = probe.soft_dirty.clone().and_then(|()| {
-        Err("the kernel has soft-dirty bits, but this version of pagetide does not use them".into())
-    });
     vec![
         (Backend::WpAsync, probe.wp_async.clone()),
-        (Backend::SoftDirty, soft_dirty),
+        (Backend::SoftDirty, probe.soft_dirty.clone()),
         (Backend::Rehash, Ok(())),
     ]
 }
@@ -162,7 +159,7 @@ impl Checkpointer {
             self.last = view.filter(|_| named.memo.is_some());
             return Ok(());
         }
-        named.tracking = Tracking::find(named.identity(), self.store.id())?;
+        named.tracking = Tracking::find(named.identity(), self.store.id(), self.backend)?;
         match named.phase() {
             None => {}
             Some(Phase::Armed) => {
@@ -190,7 +187,7 @@ impl Checkpointer {
             member.memo = self.last.as_ref().and_then(|view| member.memo_in(view));
             return Ok(());
         }
-        member.tracking = Tracking::find(member.identity(), self.store.id())?;
+        member.tracking = Tracking::find(member.identity(), self.store.id(), self.backend)?;
         if let (Some(view), Some(Phase::Committed(id, hash))) = (&self.last, member.phase())
             && (view.id(), view.info().content_hash) == (id, hash)
         {
@@ -298,8 +295,8 @@ impl Member {
         if backend == Backend::Rehash || self.tracking.is_some() {
             return Ok(());
         }
-        let store = (residence == Residence::Target).then_some(store);
-        let begun = Tracking::begin(stopped, self.identity(), store);
+        let stays = residence == Residence::Target;
+        let begun = Tracking::begin(stopped, self.identity(), backend, store, stays);
         self.tracking = Some(begun?);
         self.memo = None;
         Ok(())

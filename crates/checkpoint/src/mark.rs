@@ -1,13 +1,17 @@
 //! The mark that pagetide leaves in a process whose tracking outlives the command that began it.
 //!
-//! It is a memfd named `pagetide` in the process itself, close-on-exec, beside the userfaultfd. It says
-//! who owns the tracking (the store), for which process (a forked child inherits a copy, which is not
-//! meant for it), which snapshot the write-protection bits count from, and whether a harvest was under
-//! way. It is written before a harvest begins; whoever finds it "harvesting" knows that bits were
+//! It is a memfd named `pagetide` in the process itself, close-on-exec, beside the userfaultfd if there is
+//! one. It says who owns the tracking (the store), for which process (a forked child inherits a copy, which
+//! is not meant for it), by which backend, which snapshot the bits count from, and whether a harvest was
+//! under way. It is written before a harvest begins; whoever finds it "harvesting" knows that bits were
 //! cleared for a snapshot that may never have been committed, and trusts none of them.
+//!
+//! Behind it stands what the tracker must remember besides the kernel's bits. It concerns this process in
+//! this life only, so it is kept here and not in the snapshot.
 
 use pagetide_process::ProcessIdentity;
 use pagetide_snapshot::{ContentHash, SnapshotId, StoreId};
+use pagetide_tracker::Backend;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
@@ -17,8 +21,14 @@ pub(crate) const MEMFD_NAME: &[u8] = b"pagetide\0";
 /// How the kernel shows it in `/proc/PID/fd`.
 pub(crate) const MEMFD_LINK: &str = "/memfd:pagetide (deleted)";
 
-const MAGIC: [u8; 8] = *b"ptmark\0\x01";
-const LENGTH: usize = 8 + 16 + 4 + 8 + 16 + 4 + 1 + 8 + 32 + 4;
+const MAGIC: [u8; 8] = *b"ptmark\0\x02";
+const LENGTH: usize = 8 + 16 + 4 + 8 + 16 + 1 + 4 + 1 + 8 + 32 + 8 + 4 + 4;
+
+/// Where in the memfd stands what the tracker remembers.
+const REMEMBERED_AT: u64 = 4096;
+
+/// More than this was never written by us.
+const REMEMBERED_LIMIT: u64 = 1 << 30;
 
 /// How far the owner of the tracking has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,9 +46,21 @@ pub(crate) enum Phase {
 pub(crate) struct MarkContent {
     pub store: StoreId,
     pub process: ProcessIdentity,
-    /// The number of the userfaultfd in the process.
+    pub backend: Backend,
+    /// The number of the userfaultfd in the process; -1 if the backend needs none.
     pub uffd_number: i32,
     pub phase: Phase,
+    /// Length and checksum of what the tracker remembers.
+    pub remembered: (u64, u32),
+}
+
+/// The backend's number in a mark; it must never change.
+fn number_of(backend: Backend) -> u8 {
+    match backend {
+        Backend::WpAsync => 1,
+        Backend::SoftDirty => 2,
+        _ => 0,
+    }
 }
 
 impl MarkContent {
@@ -54,10 +76,13 @@ impl MarkContent {
         bytes.extend(self.process.pid.to_le_bytes());
         bytes.extend(self.process.start_time_ticks.to_le_bytes());
         bytes.extend(self.process.boot_id);
+        bytes.push(number_of(self.backend));
         bytes.extend(self.uffd_number.to_le_bytes());
         bytes.push(phase);
         bytes.extend(id.to_le_bytes());
         bytes.extend(hash);
+        bytes.extend(self.remembered.0.to_le_bytes());
+        bytes.extend(self.remembered.1.to_le_bytes());
         bytes.extend(crc32c::crc32c(&bytes).to_le_bytes());
         bytes
             .try_into()
@@ -75,10 +100,17 @@ impl MarkContent {
         let (pid, rest) = rest.split_first_chunk::<4>()?;
         let (start_time, rest) = rest.split_first_chunk::<8>()?;
         let (boot_id, rest) = rest.split_first_chunk::<16>()?;
+        let (backend, rest) = rest.split_first_chunk::<1>()?;
         let (uffd_number, rest) = rest.split_first_chunk::<4>()?;
         let (phase, rest) = rest.split_first_chunk::<1>()?;
         let (id, rest) = rest.split_first_chunk::<8>()?;
-        let (hash, _) = rest.split_first_chunk::<32>()?;
+        let (hash, rest) = rest.split_first_chunk::<32>()?;
+        let (length, rest) = rest.split_first_chunk::<8>()?;
+        let (checksum, _) = rest.split_first_chunk::<4>()?;
+        let with_mark = [Backend::WpAsync, Backend::SoftDirty];
+        let backend = with_mark
+            .into_iter()
+            .find(|known| [number_of(*known)] == *backend)?;
         let phase = match phase[0] {
             0 => Phase::Armed,
             1 => Phase::Harvesting,
@@ -92,8 +124,10 @@ impl MarkContent {
                 start_time_ticks: u64::from_le_bytes(*start_time),
                 boot_id: *boot_id,
             },
+            backend,
             uffd_number: i32::from_le_bytes(*uffd_number),
             phase,
+            remembered: (u64::from_le_bytes(*length), u32::from_le_bytes(*checksum)),
         })
     }
 }
@@ -134,6 +168,27 @@ impl Mark {
         &self.content
     }
 
+    /// Keeps what the tracker remembers. It holds from the next [`Mark::set`] on; until then the mark must
+    /// not speak of a snapshot.
+    pub fn remember(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        let length = bytes.len() as u64;
+        self.file.set_len(REMEMBERED_AT + length)?;
+        self.file.write_all_at(bytes, REMEMBERED_AT)?;
+        self.content.remembered = (length, crc32c::crc32c(bytes));
+        Ok(())
+    }
+
+    /// What was kept; `None` if it is not whole.
+    pub fn remembered(&self) -> Option<Vec<u8>> {
+        let (length, checksum) = self.content.remembered;
+        let length = usize::try_from(length)
+            .ok()
+            .filter(|_| length <= REMEMBERED_LIMIT)?;
+        let mut bytes = vec![0; length];
+        self.file.read_exact_at(&mut bytes, REMEMBERED_AT).ok()?;
+        (crc32c::crc32c(&bytes) == checksum).then_some(bytes)
+    }
+
     /// Says how far the owner has come. One write of a few bytes: a reader sees the old or the new
     /// mark, or by its checksum that it is neither.
     pub fn set(&mut self, phase: Phase) -> std::io::Result<()> {
@@ -159,8 +214,10 @@ mod tests {
                 start_time_ticks: 1 << 40,
                 boot_id: [9; 16],
             },
+            backend: Backend::WpAsync,
             uffd_number: 1021,
             phase,
+            remembered: (77, 99),
         }
     }
 
@@ -171,6 +228,34 @@ mod tests {
             let content = content(phase);
             assert_eq!(MarkContent::from_bytes(&content.to_bytes()), Some(content));
         }
+    }
+
+    #[test]
+    fn what_the_tracker_remembers_is_kept_whole_or_not_at_all() {
+        let memfd = || {
+            let flags = rustix::fs::MemfdFlags::CLOEXEC;
+            rustix::fs::memfd_create("mark", flags).expect("a memfd")
+        };
+        let soft_dirty = MarkContent {
+            backend: Backend::SoftDirty,
+            uffd_number: -1,
+            ..content(Phase::Armed)
+        };
+        let mut mark = Mark::create(memfd(), soft_dirty).expect("a mark");
+        assert_eq!(mark.remembered(), None, "nothing was kept");
+        for bytes in [&b"a longer piece"[..], b"short", b""] {
+            mark.remember(bytes).expect("room");
+            mark.set(Phase::Harvesting).expect("room");
+            let again = mark.file.try_clone().expect("a copy");
+            let read = Mark::read(again.into()).expect("a file").expect("a mark");
+            assert_eq!(read.content().backend, Backend::SoftDirty);
+            assert_eq!(read.remembered().as_deref(), Some(bytes));
+        }
+        mark.remember(b"whole").expect("room");
+        mark.file
+            .write_all_at(b"H", REMEMBERED_AT + 1)
+            .expect("room");
+        assert_eq!(mark.remembered(), None, "damaged");
     }
 
     #[test]

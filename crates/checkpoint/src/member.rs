@@ -116,6 +116,12 @@ impl Member {
         self.advice = AdviceCache::default();
     }
 
+    /// True if what is written while a harvest is under way may be lost.
+    pub fn needs_stop(&self) -> bool {
+        let tracking = self.tracking.as_ref();
+        tracking.is_some_and(|tracking| tracking.tracker.needs_stop())
+    }
+
     /// How far the mark in the process says we are; `None` without one.
     pub fn phase(&self) -> Option<Phase> {
         let mark = self.tracking.as_ref()?.mark.as_ref()?;
@@ -125,11 +131,8 @@ impl Member {
     /// Says in the process how far we are, if its tracking lives there.
     pub fn set_phase(&mut self, phase: Phase) -> Result<(), TakeError> {
         let pid = self.pid();
-        let mark = self
-            .tracking
-            .as_mut()
-            .and_then(|tracking| tracking.mark.as_mut());
-        match mark.map(|mark| mark.set(phase)) {
+        let tracking = self.tracking.as_mut();
+        match tracking.map(|tracking| tracking.set_phase(phase)) {
             Some(Err(source)) => Err(TrackingError::Mark { pid, source }.into()),
             _ => Ok(()),
         }

@@ -28,6 +28,7 @@ use pagetide_process::{
     StopOptions, StoppedProcess, SystemCall, ThreadId, ThreadStateError, examine,
 };
 use pagetide_snapshot::{ReadError, SnapshotId, Store, View};
+use pagetide_tracker::Backend;
 use shape::Shape;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -279,7 +280,8 @@ fn changed_since_tracking(
     store: &Store,
     view: &View,
 ) -> Result<Option<PageSet>, RollbackError> {
-    let tracking = match Tracking::find(identity, store.id()) {
+    // Only write-protection is asked here for what was written since.
+    let tracking = match Tracking::find(identity, store.id(), Backend::WpAsync) {
         // Tracked for another store: its bits count from a snapshot not known here.
         Err(TrackingError::OwnedByAnother { .. }) => None,
         other => other?,

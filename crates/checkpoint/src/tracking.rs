@@ -1,5 +1,5 @@
 //! Beginning, finding and ending the tracking of a process: the userfaultfd that must be created
-//! inside it, and the mark beside it. Not the use of it.
+//! inside it, if the backend needs one, and the mark. Not the use of it.
 
 use crate::mark::{MEMFD_LINK, MEMFD_NAME, Mark, MarkContent, Phase};
 use pagetide_kernel::maps;
@@ -12,7 +12,7 @@ use pagetide_process::{
     ProcessIdentity, RemoteCallError, ResumeError, StopError, StopOptions, StoppedProcess,
 };
 use pagetide_snapshot::StoreId;
-use pagetide_tracker::WpAsync;
+use pagetide_tracker::{Backend, SoftDirty, TrackError, Tracker, WpAsync};
 use std::os::fd::OwnedFd;
 
 const UFFD_LINK: &str = "anon_inode:[userfaultfd]";
@@ -59,6 +59,9 @@ pub enum TrackingError {
     /// The pagemap could not be opened.
     #[error(transparent)]
     OpenPagemap(#[from] OpenPagemapError),
+    /// The tracker could not be made.
+    #[error(transparent)]
+    Tracker(#[from] TrackError),
     /// The mark in the process could not be read or written.
     #[error("the tracking mark of process {pid}")]
     Mark {
@@ -72,7 +75,7 @@ pub enum TrackingError {
 
 /// The tracking of one process.
 pub(crate) struct Tracking {
-    pub tracker: WpAsync,
+    pub tracker: Box<dyn Tracker + Send>,
     /// The mark in the process, if the tracking lives there.
     pub mark: Option<Mark>,
 }
@@ -123,10 +126,11 @@ fn open_pidfd(pid: i32) -> Result<PidFd, TrackingError> {
 }
 
 impl Tracking {
-    /// The tracking that an earlier run left in the process for `store`, if there is any.
+    /// The tracking by `backend` that an earlier run left in the process for `store`, if there is any.
     pub fn find(
         identity: &ProcessIdentity,
         store: StoreId,
+        backend: Backend,
     ) -> Result<Option<Tracking>, TrackingError> {
         let pid = identity.pid;
         let pidfd = open_pidfd(pid)?;
@@ -137,7 +141,9 @@ impl Tracking {
             return Ok(None);
         };
         let number = mark.content().uffd_number;
-        if !links(pid).any(|(found, link)| found == number && link == UFFD_LINK) {
+        let is_whole = mark.content().backend != Backend::WpAsync
+            || links(pid).any(|(found, link)| found == number && link == UFFD_LINK);
+        if !is_whole {
             return Ok(None);
         }
         if mark.content().store != store {
@@ -146,22 +152,39 @@ impl Tracking {
                 owner: mark.content().store,
             });
         }
-        let protector = WriteProtector::already_enabled(fetch(&pidfd, pid, number)?);
-        let tracker = WpAsync::with(protector, Pagemap::of_process(pid)?);
+        if mark.content().backend != backend {
+            return Ok(None);
+        }
+        let tracker: Box<dyn Tracker + Send> = match backend {
+            Backend::SoftDirty => {
+                let mut tracker = SoftDirty::of_process(pid)?;
+                // Without it everything counts as written.
+                tracker.go_on(&mark.remembered().unwrap_or_default());
+                Box::new(tracker)
+            }
+            _ => {
+                let protector = WriteProtector::already_enabled(fetch(&pidfd, pid, number)?);
+                Box::new(WpAsync::with(protector, Pagemap::of_process(pid)?))
+            }
+        };
         Ok(Some(Tracking {
             tracker,
             mark: Some(mark),
         }))
     }
 
-    /// Creates a userfaultfd in the stopped process and fetches it. With `store`, it stays there with a
-    /// mark beside it; without, nothing stays.
+    /// Begins to track the stopped process by `backend`. By `wp-async` a userfaultfd is created in it and
+    /// fetched. With `stays`, it stays there with a mark beside it; without, nothing stays. Soft-dirty bits
+    /// have no owner that the kernel knows of, so their mark stays in either case.
     pub fn begin(
         stopped: &mut StoppedProcess,
         identity: &ProcessIdentity,
-        store: Option<StoreId>,
+        backend: Backend,
+        store: StoreId,
+        stays: bool,
     ) -> Result<Tracking, TrackingError> {
         let pid = identity.pid;
+        let stays = stays || backend == Backend::SoftDirty;
         let pidfd = open_pidfd(pid)?;
         // The target may have closed the userfaultfd beside a mark, and a new one may get its number:
         // the old mark would then speak of bits that it knows nothing of.
@@ -170,15 +193,35 @@ impl Tracking {
             close_in(stopped, &stale).map_err(|source| TrackingError::Remote { pid, source })?;
         }
         let mut left = Left::default();
-        let begun = create(stopped, &pidfd, identity, store, &mut left);
+        let begun = create(
+            stopped,
+            &pidfd,
+            identity,
+            backend,
+            stays.then_some(store),
+            &mut left,
+        );
         // What is not to stay, or was left by a beginning that failed, is closed again.
-        if begun.is_err() || store.is_none() {
+        if begun.is_err() || !stays {
             let closed = close_in(stopped, &left.numbers());
             if begun.is_ok() {
                 closed.map_err(|source| TrackingError::Remote { pid, source })?;
             }
         }
         begun
+    }
+
+    /// Says in the process how far we are, if the tracking lives there.
+    pub fn set_phase(&mut self, phase: Phase) -> std::io::Result<()> {
+        let Some(mark) = self.mark.as_mut() else {
+            return Ok(());
+        };
+        // What is remembered belongs to the harvest that was committed, so it is written while the mark
+        // still says that one is under way.
+        if matches!(phase, Phase::Committed(..)) && self.tracker.backend() == Backend::SoftDirty {
+            mark.remember(&self.tracker.remembered())?;
+        }
+        mark.set(phase)
     }
 }
 
@@ -218,6 +261,7 @@ fn create(
     stopped: &mut StoppedProcess,
     pidfd: &PidFd,
     identity: &ProcessIdentity,
+    backend: Backend,
     store: Option<StoreId>,
     left: &mut Left,
 ) -> Result<Tracking, TrackingError> {
@@ -225,11 +269,11 @@ fn create(
     let remote = |source| TrackingError::Remote { pid, source };
     let mut calls = stopped.remote_calls().map_err(remote)?;
     let made = (|| {
-        let uffd = calls.call(
-            nix::libc::SYS_userfaultfd,
-            [u64::from(CREATION_FLAGS), 0, 0, 0, 0, 0],
-        )?;
-        left.uffd = i32::try_from(uffd).ok();
+        if backend == Backend::WpAsync {
+            let flags = u64::from(CREATION_FLAGS);
+            let uffd = calls.call(nix::libc::SYS_userfaultfd, [flags, 0, 0, 0, 0, 0])?;
+            left.uffd = i32::try_from(uffd).ok();
+        }
         if store.is_some() {
             let flags = u64::from(rustix::fs::MemfdFlags::CLOEXEC.bits());
             let memfd = calls.with_bytes(MEMFD_NAME, |calls, name| {
@@ -243,21 +287,28 @@ fn create(
     made.and(finished).map_err(remote)?;
 
     let uffd_number = left.uffd.unwrap_or(-1);
-    let protector = WriteProtector::enable(fetch(pidfd, pid, uffd_number)?)?;
+    let tracker: Box<dyn Tracker + Send> = match backend {
+        Backend::SoftDirty => Box::new(SoftDirty::of_process(pid)?),
+        _ => {
+            let protector = WriteProtector::enable(fetch(pidfd, pid, uffd_number)?)?;
+            Box::new(WpAsync::with(protector, Pagemap::of_process(pid)?))
+        }
+    };
     let mark = match (store, left.memfd) {
         (Some(store), Some(memfd)) => {
             let content = MarkContent {
                 store,
                 process: identity.clone(),
+                backend,
                 uffd_number,
                 phase: Phase::Armed,
+                remembered: (0, 0),
             };
             let mark = Mark::create(fetch(pidfd, pid, memfd)?, content);
             Some(mark.map_err(|source| TrackingError::Mark { pid, source })?)
         }
         _ => None,
     };
-    let tracker = WpAsync::with(protector, Pagemap::of_process(pid)?);
     Ok(Tracking { tracker, mark })
 }
 

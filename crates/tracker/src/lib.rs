@@ -163,6 +163,12 @@ pub trait Tracker {
     /// not one step then, and what is written in between is lost.
     fn needs_stop(&self) -> bool;
 
+    /// What a later tracker of the same address space needs to know to go on from the last harvest,
+    /// besides what the kernel itself knows. Nothing by default.
+    fn remembered(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
     /// Begins to watch those of `mappings` that are not watched yet, and tells which these were. The
     /// mappings are whole ones, sorted, as the kernel lists them. Watching does not start with a
     /// clean slate: everything that is fresh counts as written until a harvest takes it.

@@ -58,15 +58,9 @@ impl SoftDirty {
     }
 
     /// Goes on where another tracker of the same process left off, right after a harvest that was
-    /// committed, with what it remembered then. If the bytes are not understood, everything is fresh.
+    /// committed, with what [`Tracker::remembered`] gave then. If the bytes are not understood, everything is fresh.
     pub fn go_on(&mut self, remembered: &[u8]) {
         self.seen = Seen::from_bytes(remembered).unwrap_or_default();
-    }
-
-    /// What a later tracker needs to know to go on from the last harvest. A few bytes for each run of
-    /// pages that lie in consecutive frames.
-    pub fn remembered(&self) -> Vec<u8> {
-        self.seen.to_bytes()
     }
 
     /// What `mappings` are mapped to, as far as they can be watched.
@@ -204,6 +198,11 @@ impl Tracker for SoftDirty {
 
     fn needs_stop(&self) -> bool {
         true
+    }
+
+    /// A few bytes for each run of pages that lie in consecutive frames.
+    fn remembered(&self) -> Vec<u8> {
+        self.seen.to_bytes()
     }
 
     fn arm(&mut self, mappings: &[PageRange]) -> Result<LayoutChange, TrackError> {
