@@ -3,7 +3,7 @@
 CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
-.PHONY: help setup build demo test kernels lint deny fuzz bench torture doc clean
+.PHONY: help setup build demo test kernels lint deny fuzz bench torture endure doc clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -43,8 +43,15 @@ deny:
 bench: setup
 	$(CARGO) run --release --locked -p pagetide-bench
 
-## torture  the long form of the end-to-end tests: many more epochs and kills
+## torture  random programs of memory management under checkpoints: SECONDS (1800) of them, from SEED, by
+##          wp-async, and then the same ones by rehash
 torture: setup
+	$(CARGO) build --release --locked -p pagetide-cli -p pagetide-torture
+	PAGETIDE_BIN=target/release/pagetide target/release/torture \
+		--seed $(or $(SEED),1) --seconds $(or $(SECONDS),1800) --backend wp-async,rehash
+
+## endure   the long form of the end-to-end tests: many more epochs and kills
+endure: setup
 	PAGETIDE_EPOCHS=$${PAGETIDE_EPOCHS:-1000} PAGETIDE_KILLS=$${PAGETIDE_KILLS:-1000} \
 		$(CARGO) test --release --locked -p pagetide-tests -- --nocapture
 

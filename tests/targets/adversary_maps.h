@@ -119,9 +119,9 @@ static int advice_by_name(const char *name) {
     unknown(name);
 }
 
-/* True if a private mapping of a file is there. A guard region in one that is write-protected by a
- * userfaultfd is more than Linux 6.18 can do: it tries for ever. */
-static int is_private_file(char *at, size_t length) {
+/* True if a mapping of a file is there that may be write-protected by a userfaultfd, the one of a tracker or
+ * our own. To install a guard region there is more than Linux 6.18 can do: it tries for ever. */
+static int is_protected_file(char *at, size_t length) {
     static char text[1 << 18];
     int fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
     size_t held = 0;
@@ -131,8 +131,8 @@ static int is_private_file(char *at, size_t length) {
     for (char *rest = text, *line; (line = strtok_r(rest, "\n", &rest));) {
         unsigned long start, end, inode;
         char sharing;
-        if (sscanf(line, "%lx-%lx %*3c%c %*s %*s %lu", &start, &end, &sharing, &inode) == 4 && sharing == 'p' && inode &&
-            start < (uintptr_t)at + length && end > (uintptr_t)at)
+        if (sscanf(line, "%lx-%lx %*3c%c %*s %*s %lu", &start, &end, &sharing, &inode) == 4 && inode &&
+            (sharing == 'p' || fcntl(UFFD_FD, F_GETFD) >= 0) && start < (uintptr_t)at + length && end > (uintptr_t)at)
             return 1;
     }
     return 0;
@@ -142,7 +142,7 @@ static int is_private_file(char *at, size_t length) {
 static int do_advise(char **words) {
     char *at = page(words[2]);
     int advice = advice_by_name(words[1]);
-    if (advice == 102 && is_private_file(at, pages(words[3]))) return fails(EOPNOTSUPP);
+    if (advice == 102 && is_protected_file(at, pages(words[3]))) return fails(EOPNOTSUPP);
     return madvise(at, pages(words[3]), advice);
 }
 

@@ -68,8 +68,11 @@ static int do_uffd_zero(char **words) {
     return ioctl(UFFD_FD, UFFDIO_ZEROPAGE, &request);
 }
 
-/* PAGE PAGES ON */
+/* PAGE PAGES ON. The kernel lets any userfaultfd protect what another has registered, and nothing would tell
+ * a tracker. So it is registered once more, which the kernel refuses if it is another's. */
 static int do_uffd_protect(char **words) {
+    struct uffdio_register own = {.range = range_of(words), .mode = UFFDIO_REGISTER_MODE_WP};
+    if (ioctl(UFFD_FD, UFFDIO_REGISTER, &own)) return -1;
     struct uffdio_writeprotect request = {.range = range_of(words), .mode = number(words[3]) ? UFFDIO_WRITEPROTECT_MODE_WP : 0};
     return ioctl(UFFD_FD, UFFDIO_WRITEPROTECT, &request);
 }

@@ -136,11 +136,21 @@ impl Model {
     pub fn object(&mut self) -> (u64, u64) {
         let known: Vec<(u64, u64)> = (0..)
             .zip(&self.objects)
-            .filter_map(|(number, object)| Some((number, object.as_ref()?.1)))
+            .filter_map(|(number, object)| Some((number, (*object)?)))
+            // Those of huge pages fit nowhere.
+            .filter_map(|(number, (kind, pages))| (kind != "hugetlb").then_some((number, pages)))
             .collect();
         match known.is_empty() {
             true => (self.random.dice(OBJECTS), 8),
             false => self.random.pick(&known),
+        }
+    }
+
+    /// How an object may be mapped: those for reading alone not as shared.
+    pub fn mappable(&mut self, object: u64) -> &'static str {
+        match self.objects[object as usize] {
+            Some(("file", _)) => "private",
+            _ => self.random.pick(&["object", "object", "private"]),
         }
     }
 
@@ -176,7 +186,7 @@ pub fn program(seed: u64, length: Length) -> Vec<String> {
     let choices = operations::choices(flavour);
     let mut lines = beginning(&mut model, &choices);
     for _ in 0..epochs {
-        let count = 20 + model.random.dice(181);
+        let count = 40 + model.random.dice(240);
         let count = length.operations.unwrap_or(count);
         epoch(&mut model, &choices, count, &mut lines);
     }

@@ -49,13 +49,11 @@ pub fn available(conditions: &Conditions) -> Available {
 fn attempt(example: &[String], conditions: &Conditions) -> Tally {
     let mut stage = Stage::new(&conditions.backend, &conditions.disk);
     for step in example {
-        match crate::program::is_of_driver(step) {
-            true => {
-                let outcome = stage.drive(step);
-                assert_eq!(outcome, Ok(()), "{step}");
-            }
+        let outcome = match crate::program::is_of_driver(step) {
+            true => stage.drive(step),
             false => stage.operate(std::slice::from_ref(step)),
-        }
+        };
+        assert_eq!(outcome, Ok(()), "{step}");
     }
     std::mem::take(&mut stage.tally)
 }

@@ -5,11 +5,14 @@ use pagetide_torture::generate::Length;
 use pagetide_torture::kinds;
 use pagetide_torture::program;
 use pagetide_torture::report;
-use pagetide_torture::run::{Conditions, run, run_for};
-use pagetide_torture::tally::ByKind;
-use std::path::PathBuf;
+use pagetide_torture::run::{Conditions, Extent, run, run_all};
+use pagetide_torture::tally::{ByKind, Tally};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
+
+/// A run of so many operations must have done each kind that is available.
+const LONG: u64 = 50_000;
 
 /// Random programs of memory management under checkpoints, each snapshot compared with the process
 #[derive(Debug, Parser)]
@@ -17,10 +20,11 @@ struct Arguments {
     /// Where the programs come from
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// The backend under test, as `pagetide checkpoint --backend` takes it
-    #[arg(long, default_value = "wp-async")]
-    backend: String,
-    /// How long to go on with new programs
+    /// The backends under test, as `pagetide checkpoint --backend` takes them, apart by commas: each runs
+    /// the programs that the first had time for
+    #[arg(long, default_value = "wp-async", value_delimiter = ',')]
+    backend: Vec<String>,
+    /// How long the first backend goes on with new programs
     #[arg(long, default_value_t = 60)]
     seconds: u64,
     /// Epochs of each program [default: by the seed]
@@ -38,9 +42,6 @@ struct Arguments {
     /// How long to cut down a program that failed
     #[arg(long, default_value_t = 180)]
     shrink_seconds: u64,
-    /// Fail if a kind of operation that is available never succeeded
-    #[arg(long)]
-    every_kind: bool,
     /// A directory on a disk, for files
     #[arg(long, default_value = "/var/tmp")]
     disk: PathBuf,
@@ -60,77 +61,81 @@ fn main() -> ExitCode {
     }
     // What fails in a program is told once, by what is found.
     std::panic::set_hook(Box::new(|_| {}));
-    let conditions = Conditions {
-        backend: arguments.backend.clone(),
-        disk: arguments.disk.clone(),
-    };
-    match &arguments.replay {
-        Some(path) => replay(path, &conditions),
-        None => search(&arguments, length, &conditions),
+    let mut extent = Extent::Time(Duration::from_secs(arguments.seconds));
+    for backend in &arguments.backend {
+        let conditions = Conditions {
+            backend: backend.clone(),
+            disk: arguments.disk.clone(),
+        };
+        let outcome = match &arguments.replay {
+            Some(path) => replay(path, &conditions),
+            None => search(&arguments, length, extent, &conditions).map(|programs| {
+                extent = Extent::Programs(programs);
+            }),
+        };
+        if let Err(code) = outcome {
+            return code;
+        }
     }
+    ExitCode::SUCCESS
 }
 
-fn replay(path: &PathBuf, conditions: &Conditions) -> ExitCode {
+fn replay(path: &Path, conditions: &Conditions) -> Result<(), ExitCode> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) => {
             eprintln!("{}: {error}", path.display());
-            return ExitCode::from(2);
+            return Err(ExitCode::from(2));
         }
     };
-    match run(&program::parse(&text), conditions) {
+    match run(&program::parse(&text), conditions, None) {
         Ok(tally) => {
             println!("{tally}\n{}", ByKind(&tally));
-            ExitCode::SUCCESS
+            Ok(())
         }
         Err(failure) => {
             println!("step {}: {}", failure.step, failure.what);
-            ExitCode::FAILURE
+            Err(ExitCode::FAILURE)
         }
     }
 }
 
-fn search(arguments: &Arguments, length: Length, conditions: &Conditions) -> ExitCode {
+/// How many programs were run, all clean.
+fn search(
+    arguments: &Arguments,
+    length: Length,
+    extent: Extent,
+    conditions: &Conditions,
+) -> Result<u64, ExitCode> {
+    let backend = &conditions.backend;
     let available = kinds::available(conditions);
     for (kind, error) in &available.no {
-        println!("not available here: {kind}: {error}");
+        println!("{backend}: not available here: {kind}: {error}");
     }
     let since = Instant::now();
     let mut told = Instant::now();
-    let duration = Duration::from_secs(arguments.seconds);
-    let (tally, found) = run_for(
-        arguments.seed,
-        length,
-        duration,
-        conditions,
-        |seed, tally| {
-            if told.elapsed() > Duration::from_secs(10) {
-                told = Instant::now();
-                let elapsed = since.elapsed().as_secs();
-                println!(
-                    "{elapsed} s, {}, after seed {seed}: {tally}",
-                    conditions.backend
-                );
-            }
-        },
-    );
-    println!(
-        "{} (seed {}): {tally}\n{}",
-        conditions.backend,
-        arguments.seed,
-        ByKind(&tally)
-    );
+    let each = |seed, tally: &Tally| {
+        if told.elapsed() > Duration::from_secs(10) {
+            told = Instant::now();
+            let elapsed = since.elapsed().as_secs();
+            println!("{elapsed} s, {backend}, after seed {seed}: {tally}");
+        }
+    };
+    let (tally, found) = run_all(arguments.seed, length, extent, conditions, each);
+    println!("{backend}:\n{}", ByKind(&tally));
     if let Some(found) = found {
         let patience = Duration::from_secs(arguments.shrink_seconds);
         report::report(&found, conditions, patience, |line| println!("{line}"));
-        return ExitCode::FAILURE;
+        return Err(ExitCode::FAILURE);
     }
+    let seconds = since.elapsed().as_secs();
+    println!("{backend}, seed {}, {seconds} s: {tally}", arguments.seed);
     let missing = kinds::missing(&available, &tally);
     if !missing.is_empty() {
-        println!("available, and never done: {missing:?}");
-        if arguments.every_kind {
-            return ExitCode::FAILURE;
+        println!("{backend}: available, and never done: {missing:?}");
+        if tally.operations().0 >= LONG {
+            return Err(ExitCode::FAILURE);
         }
     }
-    ExitCode::SUCCESS
+    Ok(tally.programs)
 }

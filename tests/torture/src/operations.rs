@@ -40,7 +40,7 @@ pub fn choices(flavour: Flavour) -> Vec<Choice> {
         (flavour.threads, (12, thread)),
         (flavour.children, (90, child)),
         (flavour.hugetlb, (30, hugetlb)),
-        (flavour.exec, (2, |_| Some("exec".to_owned()))),
+        (flavour.exec, (2, exec)),
         (flavour.seals, (4, |m| Some(format!("seal {} 1", m.page())))),
         (flavour.machine, (6, machine)),
     ];
@@ -51,6 +51,16 @@ pub fn choices(flavour: Flavour) -> Vec<Choice> {
             .map(|(_, choice)| *choice),
     );
     choices
+}
+
+/// Nothing is there afterwards, so something is made.
+fn exec(m: &mut Model) -> Option<String> {
+    m.areas.clear();
+    m.objects.fill(None);
+    let mut steps = vec!["exec".to_owned()];
+    steps.extend((0..3).map(|_| new_object(m)));
+    steps.extend((0..6).map(|_| new_mapping(m)));
+    Some(steps.join(";"))
 }
 
 fn range(m: &mut Model) -> String {
@@ -64,7 +74,7 @@ fn write(m: &mut Model) -> Option<String> {
 }
 
 fn protection(m: &mut Model) -> u64 {
-    m.random.pick(&[3, 3, 3, 3, 3, 3, 1, 0, 7, 2])
+    m.random.pick(&[3, 3, 3, 3, 3, 3, 3, 3, 3, 7, 2, 1, 0])
 }
 
 /// A mapping at a place of its own, or over what is there.
@@ -90,7 +100,7 @@ pub fn new_mapping(m: &mut Model) -> String {
     ];
     let (kind, count) = match m.random.one_in(2) {
         true => (
-            m.random.pick(&["object", "object", "private"]),
+            m.mappable(object),
             1 + m.random.dice((length - part).min(200)),
         ),
         false => (m.random.pick(&kinds), count),
@@ -114,9 +124,10 @@ fn replace(m: &mut Model) -> Option<String> {
     let (object, length) = m.object();
     let part = m.random.dice(length);
     let verb = m.random.pick(&["over", "again"]);
+    let of_object = m.mappable(object);
     let kind = m
         .random
-        .pick(&["anon", "anon", "anon", "shared", "object", "private"]);
+        .pick(&["anon", "anon", "anon", "shared", of_object, of_object]);
     Some(format!(
         "{verb} {kind} {first} {count} {} {object} {part}",
         protection(m)
@@ -130,7 +141,7 @@ fn unmap(m: &mut Model) -> Option<String> {
 }
 
 fn protect(m: &mut Model) -> Option<String> {
-    let protection = m.random.pick(&[3, 3, 3, 1, 0, 7, 5]);
+    let protection = m.random.pick(&[3, 3, 3, 3, 7, 1, 0, 5]);
     Some(format!("protect {} {protection}", range(m)))
 }
 
@@ -172,6 +183,7 @@ fn advise(m: &mut Model) -> Option<String> {
         "pageout",
         "guard_install",
         "guard_remove",
+        "guard_remove",
         "cold",
     ];
     let advice = match m.random.one_in(2) {
@@ -188,15 +200,15 @@ fn advise(m: &mut Model) -> Option<String> {
                 "over anon {first} 512 3;write {first} 300 {seed} 3;advise collapse {first} 512"
             ));
         }
+        "guard_remove" => m.area(),
         _ => m.range(),
     };
     Some(format!("advise {advice} {first} {count}"))
 }
 
 fn by_another(m: &mut Model) -> &'static str {
-    m.random.pick(&[
-        "cold", "pageout", "willneed", "collapse", "dontneed", "free",
-    ])
+    m.random
+        .pick(&["cold", "pageout", "willneed", "dontneed", "free"])
 }
 
 fn remap(m: &mut Model) -> Option<String> {
@@ -271,7 +283,12 @@ fn change_object(m: &mut Model) -> Option<String> {
     let kind = m.objects[object as usize].map_or("", |(kind, _)| kind);
     let at = m.random.dice(length);
     let count = 1 + m.random.dice(length - at);
-    let line = match m.random.dice(24) {
+    if kind == "file" && !m.random.one_in(8) {
+        let file = m.random.dice(PREPARED);
+        let page = m.random.dice(PREPARED_PAGES);
+        return Some(format!("!prepared {file} {page} {}", m.seed()));
+    }
+    let line = match m.random.dice(23) {
         0..=9 => format!(
             "pwrite {object} {at} {} {}",
             m.seed(),
@@ -302,12 +319,6 @@ fn change_object(m: &mut Model) -> Option<String> {
         ),
         20 => format!("fsync {object}"),
         21 => format!("drop_cache {object}"),
-        22 => format!(
-            "!prepared {} {} {}",
-            m.random.dice(PREPARED),
-            m.random.dice(PREPARED_PAGES),
-            m.seed()
-        ),
         _ => {
             m.objects[object as usize] = None;
             format!("close {object}")
@@ -510,8 +521,9 @@ fn hugetlb(m: &mut Model) -> Option<String> {
     let first = m.random.dice(AREA_PAGES / 512 - 1) * 512;
     let line = match m.random.dice(6) {
         0 => {
-            m.objects[number as usize] = Some(("hugetlb", 1024));
-            format!("object hugetlb {number} 1024 0")
+            m.objects[number as usize] = Some(("hugetlb", 512));
+            m.mapped(first, 512);
+            format!("object hugetlb {number} 512 0;over object {first} 512 3 {number} 0")
         }
         1 => {
             m.mapped(first, 512);

@@ -56,7 +56,7 @@ pub fn report(
 }
 
 fn failing(program: &[String], conditions: &Conditions, tries: u32) -> Option<Failure> {
-    (0..tries).find_map(|_| run(program, conditions).err())
+    (0..tries).find_map(|_| run(program, conditions, None).err())
 }
 
 fn epoch_of(program: &[String], step: usize) -> usize {

@@ -46,8 +46,12 @@ impl Failure {
     }
 }
 
-/// Runs a program to its end.
-pub fn run(program: &[String], conditions: &Conditions) -> Result<Tally, Failure> {
+/// Runs a program to its end, or if it comes earlier, to the first check after `deadline`.
+pub fn run(
+    program: &[String],
+    conditions: &Conditions,
+    deadline: Option<Instant>,
+) -> Result<Tally, Failure> {
     let mut step = 0;
     let whole = catch_unwind(AssertUnwindSafe(|| {
         let mut stage = Stage::new(&conditions.backend, &conditions.disk);
@@ -58,18 +62,22 @@ pub fn run(program: &[String], conditions: &Conditions) -> Result<Tally, Failure
                 let exec = line == "exec";
                 if exec {
                     // What it has read ahead would be lost.
-                    stage.operate(&std::mem::take(&mut waiting));
+                    stage.operate(&std::mem::take(&mut waiting))?;
                 }
                 waiting.push(line.clone());
                 if exec || waiting.len() >= 256 {
-                    stage.operate(&std::mem::take(&mut waiting));
+                    stage.operate(&std::mem::take(&mut waiting))?;
                 }
                 continue;
             }
-            stage.operate(&std::mem::take(&mut waiting));
+            stage.operate(&std::mem::take(&mut waiting))?;
             stage.drive(line)?;
+            let is_late = deadline.is_some_and(|deadline| Instant::now() > deadline);
+            if is_late && line.starts_with("!check") {
+                break;
+            }
         }
-        stage.operate(&waiting);
+        stage.operate(&waiting)?;
         step = program.len();
         stage.finish()
     }));
@@ -108,35 +116,55 @@ pub fn program_seed(seed: u64, number: u64) -> u64 {
     }
 }
 
-/// Runs one program after the other until time is up or one fails. `each` is told after each of them.
-pub fn run_for(
+/// How far a run goes.
+#[derive(Clone, Copy, Debug)]
+pub enum Extent {
+    /// Until time is up, the last program being cut short.
+    Time(Duration),
+    /// So many programs.
+    Programs(u64),
+}
+
+/// Runs one program after the other until the end of `extent` or until one fails. `each` is told after
+/// each of them.
+pub fn run_all(
     seed: u64,
     length: Length,
-    duration: Duration,
+    extent: Extent,
     conditions: &Conditions,
     mut each: impl FnMut(u64, &Tally),
 ) -> (Tally, Option<Found>) {
-    let since = Instant::now();
+    let deadline = match extent {
+        Extent::Time(duration) => Some(Instant::now() + duration),
+        Extent::Programs(_) => None,
+    };
     let mut all = Tally::default();
-    let mut number = 0;
-    while since.elapsed() < duration {
-        let seed = program_seed(seed, number);
+    loop {
+        let over = match (extent, deadline) {
+            (Extent::Programs(count), _) => all.programs >= count,
+            (_, Some(deadline)) => Instant::now() >= deadline,
+            (_, None) => true,
+        };
+        if over {
+            return (all, None);
+        }
+        let seed = program_seed(seed, all.programs);
         let program = generate::program(seed, length);
-        match run(&program, conditions) {
+        match run(&program, conditions, deadline) {
             Ok(tally) => all.add(&tally),
             Err(failure) => {
-                let operations = all.operations().0 + failure.step as u64;
+                let before = program[..failure.step]
+                    .iter()
+                    .filter(|line| !is_of_driver(line));
                 let found = Found {
                     seed,
+                    operations: all.operations().0 + before.count() as u64,
                     program,
                     failure,
-                    operations,
                 };
                 return (all, Some(found));
             }
         }
-        number += 1;
         each(seed, &all);
     }
-    (all, None)
 }

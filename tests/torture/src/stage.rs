@@ -9,12 +9,14 @@ use crate::tally::Tally;
 use nix::errno::Errno;
 use pagetide_tests::{
     Background, Frozen, Image, Target, TestStore, background, compiled, number, pagetide, text,
+    thread_states,
 };
 use rustix::process::Signal;
 use serde_json::Value;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -92,14 +94,21 @@ impl Stage {
         }
     }
 
-    /// Operations of the target, in one piece. The last may make it another program.
-    pub fn operate(&mut self, lines: &[String]) {
+    /// Operations of the target, in one piece. The last may make it another program. The error is what
+    /// the target does if it does not answer.
+    pub fn operate(&mut self, lines: &[String]) -> Result<(), String> {
         if lines.is_empty() {
-            return;
+            return Ok(());
         }
         self.target.tell(&lines.join("\n"));
         for line in lines {
-            let answer = self.target.line();
+            let answer = catch_unwind(AssertUnwindSafe(|| self.target.line()));
+            let answer = answer.map_err(|_| {
+                let pid = self.target.pid();
+                let stack = std::fs::read_to_string(format!("/proc/{pid}/stack"));
+                let states = thread_states(pid);
+                format!("no answer to {line}: its threads are {states:?}, {stack:?}")
+            })?;
             let outcome = match answer.strip_prefix("no ") {
                 None => Ok(()),
                 Some(number) => Err(Errno::from_raw(number.parse().unwrap_or(0)).to_string()),
@@ -111,6 +120,7 @@ impl Stage {
             }
             self.tally.count(kind(line), outcome);
         }
+        Ok(())
     }
 
     /// A step of the driver. The error is what a snapshot or the target has come to that it must not.
