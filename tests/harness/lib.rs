@@ -6,6 +6,7 @@
 mod binary;
 mod frozen;
 mod image;
+mod machine;
 mod run;
 mod skipped;
 mod store;
@@ -15,6 +16,7 @@ mod variation;
 pub use binary::pagetide_path;
 pub use frozen::{Frozen, children, thread_states};
 pub use image::{Image, Mapped, maps};
+pub use machine::Machine;
 pub use run::{Background, Outcome, background, pagetide, pagetide_by};
 pub use skipped::skipped;
 pub use store::TestStore;

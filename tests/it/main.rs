@@ -8,6 +8,7 @@ mod commands;
 mod debugger;
 mod disk_full;
 mod kills;
+mod pages;
 mod redis;
 mod rollback;
 mod shell;

@@ -43,11 +43,11 @@ impl Nature {
         }
     }
 
-    /// Whether the kernel counts a present page as resident. It does not look at frames that are mapped
-    /// without being counted, and then says neither "file" nor "exclusive" of them.
-    fn is_resident(self, entry: PagemapEntry, zero: bool) -> bool {
+    /// Whether the kernel counts a present page at all. It does not look at frames that are mapped without
+    /// being counted, and then says neither "file" nor "exclusive" of them.
+    pub(super) fn is_counted(self, entry: PagemapEntry, zero: bool) -> bool {
         let looked_at = entry.is_file_or_shared() || entry.is_exclusive();
-        !self.hugetlb && (looked_at || !(zero || self.uncounted))
+        looked_at || !(zero || self.uncounted)
     }
 }
 
@@ -240,7 +240,7 @@ impl Tally {
         if let Some(zeros) = &mut usage.zero_bytes {
             *zeros += bytes(zero);
         }
-        if self.nature.is_resident(entry, zero) {
+        if !self.nature.hugetlb && self.nature.is_counted(entry, zero) {
             usage.rss_bytes += PAGE;
             usage.uss_bytes += bytes(entry.is_exclusive());
             if let Some(users) = of_frame(&frames.counts) {

@@ -1,6 +1,6 @@
 //! All that is known of one page.
 
-use super::count::{is_registered, spans};
+use super::count::{Nature, is_registered, spans};
 use super::sources::Sources;
 use super::{PageUsageError, Unavailable};
 use pagetide_kernel::kpageflags::PageFlags;
@@ -120,6 +120,7 @@ fn explain(pid: i32, address: u64, sources: &mut Sources) -> Result<ExplainedPag
         .into_iter()
         .find(|found| (found.mapping.start..found.mapping.end).contains(&address))
         .ok_or(PageUsageError::NotMapped { pid, address })?;
+    let nature = Nature::of(&counted);
     let page = PageRange::single(PageSize::KIB_4.index_of(address));
     let in_page_tables = address < 1 << 63;
     let mut entry = PagemapEntry(0);
@@ -168,14 +169,22 @@ fn explain(pid: i32, address: u64, sources: &mut Sources) -> Result<ExplainedPag
         flags: counted.flags,
         mapping: counted.mapping,
     };
+    let zero = explained.zero.unwrap_or(false);
     match numa_mappings(pid) {
         Ok(lines) => {
             let line = lines
                 .into_iter()
                 .find(|line| line.start == explained.mapping.start);
             if let Some(line) = line {
-                if entry.is_present() && line.nodes.len() == 1 {
-                    explained.numa_node = line.nodes.keys().next().copied();
+                if entry.is_present() && nature.is_counted(entry, zero) {
+                    explained.numa_node = match line.nodes.len() {
+                        1 => line.nodes.keys().next().copied(),
+                        _ => None,
+                    };
+                    if line.nodes.len() > 1 {
+                        let reason = "numa_maps counts pages of this mapping on several nodes";
+                        sources.lacks("numa-node", reason.to_owned());
+                    }
                 }
                 explained.numa_policy = Some(line.policy);
             }
@@ -184,4 +193,33 @@ fn explain(pid: i32, address: u64, sources: &mut Sources) -> Result<ExplainedPag
     }
     explained.unavailable = std::mem::take(&mut sources.unavailable);
     Ok(explained)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(swap_type: u64, offset: u64) -> PagemapEntry {
+        PagemapEntry(1 << 62 | offset << 5 | swap_type)
+    }
+
+    #[test]
+    fn swap_areas_markers_and_others_are_told_apart() {
+        let kind = |swap_type| swap_entry(entry(swap_type, 9), true).map(|swap| swap.kind);
+        assert_eq!(kind(0), Some(SwapKind::Area));
+        assert_eq!(kind(22), Some(SwapKind::Area));
+        assert_eq!(kind(24), Some(SwapKind::Special));
+        assert_eq!(kind(31), Some(SwapKind::Marker));
+        let shown = swap_entry(entry(3, 9), true).expect("it is swapped");
+        assert_eq!((shown.swap_type, shown.offset), (Some(3), Some(9)));
+    }
+
+    #[test]
+    fn what_is_hidden_is_not_taken_for_the_first_place_of_the_first_area() {
+        let hidden = swap_entry(entry(0, 0), false).expect("it is swapped");
+        assert_eq!(hidden.kind, SwapKind::Hidden);
+        assert_eq!((hidden.swap_type, hidden.offset), (None, None));
+        assert_eq!(swap_entry(PagemapEntry(1 << 63 | 5), true), None);
+        assert_eq!(swap_entry(PagemapEntry(0), true), None);
+    }
 }
