@@ -303,16 +303,24 @@ fn every_changed_page_is_in_a_committed_harvest(backend: Backend) {
     result.unwrap();
 }
 
-#[test]
-fn every_changed_page_is_reported_by_wp_async() {
-    needs!(wp_async);
-    every_changed_page_is_in_a_committed_harvest(Backend::WpAsync);
+mod wp_async {
+    use super::*;
+
+    #[test]
+    fn every_changed_page_is_reported() {
+        needs!(wp_async);
+        every_changed_page_is_in_a_committed_harvest(Backend::WpAsync);
+    }
 }
 
-#[test]
-fn every_changed_page_is_reported_by_soft_dirty() {
-    match Probe::of_this_kernel().soft_dirty {
-        Ok(()) => every_changed_page_is_in_a_committed_harvest(Backend::SoftDirty),
-        Err(reason) => common::skip("every_changed_page_is_reported_by_soft_dirty", &reason),
+mod soft_dirty {
+    use super::*;
+
+    #[test]
+    fn every_changed_page_is_reported() {
+        match Probe::of_this_kernel().soft_dirty {
+            Ok(()) => every_changed_page_is_in_a_committed_harvest(Backend::SoftDirty),
+            Err(reason) => common::skip("soft_dirty::every_changed_page_is_reported", &reason),
+        }
     }
 }
