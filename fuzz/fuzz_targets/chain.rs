@@ -1,5 +1,6 @@
 //! Finds sequences of puts and commits after which a page is not what was put last. The input is a
-//! program of four-byte steps, run against a map from page to content as well.
+//! program of four-byte steps, run against a map from page to content as well. There is an object,
+//! and memory of two regions: one of a file, and one that shows the object.
 
 #![no_main]
 
@@ -11,91 +12,222 @@ use std::sync::Arc;
 
 const PAGES: u64 = 32;
 const PAGE_BYTES: usize = 512;
+const MEM: usize = 0;
+const OBJECT: usize = 1;
 
 type Pages = BTreeMap<u64, (PageState, u8)>;
 
-fn spaces(first: u64, count: u64) -> Vec<Space> {
-    let size = PageSize::new(PAGE_BYTES as u64).expect("a page size");
-    let region = Region::anonymous(PageRange::with_count(PageIndex(first), PageCount(count)));
-    vec![Space::new("mem", size, vec![region])]
+/// Where the regions are: the memory, where in it the second region begins and what it shows, and
+/// how long the object is.
+#[derive(Clone, Copy)]
+struct Layout {
+    first: u64,
+    count: u64,
+    split: u64,
+    shown: u64,
+    object: u64,
 }
 
-fn check(view: &View, model: &Pages) {
-    let all = PageRange::new(PageIndex(0), PageIndex(u64::MAX));
-    let mut found = Pages::new();
-    view.read(0, all, |range, content| {
-        for (number, page) in range.pages().enumerate() {
-            let what = match content {
-                PageContent::Bytes(bytes) => {
-                    let bytes = &bytes[number * PAGE_BYTES..][..PAGE_BYTES];
-                    assert!(bytes.iter().all(|byte| *byte == bytes[0]));
-                    (PageState::Data, bytes[0])
-                }
-                PageContent::Zero => (PageState::Zero, 0),
-                PageContent::Guard => (PageState::Guard, 0),
-                PageContent::Unbacked => (PageState::Unbacked, 0),
-                PageContent::File(_) => (PageState::File, 0),
-            };
-            found.insert(page.0, what);
+impl Layout {
+    fn holds(&self, space: usize, page: u64) -> bool {
+        match space {
+            MEM => (self.first..self.first + self.count).contains(&page),
+            _ => page < self.object,
         }
-        Ok::<(), ReadError>(())
-    })
-    .expect("read");
-    assert_eq!(&found, model);
+    }
+
+    fn admits(&self, space: usize, page: u64, state: PageState) -> bool {
+        let second = space == MEM && page >= self.first + self.split;
+        self.holds(space, page)
+            && match state {
+                PageState::Shown => second,
+                PageState::File => space == MEM && !second,
+                _ => true,
+            }
+    }
+
+    fn target(&self, page: u64) -> u64 {
+        page - (self.first + self.split) + self.shown
+    }
+
+    fn spaces(&self) -> Vec<Space> {
+        let size = PageSize::new(PAGE_BYTES as u64).expect("a page size");
+        let region = |first, count| {
+            Region::anonymous(PageRange::with_count(PageIndex(first), PageCount(count)))
+        };
+        let of_file = Region {
+            backing: Backing::File {
+                path: b"/bin/x".to_vec(),
+                offset_bytes: 0,
+                device: 1,
+                inode: 2,
+                size_bytes: 3,
+                modified_ns: 4,
+                build_id: Vec::new(),
+            },
+            ..region(self.first, self.split)
+        };
+        let showing = Region {
+            shows: Some(Shown {
+                space: "object".into(),
+                first_page: PageIndex(self.shown),
+            }),
+            ..region(self.first + self.split, self.count - self.split)
+        };
+        let mem = [of_file, showing].into_iter().filter(|region| !region.pages.is_empty());
+        vec![
+            Space::new("mem", size, mem.collect()),
+            Space::new("object", size, vec![region(0, self.object)]),
+        ]
+    }
+}
+
+/// What each space holds, and where.
+#[derive(Clone)]
+struct Model {
+    own: [Pages; 2],
+    layout: Layout,
+}
+
+impl Model {
+    fn at(&self, space: usize, page: u64) -> Option<(PageState, u8)> {
+        match *self.own[space].get(&page)? {
+            (PageState::Shown, _) => self.at(OBJECT, self.layout.target(page)),
+            other => Some(other),
+        }
+    }
+
+    fn is_whole(&self) -> bool {
+        [MEM, OBJECT].into_iter().all(|space| {
+            (0..2 * PAGES).filter(|&page| self.layout.holds(space, page)).all(|page| {
+                let own = self.own[space].get(&page);
+                own.is_some_and(|own| self.layout.admits(space, page, own.0))
+                    && self.at(space, page).is_some()
+            })
+        })
+    }
+}
+
+fn hash(seed: u8) -> PageHash {
+    PageHash::of(&[seed; PAGE_BYTES])
+}
+
+fn check(view: &View, model: &Model) {
+    let all = PageRange::new(PageIndex(0), PageIndex(u64::MAX));
+    for space in [MEM, OBJECT] {
+        let mut found = Pages::new();
+        view.read(space, all, |range, content| {
+            for (number, page) in range.pages().enumerate() {
+                let what = match content {
+                    PageContent::Bytes(bytes) => {
+                        let bytes = &bytes[number * PAGE_BYTES..][..PAGE_BYTES];
+                        assert!(bytes.iter().all(|byte| *byte == bytes[0]));
+                        (PageState::Data, bytes[0])
+                    }
+                    PageContent::Zero => (PageState::Zero, 0),
+                    PageContent::Guard => (PageState::Guard, 0),
+                    PageContent::Unbacked => (PageState::Unbacked, 0),
+                    PageContent::File(hashes) => {
+                        let seed = (0..5).find(|&seed| hash(seed) == hashes[number]);
+                        (PageState::File, seed.expect("a hash that was put"))
+                    }
+                };
+                assert_eq!(view.page_state(space, page), Some(what.0));
+                found.insert(page.0, what);
+            }
+            Ok::<(), ReadError>(())
+        })
+        .expect("read");
+        let own = model.own[space].keys();
+        let expected = own.filter_map(|&page| Some((page, model.at(space, page)?)));
+        assert_eq!(found, expected.collect());
+    }
 }
 
 fuzz_target!(|input: &[u8]| {
     let storage = MemoryStorage::new();
     let store = Store::create(Arc::new(storage)).expect("a store");
     let lock = store.lock().expect("the lock");
-    let mut done: Vec<(View, Pages)> = Vec::new();
+    let mut done: Vec<(View, Model)> = Vec::new();
     for version in input.chunks(64).take(16) {
         let parent = done.last();
         let options = WriteOptions {
             threads: 1,
             frame_bytes: 1024,
             elide_unchanged: version[0] & 1 == 0,
+            deduplicate: version[0] & 2 == 0,
             ..WriteOptions::default()
         };
         let mut writer = store.begin(&lock, parent.map(|p| &p.0), options).expect("a writer");
-        let mut model = parent.map_or_else(Pages::new, |parent| parent.1.clone());
-        let (mut first, mut count) = (0, PAGES);
-        writer.set_spaces(spaces(first, count)).expect("spaces");
+        let mut layout = Layout {
+            first: 0,
+            count: PAGES,
+            split: PAGES / 2,
+            shown: u64::from(version[0] >> 4),
+            object: PAGES,
+        };
+        let mut puts = [Pages::new(), Pages::new()];
+        writer.set_spaces(layout.spaces()).expect("spaces");
         for step in version[1..].chunks_exact(4) {
             let at = u64::from(step[1]) % PAGES;
             let many = 1 + u64::from(step[2]) % 6;
             let range = PageRange::with_count(PageIndex(at), PageCount(many));
-            let state = match step[0] % 8 {
+            let (space, seed) = (usize::from(step[2] >> 7), step[3] % 5);
+            let state = match step[0] % 12 {
                 0 => PageState::Zero,
                 1 => PageState::Guard,
                 2 => PageState::Unbacked,
                 3 => {
-                    (first, count) = (at, many * 4);
-                    writer.set_spaces(spaces(first, count)).expect("spaces");
+                    layout = Layout {
+                        first: at,
+                        count: many * 4,
+                        split: u64::from(step[3]) % (many * 4 + 1),
+                        shown: u64::from(step[2] >> 4),
+                        object: 1 + u64::from(step[3] >> 2),
+                    };
+                    writer.set_spaces(layout.spaces()).expect("spaces");
+                    continue;
+                }
+                4 | 5 => PageState::Shown,
+                6 => {
+                    let hashes = vec![hash(seed); many as usize];
+                    writer.put_file_pages(space, PageIndex(at), &hashes).expect("put");
+                    puts[space].extend(range.pages().map(|p| (p.0, (PageState::File, seed))));
                     continue;
                 }
                 _ => {
-                    let bytes = vec![step[3] % 5; many as usize * PAGE_BYTES];
-                    writer.put_pages(0, &[(PageIndex(at), &bytes)]).expect("put");
-                    let state = match step[3] % 5 {
+                    let bytes = vec![seed; many as usize * PAGE_BYTES];
+                    writer.put_pages(space, &[(PageIndex(at), &bytes)]).expect("put");
+                    let state = match seed {
                         0 => PageState::Zero,
                         _ => PageState::Data,
                     };
-                    model.extend(range.pages().map(|page| (page.0, (state, step[3] % 5))));
+                    puts[space].extend(range.pages().map(|page| (page.0, (state, seed))));
                     continue;
                 }
             };
-            writer.put_state(0, range, state).expect("put");
-            model.extend(range.pages().map(|page| (page.0, (state, 0))));
+            writer.put_state(space, range, state).expect("put");
+            puts[space].extend(range.pages().map(|page| (page.0, (state, 0))));
         }
-        model.retain(|page, _| (first..first + count).contains(page));
-        let complete = model.len() as u64 == count;
+        let mut model = Model {
+            own: parent.map_or_else(Default::default, |parent| parent.1.own.clone()),
+            layout,
+        };
+        for (space, puts) in puts.into_iter().enumerate() {
+            let own = &mut model.own[space];
+            own.retain(|&page, held| layout.admits(space, page, held.0));
+            own.extend(puts);
+            own.retain(|&page, _| layout.holds(space, page));
+        }
+        let whole = model.is_whole();
         match writer.commit() {
             Ok(view) => {
-                assert!(complete, "a snapshot with gaps was committed");
+                assert!(whole, "a snapshot with gaps was committed");
                 done.push((view, model));
             }
-            Err(WriteError::MissingPages { .. }) => assert!(!complete, "nothing is missing"),
+            Err(WriteError::MissingPages { .. } | WriteError::BadPages { .. }) => {
+                assert!(!whole, "nothing is missing");
+            }
             Err(error) => panic!("{error}"),
         }
     }

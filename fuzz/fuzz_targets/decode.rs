@@ -11,7 +11,8 @@ use std::sync::{Arc, LazyLock};
 const STORE: &str = "pagetide-store";
 const SNAPSHOT: &str = "snapshots/0000000001.snap";
 
-/// The store file and a small full snapshot.
+/// The store file and a small full snapshot, with a region that shows another space, one of a file,
+/// and pages that are stored once.
 static SOUND: LazyLock<(Vec<u8>, Vec<u8>)> = LazyLock::new(|| {
     let storage = MemoryStorage::new();
     let store = Store::create(Arc::new(storage.clone())).expect("a store");
@@ -19,16 +20,42 @@ static SOUND: LazyLock<(Vec<u8>, Vec<u8>)> = LazyLock::new(|| {
     let options = WriteOptions {
         threads: 1,
         frame_bytes: 1024,
+        deduplicate: true,
         ..WriteOptions::default()
     };
     let mut writer = store.begin(&lock, None, options).expect("a writer");
-    let pages = PageRange::new(PageIndex(4), PageIndex(10));
+    let range = |start, end| PageRange::new(PageIndex(start), PageIndex(end));
+    let region = |start, end| Region::anonymous(range(start, end));
+    let of_file = Region {
+        backing: Backing::File {
+            path: b"/bin/x".to_vec(),
+            offset_bytes: 512,
+            device: 1,
+            inode: 2,
+            size_bytes: 4000,
+            modified_ns: -1,
+            build_id: vec![1, 2],
+        },
+        ..region(12, 15)
+    };
+    let showing = Region {
+        shows: Some(Shown {
+            space: "shm:1:2".into(),
+            first_page: PageIndex(1),
+        }),
+        ..region(20, 23)
+    };
     let size = PageSize::new(512).expect("a page size");
-    let space = Space::new("mem", size, vec![Region::anonymous(pages)]);
-    writer.set_spaces(vec![space]).expect("spaces");
+    let mem = Space::new("mem", size, vec![region(4, 10), of_file, showing]);
+    let object = Space::new("shm:1:2", size, vec![region(0, 4)]);
+    writer.set_spaces(vec![mem, object]).expect("spaces");
     writer.attach("registers", vec![1, 2, 3]).expect("attach");
-    writer.put_state(0, pages, PageState::Guard).expect("put");
+    writer.put_state(0, range(4, 10), PageState::Guard).expect("put");
     writer.put_pages(0, &[(PageIndex(5), &[7; 2048])]).expect("put");
+    let hashes = [PageHash([1; 16]), PageHash([2; 16]), PageHash([3; 16])];
+    writer.put_file_pages(0, PageIndex(12), &hashes).expect("put");
+    writer.put_state(0, range(20, 23), PageState::Shown).expect("put");
+    writer.put_pages(1, &[(PageIndex(0), &[9; 1024]), (PageIndex(2), &[7; 1024])]).expect("put");
     writer.commit().expect("commit");
     let get = |name| storage.get(name).expect("a file");
     (get(STORE), get(SNAPSHOT))
@@ -84,6 +111,9 @@ fuzz_target!(|input: &[u8]| {
     let read = store.view(SnapshotId(1)).and_then(|view| {
         let all = PageRange::new(PageIndex(0), PageIndex(u64::MAX));
         (0..view.spaces().len()).try_for_each(|space| {
+            let states: Vec<_> = view.runs(space, all).collect();
+            assert!(states.iter().all(|(_, state)| *state != PageState::Shown));
+            assert!(store.changed(&view, &view, &view.spaces()[space].name).is_empty());
             view.read(space, all, |_, _| Ok::<(), ReadError>(()))
         })
     });

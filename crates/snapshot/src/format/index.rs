@@ -5,7 +5,7 @@ use super::header::Header;
 use super::metadata::captured_regions;
 use super::{ENCODING_RAW, ENCODING_ZSTD, Fields, FormatError, MAX_FRAME_BYTES, damaged};
 use crate::model::{PageHash, PageState, Space};
-use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet};
+use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet, PageSize};
 
 const COUNTS_BYTES: u64 = 3 * 8;
 const RUN_BYTES: u64 = 4 + 2 + 2 + 8 + 8 + 8;
@@ -235,7 +235,7 @@ fn place_frames(
 /// at stored pages of the right size, or at hashes of pages in files.
 fn check_runs(index: &Index, spaces: &[Space], version: u32) -> Result<(), FormatError> {
     let places: Vec<Places> = spaces.iter().map(Places::of).collect();
-    let stretches = stretches(index, spaces, version);
+    let stretches = stretches(index, spaces);
     let mut before = None;
     for run in &index.runs {
         let Some(places) = places.get(run.space as usize) else {
@@ -255,14 +255,14 @@ fn check_runs(index: &Index, spaces: &[Space], version: u32) -> Result<(), Forma
                 let Some(end) = end.filter(|&end| end <= index.stored) else {
                     return damaged("a run of pages points past the stored pages");
                 };
-                let kind = kind_of_frames(run.space, &spaces[run.space as usize], version);
+                let page_size = spaces[run.space as usize].page_size;
                 let after = stretches.partition_point(|stretch| stretch.first <= run.ordinal);
-                let own = stretches[after - 1].kind == kind;
+                let own = stretches[after - 1].page_size == page_size;
                 let next = stretches
                     .get(after)
                     .map_or(u64::MAX, |stretch| stretch.first);
                 if !own || end > next {
-                    return damaged("a run of pages points into another space");
+                    return damaged("a run of pages points at pages of another size");
                 }
             }
             PageState::Shown | PageState::File if version == 1 => {
@@ -308,27 +308,22 @@ impl Places {
     }
 }
 
-/// Stored pages from `first` on that lie in frames of one kind: as many as there are in a row.
+/// Stored pages from `first` on that have the same size: as many as there are in a row.
 struct Stretch {
     first: u64,
-    kind: u64,
+    page_size: PageSize,
 }
 
-/// In format 1 a run's pages lie in frames of its space; later in frames with its page size.
-fn kind_of_frames(number: u32, space: &Space, version: u32) -> u64 {
-    match version {
-        1 => u64::from(number),
-        _ => space.page_size.bytes(),
-    }
-}
-
-fn stretches(index: &Index, spaces: &[Space], version: u32) -> Vec<Stretch> {
+fn stretches(index: &Index, spaces: &[Space]) -> Vec<Stretch> {
     let mut stretches: Vec<Stretch> = Vec::new();
     for frame in &index.frames {
-        let kind = kind_of_frames(frame.space, &spaces[frame.space as usize], version);
-        if stretches.last().is_none_or(|last| last.kind != kind) {
+        let page_size = spaces[frame.space as usize].page_size;
+        if stretches
+            .last()
+            .is_none_or(|last| last.page_size != page_size)
+        {
             let first = frame.first_ordinal;
-            stretches.push(Stretch { first, kind });
+            stretches.push(Stretch { first, page_size });
         }
     }
     stretches

@@ -161,3 +161,53 @@ fn the_delta_is_what_it_was() {
     let changed = store.changed(&parent, &view, "mem");
     assert_eq!(changed.ranges(), [pages(0x11, 0x13), pages(0x18, 0x19)]);
 }
+
+/// A copy of the chain with a doctored first snapshot, which then has sound checksums.
+fn doctored(change: impl Fn(&mut Vec<u8>)) -> Store {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/format-1");
+    let storage = MemoryStorage::new();
+    for name in ["pagetide-store", "snapshots/0000000001.snap"] {
+        let mut bytes = std::fs::read(path.join(name)).expect("a file of the chain");
+        if name == snapshot_name(1) {
+            let (metadata, _) = sections(&bytes);
+            change(&mut bytes);
+            let (length, frames) = (bytes.len() as u64, metadata as u64 - 212);
+            let index = length - 212 - frames - u64_at(&bytes, 96);
+            bytes[16..24].copy_from_slice(&length.to_le_bytes());
+            bytes[104..112].copy_from_slice(&index.to_le_bytes());
+            reseal(&mut bytes);
+        }
+        storage.put(name, bytes);
+    }
+    open(&storage).expect("a store")
+}
+
+#[test]
+fn what_came_with_format_2_is_damage_in_format_1() {
+    doctored(|_| ()).view(SnapshotId(1)).expect("not changed");
+    let refused = |store: Store, what: &str| {
+        let error = store.view(SnapshotId(1)).expect_err("refused");
+        assert!(matches!(error, ReadError::Damaged { .. }), "{error}");
+        assert!(error.to_string().contains(what), "{error}");
+    };
+    for kind in [5, 6] {
+        let store = doctored(|bytes| {
+            let (_, index) = sections(bytes);
+            let mut kinds = (0..).map(|run| index + 24 + 32 * run + 4);
+            let zeros = kinds.find(|&at| bytes[at] == 2).expect("a run of zeros");
+            bytes[zeros] = kind;
+        });
+        refused(store, "a kind that format 1 does not have");
+    }
+    let store = doctored(|bytes| {
+        let (_, index) = sections(bytes);
+        bytes[index + 16] += 1;
+        bytes.extend_from_slice(&[1; 16]);
+    });
+    refused(store, "one hash for each stored page");
+    // The same file, but for the version that it says it has.
+    refused(
+        doctored(|bytes| bytes[8] = 2),
+        "its metadata does not decode",
+    );
+}
