@@ -1,5 +1,6 @@
 //! End-to-end tests, one binary: see the modules.
 
+mod backends;
 mod bad;
 mod bad_store;
 mod bad_target;
@@ -11,6 +12,7 @@ mod kills;
 mod pages;
 mod redis;
 mod rollback;
+mod shared;
 mod shell;
 mod signals;
 mod traps;
