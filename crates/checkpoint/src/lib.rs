@@ -63,6 +63,7 @@ mod leave;
 mod mark;
 mod member;
 mod memo;
+mod numa;
 mod objects;
 mod options;
 mod own_memory;
@@ -81,6 +82,7 @@ pub use checkpointer::{AttachError, Checkpointer, backends};
 pub use export::{CoreError, ExportError, write_core, write_region};
 pub use file_pages::FilePagesError;
 pub use member::{MEMORY_SPACE, MemberNames, PROCESS_ATTACHMENT};
+pub use numa::{NumaRegion, numa_of};
 pub use options::{Leave, Mode, Options, Progress, Request, Residence};
 pub use own_memory::{
     Captured, OwnMemory, OwnMemoryError, OwnMemoryOptions, OwnSnapshot, Placement,

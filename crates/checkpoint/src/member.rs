@@ -5,6 +5,7 @@ use crate::checkpointer::AttachError;
 use crate::layout::AdviceCache;
 use crate::mark::Phase;
 use crate::memo::{self, Memo};
+use crate::numa;
 use crate::take::TakeError;
 use crate::tracking::{Tracking, TrackingError};
 use pagetide_kernel::memory::ProcessMemory;
@@ -25,6 +26,8 @@ pub struct MemberNames {
     pub space: String,
     /// The attachment with its registers and the like.
     pub process: String,
+    /// The attachment that says on which NUMA nodes its memory lay.
+    pub numa: String,
     pub(crate) memo: String,
 }
 
@@ -34,6 +37,7 @@ impl MemberNames {
         MemberNames {
             space: MEMORY_SPACE.to_owned(),
             process: PROCESS_ATTACHMENT.to_owned(),
+            numa: numa::ATTACHMENT.to_owned(),
             memo: memo::ATTACHMENT.to_owned(),
         }
     }
@@ -44,6 +48,7 @@ impl MemberNames {
         MemberNames {
             space: format!("{}:{pid}", alone.space),
             process: format!("{}:{pid}", alone.process),
+            numa: format!("{}:{pid}", alone.numa),
             memo: format!("{}:{pid}", alone.memo),
         }
     }

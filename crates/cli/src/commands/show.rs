@@ -3,9 +3,11 @@
 use super::{open_store, view_at};
 use crate::args::StoreAt;
 use crate::output;
+use pagetide::{MemberNames, members_of, numa_of};
 use pagetide_pages::PageSize;
-use pagetide_snapshot::{Backing, Capture, Region, Sharing};
+use pagetide_snapshot::{Backing, Capture, Region, Sharing, View};
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 #[derive(Serialize)]
 struct Answer {
@@ -13,6 +15,8 @@ struct Answer {
     parent: Option<u64>,
     spaces: Vec<SpaceAnswer>,
     attachments: Vec<AttachmentAnswer>,
+    /// On which NUMA nodes memory lay; empty on a machine with one.
+    numa: Vec<NumaAnswer>,
 }
 
 #[derive(Serialize)]
@@ -20,6 +24,17 @@ struct SpaceAnswer {
     name: String,
     page_bytes: u64,
     regions: Vec<RegionAnswer>,
+}
+
+#[derive(Serialize)]
+struct NumaAnswer {
+    pid: Option<i32>,
+    start: String,
+    end: String,
+    policy: String,
+    /// Pages by node.
+    nodes: BTreeMap<u32, u64>,
+    page_bytes: u64,
 }
 
 #[derive(Serialize)]
@@ -126,6 +141,22 @@ pub fn region(region: &Region, size: PageSize) -> RegionAnswer {
     }
 }
 
+/// What the snapshot says of NUMA nodes, for all processes in it.
+fn numa(view: &View) -> Vec<NumaAnswer> {
+    let of_member = |(pid, names): (Option<i32>, MemberNames)| {
+        let regions = numa_of(view, &names.numa).unwrap_or_default();
+        regions.into_iter().map(move |region| NumaAnswer {
+            pid,
+            start: format!("{:016x}", region.start),
+            end: format!("{:016x}", region.end),
+            policy: region.policy,
+            nodes: region.nodes.into_iter().collect(),
+            page_bytes: region.page_bytes,
+        })
+    };
+    members_of(view).into_iter().flat_map(of_member).collect()
+}
+
 pub fn run(options: &StoreAt) -> anyhow::Result<()> {
     let store = open_store(&options.store)?;
     let view = view_at(&store, options.at)?;
@@ -153,6 +184,7 @@ pub fn run(options: &StoreAt) -> anyhow::Result<()> {
                 length_bytes: attachment.bytes.len() as u64,
             })
             .collect(),
+        numa: numa(&view),
     };
     if options.json {
         return output::json(&answer);
@@ -183,6 +215,20 @@ pub fn run(options: &StoreAt) -> anyhow::Result<()> {
         };
         let rows = space.regions.iter().map(cells).collect();
         text += &output::table(&["region", "prot", "name", "notes"], &[], rows);
+    }
+    if !answer.numa.is_empty() {
+        text += "\nNUMA nodes\n";
+        let cells = |numa: &NumaAnswer| {
+            let nodes = numa.nodes.iter();
+            let nodes: Vec<String> = nodes
+                .map(|(node, pages)| format!("N{node}={pages}"))
+                .collect();
+            let pid = numa.pid.map_or(String::new(), |pid| pid.to_string());
+            let region = format!("{}-{}", numa.start, numa.end);
+            vec![region, pid, numa.policy.clone(), nodes.join(" ")]
+        };
+        let rows = answer.numa.iter().map(cells).collect();
+        text += &output::table(&["region", "pid", "policy", "pages"], &[], rows);
     }
     text += "\n";
     for attachment in &answer.attachments {
