@@ -61,7 +61,7 @@ static int file_of(const char *directory, const char *name, size_t pages) {
     return fd;
 }
 
-static unsigned char *anonymous, *swapped, *mergeable, *family;
+static unsigned char *anonymous, *swapped, *swapped_shared, *mergeable, *family;
 
 static void map_files(const char *directory) {
     int memory = memfd_create("pages", MFD_CLOEXEC);
@@ -119,6 +119,8 @@ int main(int count, char **words) {
     if (madvise(guarded + 2 * PAGE, 3 * PAGE, MADV_GUARD_INSTALL)) tell("unguarded", NULL);
     swapped = map_private("swapped", 8);
     store(swapped, 0, 8);
+    swapped_shared = map("swapped_shared", 4 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1);
+    store(swapped_shared, 0, 3);
     mergeable = map_private("mergeable", 4);
     for (size_t page = 0; page < 4; page++) memset(mergeable + page * PAGE, 0x5a, PAGE);
     map_huge();
@@ -135,7 +137,8 @@ int main(int count, char **words) {
             share_with_a_child();
             puts("done");
         } else if (!strcmp(command, "page_out")) {
-            puts(madvise(swapped, 6 * PAGE, MADV_PAGEOUT) ? strerror(errno) : "done");
+            int failed = madvise(swapped, 6 * PAGE, MADV_PAGEOUT) || madvise(swapped_shared, 4 * PAGE, MADV_PAGEOUT);
+            puts(failed ? strerror(errno) : "done");
         } else if (!strcmp(command, "merge")) {
             puts(madvise(mergeable, 4 * PAGE, MADV_MERGEABLE) ? strerror(errno) : "done");
         } else if (!strcmp(command, "hugetlb")) {

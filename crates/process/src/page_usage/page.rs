@@ -5,6 +5,7 @@ use super::sources::Sources;
 use super::{PageUsageError, Unavailable};
 use pagetide_kernel::kpageflags::PageFlags;
 use pagetide_kernel::maps::Mapping;
+use pagetide_kernel::move_pages::nodes_of;
 use pagetide_kernel::numa_maps::numa_mappings;
 use pagetide_kernel::pagemap::PagemapEntry;
 use pagetide_kernel::pagemap_scan::Categories;
@@ -169,30 +170,42 @@ fn explain(pid: i32, address: u64, sources: &mut Sources) -> Result<ExplainedPag
         flags: counted.flags,
         mapping: counted.mapping,
     };
-    let zero = explained.zero.unwrap_or(false);
     match numa_mappings(pid) {
         Ok(lines) => {
             let line = lines
                 .into_iter()
                 .find(|line| line.start == explained.mapping.start);
             if let Some(line) = line {
-                if entry.is_present() && nature.is_counted(entry, zero) {
-                    explained.numa_node = match line.nodes.len() {
-                        1 => line.nodes.keys().next().copied(),
-                        _ => None,
-                    };
-                    if line.nodes.len() > 1 {
-                        let reason = "numa_maps counts pages of this mapping on several nodes";
-                        sources.lacks("numa-node", reason.to_owned());
-                    }
-                }
                 explained.numa_policy = Some(line.policy);
             }
         }
         Err(error) => sources.numa_unavailable(&error),
     }
+    let zero = explained.zero.unwrap_or(false);
+    if entry.is_present() && nature.is_counted(entry, zero) {
+        match nodes_of(pid, &[page.start()]) {
+            Ok(nodes) => {
+                let node = nodes.first().and_then(|node| node.as_ref().ok());
+                explained.numa_node = node.map(|node| node.0);
+            }
+            Err(error) => sources.lacks("numa-node", told(&error)),
+        }
+    }
+    let soft_dirty_bit = 1 << 55;
+    if entry.0 & !soft_dirty_bit == 0 && in_page_tables && explained.mapping.has_file() {
+        let reason = "the page table forgets pages of files and shared memory that are swapped out or \
+                      reclaimed: an empty entry does not tell whether there is content";
+        sources.lacks("content", reason.to_owned());
+    }
     explained.unavailable = std::mem::take(&mut sources.unavailable);
     Ok(explained)
+}
+
+fn told(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
 }
 
 #[cfg(test)]

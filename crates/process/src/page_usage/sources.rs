@@ -7,7 +7,7 @@ use pagetide_kernel::kpageflags::{KPageFlags, PageFlags};
 use pagetide_kernel::numa_maps::NumaMapsError;
 use pagetide_kernel::pagemap::PagemapEntry;
 use pagetide_kernel::pagemap_scan::{Categories, Pagemap};
-use pagetide_kernel::probe::Probe;
+use pagetide_kernel::probe::known_categories;
 use pagetide_pages::{PageRange, PageSize};
 use std::io::ErrorKind;
 use std::path::Path;
@@ -38,21 +38,22 @@ pub(super) struct Frames {
 impl Sources {
     pub(super) fn open(pid: i32) -> Result<Sources, PageUsageError> {
         let pagemap = Pagemap::of_process(pid)?;
-        let probe = Probe::of_this_kernel();
+        let (frames, soft_dirty) = shown_of_own_page();
         let mut sources = Sources {
             pagemap,
-            categories: probe.categories,
-            soft_dirty: probe.soft_dirty.is_ok(),
-            frames: frames_are_shown(),
+            categories: known_categories(),
+            soft_dirty,
+            frames,
             flags: None,
             counts: None,
             cgroups: None,
             unavailable: Vec::new(),
         };
-        if let Err(reason) = probe.soft_dirty {
-            sources.lacks("soft-dirty", reason);
+        if !soft_dirty {
+            let reason = "this kernel has no soft-dirty bits (CONFIG_MEM_SOFT_DIRTY)";
+            sources.lacks("soft-dirty", reason.to_owned());
         }
-        if probe.categories.is_empty() {
+        if sources.categories.is_empty() {
             let reason = "zero pages are told by page flags only, and huge pages by smaps: this kernel \
                           has no PAGEMAP_SCAN (Linux 6.7)";
             sources.lacks("page-categories", reason.to_owned());
@@ -155,15 +156,18 @@ const FLAGS: &str = "page-flags";
 const COUNTS: &str = "page-counts";
 const CGROUPS: &str = "memory-cgroups";
 
-/// Whether the kernel shows frame numbers to this process, by a page of its own.
-fn frames_are_shown() -> bool {
+/// Whether the kernel shows frame numbers to this process, and whether it has soft-dirty bits: by a page
+/// of the stack, which is in memory and was just written.
+fn shown_of_own_page() -> (bool, bool) {
     let value = 1u8;
     let page = PageSize::KIB_4.index_of(std::ptr::from_ref(&value) as u64);
     let entries = Pagemap::of_self().map(|pagemap| pagemap.entries(PageRange::single(page)));
-    match entries {
-        Ok(Ok(entries)) => entries
-            .iter()
-            .any(|e: &PagemapEntry| e.frame_number().is_some()),
-        _ => false,
-    }
+    let Ok(Ok(entries)) = entries else {
+        return (false, false);
+    };
+    let any = |is: fn(&PagemapEntry) -> bool| entries.iter().any(is);
+    (
+        any(|entry| entry.frame_number().is_some()),
+        any(|entry| entry.is_soft_dirty()),
+    )
 }
