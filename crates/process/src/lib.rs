@@ -45,11 +45,11 @@ mod tracer;
 pub use descriptors::{DescriptorError, FileDescriptor};
 pub use examine::{Examined, NoPrivilege, RefusalError, examine, examine_for_reading};
 pub use identity::{IdentityError, ProcessIdentity};
-pub use pagetide_kernel::ptrace::{Registers, ThreadId};
 pub use page_usage::{
     ExplainedPage, PageUsage, PageUsageError, RegionUsage, SwapEntry, SwapKind, Unavailable, Usage,
     explain_page, page_usage,
 };
+pub use pagetide_kernel::ptrace::{Registers, ThreadId};
 pub use remote::RemoteCalls;
 pub use remote_error::RemoteCallError;
 pub use state::{MemoryLayout, OutsideState, ProcessState, StateDecodeError, StateReadError};
