@@ -6,6 +6,7 @@
 
 pub mod aio;
 pub mod child;
+pub mod kvm;
 pub mod machine;
 pub mod poison;
 pub mod remap;
@@ -568,4 +569,20 @@ pub fn name_memory(region: &Region, name: &std::ffi::CStr) -> io::Result<()> {
     let command = (libc::PR_SET_VMA, libc::PR_SET_VMA_ANON_NAME);
     // SAFETY: the range is a region's, and the name is terminated.
     checked(unsafe { libc::prctl(command.0, command.1, start, length, name.as_ptr()) })
+}
+
+/// vmsplice(2) of `length` bytes of page `page`: out of a pipe's reading end, or into its writing end.
+pub fn splice(
+    pipe: std::os::fd::BorrowedFd<'_>,
+    region: &Region,
+    page: usize,
+    length: usize,
+) -> io::Result<usize> {
+    let part = libc::iovec {
+        iov_base: region.address(page) as *mut libc::c_void,
+        iov_len: length,
+    };
+    // SAFETY: one part, which lies in the region, to which no Rust reference exists.
+    let spliced = unsafe { libc::vmsplice(pipe.as_raw_fd(), &part, 1, 0) };
+    usize::try_from(spliced).map_err(|_| io::Error::last_os_error())
 }

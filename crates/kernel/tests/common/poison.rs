@@ -95,3 +95,30 @@ pub fn install_or_skip(test: &str, region: &Region, page: usize) -> bool {
     }
     by_or_skip(test, &owner, region, page)
 }
+
+#[repr(C)]
+struct Copy {
+    to: u64,
+    from: u64,
+    length: u64,
+    mode: u64,
+    copied: i64,
+}
+
+const UFFDIO_COPY: Opcode = opcode::read_write::<Copy>(0xAA, 0x03);
+
+/// Fills an empty slot of a region that is registered with `owner` with a copy of another page.
+pub fn copy_or_skip(test: &str, owner: &WriteProtector, from: u64, to: u64) -> bool {
+    let mut request = Copy {
+        to,
+        from,
+        length: PAGE as u64,
+        mode: 0,
+        copied: 0,
+    };
+    // SAFETY: as for poisoning; both pages are regions', to which no Rust reference exists.
+    let answer = unsafe { change::<UFFDIO_COPY, _>(owner.as_fd(), &mut request) };
+    answer
+        .map_err(|error| skip(test, &format!("UFFDIO_COPY: {error}")))
+        .is_ok()
+}
