@@ -59,7 +59,12 @@ impl FileHashes {
         range: PageRange,
     ) -> impl Iterator<Item = (PageRange, &[PageHash])> {
         let hashed = self.files.get(&key).map_or(&[][..], |hashed| hashed);
-        hashed.iter().filter_map(move |(pages, hashes)| {
+        // Asked for each of what may be tens of thousands of mappings.
+        let first = hashed.partition_point(|(pages, _)| pages.end() <= range.start());
+        let parts = hashed[first..].iter().map_while(move |(pages, hashes)| {
+            (pages.start() < range.end()).then_some((pages, hashes))
+        });
+        parts.filter_map(move |(pages, hashes)| {
             let part = pages.intersection(range)?;
             let first = usize::try_from(part.start().0 - pages.start().0).ok()?;
             let count = usize::try_from(part.count().0).ok()?;
