@@ -16,7 +16,7 @@ pub(crate) const SIZE: PageSize = PageSize::KIB_4;
 
 /// From this length on, the kernel is asked what a range holds before it is read. A scan call costs
 /// about as much as reading a few pages.
-const ASK_FROM: PageCount = PageCount(16);
+pub(crate) const ASK_FROM: PageCount = PageCount(16);
 
 /// Pages compared at once: 256 KiB, which stays in the cache between the read and the hash.
 const COMPARE_AT_ONCE: PageCount = PageCount(64);
@@ -53,6 +53,8 @@ pub(crate) struct Source<'a> {
     pub parent: Option<(&'a View, usize)>,
     /// The kernel's scan knows guard regions.
     pub knows_guards: bool,
+    /// From this length on, the kernel is asked what a range of private memory holds.
+    pub ask_from: PageCount,
 }
 
 /// What was copied.
@@ -181,7 +183,7 @@ impl Source<'_> {
         let (askable, other) = (pages.intersect(anonymous), pages.subtract(anonymous));
         direct.extend_from_slice(other.ranges());
         for &range in askable.ranges() {
-            if range.count() < ASK_FROM {
+            if range.count() < self.ask_from {
                 direct.push(range);
             } else {
                 self.sort_by_content(range, &mut direct, copied)?;

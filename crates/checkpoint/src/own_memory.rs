@@ -10,7 +10,7 @@
 //! by DMA are not seen: ranges for which that can happen must be left out or stored in full each time.
 
 use crate::arena::Arena;
-use crate::capture::{CaptureError, Copied, SIZE, Source};
+use crate::capture::{ASK_FROM, CaptureError, Copied, SIZE, Source};
 use pagetide_kernel::maps::{self, MapsError};
 use pagetide_kernel::memory::{MemoryError, ProcessMemory};
 use pagetide_kernel::pagemap_scan::Categories;
@@ -219,6 +219,7 @@ impl OwnMemory {
             pagemap: &self.pagemap,
             parent: None,
             knows_guards: self.knows_guards,
+            ask_from: ASK_FROM,
         };
         self.arena.clear();
         let placements = &self.placements;

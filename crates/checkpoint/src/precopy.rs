@@ -2,7 +2,7 @@
 //! for a process in whose pages reads may be under way.
 
 use crate::arena::Arena;
-use crate::capture::{CaptureError, Copied, SIZE, Source};
+use crate::capture::{ASK_FROM, CaptureError, Copied, SIZE, Source};
 use crate::layout::{Layout, Watch};
 use crate::member::Member;
 use crate::options::{Mode, Options};
@@ -183,6 +183,7 @@ impl Member {
             pagemap: &self.space.pagemap,
             parent: None,
             knows_guards: self.space.knows_guards,
+            ask_from: ASK_FROM,
         };
         sink.arena.open_space(sink.number);
         let (spaces, writer) = (sink.spaces, &mut *sink.writer);

@@ -1,7 +1,7 @@
 //! What happens to one process between stopping and letting go: deciding which of its pages to copy. The
 //! rounds of copying before that are in `precopy`, the copying itself is in `capture`.
 
-use crate::capture::{CaptureError, Copied, SIZE, Source};
+use crate::capture::{ASK_FROM, CaptureError, Copied, SIZE, Source};
 use crate::file_pages::{FileHashes, file_page};
 use crate::files::{self, FileReport, Files, Stamps};
 use crate::layout::{self, Layout, Watch};
@@ -14,7 +14,7 @@ use crate::rings::{self, AsynchronousIo};
 use crate::take::TakeError;
 use pagetide_kernel::maps::{self, Mapping};
 use pagetide_kernel::pagemap_scan::{Categories, ScanError, ScanRequest, ScannedRange};
-use pagetide_pages::{PageIndex, PageRange, PageSet};
+use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet};
 use pagetide_process::{StoppedProcess, ThreadState};
 use pagetide_snapshot::{Backing, PageState, Region, Sharing, View};
 use pagetide_tracker::Harvest;
@@ -185,6 +185,12 @@ impl Member {
             pagemap: &self.space.pagemap,
             parent,
             knows_guards: self.space.knows_guards,
+            // Soft-dirty bits also tell of memory that has a userfaultfd of the process's own. To read
+            // there what holds nothing would wait for a handler that stands still.
+            ask_from: match self.needs_stop() {
+                true => PageCount(1),
+                false => ASK_FROM,
+            },
         };
         source.read(&plan.read, &layout.anonymous, &mut copied)?;
         source.compare(&plan.compare, &layout.anonymous, &mut copied)?;

@@ -41,7 +41,8 @@ impl Ledger {
         std::mem::take(&mut self.owed.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn give_back(&self, pages: &PageSet) -> GivenBack {
+    /// As [`Ledger::owe`], and tells the kernel.
+    pub(crate) fn give_back(&self, pages: &PageSet) -> GivenBack {
         self.owe(pages);
         (self.restore)(pages)
     }

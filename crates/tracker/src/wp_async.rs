@@ -224,7 +224,8 @@ impl Tracker for WpAsync {
         let mut written = PageSet::new();
         let taken = self.take_written(&watched, &mut written);
         if let Err(error) = taken.and_then(|()| self.check_alive()) {
-            self.ledger.owe(&written);
+            // Also to the kernel: this tracker may never harvest again.
+            let _ = self.ledger.give_back(&written);
             return Err(error);
         }
         let owed = self.ledger.collect();
