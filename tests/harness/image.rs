@@ -6,7 +6,7 @@
 
 use crate::Frozen;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::hash::{DefaultHasher, Hasher};
 use std::os::unix::fs::FileExt;
@@ -213,7 +213,8 @@ impl Image {
     /// `self` is what the process held.
     pub fn difference(&self, export: &Image) -> Option<String> {
         let list = |these: &Image, others: &Image| {
-            let only = these.regions.iter().filter(|r| !others.regions.contains(r));
+            let others: HashSet<_> = others.regions.iter().collect();
+            let only = these.regions.iter().filter(|r| !others.contains(r));
             only.map(|(start, end, permissions)| format!("{start:x}-{end:x} {permissions}"))
                 .collect::<Vec<_>>()
         };

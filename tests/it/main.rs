@@ -9,6 +9,7 @@ mod commands;
 mod debugger;
 mod disk_full;
 mod kills;
+mod many_mappings;
 mod pages;
 mod redis;
 mod rollback;

@@ -2,6 +2,7 @@
 //! in one run. Machines differ and drift; absolute figures are printed for orientation only.
 
 mod limits;
+mod mappings;
 mod scan;
 mod target;
 mod throughput;
@@ -23,6 +24,7 @@ fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
     match arguments.next().as_deref() {
         Some("target") => return target::serve(),
+        Some("mappings") => return mappings::serve(),
         Some("peak") => return throughput::serve_peak(arguments),
         // cargo bench passes this on.
         None | Some("--bench") => {}
@@ -31,6 +33,7 @@ fn main() -> anyhow::Result<()> {
     let mut rows = Vec::new();
     rows.extend(scan::measure()?);
     rows.extend(window::measure()?);
+    rows.extend(mappings::measure()?);
     rows.extend(throughput::measure()?);
 
     let release = rustix::system::uname()

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 /// Memory of the target.
 pub const MIB: usize = 1024;
-const PAGE: usize = 4096;
+pub const PAGE: usize = 4096;
 
 /// Memory that compresses about as a server's heap does: half of each page noise, half repetition.
 pub fn fill(memory: &mut [u8]) {
@@ -68,8 +68,13 @@ pub struct Target {
 impl Target {
     /// Starts one and waits until its memory is filled.
     pub fn start() -> anyhow::Result<Target> {
+        Target::start_as("target")
+    }
+
+    /// Starts this program with another argument, to be such a process as it says.
+    pub fn start_as(argument: &str) -> anyhow::Result<Target> {
         let mut child = Command::new(std::env::current_exe()?)
-            .arg("target")
+            .arg(argument)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

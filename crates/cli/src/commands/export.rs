@@ -8,7 +8,7 @@ use pagetide::MemberNames;
 use pagetide_snapshot::{Capture, View};
 use serde::Serialize;
 use std::fs::{self, File, OpenOptions};
-use std::io::ErrorKind;
+use std::io::{BufWriter, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -134,7 +134,10 @@ fn raw(view: &View, pid: Option<i32>, names: &MemberNames, directory: &Path) -> 
             .collect(),
     };
     let path = directory.join("map.json");
-    serde_json::to_writer_pretty(create(&path)?, &map)
+    let mut out = BufWriter::new(create(&path)?);
+    serde_json::to_writer_pretty(&mut out, &map)
+        .map_err(std::io::Error::from)
+        .and_then(|()| out.flush())
         .with_context(|| format!("write {}", path.display()))
 }
 
