@@ -285,8 +285,9 @@ fn every_changed_page_is_in_a_committed_harvest(backend: Backend) {
     // One at a time: a child that one test makes would keep the userfaultfd of the other open.
     static ALONE: Mutex<()> = Mutex::new(());
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let cases = std::env::var("PAGETIDE_CASES").ok();
     let config = Config {
-        cases: 60,
+        cases: cases.map_or(60, |cases| cases.parse().expect("a number")),
         failure_persistence: None,
         max_shrink_iters: 300,
         ..Config::default()
