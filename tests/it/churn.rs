@@ -20,7 +20,7 @@ fn let_it_work(seed: u64, epoch: u64) {
 }
 
 /// One command a snapshot; each export equals what the stopped process held, also at the end.
-fn one_shot(name: &str, count: usize, modes: &[&[&str]]) {
+pub fn one_shot(name: &str, count: usize, modes: &[&[&str]]) {
     let seed = seed(name);
     let (files, store) = (Scratch::new(), TestStore::new());
     let mut target = churning(seed, &files);

@@ -1,0 +1,77 @@
+//! Prevents that a backend misses a page on a kernel that it is offered for: each backend by itself takes
+//! snapshots of processes that change, and each snapshot is what the process held. A test stands in a
+//! module named after its backend; a backend that cannot be used here says so.
+
+use crate::churn::one_shot;
+use pagetide_tests::{Scratch, Target, TestStore, epochs, list, number, pagetide, skipped, text};
+
+/// Why `backend` cannot be used here, by the word of `pagetide probe`.
+fn refusal(backend: &str) -> Option<String> {
+    let probe = pagetide(["probe", "--json"]).done().json();
+    let backends = list(&probe, "backends");
+    let offered = backends.iter().find(|offered| offered["name"] == backend);
+    let offered = offered.unwrap_or_else(|| panic!("no backend {backend} in {probe}"));
+    (offered["usable"] != true).then(|| text(offered, "reason").to_owned())
+}
+
+/// The pages of one mapping are written here and there; the deltas hold them, and few others.
+fn a_delta_holds_what_was_written(backend: &str) {
+    let store = TestStore::new();
+    let mut target = Target::start("writer", ["8"]);
+    let more = ["--backend", backend];
+    let full = store.checkpoint(target.pid(), &more);
+    assert_eq!(text(&full, "kind"), "full");
+    assert!(number(&full, "stored_pages") >= 2048, "{full}");
+    for round in 0..6u64 {
+        let (first, count) = (round * 300, 1 + round * 20);
+        target.ask(&format!("noise {first} {count} {}", round + 1));
+        let frozen = target.freeze();
+        let (delta, _) = store.checkpoint_exactly(&frozen, &more, round % 2 == 1);
+        assert_eq!(text(&delta, "kind"), "delta", "{delta}");
+        assert_eq!(text(&delta, "backend"), backend);
+        let stored = number(&delta, "stored_pages");
+        // The target's stack, its C library and the answer's buffer change, too.
+        assert!((count..count + 40).contains(&stored), "{delta}");
+    }
+    store.assert_sound();
+}
+
+/// A process changes its memory in all ways there are.
+fn every_change_is_in_the_next_snapshot(backend: &str) {
+    one_shot(backend, epochs(24), &[&["--backend", backend]]);
+}
+
+/// After `detach` the process has nothing of ours, and the next snapshot is complete.
+fn detached_and_begun_again(backend: &str) {
+    let (files, store) = (Scratch::new(), TestStore::new());
+    let mut target = Target::start("churn", ["7", files.path().to_str().expect("a plain path")]);
+    let more = ["--backend", backend];
+    store.checkpoint(target.pid(), &more);
+    pagetide(["detach", &target.pid_text()]).done();
+    target.ask("count");
+    let frozen = target.freeze();
+    store.checkpoint_exactly(&frozen, &more, false);
+    drop(frozen);
+    assert!(target.is_alive());
+}
+
+macro_rules! under_each_backend {
+    ($($module:ident $backend:literal: $($test:ident)*;)*) => {$(
+        mod $module {
+            $(#[test]
+            fn $test() {
+                if let Some(reason) = super::refusal($backend) {
+                    let test = concat!(stringify!($module), "::", stringify!($test));
+                    return super::skipped(test, &reason);
+                }
+                super::$test($backend);
+            })*
+        }
+    )*};
+}
+
+under_each_backend! {
+    wp_async "wp-async": a_delta_holds_what_was_written every_change_is_in_the_next_snapshot detached_and_begun_again;
+    soft_dirty "soft-dirty": a_delta_holds_what_was_written every_change_is_in_the_next_snapshot detached_and_begun_again;
+    rehash "rehash": a_delta_holds_what_was_written every_change_is_in_the_next_snapshot detached_and_begun_again;
+}
