@@ -22,6 +22,20 @@ const JOB_SECONDS: u32 = 180;
 /// A guest that runs longer than this is stopped.
 const GUEST_SECONDS: u32 = 900;
 
+/// Where tests in a guest find what they need.
+const PLACES: [&str; 3] = [
+    "PAGETIDE_BIN=/work/pagetide",
+    "PAGETIDE_TARGETS=/work/targets",
+    "PAGETIDE_LIVE_TARGETS=/work/live",
+];
+
+/// How much of the tests without an end is run, here and in guests.
+const EXTENT: [(&str, &str); 3] = [
+    ("PAGETIDE_EPOCHS", "8"),
+    ("PAGETIDE_CASES", "8"),
+    ("PAGETIDE_TORTURE_SECONDS", "20"),
+];
+
 /// What came of one kernel.
 #[derive(Debug)]
 pub struct Report {
@@ -81,7 +95,9 @@ pub fn run(kernel: &str, plan: &Plan, built: &Built) -> Result<Report> {
     for job in jobs {
         let is_test = built.program(job)?.is_test;
         let result = JobResult::new(job, is_test, &printed.next().unwrap_or_default());
-        eprint!("{result}");
+        if result.is_wrong() {
+            eprint!("kernels: {kernel}: {result}");
+        }
         results.push(result);
     }
     Ok(Report {
@@ -89,6 +105,24 @@ pub fn run(kernel: &str, plan: &Plan, built: &Built) -> Result<Report> {
         backends,
         jobs: results,
     })
+}
+
+/// Tells whoever waits that a program has ended.
+fn progress(kernel: &str, done: usize, program: &Path, words: &[String], printed: &Printed) {
+    // The first is the probe.
+    let Some(number) = done.checked_sub(1) else {
+        return;
+    };
+    let name = program.file_name().unwrap_or_default().to_string_lossy();
+    let (name, _) = name.split_once('-').unwrap_or((&name, ""));
+    let status = printed
+        .status
+        .map_or("no status".to_owned(), |status| format!("exit {status}"));
+    eprintln!(
+        "kernels: {kernel}: {number} {name} {}: {status}, {} s",
+        words.join(" "),
+        printed.seconds
+    );
 }
 
 /// The kernel and its backends, by `pagetide probe --json`.
@@ -117,15 +151,18 @@ fn here(programs: &[&Path], commands: &[Vec<String>], built: &Built) -> Result<V
             .arg(program)
             .args(words)
             .env("PAGETIDE_BIN", &built.pagetide)
+            .envs(EXTENT)
             .stdin(Stdio::null())
             .output()
             .with_context(|| format!("run {}", program.display()))?;
-        all.push(Printed {
+        let printed = Printed {
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
             status: output.status.code(),
             seconds: started.elapsed().as_secs(),
-        });
+        };
+        progress(HOST, all.len(), program, words, &printed);
+        all.push(printed);
     }
     Ok(all)
 }
@@ -152,10 +189,13 @@ fn in_guest(
         let file = format!("{}:{name}", directory.display());
         command.args(["--file", &file]);
     }
+    for place in PLACES {
+        command.args(["--env", place]);
+    }
+    for (name, value) in EXTENT {
+        command.args(["--env", &format!("{name}={value}")]);
+    }
     command
-        .args(["--env", "PAGETIDE_BIN=/work/pagetide"])
-        .args(["--env", "PAGETIDE_TARGETS=/work/targets"])
-        .args(["--env", "PAGETIDE_LIVE_TARGETS=/work/live"])
         .args(["--program", "setpriv", "--program", "mount"])
         .args(["--timeout", &GUEST_SECONDS.to_string(), kernel, "--"])
         .arg(&script)
@@ -172,10 +212,14 @@ fn in_guest(
             Some(("@@o", text)) => append(&mut all, |printed| &mut printed.stdout, text),
             Some(("@@e", text)) => append(&mut all, |printed| &mut printed.stderr, text),
             Some(("@@>", numbers)) => {
+                let done = all.len().saturating_sub(1);
                 let printed = all.last_mut().context("an end without a beginning")?;
                 let mut numbers = numbers.split_whitespace();
                 printed.status = Some(numbers.next().context("no status")?.parse()?);
                 printed.seconds = numbers.next().context("no seconds")?.parse()?;
+                if let Some((program, words)) = programs.get(done).zip(commands.get(done)) {
+                    progress(kernel, done, program, words, printed);
+                }
             }
             _ => eprintln!("kernels: {kernel}: {line}"),
         }

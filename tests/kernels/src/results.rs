@@ -80,6 +80,11 @@ impl JobResult {
         result
     }
 
+    /// True if a test failed, or the output is not to be believed.
+    pub fn is_wrong(&self) -> bool {
+        !self.printed.is_empty() || !self.doubts.is_empty()
+    }
+
     /// How many tests have such an outcome.
     fn count(&self, is: impl Fn(&Outcome) -> bool) -> usize {
         self.tests.iter().filter(|test| is(&test.outcome)).count()
@@ -184,7 +189,7 @@ impl JobResult {
 }
 
 impl fmt::Display for JobResult {
-    /// One line for whoever waits, and all output if something is wrong.
+    /// A line, and all output if something is wrong.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let passed = self.count(|outcome| *outcome == Outcome::Passed);
         let failed = self.count(|outcome| *outcome == Outcome::Failed);
