@@ -6,7 +6,7 @@ mod common;
 
 use common::child::{Child, create_userfaultfd, execute_sleep};
 use common::machine::Machine;
-use common::{PAGE, Region, skip};
+use common::{PAGE, Region, needs, skip};
 use nix::libc;
 use pagetide_kernel::maps::mappings;
 use pagetide_kernel::memory::ProcessMemory;
@@ -54,6 +54,7 @@ fn settled(region: &Region) -> WpAsync {
 
 #[test]
 fn t01_unregistered_mapping_is_fresh() {
+    needs!(wp_async);
     let region = Region::filled(8, 1);
     region.unmap(4..8);
     let mut tracker = settled(&region);
@@ -73,6 +74,7 @@ fn t01_unregistered_mapping_is_fresh() {
 
 #[test]
 fn t02_a_mixed_layout_loses_no_record() {
+    needs!(wp_async);
     let region = Region::filled(16, 1);
     let mut tracker = settled(&region);
     region.store(1, 2);
@@ -84,6 +86,7 @@ fn t02_a_mixed_layout_loses_no_record() {
 
 #[test]
 fn t03_a_mapping_replaced_at_the_same_address_is_fresh() {
+    needs!(wp_async);
     let region = Region::filled(8, 1);
     let mut tracker = settled(&region);
     let before = listed(&[&region]);
@@ -103,6 +106,7 @@ fn t03_a_mapping_replaced_at_the_same_address_is_fresh() {
 
 #[test]
 fn t04_moved_mapping_is_fresh() {
+    needs!(wp_async);
     let from = Region::filled(8, 1);
     let to = Region::private(8);
     to.unmap(0..8);
@@ -118,6 +122,7 @@ fn t04_moved_mapping_is_fresh() {
 
 #[test]
 fn t04_moving_over_a_watched_mapping_is_fresh() {
+    needs!(wp_async);
     let from = Region::filled(4, 9);
     let to = Region::filled(8, 1);
     let mut tracker = WpAsync::of_self().unwrap();
@@ -135,6 +140,7 @@ fn t04_moving_over_a_watched_mapping_is_fresh() {
 
 #[test]
 fn t04_a_grown_tail_is_written() {
+    needs!(wp_async);
     let region = Region::filled(600, 1);
     let mut tracker = settled(&region);
     region.resize_in_place(0..600, 2000).unwrap();
@@ -149,6 +155,7 @@ fn t04_a_grown_tail_is_written() {
 
 #[test]
 fn t04_shrunk_and_regrown_is_written() {
+    needs!(wp_async);
     let region = Region::filled(2048, 1);
     let mut tracker = settled(&region);
     region.resize_in_place(0..2048, 8).unwrap();
@@ -161,6 +168,7 @@ fn t04_shrunk_and_regrown_is_written() {
 
 #[test]
 fn t05_a_childs_stores_are_not_the_parents_and_the_child_is_all_written() {
+    needs!(wp_async);
     let region = Region::filled(8, 1);
     let mut tracker = settled(&region);
     let child = Child::run(|board| {
@@ -190,6 +198,7 @@ fn t05_a_childs_stores_are_not_the_parents_and_the_child_is_all_written() {
 
 #[test]
 fn t05_a_userfaultfd_of_the_parent_never_calls_the_child_clean() {
+    needs!(wp_async);
     let region = Region::filled(8, 1);
     let child = Child::run(|board| {
         board.tell(0, 1);
@@ -237,6 +246,7 @@ fn all_say_gone(tracker: &mut WpAsync, lists: &[Vec<PageRange>]) {
 
 #[test]
 fn t06_execve_is_space_gone_and_not_nothing_written() {
+    needs!(wp_async);
     let region = Region::filled(4, 1);
     let (child, mut tracker) = tracked_child(&region);
     child.tell(1, 1);
@@ -252,6 +262,7 @@ fn t06_execve_is_space_gone_and_not_nothing_written() {
 
 #[test]
 fn t06_exit_is_space_gone_and_not_nothing_written() {
+    needs!(wp_async);
     let region = Region::filled(4, 1);
     let (child, mut tracker) = tracked_child(&region);
     child.kill();
@@ -260,6 +271,7 @@ fn t06_exit_is_space_gone_and_not_nothing_written() {
 
 #[test]
 fn t10_a_dropped_page_is_written() {
+    needs!(wp_async);
     let region = Region::filled(8, 1);
     let mut tracker = settled(&region);
     region.advise(2..4, libc::MADV_DONTNEED).unwrap();
@@ -276,6 +288,7 @@ fn t10_a_dropped_page_is_written() {
 
 #[test]
 fn t10_dropping_whole_page_tables_and_huge_pages_is_written() {
+    needs!(wp_async);
     let plain = Region::filled(1536, 1);
     let huge = Region::transparent_huge(3, 1);
     if huge.is_none() {
@@ -296,6 +309,7 @@ fn t10_dropping_whole_page_tables_and_huge_pages_is_written() {
 
 #[test]
 fn t11_a_swapped_written_page_is_written() {
+    needs!(wp_async);
     let _alone = common::child::without_children();
     let mut machine = Machine::lock();
     if let Err(reason) = machine.swap() {
@@ -314,6 +328,7 @@ fn t11_a_swapped_written_page_is_written() {
 
 #[test]
 fn t12_a_marker_on_an_empty_slot_is_clean_until_it_is_stored_to() {
+    needs!(wp_async);
     let region = Region::private(8);
     let mut tracker = settled(&region);
     assert!(
@@ -326,6 +341,7 @@ fn t12_a_marker_on_an_empty_slot_is_clean_until_it_is_stored_to() {
 
 #[test]
 fn t13_a_freed_page_that_turns_zero_is_written() {
+    needs!(wp_async);
     let _alone = common::child::without_children();
     let mut machine = Machine::lock();
     if let Err(reason) = machine.swap() {
@@ -351,6 +367,7 @@ fn t13_a_freed_page_that_turns_zero_is_written() {
 
 #[test]
 fn t14_guards_are_written_when_they_come_and_when_they_go() {
+    needs!(wp_async);
     let region = Region::filled(8, 1);
     let mut tracker = settled(&region);
     if region.advise(2..4, common::MADV_GUARD_INSTALL).is_err() {
@@ -373,6 +390,7 @@ fn t14_guards_are_written_when_they_come_and_when_they_go() {
 
 #[test]
 fn t31_guards_cannot_be_given_back_to_the_kernel_and_that_is_said() {
+    needs!(wp_async);
     let region = Region::filled(8, 1);
     let mut tracker = settled(&region);
     if region.advise(2..3, common::MADV_GUARD_INSTALL).is_err() {
@@ -386,6 +404,7 @@ fn t31_guards_cannot_be_given_back_to_the_kernel_and_that_is_said() {
 
 #[test]
 fn t31_a_guard_reads_clean_to_a_later_tracker_and_is_fresh_all_the_same() {
+    needs!(wp_async);
     let _alone = common::child::without_children();
     let region = Region::filled(8, 1);
     let mut tracker = settled(&region);
@@ -406,6 +425,7 @@ fn t31_a_guard_reads_clean_to_a_later_tracker_and_is_fresh_all_the_same() {
 
 #[test]
 fn t16_a_second_tracker_is_refused_and_steals_nothing() {
+    needs!(wp_async);
     let _alone = common::child::without_children();
     let region = Region::filled(8, 1);
     let mut first = settled(&region);
@@ -424,6 +444,7 @@ fn t16_a_second_tracker_is_refused_and_steals_nothing() {
 
 #[test]
 fn t17_thousands_of_scattered_pages_are_each_reported() {
+    needs!(wp_async);
     const PAGES: usize = 40_000;
     let region = Region::filled(PAGES, 1);
     let mut tracker = settled(&region);
@@ -439,6 +460,7 @@ fn t17_thousands_of_scattered_pages_are_each_reported() {
 
 #[test]
 fn t18_holes_without_page_tables_are_written_in_full() {
+    needs!(wp_async);
     let region = Region::private(4096);
     region.store(1, 1);
     let mut tracker = WpAsync::of_self().unwrap();
@@ -457,6 +479,7 @@ fn t18_holes_without_page_tables_are_written_in_full() {
 
 #[test]
 fn t20_a_harvest_of_nothing_scans_nothing() {
+    needs!(wp_async);
     let region = Region::filled(8, 1);
     let mut tracker = settled(&region);
     region.store(2, 2);
@@ -472,6 +495,7 @@ fn t20_a_harvest_of_nothing_scans_nothing() {
 
 #[test]
 fn t24_a_mapping_of_another_userfaultfd_is_refused_and_the_rest_is_tracked() {
+    needs!(wp_async);
     let _alone = common::child::without_children();
     let region = Region::filled(8, 1);
     region.replace(2..4);
@@ -501,6 +525,7 @@ fn t24_a_mapping_of_another_userfaultfd_is_refused_and_the_rest_is_tracked() {
 
 #[test]
 fn t24_a_mapping_taken_over_by_another_userfaultfd_is_refused() {
+    needs!(wp_async);
     // The target replaces what we watch, and tracks it for itself before we look again: registered,
     // at an address that was ours, and harvested already, so that no scan tells.
     let region = Region::filled(8, 1);
@@ -521,6 +546,7 @@ fn t24_a_mapping_taken_over_by_another_userfaultfd_is_refused() {
 
 #[test]
 fn t26_what_cannot_be_watched_is_refused_by_name() {
+    needs!(wp_async);
     let all = mappings(std::process::id().cast_signed()).unwrap();
     let is_kernels = |name: &_| {
         use pagetide_kernel::maps::MappingName;

@@ -5,7 +5,7 @@
 mod common;
 
 use common::machine::Machine;
-use common::{HUGE, PAGE, Region, skip};
+use common::{HUGE, PAGE, Region, needs, skip};
 use nix::libc;
 use pagetide_kernel::pagemap_scan::Pagemap;
 use pagetide_kernel::userfaultfd::WriteProtector;
@@ -37,6 +37,7 @@ fn seen_by_the_kernel(region: &Region) -> Vec<usize> {
 
 #[test]
 fn it_says_what_it_is() {
+    needs!(wp_async);
     let tracker = WpAsync::of_self().unwrap();
     assert_eq!(tracker.backend(), Backend::WpAsync);
     assert_eq!(tracker.page_size(), PageSize::KIB_4);
@@ -45,6 +46,7 @@ fn it_says_what_it_is() {
 
 #[test]
 fn the_first_harvest_is_everything_and_the_next_what_was_stored() {
+    needs!(wp_async);
     let region = Region::filled(8, 1);
     let mut tracker = WpAsync::of_self().unwrap();
     assert_eq!(written(&mut tracker, &region), (0..8).collect::<Vec<_>>());
@@ -56,6 +58,7 @@ fn the_first_harvest_is_everything_and_the_next_what_was_stored() {
 
 #[test]
 fn arming_starts_with_everything_written_and_takes_nothing() {
+    needs!(wp_async);
     let region = Region::filled(8, 1);
     let mut tracker = WpAsync::of_self().unwrap();
     let change = tracker.arm(&[region.pages()]).unwrap();
@@ -70,6 +73,7 @@ fn arming_starts_with_everything_written_and_takes_nothing() {
 
 #[test]
 fn arming_part_by_part() {
+    needs!(wp_async);
     let first = Region::filled(4, 1);
     let second = Region::filled(4, 1);
     let mut tracker = WpAsync::of_self().unwrap();
@@ -87,6 +91,7 @@ fn arming_part_by_part() {
 
 #[test]
 fn only_the_given_mappings_are_harvested() {
+    needs!(wp_async);
     let first = Region::filled(4, 1);
     let second = Region::filled(4, 1);
     let mut tracker = WpAsync::of_self().unwrap();
@@ -107,6 +112,7 @@ fn only_the_given_mappings_are_harvested() {
 
 #[test]
 fn committed_pages_do_not_come_again() {
+    needs!(wp_async);
     let region = Region::filled(8, 1);
     let mut tracker = settled(&region);
     region.store(3, 2);
@@ -117,6 +123,7 @@ fn committed_pages_do_not_come_again() {
 
 #[test]
 fn given_back_pages_come_again_with_what_was_stored_since() {
+    needs!(wp_async);
     let region = Region::filled(8, 1);
     let mut tracker = settled(&region);
     region.store(3, 2);
@@ -129,6 +136,7 @@ fn given_back_pages_come_again_with_what_was_stored_since() {
 
 #[test]
 fn given_back_pages_are_known_to_the_kernel_itself() {
+    needs!(wp_async);
     let region = Region::filled(8, 1);
     let mut tracker = settled(&region);
     region.store(3, 2);
@@ -145,6 +153,7 @@ fn given_back_pages_are_known_to_the_kernel_itself() {
 
 #[test]
 fn a_dropped_harvest_is_given_back() {
+    needs!(wp_async);
     let region = Region::filled(8, 1);
     let mut tracker = settled(&region);
     region.store(3, 2);
@@ -159,6 +168,7 @@ fn a_dropped_harvest_is_given_back() {
 
 #[test]
 fn a_harvest_dropped_by_a_panic_is_given_back() {
+    needs!(wp_async);
     let region = Region::filled(8, 1);
     let mut tracker = settled(&region);
     region.store(3, 2);
@@ -173,6 +183,7 @@ fn a_harvest_dropped_by_a_panic_is_given_back() {
 
 #[test]
 fn given_back_over_and_over_nothing_is_lost() {
+    needs!(wp_async);
     let region = Region::filled(16, 1);
     let mut tracker = settled(&region);
     for page in 0..16 {
@@ -189,6 +200,7 @@ fn given_back_over_and_over_nothing_is_lost() {
 
 #[test]
 fn two_harvests_under_way_settle_on_their_own() {
+    needs!(wp_async);
     let region = Region::filled(8, 1);
     let mut tracker = settled(&region);
     region.store(1, 2);
@@ -202,6 +214,7 @@ fn two_harvests_under_way_settle_on_their_own() {
 
 #[test]
 fn a_harvest_may_outlive_its_tracker() {
+    needs!(wp_async);
     let region = Region::filled(8, 1);
     let mut tracker = settled(&region);
     region.store(1, 2);
@@ -216,6 +229,7 @@ fn a_harvest_may_outlive_its_tracker() {
 
 #[test]
 fn what_the_kernel_does_not_take_back_is_owed_by_the_tracker() {
+    needs!(wp_async);
     let region = Region::filled(8, 1);
     let mut tracker = settled(&region);
     (1..7).for_each(|page| region.store(page, 2));
@@ -227,6 +241,7 @@ fn what_the_kernel_does_not_take_back_is_owed_by_the_tracker() {
 
 #[test]
 fn owed_pages_wait_for_a_harvest_that_covers_them() {
+    needs!(wp_async);
     let first = Region::filled(4, 1);
     let second = Region::filled(4, 1);
     let both = [first.pages(), second.pages()];
@@ -246,6 +261,7 @@ fn owed_pages_wait_for_a_harvest_that_covers_them() {
 
 #[test]
 fn owed_pages_that_are_unmapped_are_not_reported() {
+    needs!(wp_async);
     let region = Region::filled(8, 1);
     let mut tracker = settled(&region);
     (0..8).for_each(|page| region.store(page, 2));
@@ -258,6 +274,7 @@ fn owed_pages_that_are_unmapped_are_not_reported() {
 
 #[test]
 fn fresh_pages_stay_owed_until_a_harvest_takes_them() {
+    needs!(wp_async);
     let region = Region::filled(8, 1);
     let mut tracker = WpAsync::of_self().unwrap();
     tracker.arm(&[region.pages()]).unwrap();
@@ -268,6 +285,7 @@ fn fresh_pages_stay_owed_until_a_harvest_takes_them() {
 
 #[test]
 fn an_unusable_list_is_an_error_and_loses_nothing() {
+    needs!(wp_async);
     let region = Region::filled(8, 1);
     let mut tracker = settled(&region);
     region.store(2, 2);
@@ -280,6 +298,7 @@ fn an_unusable_list_is_an_error_and_loses_nothing() {
 
 #[test]
 fn a_mapping_that_went_away_is_refused_and_the_rest_goes_on() {
+    needs!(wp_async);
     let region = Region::filled(8, 1);
     let gone = Region::filled(4, 1);
     let mut tracker = WpAsync::of_self().unwrap();
@@ -296,6 +315,7 @@ fn a_mapping_that_went_away_is_refused_and_the_rest_goes_on() {
 
 #[test]
 fn a_later_tracker_goes_on_where_one_left_a_userfaultfd() {
+    needs!(wp_async);
     use std::os::fd::AsFd;
     let region = Region::filled(8, 1);
     let first = settled(&region);
@@ -309,6 +329,7 @@ fn a_later_tracker_goes_on_where_one_left_a_userfaultfd() {
 
 #[test]
 fn without_its_userfaultfd_everything_is_fresh_again() {
+    needs!(wp_async);
     let _alone = common::child::without_children();
     let region = Region::filled(8, 1);
     drop(settled(&region));
@@ -318,6 +339,7 @@ fn without_its_userfaultfd_everything_is_fresh_again() {
 
 #[test]
 fn neighbours_of_every_kind_are_tracked_side_by_side() {
+    needs!(wp_async);
     let region = Region::filled(8, 1);
     region.replace_with(
         2..4,
@@ -341,6 +363,7 @@ fn neighbours_of_every_kind_are_tracked_side_by_side() {
 
 #[test]
 fn given_back_huge_pages_of_all_kinds_are_known_to_the_kernel() {
+    needs!(wp_async);
     if let Some(region) = Region::transparent_huge(2, 1) {
         let mut tracker = settled(&region);
         region.store(700, 2);
@@ -375,6 +398,7 @@ fn given_back_huge_pages_of_all_kinds_are_known_to_the_kernel() {
 
 #[test]
 fn given_back_swapped_pages_are_known_to_the_kernel() {
+    needs!(wp_async);
     let _alone = common::child::without_children();
     let mut machine = Machine::lock();
     if let Err(reason) = machine.swap() {
@@ -394,6 +418,7 @@ fn given_back_swapped_pages_are_known_to_the_kernel() {
 
 #[test]
 fn stores_by_another_thread_during_harvests_are_never_lost() {
+    needs!(wp_async);
     use std::sync::atomic::{AtomicBool, Ordering};
     const PAGES: usize = 512;
     let region = Region::filled(PAGES, 0);
