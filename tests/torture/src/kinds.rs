@@ -47,7 +47,7 @@ pub fn available(conditions: &Conditions) -> Available {
 
 /// What the steps of one example came to.
 fn attempt(example: &[String], conditions: &Conditions) -> Tally {
-    let mut stage = Stage::new(&conditions.backend, &conditions.disk);
+    let mut stage = Stage::new(conditions);
     for step in example {
         let outcome = match crate::program::is_of_driver(step) {
             true => stage.drive(step),

@@ -5,7 +5,7 @@ use pagetide_torture::generate::Length;
 use pagetide_torture::kinds;
 use pagetide_torture::program;
 use pagetide_torture::report;
-use pagetide_torture::run::{Conditions, Extent, run, run_all};
+use pagetide_torture::run::{Conditions, Extent, Found, run, run_all};
 use pagetide_torture::tally::{ByKind, Tally};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -36,12 +36,18 @@ struct Arguments {
     /// Run this program instead
     #[arg(long, value_name = "FILE")]
     replay: Option<PathBuf>,
+    /// With --replay: cut the program down if it fails
+    #[arg(long, requires = "replay")]
+    cut: bool,
     /// Print the program of the seed and run nothing
     #[arg(long)]
     print: bool,
     /// How long to cut down a program that failed
     #[arg(long, default_value_t = 180)]
     shrink_seconds: u64,
+    /// How long one run of pagetide may take, in seconds
+    #[arg(long, default_value_t = 120)]
+    patience: u64,
     /// A directory on a disk, for files
     #[arg(long, default_value = "/var/tmp")]
     disk: PathBuf,
@@ -66,9 +72,10 @@ fn main() -> ExitCode {
         let conditions = Conditions {
             backend: backend.clone(),
             disk: arguments.disk.clone(),
+            patience: Duration::from_secs(arguments.patience),
         };
         let outcome = match &arguments.replay {
-            Some(path) => replay(path, &conditions),
+            Some(path) => replay(path, &arguments, &conditions),
             None => search(&arguments, length, extent, &conditions).map(|programs| {
                 extent = Extent::Programs(programs);
             }),
@@ -80,7 +87,7 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn replay(path: &Path, conditions: &Conditions) -> Result<(), ExitCode> {
+fn replay(path: &Path, arguments: &Arguments, conditions: &Conditions) -> Result<(), ExitCode> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) => {
@@ -88,16 +95,26 @@ fn replay(path: &Path, conditions: &Conditions) -> Result<(), ExitCode> {
             return Err(ExitCode::from(2));
         }
     };
-    match run(&program::parse(&text), conditions, None) {
+    let program = program::parse(&text);
+    let failure = match run(&program, conditions, None) {
         Ok(tally) => {
             println!("{tally}\n{}", ByKind(&tally));
-            Ok(())
+            return Ok(());
         }
-        Err(failure) => {
-            println!("step {}: {}", failure.step, failure.what);
-            Err(ExitCode::FAILURE)
-        }
+        Err(failure) => failure,
+    };
+    println!("step {}: {}", failure.step, failure.what);
+    if arguments.cut {
+        let found = Found {
+            seed: arguments.seed,
+            operations: failure.step as u64,
+            program,
+            failure,
+        };
+        let patience = Duration::from_secs(arguments.shrink_seconds);
+        report::report(&found, conditions, patience, |line| println!("{line}"));
     }
+    Err(ExitCode::FAILURE)
 }
 
 /// How many programs were run, all clean.

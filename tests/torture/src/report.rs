@@ -10,6 +10,9 @@ use std::time::Duration;
 /// So often a cut program is tried: how threads and checkpoints interleave differs each time.
 const TRIES: u32 = 2;
 
+/// What does not end is waited for so long while a program is cut down.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// Saves the program, runs it again, cuts it down, and saves what is left. Tells `say`, for people.
 pub fn report(
     found: &Found,
@@ -32,6 +35,10 @@ pub fn report(
     };
     say(format!("It fails again at step {}.", again.step));
     let mut last = again;
+    let conditions = &Conditions {
+        patience: conditions.patience.min(PATIENCE),
+        ..conditions.clone()
+    };
     let small = shrink(program, patience, |less| {
         match failing(less, conditions, 1) {
             Some(failure) if failure.is_like(&last) => {

@@ -16,6 +16,8 @@ pub struct Conditions {
     pub backend: String,
     /// A directory on a disk, for files.
     pub disk: PathBuf,
+    /// How long one run of pagetide may take.
+    pub patience: Duration,
 }
 
 /// What went wrong, and after how much.
@@ -54,7 +56,7 @@ pub fn run(
 ) -> Result<Tally, Failure> {
     let mut step = 0;
     let whole = catch_unwind(AssertUnwindSafe(|| {
-        let mut stage = Stage::new(&conditions.backend, &conditions.disk);
+        let mut stage = Stage::new(conditions);
         let mut waiting: Vec<String> = Vec::new();
         for (number, line) in program.iter().enumerate() {
             step = number;
@@ -112,7 +114,7 @@ pub struct Found {
 pub fn program_seed(seed: u64, number: u64) -> u64 {
     match number {
         0 => seed,
-        _ => Random::new(seed ^ number.wrapping_mul(0x9e37_79b9)).next() >> 16,
+        _ => Random::new(seed ^ number.wrapping_mul(0x9e37_79b9)).number() >> 16,
     }
 }
 

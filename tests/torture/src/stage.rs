@@ -5,11 +5,12 @@ use crate::generate::{PREPARED, PREPARED_PAGES};
 use crate::machine::Machine;
 use crate::program::{kind, numbers};
 use crate::random::Random;
+use crate::run::Conditions;
 use crate::tally::Tally;
 use nix::errno::Errno;
 use pagetide_tests::{
-    Background, Frozen, Image, Target, TestStore, background, compiled, number, pagetide, text,
-    thread_states,
+    Background, Frozen, Image, Outcome, Target, TestStore, background, compiled, number, pagetide,
+    text, thread_states,
 };
 use rustix::process::Signal;
 use serde_json::Value;
@@ -44,6 +45,7 @@ pub struct Stage {
     truths: VecDeque<(u64, Image)>,
     digests: Vec<(u64, u64)>,
     usual: Duration,
+    patience: Duration,
     /// What was done so far.
     pub tally: Tally,
     random: Random,
@@ -52,7 +54,9 @@ pub struct Stage {
 /// Content of a page that follows from a seed.
 pub fn page_of(seed: u64) -> Vec<u8> {
     let mut random = Random::new(seed);
-    (0..512).flat_map(|_| random.next().to_le_bytes()).collect()
+    (0..512)
+        .flat_map(|_| random.number().to_le_bytes())
+        .collect()
 }
 
 fn prepared(directory: &Path, file: u64) -> PathBuf {
@@ -61,10 +65,10 @@ fn prepared(directory: &Path, file: u64) -> PathBuf {
 
 impl Stage {
     /// A new target and an empty store.
-    pub fn new(backend: &str, disk: &Path) -> Stage {
+    pub fn new(conditions: &Conditions) -> Stage {
         let disk = tempfile::Builder::new()
             .prefix("pagetide-torture-")
-            .tempdir_in(disk)
+            .tempdir_in(&conditions.disk)
             .expect("make a directory on disk");
         for file in 0..PREPARED {
             let pages = (0..PREPARED_PAGES).flat_map(|page| page_of(file * 1000 + page));
@@ -84,11 +88,12 @@ impl Stage {
             store: TestStore::new(),
             disk,
             machine: Machine::new(),
-            backend: backend.to_owned(),
+            backend: conditions.backend.clone(),
             overlap: None,
             truths: VecDeque::new(),
             digests: Vec::new(),
             usual: Duration::from_millis(30),
+            patience: conditions.patience,
             tally: Tally::default(),
             random: Random::new(0),
         }
@@ -202,6 +207,21 @@ impl Stage {
         words
     }
 
+    /// Waits for the end of a run of pagetide, but not for ever.
+    fn wait(&self, mut run: Background) -> Result<Outcome, String> {
+        let since = Instant::now();
+        while run.is_running() {
+            if since.elapsed() > self.patience {
+                let stack = std::fs::read_to_string(format!("/proc/{}/stack", run.pid()));
+                run.signal(Signal::KILL);
+                return Err(format!("pagetide does not end: {stack:?}"));
+            }
+            // It writes a few lines, which the pipe holds.
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(run.wait())
+    }
+
     fn detach(&mut self) -> Result<(), String> {
         let outcome = pagetide(["detach", &self.target.pid_text()]);
         self.done("detach", outcome.code, &outcome.stderr)?;
@@ -228,7 +248,8 @@ impl Stage {
             .filter(|_| when == "before")
             .map(Image::of_process);
         let since = Instant::now();
-        let outcome = self.store.try_checkpoint(self.target.pid(), &options);
+        let run = background(self.store.checkpoint_words(self.target.pid(), &options));
+        let outcome = self.wait(run)?;
         self.usual = since.elapsed();
         // Whatever it has come to, the target must be found stopped, and it must run on later.
         let frozen = frozen.unwrap_or_else(|| Frozen::freeze_alone(self.target.pid()));
@@ -292,7 +313,7 @@ impl Stage {
         if overlap.repeated {
             overlap.run.signal_if_running(Signal::INT);
         }
-        let outcome = overlap.run.wait();
+        let outcome = self.wait(overlap.run)?;
         let fine = match outcome.code {
             Some(0) => true,
             Some(130) => overlap.repeated,
