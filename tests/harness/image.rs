@@ -97,7 +97,8 @@ impl Image {
     }
 
     fn read_region(&mut self, memory: &File, mapped: &Mapped) {
-        let mut buffer = vec![0; CHUNK];
+        // No larger than it must be: there may be tens of thousands of small regions.
+        let mut buffer = vec![0; CHUNK.min((mapped.end - mapped.start) as usize)];
         let mut at = mapped.start;
         while at < mapped.end {
             let length = CHUNK.min((mapped.end - at) as usize);
@@ -152,7 +153,7 @@ impl Image {
                 .join(format!("{start:016x}-{end:016x}.bin"));
             let file = File::open(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
             assert_eq!(file.metadata().expect("its length").len(), end - start);
-            let mut buffer = vec![0; CHUNK];
+            let mut buffer = vec![0; CHUNK.min((end - start) as usize)];
             for at in (start..end).step_by(CHUNK) {
                 let chunk = &mut buffer[..CHUNK.min((end - at) as usize)];
                 file.read_exact_at(chunk, at - start)

@@ -138,6 +138,30 @@ fn t14_guard_pages_hold_nothing_and_stay_guarded() {
 }
 
 #[test]
+fn t32_guard_over_a_file_that_was_in_a_snapshot() {
+    let mut trap = Trap::set("t32");
+    if trap.change_once("guard_file", false).is_some() {
+        let frozen = trap.target.freeze();
+        let truth = Image::of_process(&frozen);
+        assert_eq!(truth.unreadable.len(), 3, "{:x?}", truth.unreadable);
+    }
+}
+
+#[test]
+fn a_poisoned_page_does_not_keep_the_rest_from_being_stored() {
+    let name = "a_poisoned_page_does_not_keep_the_rest_from_being_stored";
+    let mut trap = Trap::set(name);
+    if trap.change_once("poison", false).is_some() {
+        let frozen = trap.target.freeze();
+        let truth = Image::of_process(&frozen);
+        assert_eq!(truth.unreadable.len(), 1, "{:x?}", truth.unreadable);
+        drop(frozen);
+        trap.change("write");
+        trap.snapshot("delta", false);
+    }
+}
+
+#[test]
 fn t24_foreign_userfaultfd() {
     let mut trap = Trap::set("t24");
     let files = Scratch::new();

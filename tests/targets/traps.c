@@ -101,6 +101,22 @@ static const char *own_userfaultfd(void) {
     return ioctl(fd, UFFDIO_REGISTER, &request) ? strerror(errno) : NULL;
 }
 
+/* A page that cannot be read any more, as after a failure of the machine, between others that can. */
+static const char *poison(void) {
+    unsigned char *memory = map_anonymous(4 * PAGE);
+    int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
+    if (fd < 0) return strerror(errno);
+    struct uffdio_api api = {.api = UFFD_API};
+    struct uffdio_register request = {.range = {(uintptr_t)memory, 4 * PAGE}, .mode = UFFDIO_REGISTER_MODE_WP};
+    if (ioctl(fd, UFFDIO_API, &api) || ioctl(fd, UFFDIO_REGISTER, &request)) return strerror(errno);
+    struct { uint64_t start, length, mode; int64_t updated; } page = {(uintptr_t)memory + 2 * PAGE, PAGE, 0, 0};
+    if (ioctl(fd, _IOWR(0xAA, 0x08, page), &page)) return strerror(errno);
+    close(fd);
+    fill(memory, 2 * PAGE);
+    fill(memory + 3 * PAGE, PAGE);
+    return NULL;
+}
+
 static void in_child(void (*act)(void)) {
     pid_t child = fork();
     if (child < 0) die("fork");
@@ -144,6 +160,11 @@ static const char *perform(const char *command) {
         madvise(anonymous + 2 * PAGE, 6 * PAGE, 21 /* MADV_PAGEOUT */);
     } else if (!strcmp(command, "guard")) {
         if (madvise(anonymous + 40 * PAGE, 3 * PAGE, MADV_GUARD_INSTALL)) return strerror(errno);
+    } else if (!strcmp(command, "guard_file")) {
+        fill(private_file + 41 * PAGE, PAGE);
+        if (madvise(private_file + 40 * PAGE, 3 * PAGE, MADV_GUARD_INSTALL)) return strerror(errno);
+    } else if (!strcmp(command, "poison")) {
+        return poison();
     } else if (!strcmp(command, "punch")) {
         if (madvise(memfd_memory + 8 * PAGE, 4 * PAGE, MADV_REMOVE)) die("MADV_REMOVE");
         if (fallocate(tmpfs, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 16 * PAGE, 5 * PAGE)) die("punch");
