@@ -12,22 +12,61 @@ use pagetide_tests::{
     Background, Frozen, Image, Outcome, Target, TestStore, background, compiled, number, pagetide,
     text, thread_states,
 };
-use rustix::process::Signal;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::Value;
 use std::collections::VecDeque;
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 /// Truths that are kept for a rollback.
 const KEPT: usize = 3;
 
+/// A run of pagetide whose output is read as it comes, so that it never waits for us.
+struct Running {
+    pid: i32,
+    // A number may be another's once it has ended.
+    pidfd: OwnedFd,
+    outcome: Receiver<Outcome>,
+}
+
+impl Running {
+    fn of(mut run: Background) -> Running {
+        let (sender, outcome) = std::sync::mpsc::channel();
+        let pid = run.pid();
+        let pidfd = Pid::from_raw(pid)
+            .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
+            .expect("open pagetide's pidfd");
+        std::thread::spawn(move || sender.send(run.wait()));
+        Running {
+            pid,
+            pidfd,
+            outcome,
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        let _ = pidfd_send_signal(&self.pidfd, signal);
+    }
+
+    /// Its end, but nobody waits for ever.
+    fn wait(self, patience: Duration) -> Result<Outcome, String> {
+        self.outcome.recv_timeout(patience).map_err(|_| {
+            let stack = std::fs::read_to_string(format!("/proc/{}/stack", self.pid));
+            self.signal(Signal::KILL);
+            format!("pagetide does not end: {stack:?}")
+        })
+    }
+}
+
 /// Checkpoints under way while the target runs.
 struct Overlap {
-    run: Background,
+    run: Running,
     repeated: bool,
     /// The target became another program meanwhile, which ends them.
     exec: bool,
@@ -207,21 +246,6 @@ impl Stage {
         words
     }
 
-    /// Waits for the end of a run of pagetide, but not for ever.
-    fn wait(&self, mut run: Background) -> Result<Outcome, String> {
-        let since = Instant::now();
-        while run.is_running() {
-            if since.elapsed() > self.patience {
-                let stack = std::fs::read_to_string(format!("/proc/{}/stack", run.pid()));
-                run.signal(Signal::KILL);
-                return Err(format!("pagetide does not end: {stack:?}"));
-            }
-            // It writes a few lines, which the pipe holds.
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        Ok(run.wait())
-    }
-
     fn detach(&mut self) -> Result<(), String> {
         let outcome = pagetide(["detach", &self.target.pid_text()]);
         self.done("detach", outcome.code, &outcome.stderr)?;
@@ -249,7 +273,7 @@ impl Stage {
             .map(Image::of_process);
         let since = Instant::now();
         let run = background(self.store.checkpoint_words(self.target.pid(), &options));
-        let outcome = self.wait(run)?;
+        let outcome = Running::of(run).wait(self.patience)?;
         self.usual = since.elapsed();
         // Whatever it has come to, the target must be found stopped, and it must run on later.
         let frozen = frozen.unwrap_or_else(|| Frozen::freeze_alone(self.target.pid()));
@@ -297,6 +321,7 @@ impl Stage {
             false => self.words(how),
         };
         let run = background(self.store.checkpoint_words(self.target.pid(), &options));
+        let run = Running::of(run);
         self.overlap = Some(Overlap {
             run,
             repeated,
@@ -307,13 +332,13 @@ impl Stage {
 
     /// They end.
     fn end(&mut self) -> Result<(), String> {
-        let Some(mut overlap) = self.overlap.take() else {
+        let Some(overlap) = self.overlap.take() else {
             return Ok(());
         };
         if overlap.repeated {
-            overlap.run.signal_if_running(Signal::INT);
+            overlap.run.signal(Signal::INT);
         }
-        let outcome = self.wait(overlap.run)?;
+        let outcome = overlap.run.wait(self.patience)?;
         let fine = match outcome.code {
             Some(0) => true,
             Some(130) => overlap.repeated,
