@@ -20,7 +20,7 @@ build: setup
 demo: build
 	@bash tests/demo.sh target/release/pagetide
 
-## test     all tests, about ten minutes on two cores
+## test     all tests, on three kernels: about twenty minutes on two cores
 test: setup
 	$(CARGO) test --locked --workspace --no-fail-fast
 	$(CARGO) run --quiet --locked -p pagetide-kernels
