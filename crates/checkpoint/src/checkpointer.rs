@@ -113,6 +113,7 @@ impl Checkpointer {
             backend,
         };
         checkpointer.find_parent()?;
+        checkpointer.recall_members();
         Ok(checkpointer)
     }
 
@@ -205,6 +206,9 @@ impl Checkpointer {
         for _ in 0..PROGRAMS_FOLLOWED {
             match self.try_take(request, started) {
                 Err(error) if error.is_space_gone() => self.follow(error)?,
+                Err(error) if error.may_be_of_a_child() && self.lost_a_child() => {
+                    tracing::debug!(%error, "a child has ended meanwhile");
+                }
                 outcome => return outcome,
             }
         }
@@ -268,8 +272,9 @@ impl Checkpointer {
             };
             let (residence, store) = (self.options.residence, self.store.id());
             let begun = member.begin_tracking(&mut stopped, self.backend, residence, store);
-            stopped.resume()?;
-            begun?;
+            let resumed = stopped.resume();
+            member.unless_lost(begun)?;
+            member.unless_lost(resumed)?;
             if number == 0 {
                 self.last = None;
             }

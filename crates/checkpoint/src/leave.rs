@@ -36,7 +36,7 @@ impl LeaveGuard {
         let was_stopped = is_stopped(pid);
         self.stop_now(pid)?;
         let deadline = Instant::now() + self.timeout;
-        while !was_stopped && !is_stopped(pid) && Instant::now() < deadline {
+        while !was_stopped && may_run(pid) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_micros(200));
         }
         Ok(())
@@ -92,12 +92,20 @@ fn signal(pid: i32, signal: Signal) -> Result<(), TakeError> {
 
 /// True if every thread of the process is stopped by a signal.
 fn is_stopped(pid: i32) -> bool {
-    let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
-        return false;
-    };
-    tasks.flatten().all(|task| {
+    threads_are(pid, &['T']).unwrap_or(false)
+}
+
+/// True if a thread of the process is neither stopped by a signal nor over.
+fn may_run(pid: i32) -> bool {
+    threads_are(pid, &['T', 'Z', 'X']).is_some_and(|all| !all)
+}
+
+/// Whether every thread is in one of these states; `None` if there is no such process.
+fn threads_are(pid: i32, states: &[char]) -> Option<bool> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+    Some(tasks.flatten().all(|task| {
         let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
         let state = stat.rsplit_once(')').map(|(_, rest)| rest.trim_start());
-        state.is_some_and(|rest| rest.starts_with('T'))
-    })
+        state.is_some_and(|rest| rest.starts_with(states))
+    }))
 }

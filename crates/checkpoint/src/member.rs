@@ -8,11 +8,14 @@ use crate::memo::{self, Memo};
 use crate::numa;
 use crate::take::TakeError;
 use crate::tracking::{Tracking, TrackingError};
+use pagetide_kernel::kcmp;
 use pagetide_kernel::memory::ProcessMemory;
 use pagetide_kernel::pagemap_scan::{Categories, Pagemap};
+use pagetide_kernel::pidfd::PidFd;
 use pagetide_kernel::probe;
-use pagetide_process::{Examined, ProcessIdentity, ProcessState};
+use pagetide_process::{Examined, OutsideState, ProcessIdentity, ProcessState};
 use pagetide_snapshot::View;
+use std::time::Duration;
 
 /// The name of the space that holds a process's memory by virtual address, if it is checkpointed alone.
 pub const MEMORY_SPACE: &str = "mem";
@@ -81,18 +84,73 @@ pub(crate) struct Member {
     /// all of it is copied.
     pub memo: Option<Memo>,
     pub advice: AdviceCache,
+    /// What /proc says of it, read for the snapshot under way.
+    pub outside: Option<OutsideState>,
+    /// Its end is seen by this for sure; `None` where there are no pidfds.
+    pidfd: Option<PidFd>,
+    /// It was not named but found, so it may be lost.
+    is_child: bool,
+    /// Its address space was that of its parent when it was opened. Such a space outlives an execve(2) of
+    /// the child, and then nothing tells that it is not the child's any more.
+    shares_space: bool,
 }
 
 impl Member {
+    /// The process that was named.
     pub fn new(examined: Examined, names: MemberNames) -> Result<Member, AttachError> {
         Ok(Member {
             space: AddressSpace::open(examined.identity.pid)?,
+            pidfd: PidFd::open(examined.identity.pid).ok(),
             examined,
             names,
             tracking: None,
             memo: None,
             advice: AdviceCache::default(),
+            outside: None,
+            is_child: false,
+            shares_space: false,
         })
+    }
+
+    /// A child of process `parent`.
+    pub fn child(examined: Examined, parent: i32) -> Result<Member, AttachError> {
+        let pid = examined.identity.pid;
+        let mut child = Member::new(examined, MemberNames::in_tree(pid))?;
+        child.is_child = true;
+        child.shares_space = kcmp::share_address_space(pid, parent).unwrap_or(false);
+        Ok(child)
+    }
+
+    /// True if it has ended, reaped or not.
+    pub fn has_ended(&self) -> bool {
+        let ended = |pidfd: &PidFd| pidfd.wait_for_end(Duration::ZERO).ok();
+        let ended = self.pidfd.as_ref().and_then(ended);
+        ended.unwrap_or_else(|| !self.identity().is_alive_and_same())
+    }
+
+    /// True if nothing is known of the address space that this child has now.
+    pub fn has_lost_its_space(&self) -> bool {
+        self.is_child && (self.shares_space || !self.space.pagemap.is_alive())
+    }
+
+    /// Goes on with the address space that the stopped child has now.
+    pub fn reopen(&mut self, parent: Option<i32>) -> Result<(), AttachError> {
+        let pid = self.pid();
+        self.forget();
+        self.space = AddressSpace::open(pid)?;
+        self.shares_space =
+            parent.is_some_and(|parent| kcmp::share_address_space(pid, parent).unwrap_or(false));
+        Ok(())
+    }
+
+    /// What was made ready for the stop; nothing if this child has ended meanwhile, or runs another program.
+    pub fn unless_lost<T: Default, E>(&self, ready: Result<T, E>) -> Result<T, E> {
+        match ready {
+            Err(_) if self.is_child && (self.has_ended() || self.has_lost_its_space()) => {
+                Ok(T::default())
+            }
+            other => other,
+        }
     }
 
     pub fn identity(&self) -> &ProcessIdentity {
@@ -118,6 +176,7 @@ impl Member {
     pub fn forget(&mut self) {
         self.tracking = None;
         self.memo = None;
+        self.outside = None;
         self.advice = AdviceCache::default();
     }
 

@@ -118,6 +118,13 @@ impl TakeError {
     }
 }
 
+impl TakeError {
+    /// True if the end of a child can be the reason.
+    pub(crate) fn may_be_of_a_child(&self) -> bool {
+        !matches!(self, TakeError::Cancelled | TakeError::Store(_))
+    }
+}
+
 /// An error if the caller wants no more.
 pub(crate) fn check_cancelled(options: &Options) -> Result<(), TakeError> {
     match options.cancel.load(Ordering::Relaxed) {
@@ -271,19 +278,16 @@ impl Checkpointer {
         self.set_phases(Phase::Harvesting)?;
         self.arena.clear();
 
-        let precopied = self.precopy_all(parent, &mut writing, harvests)?;
-        let mut outside: HashMap<i32, OutsideState> = HashMap::new();
-        for member in &self.members {
-            if let Some(state) = known_outside(member.identity())? {
-                outside.insert(member.pid(), state);
-            }
+        let mut precopied = self.precopy_all(parent, &mut writing, harvests)?;
+        for member in &mut self.members {
+            member.outside = known_outside(member.identity())?;
         }
         let mut leave = LeaveGuard::new(request.leave, self.options.stop_timeout);
         for member in &self.members {
             leave.stop(member.pid())?;
         }
         let mut found =
-            self.stop_until_settled(parent, &precopied, &mut writing, harvests, &mut leave)?;
+            self.stop_until_settled(parent, &mut precopied, &mut writing, harvests, &mut leave)?;
         check_cancelled(&self.options)?;
 
         self.store_pages(&mut writing)?;
@@ -292,7 +296,7 @@ impl Checkpointer {
         check_cancelled(&self.options)?;
         let (not_captured, not_tracked) = self.describe_all(&mut writing.spaces, &mut found);
         writing.spaces.tell(&mut writing.writer)?;
-        let memos = self.attach_states(&mut writing.writer, &mut found, outside)?;
+        let memos = self.attach_states(&mut writing.writer, &mut found)?;
         let counters = writing.writer.counters();
         let view = writing.writer.commit()?;
         leave.after_commit()?;
@@ -311,7 +315,8 @@ impl Checkpointer {
             processes: stopped().count(),
             written_pages: count(|stopped| stopped.copied.count()) + in_objects,
             window_pages: count(|stopped| stopped.window.count()) + in_objects,
-            stored_pages: info.pages,
+            // Pages with the bytes of others are not stored again, and some are put more than once.
+            stored_pages: info.pages.min(counters.stored_pages),
             zero_pages: counters.zero_pages,
             file_pages: count(|stopped| stopped.in_file.count()) + in_files,
             logical_bytes: info.logical_bytes,
@@ -344,7 +349,9 @@ impl Checkpointer {
                 writer: &mut writing.writer,
             };
             let taken = &mut harvests.taken;
-            let precopied = member.precopy(parent, &self.options, &mut sink, taken)?;
+            let precopied = member.precopy(parent, &self.options, &mut sink, taken);
+            let precopied = member.unless_lost(precopied)?;
+            self.arena.clear();
             expected += precopied.expected;
             all.push(precopied);
         }
@@ -357,7 +364,7 @@ impl Checkpointer {
     fn stop_until_settled(
         &mut self,
         parent: Option<&View>,
-        precopied: &[Precopied],
+        precopied: &mut [Precopied],
         writing: &mut Writing,
         harvests: &mut Harvests,
         leave: &mut LeaveGuard,
@@ -370,7 +377,7 @@ impl Checkpointer {
             let mut before = Vec::with_capacity(self.members.len());
             for (number, member) in self.members.iter().enumerate() {
                 let pid = member.pid();
-                let mappings = maps::mappings(pid)?;
+                let mappings = member.unless_lost(maps::mappings(pid))?;
                 let io = rings::asynchronous_io(pid, &mappings);
                 let mut again = again.remove(&pid).unwrap_or_default();
                 if let Some(precopied) = precopied.get(number)
@@ -392,16 +399,31 @@ impl Checkpointer {
             let hashes = self.hash_files(parent, &before, &report)?;
             let mut ready = PageCount(0);
             for (member, before) in self.members.iter().zip(&before) {
-                ready += member.written_now(&before.mappings)?;
+                ready += member.unless_lost(member.written_now(&before.mappings))?;
             }
             self.arena.prepare(SIZE.bytes_of(ready));
 
-            let mut stopped = self.stop_all()?;
+            let (mut stopped, others) = self.stop_all()?;
+            for number in others {
+                // What was found before the stop was another program's.
+                for found in precopied.iter_mut().skip(number).take(1) {
+                    *found = Precopied::default();
+                }
+                for found in before.iter_mut().skip(number).take(1) {
+                    *found = Before::default();
+                }
+            }
             for member in &mut self.members[before.len()..] {
                 leave.stop_now(member.pid())?;
                 member.set_phase(Phase::Harvesting)?;
             }
             before.resize_with(self.members.len(), Before::default);
+            for (member, process) in self.members.iter_mut().zip(&stopped) {
+                if process.is_some() && member.outside.is_none() {
+                    // Once it runs again, it may end.
+                    member.outside = Some(OutsideState::read(member.identity())?);
+                }
+            }
             let since = stopped
                 .iter()
                 .flatten()
@@ -418,7 +440,12 @@ impl Checkpointer {
                 .map_err(|error| self.explain(error))?;
             copy += found.copy;
             for process in stopped.into_iter().flatten() {
-                process.resume()?;
+                let pid = process.identity().pid;
+                match process.resume() {
+                    // Somebody killed this child, but all of it was copied.
+                    Err(ResumeError::Gone { .. }) if pid != self.identity().pid => {}
+                    other => other?,
+                }
             }
             stop += since.map_or(Duration::ZERO, |since| since.elapsed());
 
@@ -488,7 +515,7 @@ impl Checkpointer {
             let over_file = |mapping: &&Mapping| layout::watch(mapping) == Watch::OverFile;
             let all = before.mappings.iter().filter(standing);
             let private: PageSet = all.clone().filter(over_file).map(Mapping::pages).collect();
-            let found = member.private_pages(&private)?;
+            let found = member.unless_lost(member.private_pages(&private))?;
             let mut needless = found.copies.union(&found.guards);
             if let Some(memo) = member.memo_of(parent)
                 && let Some(view) = parent
@@ -697,13 +724,12 @@ impl Checkpointer {
         &self,
         writer: &mut SnapshotWriter,
         found: &mut Instantaneous,
-        mut outside: HashMap<i32, OutsideState>,
     ) -> Result<Memos, TakeError> {
         let mut memos = Memos::new();
         for (member, stopped) in self.members.iter().zip(&mut found.members) {
             let Some(stopped) = stopped else { continue };
-            let outside = match outside.remove(&member.pid()) {
-                Some(outside) => outside,
+            let outside = match &member.outside {
+                Some(outside) => outside.clone(),
                 None => OutsideState::read(member.identity())?,
             };
             let state = ProcessState {

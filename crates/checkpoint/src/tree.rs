@@ -1,10 +1,15 @@
 //! Process trees: finding all children, stopping them together, and which processes a snapshot holds.
 
-use crate::checkpointer::Checkpointer;
+use crate::checkpointer::{AttachError, Checkpointer};
 use crate::member::{Member, MemberNames};
 use crate::take::TakeError;
-use pagetide_process::{ProcessIdentity, RefusalError, StopError, StoppedProcess, examine};
+use crate::tracking::TrackingError;
+use pagetide_kernel::pidfd::PidFd;
+use pagetide_process::{
+    ProcessIdentity, ProcessState, RefusalError, StopError, StoppedProcess, examine,
+};
 use pagetide_snapshot::View;
+use std::time::{Duration, Instant};
 
 /// The attachment that names the processes of a tree.
 pub const TREE_ATTACHMENT: &str = "tree";
@@ -100,8 +105,34 @@ pub(crate) fn parent_of(pid: i32) -> Option<(i32, bool)> {
     Some((fields.next()?.parse().ok()?, ended))
 }
 
+/// True if there is no such process, or it waits to be reaped.
+fn has_ended(pid: i32) -> bool {
+    match PidFd::open(pid) {
+        Ok(pidfd) => pidfd.wait_for_end(Duration::ZERO).unwrap_or(false),
+        Err(_) => parent_of(pid).is_none_or(|(_, ended)| ended),
+    }
+}
+
+/// True for what is found of a process that is about to end and holds nothing any more, or that is just
+/// executing a program: its first thread may be seen to have ended then.
+fn is_passing(error: &AttachError) -> bool {
+    !matches!(
+        error,
+        AttachError::Refused(
+            RefusalError::AlreadyTraced { .. }
+                | RefusalError::NoPrivilege { .. }
+                | RefusalError::ThirtyTwoBit { .. }
+                | RefusalError::FirstThreadEnded { .. }
+                | RefusalError::Itself { .. }
+        ) | AttachError::Tracking(TrackingError::OwnedByAnother { .. })
+    )
+}
+
 /// The stopped processes, in the order of the members; `None` for one that has ended.
 pub(crate) type AllStopped = Vec<Option<StoppedProcess>>;
+
+/// So often a child that executes programs while it is stopped is stopped again.
+const STOPS: usize = 20;
 
 impl Checkpointer {
     /// Makes the children that are not known yet members. True if there were any.
@@ -112,33 +143,69 @@ impl Checkpointer {
         let before = self.members.len();
         let mut at = 0;
         while at < self.members.len() {
-            for pid in children(self.members[at].pid()) {
-                let known = self.members.iter().find(|member| member.pid() == pid);
-                if let Some(known) = known {
-                    let same = ProcessIdentity::of(pid).is_ok_and(|now| now == *known.identity());
-                    match same {
-                        true => continue,
-                        // Its number belongs to another already; the next try finds that one.
-                        false => return Err(StopError::Gone { pid }.into()),
-                    }
-                }
-                let wrong = |source| TakeError::Member { pid, source };
-                let examined = match examine(pid) {
-                    Err(RefusalError::Zombie { .. } | RefusalError::NoSuchProcess { .. }) => {
-                        continue;
-                    }
-                    other => other.map_err(|error| wrong(Box::new(error.into())))?,
-                };
-                let names = MemberNames::in_tree(pid);
-                let member = Member::new(examined, names);
-                let mut member = member.map_err(|error| wrong(Box::new(error)))?;
-                self.recall(&mut member)
-                    .map_err(|error| wrong(Box::new(error)))?;
-                self.members.push(member);
+            let parent = self.members[at].pid();
+            for pid in children(parent) {
+                self.find_member(pid, parent)?;
             }
             at += 1;
         }
         Ok(self.members.len() > before)
+    }
+
+    fn find_member(&mut self, pid: i32, parent: i32) -> Result<(), TakeError> {
+        if let Some(known) = self.members.iter().find(|member| member.pid() == pid) {
+            let same = ProcessIdentity::of(pid).is_ok_and(|now| now == *known.identity());
+            return match same {
+                true => Ok(()),
+                // Its number belongs to another already; the next try finds that one.
+                false => Err(StopError::Gone { pid }.into()),
+            };
+        }
+        let deadline = Instant::now() + self.options.stop_timeout;
+        loop {
+            match self.child(pid, parent) {
+                Ok(member) => {
+                    self.members.push(member);
+                    return Ok(());
+                }
+                Err(_) if has_ended(pid) => return Ok(()),
+                Err(error) if is_passing(&error) && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+                Err(error) => {
+                    let source = Box::new(error);
+                    return Err(TakeError::Member { pid, source });
+                }
+            }
+        }
+    }
+
+    fn child(&self, pid: i32, parent: i32) -> Result<Member, AttachError> {
+        let mut member = Member::child(examine(pid)?, parent)?;
+        self.recall(&mut member)?;
+        Ok(member)
+    }
+
+    /// Makes those processes of the snapshot to go on from members that are children of others now,
+    /// because their parents have ended.
+    pub(crate) fn recall_members(&mut self) {
+        let Some(view) = self.last.clone().filter(|_| self.options.tree) else {
+            return;
+        };
+        for process in tree_of(&view).unwrap_or_default() {
+            let names = MemberNames::in_tree(process.pid);
+            let state = view.attachment(&names.process);
+            let state = state.and_then(|bytes| ProcessState::from_bytes(bytes).ok());
+            let identity = state.map(|state| state.outside.identity);
+            let known = |member: &Member| member.pid() == process.pid;
+            if !process.ended
+                && !self.members.iter().any(known)
+                && identity.is_some_and(|identity| identity.is_alive_and_same())
+                && let Ok(member) = self.child(process.pid, process.parent)
+            {
+                self.members.push(member);
+            }
+        }
     }
 
     /// Lets go of the members that have ended, but for the one that was named.
@@ -146,24 +213,33 @@ impl Checkpointer {
         let mut first = true;
         self.members.retain(|member| {
             let named = std::mem::take(&mut first);
-            named || member.identity().is_alive_and_same()
+            named || !member.has_ended()
         });
     }
 
-    /// Stops all members, parents before their children, and children that were born meanwhile.
-    pub(crate) fn stop_all(&mut self) -> Result<AllStopped, TakeError> {
+    /// True if a child has ended since those that have were let go.
+    pub(crate) fn lost_a_child(&self) -> bool {
+        self.members[1..].iter().any(Member::has_ended)
+    }
+
+    /// Stops all members, parents before their children, and children that were born meanwhile. Also
+    /// tells the numbers of those that run another program than before.
+    pub(crate) fn stop_all(&mut self) -> Result<(AllStopped, Vec<usize>), TakeError> {
         let mut stopped: AllStopped = Vec::with_capacity(self.members.len());
+        let mut others = Vec::new();
         loop {
-            for member in &self.members[stopped.len()..] {
-                let process = StoppedProcess::stop(member.identity(), self.stop_options());
-                match process {
-                    Ok(process) => stopped.push(Some(process)),
-                    Err(
-                        StopError::Gone { .. }
-                        | StopError::Exited { .. }
-                        | StopError::Killed { .. },
-                    ) if !stopped.is_empty() => stopped.push(None),
-                    Err(error) => return Err(error.into()),
+            for number in stopped.len()..self.members.len() {
+                stopped.push(self.stop_member(number)?);
+                let member = &mut self.members[number];
+                if stopped[number].is_some() && member.has_lost_its_space() {
+                    let pid = member.pid();
+                    let parent = parent_of(pid).map(|(parent, _)| parent);
+                    let wrong = |source| TakeError::Member {
+                        pid,
+                        source: Box::new(source),
+                    };
+                    member.reopen(parent).map_err(wrong)?;
+                    others.push(number);
                 }
             }
             if !self.find_members()? {
@@ -176,7 +252,26 @@ impl Checkpointer {
                 member.begin_tracking(process, self.backend, self.options.residence, store)?;
             }
         }
-        Ok(stopped)
+        Ok((stopped, others))
+    }
+
+    /// Stops one member; nothing if it is a child that has ended.
+    fn stop_member(&self, number: usize) -> Result<Option<StoppedProcess>, TakeError> {
+        let (member, is_child) = (&self.members[number], number > 0);
+        for stop in 1.. {
+            if is_child && member.has_ended() {
+                break;
+            }
+            match StoppedProcess::stop(member.identity(), self.stop_options()) {
+                Ok(process) => return Ok(Some(process)),
+                Err(StopError::Exec { .. }) if is_child && stop < STOPS => {}
+                Err(
+                    StopError::Gone { .. } | StopError::Exited { .. } | StopError::Killed { .. },
+                ) if is_child => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(None)
     }
 
     /// What the attachment says of the tree.

@@ -10,6 +10,7 @@ compile_error!("pagetide knows the kernel interfaces of Linux on x86-64 only");
 
 pub mod clear_refs;
 mod frame_file;
+pub mod kcmp;
 pub mod kpagecgroup;
 pub mod kpagecount;
 pub mod kpageflags;
