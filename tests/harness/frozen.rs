@@ -39,6 +39,14 @@ impl Frozen {
         frozen
     }
 
+    /// A process that somebody else has stopped by SIGSTOP.
+    #[track_caller]
+    pub fn found(pid: i32) -> Frozen {
+        let frozen = Frozen { pid };
+        frozen.wait_until_still();
+        frozen
+    }
+
     fn wait_until_still(&self) {
         wait(self.pid, "its threads stop", || {
             let states = thread_states(self.pid);
@@ -100,6 +108,20 @@ pub fn thread_states(pid: i32) -> Vec<char> {
 fn state(pid: i32) -> Option<char> {
     letter(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
         .filter(|state| !matches!(state, 'Z' | 'X'))
+}
+
+/// A process with all that descend from it and have not ended, itself first.
+pub fn family(pid: i32) -> Vec<i32> {
+    let mut found = vec![pid];
+    let mut at = 0;
+    while at < found.len() {
+        let living = children(found[at])
+            .into_iter()
+            .filter(|&child| state(child).is_some());
+        found.extend(living);
+        at += 1;
+    }
+    found
 }
 
 /// The children of all threads of a process.

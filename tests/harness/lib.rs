@@ -14,7 +14,7 @@ mod target;
 mod variation;
 
 pub use binary::pagetide_path;
-pub use frozen::{Frozen, children, thread_states};
+pub use frozen::{Frozen, children, family, thread_states};
 pub use image::{Image, Mapped, maps};
 pub use machine::Machine;
 pub use run::{Background, Outcome, background, pagetide, pagetide_by};

@@ -3,7 +3,8 @@
 use crate::image::Image;
 use crate::{Frozen, Outcome, Scratch, pagetide};
 use serde_json::Value;
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A store in a scratch directory.
@@ -66,18 +67,60 @@ impl TestStore {
         self.try_checkpoint(pid, more).done().json()
     }
 
-    /// The process at snapshot `id`.
+    /// What `read` makes of the raw export of snapshot `id`.
     #[track_caller]
-    pub fn image(&self, id: u64) -> Image {
+    fn exported<T>(&self, id: u64, read: impl FnOnce(&Path) -> T) -> T {
         let name = format!("export-{}", self.exports.fetch_add(1, Ordering::Relaxed));
         let directory = self.scratch.join(&name);
         let (store, at) = (self.text(), id.to_string());
         let words = ["export", &store, "--at", &at, "--format", "raw", "-o"];
         let words = words.map(std::ffi::OsStr::new);
         pagetide(words.into_iter().chain([directory.as_os_str()])).done();
-        let image = Image::of_export(&directory);
+        let found = read(&directory);
         std::fs::remove_dir_all(&directory).expect("remove an export");
-        image
+        found
+    }
+
+    /// The process at snapshot `id`.
+    #[track_caller]
+    pub fn image(&self, id: u64) -> Image {
+        self.exported(id, Image::of_export)
+    }
+
+    /// The processes at snapshot `id` of a tree, by pid.
+    #[track_caller]
+    pub fn images(&self, id: u64) -> BTreeMap<i32, Image> {
+        let pid_of = |name: &std::ffi::OsStr| name.to_str().and_then(|name| name.parse().ok());
+        self.exported(id, |directory| {
+            let entries = std::fs::read_dir(directory).expect("list an export");
+            let entries = entries.map(|entry| entry.expect("list an export"));
+            entries
+                .map(|entry| {
+                    let pid = pid_of(&entry.file_name()).expect("a directory for each process");
+                    (pid, Image::of_export(&entry.path()))
+                })
+                .collect()
+        })
+    }
+
+    /// Snapshot `id` holds exactly these stopped processes, each as it is.
+    #[track_caller]
+    pub fn assert_equals_all(&self, id: u64, processes: &[Frozen], what: &str) {
+        let mut exported = self.images(id);
+        for frozen in processes {
+            let pid = frozen.pid();
+            let Some(image) = exported.remove(&pid) else {
+                panic!("{what}: snapshot {id} does not hold process {pid}")
+            };
+            if let Some(difference) = Image::of_process(frozen).difference(&image) {
+                panic!("{what}: snapshot {id} is not what process {pid} held: {difference}");
+            }
+        }
+        let others: Vec<i32> = exported.into_keys().collect();
+        assert!(
+            others.is_empty(),
+            "{what}: snapshot {id} also holds {others:?}"
+        );
     }
 
     /// Snapshot `id` is what the stopped process holds. Returns what it holds.

@@ -17,4 +17,5 @@ mod shared;
 mod shell;
 mod signals;
 mod traps;
+mod tree;
 mod unseen;
