@@ -10,6 +10,7 @@ cc gcc
 make make
 redis-server redis-server
 redis-benchmark redis-tools
+/usr/lib/postgresql/15/bin/postgres postgresql-15
 gdb gdb
 python3 python3
 /usr/bin/kill procps

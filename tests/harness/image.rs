@@ -27,6 +27,8 @@ pub struct Mapped {
     pub end: u64,
     /// As in `/proc/PID/maps`: `rw-p`.
     pub permissions: String,
+    /// Device and inode of the object behind it.
+    pub object: String,
     /// The name, empty for plain memory.
     pub name: String,
 }
@@ -39,11 +41,13 @@ pub fn maps(pid: i32) -> Vec<Mapped> {
         let mut words = line.splitn(6, ' ');
         let (start, end) = words.next()?.split_once('-')?;
         let permissions = words.next()?.to_owned();
+        let (_, device, inode) = (words.next()?, words.next()?, words.next()?);
         Some(Mapped {
             start: u64::from_str_radix(start, 16).ok()?,
             end: u64::from_str_radix(end, 16).ok()?,
             permissions,
-            name: words.nth(3).unwrap_or("").trim().to_owned(),
+            object: format!("{device} {inode}"),
+            name: words.next().unwrap_or("").trim().to_owned(),
         })
     };
     text.lines()
@@ -187,6 +191,11 @@ impl Image {
     /// The number of pages that are not all zero.
     pub fn page_count(&self) -> usize {
         self.pages.len()
+    }
+
+    /// The number of such pages from `start` up to `end`.
+    pub fn pages_within(&self, start: u64, end: u64) -> u64 {
+        self.pages.range(start..end).count() as u64
     }
 
     /// The bytes at `address`, which must not cross a page.

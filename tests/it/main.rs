@@ -11,6 +11,7 @@ mod disk_full;
 mod kills;
 mod many_mappings;
 mod pages;
+mod postgres;
 mod redis;
 mod rollback;
 mod shared;
