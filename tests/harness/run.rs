@@ -191,11 +191,15 @@ impl Background {
     }
 
     fn ended(&mut self) -> Outcome {
-        let mut stdout = Vec::new();
-        let output = self.output.as_mut().expect("its output is read here");
-        output.read_to_end(&mut stdout).expect("read its output");
+        let mut output = self.output.take().expect("its output is read here");
+        // Both at a time, or it would wait for the one while we wait for the other.
+        let stdout = std::thread::spawn(move || {
+            let mut stdout = Vec::new();
+            output.read_to_end(&mut stdout).map(|_| stdout)
+        });
         let child = self.child.take().expect("it has not been waited for");
         let output = child.wait_with_output().expect("wait for pagetide");
+        let stdout = stdout.join().expect("no panic").expect("read its output");
         let output = Output { stdout, ..output };
         Outcome::new(std::mem::take(&mut self.call), output)
     }
