@@ -92,6 +92,7 @@ struct Model {
 impl Model {
     fn at(&self, space: usize, page: u64) -> Option<(PageState, u8)> {
         match *self.own[space].get(&page)? {
+            (PageState::Shown, _) if space == OBJECT => None,
             (PageState::Shown, _) => self.at(OBJECT, self.layout.target(page)),
             other => Some(other),
         }

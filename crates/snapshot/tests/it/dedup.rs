@@ -204,3 +204,43 @@ fn every_place_of_a_lost_page_is_named() {
     let at = |space, page: u64| (Some(space), Some(page * 512), 512);
     assert_eq!(named, [at("1:mem", 3), at("1:mem", 50), at("2:mem", 4)]);
 }
+
+#[test]
+fn a_run_that_reaches_into_pages_of_another_size_is_damaged() {
+    let (storage, store) = new_store();
+    let lock = store.lock().expect("the lock");
+    let mut writer = store.begin(&lock, None, once()).expect("a writer");
+    writer.set_spaces(spaces()).expect("spaces");
+    unbacked(&mut writer);
+    // Two small pages, then a big one.
+    for space in [0, 2] {
+        let bytes = page(40, 1024);
+        let put = [(PageIndex(0), bytes.as_slice())];
+        writer.put_pages(space, &put).expect("put");
+    }
+    writer.commit().expect("commit");
+    let whole = storage.get(&snapshot_name(1)).expect("a file");
+    let (_, index) = sections(&whole);
+    let (first, second) = (index + 24, index + 24 + 32);
+    assert_eq!(
+        (u64_at(&whole, first + 16), u64_at(&whole, first + 24)),
+        (2, 0)
+    );
+    // One page, which is the big one; and all three pages, of which the last is the big one.
+    let of = |count: u64, ordinal: u64| {
+        let rest = [(second + 8, count), (second + 16, COUNT - count)];
+        [(first + 16, count), (first + 24, ordinal), rest[0], rest[1]]
+    };
+    let (other, both) = (of(1, 2), of(3, 0));
+    for changes in [other, both] {
+        let mut bytes = whole.clone();
+        for (at, value) in changes {
+            bytes[at..at + 8].copy_from_slice(&u64::to_le_bytes(value));
+        }
+        reseal(&mut bytes);
+        storage.put(&snapshot_name(1), bytes);
+        let view = open(&storage).expect("a store").view(SnapshotId(1));
+        let error = view.expect_err("damaged").to_string();
+        assert!(error.contains("pages of another size"), "{error}");
+    }
+}

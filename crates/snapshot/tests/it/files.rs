@@ -207,13 +207,22 @@ fn files_that_misplace_hashes_are_damaged() {
     let mut first = with(&[]);
     first[8] = 1;
     reseal(&mut first);
-    for (bytes, what) in [
+    // The counters of data, zeros and pages in files.
+    let record = metadata_record(&whole);
+    let miscounted = [8, 16, 24].map(|at| {
+        let mut record = record.clone();
+        record[at] += 1;
+        let bytes = with_metadata_record(&whole, &record);
+        (bytes, "its counters do not match its index")
+    });
+    let misplaced = [
         (with(&[(run(0) + 24, 1)]), "points past the hashes"),
         (with(&[(run(0) + 24, 9)]), "points past the hashes"),
         (with(&[(run(0) + 24, u64::MAX)]), "points past the hashes"),
         (with(&[(run(1) + 24, 1)]), "points past the stored pages"),
         (first, "its metadata does not decode"),
-    ] {
+    ];
+    for (bytes, what) in misplaced.into_iter().chain(miscounted) {
         storage.put(&snapshot_name(1), bytes);
         let store = open(&storage).expect("a store");
         let error = store.view(SnapshotId(1)).expect_err("damaged").to_string();

@@ -159,13 +159,13 @@ fn own_pages_lie_over_what_is_shown() {
         store.changed(&parent, &view, "mem").ranges(),
         [pages(101, 102)]
     );
-    // Shown again, the object is seen again.
+    // Shown again, with pages that still are, the object is seen again.
     let mut writer = store
         .begin(&lock, Some(&view), options())
         .expect("a writer");
     writer.set_spaces(two_mappings()).expect("spaces");
     writer
-        .put_state(0, pages(101, 103), PageState::Shown)
+        .put_state(0, pages(100, 108), PageState::Shown)
         .expect("put");
     let view = writer.commit().expect("commit");
     let mut model = expected(&[(100, 20..28), (200, 24..28)]);
