@@ -194,6 +194,23 @@ fn a_file_that_is_no_longer_what_it_was_is_refused_by_name() {
         .assert_equals(id, &truth, "the same bytes again");
 }
 
+/// Nobody can write to the file, so nothing but the dropped copy itself tells that a page has changed.
+#[test]
+fn t27_dropped_private_copy_of_a_file_that_is_stored() {
+    let mut sharing = Sharing::new();
+    Sharing::let_file_settle();
+    let stored = ["--store-files"];
+    sharing.exact(&stored, false);
+    for before in [false, true] {
+        assert_eq!(sharing.target.ask("copy"), "done");
+        let (_, with) = sharing.exact(&stored, before);
+        assert_eq!(sharing.target.ask("drop"), "done");
+        let (dropped, without) = sharing.exact(&stored, !before);
+        assert_eq!(text(&dropped, "kind"), "delta", "{dropped}");
+        assert_ne!(with.digest(), without.digest(), "nothing was dropped");
+    }
+}
+
 #[test]
 fn files_are_stored_if_that_is_asked_for() {
     let sharing = Sharing::new();
