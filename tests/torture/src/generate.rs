@@ -58,7 +58,7 @@ impl Flavour {
             exec: random.one_in(4),
             seals: random.one_in(8),
             machine: random.one_in(3),
-            aged: random.one_in(6),
+            aged: random.one_in(4),
         }
     }
 }

@@ -267,7 +267,8 @@ fn stray(m: &mut Model) -> Option<String> {
 /// An object, or a file that is there already.
 pub fn new_object(m: &mut Model) -> String {
     let number = m.random.dice(OBJECTS);
-    if m.random.one_in(4) {
+    let files = if m.flavour.aged { 2 } else { 4 };
+    if m.random.one_in(files) {
         m.objects[number as usize] = Some(("file", PREPARED_PAGES));
         return format!("open {number} {}", m.random.dice(PREPARED));
     }
@@ -284,7 +285,14 @@ fn change_object(m: &mut Model) -> Option<String> {
     let at = m.random.dice(length);
     let count = 1 + m.random.dice(length - at);
     if kind == "file" && !m.random.one_in(8) {
-        let file = m.random.dice(PREPARED);
+        // Of files that are to get old, one alone is written to, and seldom.
+        if m.flavour.aged && !m.random.one_in(20) {
+            return None;
+        }
+        let file = match m.flavour.aged {
+            true => 0,
+            false => m.random.dice(PREPARED),
+        };
         let page = m.random.dice(PREPARED_PAGES);
         return Some(format!("!prepared {file} {page} {}", m.seed()));
     }
