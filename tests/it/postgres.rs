@@ -120,6 +120,17 @@ impl Server {
     }
 }
 
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Those that were left stopped would not see that the first of them is gone.
+        for pid in family(self.postmaster.pid()) {
+            if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+    }
+}
+
 /// A command that does not run as root.
 fn as_postgres(program: &std::path::Path) -> Command {
     let mut command = match rustix::process::geteuid().is_root() {
@@ -263,7 +274,7 @@ fn a_server_under_load() {
             "they share little: {once} pages, {each} by mapping"
         );
         assert!(
-            once > 2000 && stored <= once + private,
+            once > 2000 && stored <= once + private && stored < each / 2,
             "{stored} stored of {once} and {private}"
         );
         drop(all);

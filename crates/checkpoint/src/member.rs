@@ -74,6 +74,20 @@ impl AddressSpace {
     }
 }
 
+/// By what the end of a process is seen.
+pub(crate) struct Ending<'a> {
+    pidfd: Option<&'a PidFd>,
+    identity: &'a ProcessIdentity,
+}
+
+impl Ending<'_> {
+    pub fn has_come(&self) -> bool {
+        let ended = |pidfd: &PidFd| pidfd.wait_for_end(Duration::ZERO).ok();
+        let ended = self.pidfd.and_then(ended);
+        ended.unwrap_or_else(|| !self.identity.is_alive_and_same())
+    }
+}
+
 /// See the head of this file.
 pub(crate) struct Member {
     pub examined: Examined,
@@ -121,11 +135,27 @@ impl Member {
         Ok(child)
     }
 
+    /// By what its end is seen.
+    pub fn ending(&self) -> Ending<'_> {
+        Ending {
+            pidfd: self.pidfd.as_ref(),
+            identity: self.identity(),
+        }
+    }
+
     /// True if it has ended, reaped or not.
     pub fn has_ended(&self) -> bool {
-        let ended = |pidfd: &PidFd| pidfd.wait_for_end(Duration::ZERO).ok();
-        let ended = self.pidfd.as_ref().and_then(ended);
-        ended.unwrap_or_else(|| !self.identity().is_alive_and_same())
+        self.ending().has_come()
+    }
+
+    /// True if it was not named but found.
+    pub fn is_child(&self) -> bool {
+        self.is_child
+    }
+
+    /// True if its address space may be that of its parent.
+    pub fn shares_space(&self) -> bool {
+        self.shares_space
     }
 
     /// True if nothing is known of the address space that this child has now.

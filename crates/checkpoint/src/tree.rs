@@ -1,12 +1,12 @@
 //! Process trees: finding all children, stopping them together, and which processes a snapshot holds.
 
 use crate::checkpointer::{AttachError, Checkpointer};
-use crate::member::{Member, MemberNames};
+use crate::member::{Ending, Member, MemberNames};
 use crate::take::TakeError;
 use crate::tracking::TrackingError;
 use pagetide_kernel::pidfd::PidFd;
 use pagetide_process::{
-    ProcessIdentity, ProcessState, RefusalError, StopError, StoppedProcess, examine,
+    ProcessIdentity, ProcessState, RefusalError, StopError, StopOptions, StoppedProcess, examine,
 };
 use pagetide_snapshot::View;
 use std::time::{Duration, Instant};
@@ -133,6 +133,45 @@ pub(crate) type AllStopped = Vec<Option<StoppedProcess>>;
 
 /// So often a child that executes programs while it is stopped is stopped again.
 const STOPS: usize = 20;
+/// So many processes are stopped at a time.
+const STOPPED_AT_ONCE: usize = 64;
+
+/// A member about to be stopped, without what cannot go to another thread.
+struct Stop<'a> {
+    identity: &'a ProcessIdentity,
+    end: Ending<'a>,
+    is_child: bool,
+}
+
+impl Member {
+    fn stop(&self) -> Stop<'_> {
+        Stop {
+            identity: self.identity(),
+            end: self.ending(),
+            is_child: self.is_child(),
+        }
+    }
+}
+
+impl Stop<'_> {
+    /// Stops it; nothing if it is a child that has ended.
+    fn run(&self, options: StopOptions) -> Result<Option<StoppedProcess>, StopError> {
+        for stop in 1.. {
+            if self.is_child && self.end.has_come() {
+                break;
+            }
+            match StoppedProcess::stop(self.identity, options) {
+                Ok(process) => return Ok(Some(process)),
+                Err(StopError::Exec { .. }) if self.is_child && stop < STOPS => {}
+                Err(
+                    StopError::Gone { .. } | StopError::Exited { .. } | StopError::Killed { .. },
+                ) if self.is_child => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    }
+}
 
 impl Checkpointer {
     /// Makes the children that are not known yet members. True if there were any.
@@ -228,8 +267,9 @@ impl Checkpointer {
         let mut stopped: AllStopped = Vec::with_capacity(self.members.len());
         let mut others = Vec::new();
         loop {
-            for number in stopped.len()..self.members.len() {
-                stopped.push(self.stop_member(number)?);
+            let known = stopped.len();
+            stopped.extend(self.stop_from(known)?);
+            for number in known..self.members.len() {
                 let member = &mut self.members[number];
                 if stopped[number].is_some() && member.has_lost_its_space() {
                     let pid = member.pid();
@@ -255,23 +295,34 @@ impl Checkpointer {
         Ok((stopped, others))
     }
 
-    /// Stops one member; nothing if it is a child that has ended.
-    fn stop_member(&self, number: usize) -> Result<Option<StoppedProcess>, TakeError> {
-        let (member, is_child) = (&self.members[number], number > 0);
-        for stop in 1.. {
-            if is_child && member.has_ended() {
-                break;
-            }
-            match StoppedProcess::stop(member.identity(), self.stop_options()) {
-                Ok(process) => return Ok(Some(process)),
-                Err(StopError::Exec { .. }) if is_child && stop < STOPS => {}
-                Err(
-                    StopError::Gone { .. } | StopError::Exited { .. } | StopError::Killed { .. },
-                ) if is_child => break,
-                Err(error) => return Err(error.into()),
+    /// Stops the members from number `first` on, many at a time: each has to be run by the kernel until it
+    /// stands, and those that do wait for the others. A process in vfork(2) stands when its child has
+    /// ended or runs a program, so children that may be its own are stopped last.
+    fn stop_from(&self, first: usize) -> Result<AllStopped, TakeError> {
+        let options = self.stop_options();
+        let members = &self.members[first..];
+        let mut stopped: AllStopped = members.iter().map(|_| None).collect();
+        let (last, others): (Vec<usize>, Vec<usize>) =
+            (0..members.len()).partition(|&at| members[at].shares_space());
+        let last = last.iter().map(std::slice::from_ref);
+        for batch in others.chunks(STOPPED_AT_ONCE).chain(last) {
+            let outcomes = std::thread::scope(|scope| {
+                let stops: Vec<_> = batch
+                    .iter()
+                    .map(|&at| members[at].stop())
+                    .map(|stop| scope.spawn(move || stop.run(options)))
+                    .collect();
+                let join = |stop: std::thread::ScopedJoinHandle<'_, _>| match stop.join() {
+                    Ok(outcome) => outcome,
+                    Err(panic) => std::panic::resume_unwind(panic),
+                };
+                stops.into_iter().map(join).collect::<Vec<_>>()
+            });
+            for (&at, outcome) in batch.iter().zip(outcomes) {
+                stopped[at] = outcome?;
             }
         }
-        Ok(None)
+        Ok(stopped)
     }
 
     /// What the attachment says of the tree.
