@@ -58,6 +58,7 @@ mod describe;
 mod export;
 mod file_pages;
 mod files;
+mod instant;
 mod layout;
 mod leave;
 mod mark;

@@ -269,9 +269,9 @@ impl Checkpointer {
         loop {
             let known = stopped.len();
             stopped.extend(self.stop_from(known)?);
-            for number in known..self.members.len() {
-                let member = &mut self.members[number];
-                if stopped[number].is_some() && member.has_lost_its_space() {
+            let members = self.members.iter_mut().zip(&stopped).enumerate();
+            for (number, (member, process)) in members.skip(known) {
+                if process.is_some() && member.has_lost_its_space() {
                     let pid = member.pid();
                     let parent = parent_of(pid).map(|(parent, _)| parent);
                     let wrong = |source| TakeError::Member {
