@@ -90,7 +90,7 @@ fn more_pages_than_one_call_takes_are_told_in_order() {
     }
     let pages = 40_000;
     let region = Region::private(pages);
-    let touched = |page: &usize| page % 3 == 0 || page % 16384 == 1;
+    let touched = |page: &usize| page.is_multiple_of(3) || page % 16384 == 1;
     (0..pages)
         .filter(touched)
         .for_each(|page| region.store(page, 1));
