@@ -267,7 +267,7 @@ fn epoch(model: &mut Model, choices: &[Choice], count: u64, lines: &mut Vec<Stri
         choose(model, choices, lines);
     }
     match model.random.dice(24) {
-        0 | 1 => lines.push(format!("!kill {}", model.random.dice(1200))),
+        0 | 1 => lines.push(format!("!kill {}", model.random.dice(600))),
         2 => lines.push("!store".to_owned()),
         3 if model.random.one_in(2) => lines.push("!detach".to_owned()),
         _ => {}

@@ -8,7 +8,7 @@
 //! | `!check MODE WHEN STOP` | a snapshot of the stopped target, compared with it. MODE `auto` `stop` `precopy` `full`; the truth is read `before` or `after` it; STOP `signal` or `leave` (`--leave stopped`) |
 //! | `!begin MODE` ... `!end` | a snapshot is taken while the operations between run |
 //! | `!every MS` ... `!end` | the same, one after the other |
-//! | `!kill SHARE` | a checkpoint is killed after this share (of 1000) of its usual time |
+//! | `!kill MOMENT` | a checkpoint is killed so many times 50 microseconds after it began to write |
 //! | `!rollback N` | back to the Nth newest snapshot that was compared |
 //! | `!detach`, `!store` | tracking is taken away; a new store |
 //! | `!poke PAGE SEED`, `!mem PAGE SEED`, `!vm PAGE SEED` | a store by ptrace, by `/proc/PID/mem`, by process_vm_writev(2) |

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// So often a cut program is tried: how threads and checkpoints interleave differs each time.
-const TRIES: u32 = 2;
+const TRIES: u32 = 4;
 
 /// What does not end is waited for so long while a program is cut down.
 const PATIENCE: Duration = Duration::from_secs(30);

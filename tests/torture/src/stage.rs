@@ -22,7 +22,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc::Receiver;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Truths that are kept for a rollback.
 const KEPT: usize = 3;
@@ -83,7 +83,6 @@ pub struct Stage {
     overlap: Option<Overlap>,
     truths: VecDeque<(u64, Image)>,
     digests: Vec<(u64, u64)>,
-    usual: Duration,
     patience: Duration,
     /// What was done so far.
     pub tally: Tally,
@@ -131,7 +130,6 @@ impl Stage {
             overlap: None,
             truths: VecDeque::new(),
             digests: Vec::new(),
-            usual: Duration::from_millis(30),
             patience: conditions.patience,
             tally: Tally::default(),
             random: Random::new(0),
@@ -215,6 +213,12 @@ impl Stage {
                 self.tally.count("!age".into(), Ok(()));
                 Ok(())
             }
+            "!poke" if self.overlap.is_some() => {
+                // A process has one tracer.
+                let busy = Err("a checkpoint is under way".to_owned());
+                self.tally.count("!poke".into(), busy);
+                Ok(())
+            }
             "!poke" | "!mem" | "!vm" => {
                 let outcome =
                     driver_stores::store(words[0], self.target.pid(), number(0), number(1));
@@ -271,10 +275,8 @@ impl Stage {
             .as_ref()
             .filter(|_| when == "before")
             .map(Image::of_process);
-        let since = Instant::now();
         let run = background(self.store.checkpoint_words(self.target.pid(), &options));
         let outcome = Running::of(run).wait(self.patience)?;
-        self.usual = since.elapsed();
         // Whatever it has come to, the target must be found stopped, and it must run on later.
         let frozen = frozen.unwrap_or_else(|| Frozen::freeze_alone(self.target.pid()));
         self.done("checkpoint", outcome.code, &outcome.stderr)?;
@@ -358,11 +360,19 @@ impl Stage {
         Ok(())
     }
 
-    /// A checkpoint is killed after this share (of 1000) of its usual time.
-    fn kill(&mut self, share: u64) -> Result<(), String> {
+    /// A checkpoint is killed a moment after it has begun to write: so many units of 50 microseconds.
+    fn kill(&mut self, moment: u64) -> Result<(), String> {
+        let files = |store: &TestStore| {
+            let entries = std::fs::read_dir(store.path().join("snapshots"));
+            entries.map_or(0, |entries| entries.count())
+        };
+        let before = files(&self.store);
         let options = self.words("auto");
         let mut run = background(self.store.checkpoint_words(self.target.pid(), &options));
-        std::thread::sleep(self.usual.mul_f64(share as f64 / 1000.0));
+        while run.is_running() && files(&self.store) <= before {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(Duration::from_micros(50) * moment as u32);
         let killed = run.is_running();
         run.signal_if_running(Signal::KILL);
         let outcome = run.wait();
