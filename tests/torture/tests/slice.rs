@@ -45,6 +45,7 @@ fn slice(test: &str, backend: &str) {
     };
     let chosen = from_environment("PAGETIDE_SEED", 7);
     let seconds: u64 = from_environment("PAGETIDE_TORTURE_SECONDS", 45);
+    let mut deltas = 0;
     let each = Duration::from_secs(seconds) / (SEEDS.len() as u32 + 1);
     for seed in SEEDS.into_iter().chain([chosen]) {
         let (tally, found) = run_all(seed, LENGTH, Extent::Time(each), &conditions, |_, _| {});
@@ -52,10 +53,12 @@ fn slice(test: &str, backend: &str) {
         if let Some(found) = found {
             fail(&found, &conditions);
         }
-        assert!(tally.delta > 0, "no delta was compared: {tally}");
+        deltas += tally.delta;
         let (done, refused) = tally.operations();
         assert!(done > refused, "most operations were refused: {tally}");
     }
+    // On a slow machine there is time for one program a seed, and some take one snapshot only.
+    assert!(deltas > 0, "no delta was compared");
 }
 
 fn fail(found: &Found, conditions: &Conditions) -> ! {
