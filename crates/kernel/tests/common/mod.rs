@@ -365,13 +365,14 @@ impl Region {
             let entries = pagemap.entries(self.range(pages.clone())).expect("entries");
             entries.iter().any(|entry| entry.is_present())
         };
-        for _ in 0..1000 {
+        // A child that a test beside makes shares the pages as long as it lives.
+        for _ in 0..10_000 {
             self.advise(pages.clone(), libc::MADV_PAGEOUT)
                 .expect("page out");
             if !present() {
                 return;
             }
-            std::thread::yield_now();
+            std::thread::sleep(std::time::Duration::from_millis(1));
         }
         panic!("the kernel does not page out {:x?}", self.range(pages));
     }
