@@ -21,7 +21,7 @@ pub const PREPARED: u64 = 3;
 pub const PREPARED_PAGES: u64 = 48;
 
 /// What sort of program it is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Flavour {
     /// io_uring and aio.
     pub rings: bool,
@@ -59,6 +59,44 @@ impl Flavour {
             seals: random.one_in(8),
             machine: random.one_in(3),
             aged: random.one_in(4),
+        }
+    }
+
+    /// Switches on what is named: the name of a field.
+    ///
+    /// # Errors
+    ///
+    /// If nothing has that name.
+    pub fn switch_on(&mut self, name: &str) -> Result<(), String> {
+        let switch = match name {
+            "rings" => &mut self.rings,
+            "own_rings" => &mut self.own_rings,
+            "uffd" => &mut self.uffd,
+            "threads" => &mut self.threads,
+            "children" => &mut self.children,
+            "hugetlb" => &mut self.hugetlb,
+            "exec" => &mut self.exec,
+            "seals" => &mut self.seals,
+            "machine" => &mut self.machine,
+            "aged" => &mut self.aged,
+            _ => return Err(format!("no flavour is named {name}")),
+        };
+        *switch = true;
+        Ok(())
+    }
+
+    fn or(self, other: Flavour) -> Flavour {
+        Flavour {
+            rings: self.rings | other.rings | other.own_rings,
+            own_rings: self.own_rings | other.own_rings,
+            uffd: self.uffd | other.uffd,
+            threads: self.threads | other.threads,
+            children: self.children | other.children,
+            hugetlb: self.hugetlb | other.hugetlb,
+            exec: self.exec | other.exec,
+            seals: self.seals | other.seals,
+            machine: self.machine | other.machine,
+            aged: self.aged | other.aged,
         }
     }
 }
@@ -160,9 +198,11 @@ impl Model {
     }
 }
 
-/// How long programs are.
-#[derive(Clone, Copy, Debug)]
+/// How long programs are, and what all of them have.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Length {
+    /// What every program has, whatever its seed.
+    pub always: Flavour,
     /// Epochs of each program; by the seed if `None`.
     pub epochs: Option<u64>,
     /// Operations of each epoch; by the seed if `None`.
@@ -172,7 +212,7 @@ pub struct Length {
 /// The program of a seed.
 pub fn program(seed: u64, length: Length) -> Vec<String> {
     let mut random = Random::new(seed);
-    let flavour = Flavour::of(&mut random);
+    let flavour = Flavour::of(&mut random).or(length.always);
     let epochs = 10 + random.dice(12);
     let epochs = length.epochs.unwrap_or(epochs);
     let mut model = Model {
@@ -303,10 +343,7 @@ mod tests {
 
     #[test]
     fn a_seed_means_one_program() {
-        let length = Length {
-            epochs: None,
-            operations: None,
-        };
+        let length = Length::default();
         for seed in 0..20 {
             assert_eq!(program(seed, length), program(seed, length));
         }

@@ -33,6 +33,10 @@ struct Arguments {
     /// Operations of each epoch [default: by the seed]
     #[arg(long)]
     ops_per_epoch: Option<u64>,
+    /// What every program has, whatever its seed, apart by commas: rings, own_rings, uffd, threads,
+    /// children, hugetlb, exec, seals, machine, aged
+    #[arg(long, value_name = "FLAVOURS", value_delimiter = ',')]
+    with: Vec<String>,
     /// Run this program instead
     #[arg(long, value_name = "FILE")]
     replay: Option<PathBuf>,
@@ -55,10 +59,17 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let length = Length {
+    let mut length = Length {
         epochs: arguments.epochs,
         operations: arguments.ops_per_epoch,
+        ..Length::default()
     };
+    for name in &arguments.with {
+        if let Err(error) = length.always.switch_on(name) {
+            eprintln!("{error}");
+            return ExitCode::from(2);
+        }
+    }
     if arguments.print {
         for line in pagetide_torture::generate::program(arguments.seed, length) {
             println!("{line}");

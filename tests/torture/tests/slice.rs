@@ -16,11 +16,6 @@ use std::time::Duration;
 /// Programs come from these, and from one that the environment may choose.
 const SEEDS: [u64; 2] = [3, 19];
 
-const LENGTH: Length = Length {
-    epochs: None,
-    operations: None,
-};
-
 /// Nothing, or why this kernel cannot use the backend.
 fn obstacle(backend: &str) -> Option<String> {
     let answer = pagetide(["probe", "--json"]).done().json();
@@ -48,7 +43,13 @@ fn slice(test: &str, backend: &str) {
     let mut deltas = 0;
     let each = Duration::from_secs(seconds) / (SEEDS.len() as u32 + 1);
     for seed in SEEDS.into_iter().chain([chosen]) {
-        let (tally, found) = run_all(seed, LENGTH, Extent::Time(each), &conditions, |_, _| {});
+        let (tally, found) = run_all(
+            seed,
+            Length::default(),
+            Extent::Time(each),
+            &conditions,
+            |_, _| {},
+        );
         println!("{test}: PAGETIDE_SEED={seed}: {tally}");
         if let Some(found) = found {
             fail(&found, &conditions);
@@ -93,7 +94,7 @@ mod rehash {
 #[test]
 fn every_kind_that_has_an_example_is_chosen_at_times() {
     let chosen: BTreeSet<String> = (0..150)
-        .flat_map(|seed| program(seed, LENGTH))
+        .flat_map(|seed| program(seed, Length::default()))
         .map(|line| kind(&line))
         .collect();
     let examples: BTreeSet<String> = kinds::examples()
