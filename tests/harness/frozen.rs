@@ -1,8 +1,9 @@
 //! A process that does not move: stopped by SIGSTOP, every thread seen to stand still, its children
 //! seen to have ended. Nothing of the code under test takes part.
 
-use crate::Target;
+use crate::{Target, maps};
 use rustix::process::{Pid, Signal};
+use std::collections::HashSet;
 use std::fs;
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,7 @@ impl Frozen {
         wait(pid, "its children end", || {
             children(pid).iter().all(|&child| state(child).is_none())
         });
+        write_back_files(pid);
         frozen
     }
 
@@ -85,6 +87,22 @@ fn wait(pid: i32, what: &str, is_so: impl Fn() -> bool) {
             thread_states(pid)
         );
         std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Has the files that it maps shared written to the disk. When the kernel does that by itself, it clears what
+/// was stored past the end of the file in its last page: memory of the process changes while it stands still.
+fn write_back_files(pid: i32) {
+    let mut done = HashSet::new();
+    for mapped in maps(pid) {
+        if !mapped.permissions.ends_with('s') || !done.insert(mapped.object) {
+            continue;
+        }
+        let link = format!("/proc/{pid}/map_files/{:x}-{:x}", mapped.start, mapped.end);
+        let is_file = fs::metadata(&link).is_ok_and(|metadata| metadata.is_file());
+        if is_file && let Ok(file) = fs::File::open(&link) {
+            let _ = file.sync_all();
+        }
     }
 }
 
