@@ -31,9 +31,9 @@ const PLACES: [&str; 3] = [
 
 /// How much of the tests without an end is run, here and in guests.
 const EXTENT: [(&str, &str); 3] = [
-    ("PAGETIDE_EPOCHS", "4"),
+    ("PAGETIDE_EPOCHS", "3"),
     ("PAGETIDE_CASES", "8"),
-    ("PAGETIDE_TORTURE_SECONDS", "30"),
+    ("PAGETIDE_TORTURE_SECONDS", "24"),
 ];
 
 /// What came of one kernel.

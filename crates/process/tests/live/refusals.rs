@@ -144,9 +144,10 @@ fn a_32_bit_program_is_refused() {
         .spawn()
         .expect("this kernel runs 32-bit programs");
     let pid = i32::try_from(child.id()).unwrap();
-    let refused = examine(pid);
     let identity = pagetide_process::ProcessIdentity::of(pid).unwrap();
+    // Starting it returns before execve(2) is over; a stop waits for that.
     let stopped = StoppedProcess::stop(&identity, StopOptions::default());
+    let refused = examine(pid);
     let alive = identity.is_alive_and_same();
     child.kill().unwrap();
     child.wait().unwrap();
