@@ -3,7 +3,7 @@
 
 use crate::machine::Report;
 use crate::plan::Backend;
-use crate::results::Outcome;
+use crate::results::{Outcome, Test};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -65,7 +65,10 @@ impl Table {
             unusable: unusable.collect(),
         });
         for job in &report.jobs {
-            for test in &job.tests {
+            let mut tests: Vec<&Test> = job.tests.iter().collect();
+            // Tests that run side by side end in any order.
+            tests.sort_by(|one, other| one.name.cmp(&other.name));
+            for test in tests {
                 let (backend, rest) = backend_of(&job.backend, &test.name);
                 let row = match rest {
                     None => job.label.clone(),
