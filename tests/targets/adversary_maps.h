@@ -106,23 +106,13 @@ static int do_store_away(char **words) {
     return store_pages(strays[i].at + at, PAGE, number(words[2]), number(words[3]));
 }
 
-static const struct { const char *name; int advice; } all_advice[] = {
-    {"normal", 0}, {"random", 1}, {"sequential", 2}, {"willneed", 3}, {"dontneed", 4}, {"free", 8}, {"remove", 9},
-    {"dontfork", 10}, {"dofork", 11}, {"mergeable", 12}, {"unmergeable", 13}, {"hugepage", 14}, {"nohugepage", 15},
-    {"dontdump", 16}, {"dodump", 17}, {"wipeonfork", 18}, {"keeponfork", 19}, {"cold", 20}, {"pageout", 21},
-    {"populate_read", 22}, {"populate_write", 23}, {"dontneed_locked", 24}, {"collapse", 25},
-    {"guard_install", 102}, {"guard_remove", 103}};
-
-static int advice_by_name(const char *name) {
-    for (size_t i = 0; i < sizeof all_advice / sizeof *all_advice; i++)
-        if (!strcmp(all_advice[i].name, name)) return all_advice[i].advice;
-    unknown(name);
-}
-
-/* True if a mapping of a file is there that may be write-protected by a userfaultfd, the one of a tracker or
- * our own. To install a guard region there is more than Linux 6.18 can do: it tries for ever. */
-static int is_protected_file(char *at, size_t length) {
+/* What Linux 6.18 never comes back from where a mapping of a file is write-protected by a userfaultfd, that of a
+ * tracker or our own: to install a guard region over a page that was protected; to touch a page that is
+ * locked, was protected when it was not there, and is not in the page cache. It is left out, but for
+ * those who ask for it. */
+static int never_ends(char *at, size_t length) {
     static char text[1 << 18];
+    if (getenv("ADVERSARY_UNSPARING")) return 0;
     int fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
     size_t held = 0;
     for (ssize_t got; (got = read(fd, text + held, sizeof text - 1 - held)) > 0;) held += (size_t)got;
@@ -138,11 +128,24 @@ static int is_protected_file(char *at, size_t length) {
     return 0;
 }
 
+static const struct { const char *name; int advice; } all_advice[] = {
+    {"normal", 0}, {"random", 1}, {"sequential", 2}, {"willneed", 3}, {"dontneed", 4}, {"free", 8}, {"remove", 9},
+    {"dontfork", 10}, {"dofork", 11}, {"mergeable", 12}, {"unmergeable", 13}, {"hugepage", 14}, {"nohugepage", 15},
+    {"dontdump", 16}, {"dodump", 17}, {"wipeonfork", 18}, {"keeponfork", 19}, {"cold", 20}, {"pageout", 21},
+    {"populate_read", 22}, {"populate_write", 23}, {"dontneed_locked", 24}, {"collapse", 25},
+    {"guard_install", 102}, {"guard_remove", 103}};
+
+static int advice_by_name(const char *name) {
+    for (size_t i = 0; i < sizeof all_advice / sizeof *all_advice; i++)
+        if (!strcmp(all_advice[i].name, name)) return all_advice[i].advice;
+    unknown(name);
+}
+
 /* ADVICE PAGE PAGES */
 static int do_advise(char **words) {
     char *at = page(words[2]);
     int advice = advice_by_name(words[1]);
-    if (advice == 102 && is_protected_file(at, pages(words[3]))) return fails(EOPNOTSUPP);
+    if (advice == 102 && never_ends(at, pages(words[3]))) return fails(EOPNOTSUPP);
     return madvise(at, pages(words[3]), advice);
 }
 
@@ -163,8 +166,12 @@ static int do_advise_main(char **words) {
 static int do_write(char **words) { return store_pages(page(words[1]), pages(words[2]), number(words[3]), number(words[4])); }
 static int do_read(char **words) { return load_pages(page(words[1]), pages(words[2])); }
 
-static int do_lock(char **words) { return mlock(page(words[1]), pages(words[2])); }
-static int do_lock_onfault(char **words) { return mlock2(page(words[1]), pages(words[2]), MLOCK_ONFAULT); }
+static int lock_pages(char *at, size_t length, unsigned flags) {
+    return never_ends(at, length) ? fails(EOPNOTSUPP) : mlock2(at, length, flags);
+}
+
+static int do_lock(char **words) { return lock_pages(page(words[1]), pages(words[2]), 0); }
+static int do_lock_onfault(char **words) { return lock_pages(page(words[1]), pages(words[2]), MLOCK_ONFAULT); }
 static int do_unlock(char **words) { return munlock(page(words[1]), pages(words[2])); }
 static int do_sync(char **words) { return msync(page(words[1]), pages(words[2]), MS_SYNC); }
 static int do_seal(char **words) { return done(syscall(SYS_mseal, page(words[1]), pages(words[2]), 0)); }

@@ -37,6 +37,7 @@ fn slice(test: &str, backend: &str) {
         backend: backend.to_owned(),
         disk: std::env::temp_dir(),
         patience: Duration::from_secs(120),
+        unsparing: false,
     };
     let chosen = from_environment("PAGETIDE_SEED", 7);
     let seconds: u64 = from_environment("PAGETIDE_TORTURE_SECONDS", 45);
