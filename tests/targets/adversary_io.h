@@ -133,7 +133,7 @@ static struct io_uring_params parameters;
 static unsigned char *queues;
 static struct io_uring_sqe *entries;
 static size_t queues_length, entries_length; /* 0 where they lie in the area */
-static unsigned pending;
+static enum { NOTHING, UNDER_WAY, ARRIVED } pending; /* the one read that waits for something to come */
 
 static int do_ring_close(char **words) {
     (void)words;
@@ -141,7 +141,7 @@ static int do_ring_close(char **words) {
     if (entries_length) munmap(entries, entries_length);
     queues = NULL;
     queues_length = entries_length = 0;
-    pending = 0;
+    pending = NOTHING;
     return close(RING_FD);
 }
 
@@ -158,7 +158,7 @@ static int do_ring(char **words) {
         memcpy((char *)(&parameters.sq_off + 1) - 8, &at[1], 8);
     }
     if (keep((int)syscall(SYS_io_uring_setup, 8, &parameters), RING_FD) < 0) return -1;
-    pending = 0;
+    pending = NOTHING;
     queues = (unsigned char *)own;
     entries = (struct io_uring_sqe *)(own + PAGE);
     if (own) return 0;
@@ -201,8 +201,9 @@ static int submit(struct io_uring_sqe request) {
     return done(syscall(SYS_io_uring_enter, RING_FD, 1, 0, 0, NULL, 0));
 }
 
-/* Waits for a completion and takes it. The wait is bounded: what its memory was mapped over stays out. */
-static int complete(void) {
+/* Waits for a completion, and takes it or leaves it there. The wait is bounded: what its memory was mapped
+ * over stays out. */
+static int complete(int take) {
     static __thread sigjmp_buf here;
     volatile int result = -ETIME;
     escape = &here;
@@ -214,7 +215,7 @@ static int complete(void) {
             syscall(SYS_io_uring_enter, RING_FD, 0, 0, IORING_ENTER_GETEVENTS, NULL, 0);
             if (*head != __atomic_load_n(tail, __ATOMIC_ACQUIRE)) {
                 result = cqes[*head & (parameters.cq_entries - 1)].res;
-                __atomic_store_n(head, *head + 1, __ATOMIC_RELEASE);
+                if (take) __atomic_store_n(head, *head + 1, __ATOMIC_RELEASE);
             } else {
                 struct timespec pause = {0, 100000};
                 nanosleep(&pause, NULL);
@@ -247,13 +248,13 @@ static int ring_read(uint8_t operation, int fd, char *at, size_t length) {
 static int do_ring_read(char **words) {
     if (pending) return fails(EBUSY);
     int fd = bytes_of(number(words[2]));
-    return ring_read(IORING_OP_READ, fd, page(words[1]), length_of(number(words[2]))) ? -1 : complete();
+    return ring_read(IORING_OP_READ, fd, page(words[1]), length_of(number(words[2]))) ? -1 : complete(1);
 }
 
 static int do_ring_read_fixed(char **words) {
     if (pending) return fails(EBUSY);
     int fd = bytes_of(number(words[2]));
-    return ring_read(IORING_OP_READ_FIXED, fd, page(words[1]), length_of(number(words[2]))) ? -1 : complete();
+    return ring_read(IORING_OP_READ_FIXED, fd, page(words[1]), length_of(number(words[2]))) ? -1 : complete(1);
 }
 
 /* A read that is under way until something comes: PAGE FIXED */
@@ -261,18 +262,23 @@ static int do_ring_wait(char **words) {
     if (pending || have_pipe(QUIET_READ_FD, QUIET_WRITE_FD)) return fails(EBUSY);
     uint8_t operation = number(words[2]) ? IORING_OP_READ_FIXED : IORING_OP_READ;
     if (ring_read(operation, QUIET_READ_FD, page(words[1]), PAGE)) return -1;
-    pending = 1;
+    pending = UNDER_WAY;
     return 0;
 }
 
-/* SEED: something comes. */
+/* SEED TAKE: something comes. Its completion is taken, or it is left there until the next call. */
 static int do_ring_arrive(char **words) {
-    if (!pending) return fails(ENOENT);
-    pending = 0;
+    if (pending == NOTHING) return fails(ENOENT);
+    if (pending == ARRIVED) {
+        pending = NOTHING;
+        return complete(1);
+    }
+    int take = number(words[2]) != 0;
     char bytes[PAGE];
     fill(bytes, PAGE, number(words[1]));
+    pending = take ? NOTHING : ARRIVED;
     if (write(QUIET_WRITE_FD, bytes, length_of(number(words[1]))) < 0) return -1;
-    int result = complete(), error = errno;
+    int result = complete(take), error = errno;
     char rest[PAGE];
     while (read(QUIET_READ_FD, rest, PAGE) > 0);
     errno = error;

@@ -328,6 +328,14 @@ fn epoch(model: &mut Model, choices: &[Choice], count: u64, lines: &mut Vec<Stri
     // With --leave stopped there is no time before it.
     let when = if stop == "leave" { "after" } else { when };
     lines.push(format!("!check {mode} {when} {stop}"));
+    // What was seen at one snapshot and is looked at once more at the next hides what comes later.
+    if model.random.one_in(6) {
+        let more = 1 + model.random.dice(2);
+        lines.extend((0..more).map(|_| "!check auto after signal".to_owned()));
+        if model.flavour.rings {
+            lines.push(format!("ring_arrive {} 0", model.seed()));
+        }
+    }
     if model.random.one_in(10) {
         lines.push(format!("!rollback {}", model.random.dice(3)));
         // What a rollback leaves must be seen by the next snapshot.

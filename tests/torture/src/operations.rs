@@ -446,7 +446,7 @@ fn ring(m: &mut Model) -> Option<String> {
         9..=13 => format!("ring_read_fixed {} {seed}", in_buffer(m)),
         14 => format!("ring_wait {} 0", m.page()),
         15 => format!("ring_wait {} 1", in_buffer(m)),
-        16 | 17 => format!("ring_arrive {seed}"),
+        16 | 17 => format!("ring_arrive {seed} {}", m.random.dice(2)),
         _ => {
             let (object, length) = m.object();
             format!("aio {} {object} {}", m.page(), m.random.dice(length))
