@@ -139,6 +139,9 @@ fn try_wp_async() -> Result<(), String> {
     }
 }
 
+/// A mapping that another thread makes beside the page may become one with it, and mark it all as dirty.
+const CLEARING_ATTEMPTS: usize = 100;
+
 /// `clear_refs` accepts the request even where the kernel has no soft-dirty bits, so only a store
 /// that is seen proves them. Clearing hits the whole of this process, which nobody tracks that way.
 ///
@@ -159,8 +162,14 @@ fn try_soft_dirty() -> Result<(), String> {
     };
     page.store(1);
     let clear_refs = ClearRefs::of_self().map_err(|error| why(&error))?;
-    clear_refs.clear_soft_dirty().map_err(|error| why(&error))?;
-    let cleared = !entry()?.is_soft_dirty();
+    let mut cleared = false;
+    for _ in 0..CLEARING_ATTEMPTS {
+        clear_refs.clear_soft_dirty().map_err(|error| why(&error))?;
+        cleared = !entry()?.is_soft_dirty();
+        if cleared {
+            break;
+        }
+    }
     page.store(2);
     let after = entry()?;
     match (cleared, after.is_soft_dirty()) {
