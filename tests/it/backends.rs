@@ -17,13 +17,13 @@ fn refusal(backend: &str) -> Option<String> {
 /// The pages of one mapping are written here and there; the deltas hold them, and few others.
 fn a_delta_holds_what_was_written(backend: &str) {
     let store = TestStore::new();
-    let mut target = Target::start("writer", ["8"]);
+    let mut target = Target::start("writer", ["2"]);
     let more = ["--backend", backend];
     let full = store.checkpoint(target.pid(), &more);
     assert_eq!(text(&full, "kind"), "full");
-    assert!(number(&full, "stored_pages") >= 2048, "{full}");
-    for round in 0..6u64 {
-        let (first, count) = (round * 300, 1 + round * 20);
+    assert!(number(&full, "stored_pages") >= 512, "{full}");
+    for round in 0..4u64 {
+        let (first, count) = (round * 120, 1 + round * 30);
         target.ask(&format!("noise {first} {count} {}", round + 1));
         let frozen = target.freeze();
         let (delta, _) = store.checkpoint_exactly(&frozen, &more, round % 2 == 1);
