@@ -3,7 +3,7 @@
 use crate::generate::{self, Length};
 use crate::program::is_of_driver;
 use crate::random::Random;
-use crate::stage::Stage;
+use crate::stage::{Stage, text_of};
 use crate::tally::Tally;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -89,12 +89,7 @@ pub fn run(
         Ok(Ok(tally)) => return Ok(tally),
         Ok(Err(what)) => what,
         // The harness panics where something must not be.
-        Err(panic) => match panic.downcast::<String>() {
-            Ok(text) => *text,
-            Err(panic) => panic
-                .downcast::<&str>()
-                .map_or("a panic".into(), |text| text.to_string()),
-        },
+        Err(panic) => text_of(panic),
     };
     Err(Failure { step, what })
 }

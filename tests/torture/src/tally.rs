@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 /// Steps that are not operations on memory.
-const OF_SNAPSHOTS: [&str; 9] = [
+const OF_SNAPSHOTS: [&str; 10] = [
     "!check",
     "!leave",
     "!begin",
