@@ -13,6 +13,7 @@ const OF_SNAPSHOTS: [&str; 10] = [
     "!rollback",
     "!detach",
     "!store",
+    "!review",
     "!age",
 ];
 
