@@ -84,16 +84,14 @@ pub struct Stage {
     overlap: Option<Overlap>,
     truths: VecDeque<(u64, Image)>,
     digests: Vec<(u64, u64)>,
-    /// Snapshots up to this one may have left pages in a file that was written since.
-    written_since: u64,
     patience: Duration,
     /// What was done so far.
     pub tally: Tally,
     random: Random,
 }
 
-/// What is said of pages that a snapshot left in a file which has changed.
-const LEFT_IN_A_FILE: &str = "is not stored, but was left in";
+/// What is said of pages that a snapshot left in a file which has changed: they are gone with what the file held.
+const FILE_HAS_CHANGED: &str = ", which was modified since";
 
 /// Content of a page that follows from a seed.
 pub fn page_of(seed: u64) -> Vec<u8> {
@@ -139,7 +137,6 @@ impl Stage {
             overlap: None,
             truths: VecDeque::new(),
             digests: Vec::new(),
-            written_since: 0,
             patience: conditions.patience,
             tally: Tally::default(),
             random: Random::new(0),
@@ -206,7 +203,6 @@ impl Stage {
                 self.review()?;
                 self.detach()?;
                 self.store = TestStore::new();
-                self.written_since = 0;
                 self.tally.count("!store".into(), Ok(()));
                 Ok(())
             }
@@ -216,7 +212,6 @@ impl Stage {
                 let place = number(1) * 4096;
                 file.write_all_at(&page_of(number(2)), place)
                     .expect("write a file");
-                self.written_since = self.digests.iter().map(|(id, _)| *id).max().unwrap_or(0);
                 self.tally.count("!prepared".into(), Ok(()));
                 Ok(())
             }
@@ -436,8 +431,8 @@ impl Stage {
         let refused = match outcome.code {
             Some(0) => Ok(()),
             Some(3) => Err("refused".to_owned()),
-            Some(1) if *id <= self.written_since && outcome.stderr.contains(LEFT_IN_A_FILE) => {
-                Err("a file was written since".to_owned())
+            Some(1) if outcome.stderr.contains(FILE_HAS_CHANGED) => {
+                Err("a file was modified since".to_owned())
             }
             code => return Err(format!("rollback ended with {code:?}: {}", outcome.stderr)),
         };
@@ -457,9 +452,8 @@ impl Stage {
             let outcome = match now {
                 Ok(now) if now == *digest => Ok(()),
                 Ok(_) => return Err(format!("snapshot {id} has changed since it was taken")),
-                // What was left in a file is gone with the file, and is said to be.
                 Err(panic) => match text_of(panic) {
-                    text if text.contains(", which was modified since") => {
+                    text if text.contains(FILE_HAS_CHANGED) => {
                         Err("a file was modified since".to_owned())
                     }
                     text => return Err(text),
@@ -471,17 +465,6 @@ impl Stage {
             self.store.assert_sound();
         }
         Ok(())
-    }
-
-    /// True if an export of a snapshot is refused because a file that it relies on was written since.
-    fn is_refused_for_a_file(&self, id: u64) -> bool {
-        let directory = self.store.scratch().join("refused");
-        let (store, at) = (self.store.text(), id.to_string());
-        let words = ["export", &store, "--at", &at, "--format", "raw", "-o"];
-        let words = words.map(std::ffi::OsStr::new);
-        let outcome = pagetide(words.into_iter().chain([directory.as_os_str()]));
-        let _ = std::fs::remove_dir_all(&directory);
-        outcome.code == Some(1) && outcome.stderr.contains(LEFT_IN_A_FILE)
     }
 
     /// The last things: what is under way ends, the store is looked at, the target still runs.
