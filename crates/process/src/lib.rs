@@ -22,6 +22,7 @@
 //! # }
 //! ```
 
+mod blocker;
 mod descriptors;
 mod examine;
 mod identity;
@@ -38,10 +39,12 @@ mod session;
 mod state;
 mod stop;
 mod syscall_names;
+mod system_calls;
 mod thread_state;
 mod tracees;
 mod tracer;
 
+pub use blocker::Blocker;
 pub use descriptors::{DescriptorError, FileDescriptor};
 pub use examine::{Examined, NoPrivilege, RefusalError, examine, examine_for_reading};
 pub use identity::{IdentityError, ProcessIdentity};
@@ -55,4 +58,5 @@ pub use remote_error::RemoteCallError;
 pub use state::{MemoryLayout, OutsideState, ProcessState, StateDecodeError, StateReadError};
 pub use stop::{ResumeError, StopError, StopOptions, StoppedProcess};
 pub use syscall_names::SystemCall;
+pub use system_calls::SystemCalls;
 pub use thread_state::{ThreadState, ThreadStateError};

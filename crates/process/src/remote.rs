@@ -22,6 +22,7 @@ use crate::seccomp::{self, CallData};
 use crate::session::Session;
 use crate::stop::StoppedProcess;
 use crate::syscall_names::SystemCall;
+use crate::system_calls::SystemCalls;
 use crate::tracees::Tracees;
 
 /// What seccomp says of the thread that runs the calls.
@@ -49,7 +50,11 @@ pub struct RemoteCalls<'a> {
 }
 
 impl<'a> RemoteCalls<'a> {
-    pub(crate) fn begin(stopped: &'a mut StoppedProcess) -> Result<Self, RemoteCallError> {
+    /// By a thread that is asked for, or by the one that is fittest.
+    pub(crate) fn begin(
+        stopped: &'a mut StoppedProcess,
+        by: Option<ThreadId>,
+    ) -> Result<Self, RemoteCallError> {
         let pid = stopped.identity().pid;
         let landing = stopped
             .landing()
@@ -60,7 +65,7 @@ impl<'a> RemoteCalls<'a> {
             .ok_or(RemoteCallError::NoLanding { pid })?;
         let stacks = stopped.terrain.stacks();
         let begun = stopped.tracer().run(move |tracees| {
-            let session = Session::prepare(tracees, &landing, &stacks, memory)?;
+            let session = Session::prepare(tracees, by, &landing, &stacks, memory)?;
             let seccomp = seccomp_state(tracees.pid(), session.thread);
             let summary = (
                 session.thread,
@@ -191,6 +196,26 @@ impl<'a> RemoteCalls<'a> {
                 _ => tracees.session = Some(session),
             }
             result
+        })
+    }
+}
+
+impl SystemCalls for RemoteCalls<'_> {
+    fn call(&mut self, number: i64, args: [u64; 6]) -> Result<u64, RemoteCallError> {
+        RemoteCalls::call(self, number, args)
+    }
+
+    fn call_with(
+        &mut self,
+        number: i64,
+        bytes: &mut [u8],
+        args: &dyn Fn(u64) -> [u64; 6],
+    ) -> Result<u64, RemoteCallError> {
+        let given = bytes.to_vec();
+        self.with_bytes(&given, |calls, address| {
+            let result = calls.call(number, args(address))?;
+            calls.read(address, bytes)?;
+            Ok(result)
         })
     }
 }

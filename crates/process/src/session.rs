@@ -71,16 +71,18 @@ impl Candidate {
 }
 
 impl Session {
-    /// Chooses a thread and reads it. Nothing is changed yet.
+    /// Chooses a thread, unless one is asked for, and reads it. Nothing is changed yet.
     pub(crate) fn prepare(
         tracees: &mut Tracees,
+        by: Option<ThreadId>,
         landing: &Landing,
         stacks: &[StackMapping],
         memory: Arc<File>,
     ) -> Result<Self, RemoteCallError> {
         let pid = tracees.pid();
         let mut candidates = Vec::new();
-        for thread in tracees.stopped() {
+        let stopped = tracees.stopped().into_iter();
+        for thread in stopped.filter(|thread| by.is_none_or(|by| by == *thread)) {
             let registers = ptrace::registers(thread).map_err(kernel(pid, "read", thread))?;
             // Workers of the kernel inside the process (io_uring) have no user registers.
             if let Some(registers) = registers.filter(|registers| registers.rip != 0) {

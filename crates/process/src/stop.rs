@@ -293,7 +293,15 @@ impl StoppedProcess {
 
     /// Begins a session of system calls run inside the target.
     pub fn remote_calls(&mut self) -> Result<RemoteCalls<'_>, RemoteCallError> {
-        RemoteCalls::begin(self)
+        RemoteCalls::begin(self, None)
+    }
+
+    /// Begins a session of system calls run by this very thread, for what the kernel keeps by thread.
+    pub fn remote_calls_by(
+        &mut self,
+        thread: ThreadId,
+    ) -> Result<RemoteCalls<'_>, RemoteCallError> {
+        RemoteCalls::begin(self, Some(thread))
     }
 
     /// The open files of the process, by number.
