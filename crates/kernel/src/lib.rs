@@ -26,4 +26,5 @@ pub mod probe;
 pub mod ptrace;
 pub mod scan_by_entries;
 pub mod smaps;
+pub mod spawn;
 pub mod userfaultfd;
