@@ -17,7 +17,7 @@ use pagetide_kernel::pagemap_scan::{Categories, ScanError, ScanRequest, ScannedR
 use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet};
 use pagetide_process::{StoppedProcess, ThreadState};
 use pagetide_snapshot::{Backing, PageState, Region, Sharing, View};
-use pagetide_tracker::Harvest;
+use pagetide_tracker::{Harvest, TrackError};
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
@@ -104,7 +104,8 @@ impl Member {
         let pid = self.pid();
         let mappings = maps::mappings(pid)?;
         if mappings.is_empty() {
-            return Err(TakeError::Ended { pid });
+            // Ended, or just executing another program.
+            return Err(TrackError::SpaceGone.into());
         }
         Ok(self.layout_of(mappings, trusts_tracker, is_object))
     }

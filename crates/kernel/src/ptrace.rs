@@ -450,31 +450,37 @@ pub fn seccomp_filter(
     }
 }
 
-/// Where a stopped thread's restartable-sequence area lies: PTRACE_GET_RSEQ_CONFIGURATION, Linux
-/// 5.13. `None` if it registered none.
-pub fn rseq_area(thread: ThreadId) -> io::Result<Option<u64>> {
-    #[repr(C)]
-    #[derive(Default)]
-    struct Configuration {
-        address: u64,
-        size: u32,
-        signature: u32,
-        flags: u32,
-        padding: u32,
-    }
-    let mut configuration = Configuration::default();
+/// A restartable-sequence area, as it was registered with rseq(2).
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RseqConfiguration {
+    /// Address of the area.
+    pub address: u64,
+    /// Its size in bytes.
+    pub size_bytes: u32,
+    /// What stands before every abort handler.
+    pub signature: u32,
+    /// Flags of the registration; 0 so far.
+    pub flags: u32,
+    padding: u32,
+}
+
+/// The restartable-sequence area of a stopped thread: PTRACE_GET_RSEQ_CONFIGURATION, Linux 5.13.
+/// `None` if it registered none.
+pub fn rseq_configuration(thread: ThreadId) -> io::Result<Option<RseqConfiguration>> {
+    let mut configuration = RseqConfiguration::default();
     // SAFETY: the request writes at most `addr` bytes to `data`, which points to a structure of
     // exactly that many; any bytes are valid values of its fields.
     let result = unsafe {
         libc::ptrace(
             PTRACE_GET_RSEQ_CONFIGURATION,
             thread.0,
-            size_of::<Configuration>(),
+            size_of::<RseqConfiguration>(),
             &raw mut configuration,
         )
     };
     check(result)?;
-    Ok((configuration.address != 0).then_some(configuration.address))
+    Ok((configuration.address != 0).then_some(configuration))
 }
 
 /// Whether the thread diverts its own system calls (`PR_SET_SYSCALL_USER_DISPATCH`):

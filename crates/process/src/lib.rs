@@ -29,6 +29,7 @@ mod identity;
 mod landing;
 mod page_usage;
 mod proc_files;
+mod rebuild;
 mod remote;
 mod remote_error;
 mod restart;
@@ -53,6 +54,9 @@ pub use page_usage::{
     explain_page, page_usage,
 };
 pub use pagetide_kernel::ptrace::{Registers, ThreadId};
+pub use rebuild::{
+    KernelMapping, KernelMappingsError, NewProcess, RebuildError, kernel_mappings_of,
+};
 pub use remote::RemoteCalls;
 pub use remote_error::RemoteCallError;
 pub use state::{MemoryLayout, OutsideState, ProcessState, StateDecodeError, StateReadError};

@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use crate::proc_files::Status;
 use crate::remote_error::RemoteCallError;
 use crate::seccomp::{self, CallData};
-use crate::session::Session;
+use crate::session::{CLONE_ARGUMENTS, Session};
 use crate::stop::StoppedProcess;
 use crate::syscall_names::SystemCall;
 use crate::system_calls::SystemCalls;
@@ -84,6 +84,52 @@ impl<'a> RemoteCalls<'a> {
             survives_our_death,
             behind_syscall,
         })
+    }
+
+    /// A session in a process that is being built: by this thread, at a `syscall` instruction in the vdso, with bytes
+    /// put into memory of its own.
+    pub(crate) fn begin_in_new(
+        stopped: &'a mut StoppedProcess,
+        thread: ThreadId,
+        syscall: u64,
+        scratch: (u64, u64),
+    ) -> Result<Self, RemoteCallError> {
+        let pid = stopped.identity().pid;
+        let memory = stopped
+            .terrain
+            .memory()
+            .ok_or(RemoteCallError::NoLanding { pid })?;
+        stopped.tracer().run(move |tracees| {
+            let session = Session::in_new(tracees.pid(), thread, syscall, scratch, memory)?;
+            tracees.session = Some(session);
+            Ok(())
+        })?;
+        Ok(Self {
+            stopped,
+            thread,
+            seccomp: SeccompState::Off,
+            survives_our_death: false,
+            behind_syscall: syscall + 2,
+        })
+    }
+
+    /// From now on calls are made at another `syscall` instruction.
+    pub(crate) fn land_at(&mut self, syscall: u64) -> Result<(), RemoteCallError> {
+        self.behind_syscall = syscall + 2;
+        self.in_session(move |session, _| {
+            session.landing = syscall;
+            Ok(())
+        })
+    }
+
+    /// Makes a thread of the process, with this number if one is asked for. It stands still like the others. `arguments`
+    /// is the structure that clone3(2) takes, whose `set_tid` is filled in here.
+    pub(crate) fn make_thread(
+        &mut self,
+        arguments: [u64; CLONE_ARGUMENTS],
+        number: Option<i32>,
+    ) -> Result<ThreadId, RemoteCallError> {
+        self.in_session(move |session, tracees| session.make_thread(tracees, arguments, number))
     }
 
     /// The thread that runs the calls.

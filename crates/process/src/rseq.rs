@@ -21,7 +21,7 @@ pub(crate) fn aborted(thread: ThreadId, registers: &Registers, memory: &File) ->
         return None;
     }
     // Kernels before 5.13 cannot tell; the libc that registers sequences is younger.
-    let area = ptrace::rseq_area(thread).ok()??;
+    let area = ptrace::rseq_configuration(thread).ok()??.address;
     let sequence = word(memory, area.checked_add(CURRENT_SEQUENCE)?)?;
     if sequence == 0 {
         return None;

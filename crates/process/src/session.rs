@@ -7,6 +7,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+
 use pagetide_kernel::ptrace::{self, Event, Options, Registers, ThreadId, WaitReport, XSTATE_ROOM};
 
 use crate::landing::{Landing, StackMapping};
@@ -24,6 +26,11 @@ const BYTES_MAX: usize = 64 * 1024;
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an interrupted call may take to come back.
 const INTERRUPT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Number of `clone3(2)`.
+const CLONE3: i64 = 435;
+/// Words of `struct clone_args` up to `cgroup`, and which of them is `set_tid`.
+pub(crate) const CLONE_ARGUMENTS: usize = 11;
+const CLONE_SET_TID: usize = 8;
 /// How often a call is made again that a stop signal interrupted.
 const RESTARTS_MAX: usize = 16;
 
@@ -125,6 +132,91 @@ impl Session {
             entered: false,
             lost: false,
         })
+    }
+
+    /// A session by a thread of a process that is being built: it has nothing that must be kept.
+    pub(crate) fn in_new(
+        pid: i32,
+        thread: ThreadId,
+        landing: u64,
+        scratch: (u64, u64),
+        memory: Arc<File>,
+    ) -> Result<Self, RemoteCallError> {
+        let original = ptrace::registers(thread)
+            .map_err(kernel(pid, "read", thread))?
+            .ok_or(RemoteCallError::NoThread { pid })?;
+        Ok(Self {
+            thread,
+            original,
+            signal_mask: u64::MAX,
+            landing,
+            frame: None,
+            memory,
+            under_frame: None,
+            overwritten: Vec::new(),
+            free_below: scratch.1,
+            floor: scratch.0,
+            entered: false,
+            lost: false,
+        })
+    }
+
+    /// Makes a thread by clone3(2) and waits until it stands. It is traced from its birth on.
+    pub(crate) fn make_thread(
+        &mut self,
+        tracees: &mut Tracees,
+        mut arguments: [u64; CLONE_ARGUMENTS],
+        number: Option<i32>,
+    ) -> Result<ThreadId, RemoteCallError> {
+        let pid = tracees.pid();
+        let call = SystemCall(CLONE3);
+        self.enter(pid)?;
+        let options = Options {
+            trace_clone: true,
+            mark_syscall_stops: true,
+            ..Options::default()
+        };
+        let thread = self.thread;
+        let set = |options| {
+            ptrace::set_options(thread, options).map_err(kernel(pid, "set the options of", thread))
+        };
+        set(options)?;
+        if let Some(number) = number {
+            let address = self.put_bytes(&number.to_le_bytes())?;
+            arguments[CLONE_SET_TID] = address;
+            arguments[CLONE_SET_TID + 1] = 1;
+        }
+        let bytes: Vec<u8> = arguments
+            .iter()
+            .flat_map(|word| word.to_le_bytes())
+            .collect();
+        let address = self.put_bytes(&bytes)?;
+        tracees.keep_newborns(true);
+        let result = self.call(tracees, call, [address, bytes.len() as u64, 0, 0, 0, 0]);
+        let stands = match result {
+            Ok(newborn) if newborn.cast_signed() > 0 => {
+                let newborn = ThreadId::new(i32::try_from(newborn).unwrap_or(0));
+                let deadline = Instant::now() + CALL_TIMEOUT;
+                match tracees.wait_for_newborn(newborn, deadline) {
+                    true => Ok(newborn),
+                    false => Err(RemoteCallError::TimedOut { call }),
+                }
+            }
+            Ok(error) => Err(RemoteCallError::Failed {
+                call,
+                errno: Errno::from_raw_os_error(i32::try_from(-error.cast_signed()).unwrap_or(0)),
+            }),
+            Err(error) => Err(error),
+        };
+        tracees.keep_newborns(false);
+        while !self.overwritten.is_empty() {
+            self.take_back_bytes()?;
+        }
+        set(Options {
+            mark_syscall_stops: true,
+            ..Options::default()
+        })?;
+        stands
     }
 
     pub(crate) fn call(

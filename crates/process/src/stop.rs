@@ -330,6 +330,11 @@ impl StoppedProcess {
         }
     }
 
+    /// A remote call has made this thread.
+    pub(crate) fn add_thread(&mut self, thread: ThreadId) {
+        self.threads.push(thread);
+    }
+
     pub(crate) fn tracer(&self) -> &Tracer {
         &self.tracer
     }

@@ -72,6 +72,8 @@ pub(crate) struct Tracees {
     ending: Option<Ending>,
     /// How often seizing was denied for no reason that could be seen.
     denials: u32,
+    /// Whether threads that a remote call makes stay, and stand with the others.
+    keeps_newborns: bool,
     /// Set while a remote call session holds a thread whose registers are not its own.
     pub(crate) session: Option<crate::session::Session>,
 }
@@ -103,6 +105,7 @@ impl Tracees {
             group_stop: None,
             ending: None,
             denials: 0,
+            keeps_newborns: false,
             session: None,
         }
     }
@@ -389,8 +392,12 @@ impl Tracees {
                         return SessionReport::Report(report);
                     }
                     if self.index(reporter).is_none() {
-                        // Made by a remote call, so nobody waits for it.
-                        ptrace::detach(reporter).ok();
+                        if self.keeps_newborns {
+                            self.add(reporter, Now::Stopped);
+                        } else {
+                            // Made by a remote call, so nobody waits for it.
+                            ptrace::detach(reporter).ok();
+                        }
                     }
                     continue;
                 }
@@ -407,6 +414,25 @@ impl Tracees {
             }
             pause.wait();
         }
+    }
+
+    /// From now on, what becomes of threads that remote calls make.
+    pub(crate) fn keep_newborns(&mut self, keep: bool) {
+        self.keeps_newborns = keep;
+    }
+
+    /// Waits until a thread that a remote call has made stands. False if it does not in time.
+    pub(crate) fn wait_for_newborn(&mut self, newborn: ThreadId, deadline: Instant) -> bool {
+        while self.index(newborn).is_none() {
+            match self.wait_in_session(newborn, deadline) {
+                SessionReport::Report(WaitReport::Event(Event::Stop { .. })) => {
+                    self.add(newborn, Now::Stopped);
+                }
+                SessionReport::Report(_) => {}
+                SessionReport::Gone | SessionReport::Timeout => return false,
+            }
+        }
+        true
     }
 
     /// The registers of this thread could not be put back by us (it would not stop). It is left to
