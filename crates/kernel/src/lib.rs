@@ -9,8 +9,11 @@
 compile_error!("pagetide knows the kernel interfaces of Linux on x86-64 only");
 
 pub mod clear_refs;
+pub mod descriptor_owner;
+pub mod file_handle;
 mod frame_file;
 pub mod io_priority;
+pub mod inotify;
 pub mod kcmp;
 pub mod kpagecgroup;
 pub mod kpagecount;
@@ -27,8 +30,11 @@ pub mod pidfd;
 pub mod probe;
 pub mod ptrace;
 pub mod robust_list;
+pub mod record_locks;
 pub mod scan_by_entries;
 pub mod scheduling;
+pub mod signalfd;
 pub mod smaps;
 pub mod spawn;
+pub mod timerfd;
 pub mod userfaultfd;
