@@ -207,6 +207,18 @@ impl Image {
         }
     }
 
+    /// Takes these bytes, which must not cross a page, for zero.
+    pub fn clear(&mut self, address: u64, length: u64) {
+        let offset = address as usize % PAGE;
+        let start = address - offset as u64;
+        if let Some(page) = self.pages.get_mut(&start) {
+            page[offset..offset + length as usize].fill(0);
+            if page.iter().all(|byte| *byte == 0) {
+                self.pages.remove(&start);
+            }
+        }
+    }
+
     /// The addresses of all pages in which two images differ.
     pub fn differing_pages(&self, other: &Image) -> Vec<u64> {
         let addresses = self.pages.keys().chain(other.pages.keys());

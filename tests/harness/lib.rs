@@ -12,6 +12,7 @@ mod skipped;
 mod store;
 mod target;
 mod variation;
+mod whole;
 
 pub use binary::pagetide_path;
 pub use frozen::{Frozen, children, family, thread_states};
@@ -22,6 +23,7 @@ pub use skipped::skipped;
 pub use store::TestStore;
 pub use target::{Target, compiled};
 pub use variation::{epochs, from_environment, seed};
+pub use whole::Whole;
 
 use serde_json::Value;
 use std::path::{Path, PathBuf};

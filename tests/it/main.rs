@@ -20,3 +20,4 @@ mod signals;
 mod traps;
 mod tree;
 mod unseen;
+mod whole;
