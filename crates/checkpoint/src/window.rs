@@ -202,6 +202,7 @@ impl Member {
         let shown = plan.shown.ranges().iter();
         states.extend(shown.map(|&range| (range, PageState::Shown)));
         self.name_guards(&plan.shown, &mut states)?;
+        self.name_poisoned(&plan.shown, &mut states)?;
         let guards = plan.guards.ranges().iter();
         states.extend(guards.map(|&range| (range, PageState::Guard)));
         let unbacked = unreadable.ranges().iter();
@@ -235,6 +236,42 @@ impl Member {
                     states.push((pages, PageState::Guard));
                 })?;
             }
+        }
+        Ok(())
+    }
+
+    /// Records those of the `shown` pages that cannot be read here, whatever their object has: UFFDIO_POISON leaves a
+    /// mark in the page tables of one process, which reads as swapped. So may others, which can be read.
+    fn name_poisoned(
+        &self,
+        shown: &PageSet,
+        states: &mut Vec<(PageRange, PageState)>,
+    ) -> Result<(), CaptureError> {
+        let mut marked = PageSet::new();
+        for &range in shown.ranges() {
+            self.scan(
+                range,
+                Categories::SWAPPED,
+                Categories::SWAPPED,
+                |pages, _| {
+                    marked.insert(pages);
+                },
+            )?;
+        }
+        let guards = states
+            .iter()
+            .filter(|(_, state)| *state == PageState::Guard);
+        let guards: PageSet = guards.map(|(pages, _)| *pages).collect();
+        let mut bytes = vec![0; SIZE.len()];
+        for page in marked
+            .subtract(&guards)
+            .ranges()
+            .iter()
+            .flat_map(|range| range.pages())
+        {
+            let page = PageRange::single(page);
+            let unreadable = self.space.memory.read_pages(SIZE, &[page], &mut bytes)?;
+            states.extend(unreadable.iter().map(|&page| (page, PageState::Unbacked)));
         }
         Ok(())
     }

@@ -7,14 +7,17 @@
 use pagetide_tests::{from_environment, pagetide, skipped, text};
 use pagetide_torture::generate::{Length, program};
 use pagetide_torture::kinds;
-use pagetide_torture::program::kind;
+use pagetide_torture::program::{kind, parse};
 use pagetide_torture::report;
-use pagetide_torture::run::{Conditions, Extent, Found, run_all};
+use pagetide_torture::run::{Conditions, Extent, Found, run, run_all};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// Programs come from these, and from one that the environment may choose.
 const SEEDS: [u64; 2] = [3, 19];
+
+/// Programs in which a page was lost once, as they were found and cut down.
+const REMEMBERED: [&str; 1] = [include_str!("../programs/poisoned_here_written_there.txt")];
 
 /// Nothing, or why this kernel cannot use the backend.
 fn obstacle(backend: &str) -> Option<String> {
@@ -39,6 +42,16 @@ fn slice(test: &str, backend: &str) {
         patience: Duration::from_secs(120),
         unsparing: false,
     };
+    for program in REMEMBERED {
+        let outcome = run(&parse(program), &conditions, None);
+        assert!(
+            outcome.is_ok(),
+            "{}\n{program}",
+            outcome
+                .err()
+                .map_or_else(String::new, |failure| failure.what)
+        );
+    }
     let chosen = from_environment("PAGETIDE_SEED", 7);
     let seconds: u64 = from_environment("PAGETIDE_TORTURE_SECONDS", 45);
     let mut deltas = 0;
