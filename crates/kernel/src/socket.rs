@@ -16,6 +16,11 @@ use nix::libc;
 /// Size of `sockaddr_storage`, the longest address there is.
 pub const ADDRESS_BYTES_MAX: usize = mem::size_of::<libc::sockaddr_storage>();
 
+/// Flag of [`peek`], MSG_TRUNC: tell the length of the whole message. Not for streams, whose bytes it throws away.
+pub const PEEK_WHOLE_LENGTH: i32 = libc::MSG_TRUNC;
+/// Flag of [`peek`], MSG_OOB: look at the urgent byte. EINVAL if there is none.
+pub const PEEK_URGENT: i32 = libc::MSG_OOB;
+
 /// A message that was looked at, or the beginning of one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peeked {
@@ -212,7 +217,7 @@ mod tests {
         assert_eq!(send(&one, b"hello", &[]).expect("send"), 5);
         let mut buffer = [0; 3];
         for _ in 0..2 {
-            let peeked = peek(&other, &mut buffer, 0, libc::MSG_TRUNC)
+            let peeked = peek(&other, &mut buffer, 0, PEEK_WHOLE_LENGTH)
                 .expect("peek")
                 .expect("a message");
             assert_eq!((peeked.length_bytes, peeked.cut), (5, true));

@@ -1,0 +1,1 @@
+//! Sockets of this process read, closed, and opened again.

@@ -1,0 +1,82 @@
+//! UDP sockets.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use pagetide_kernel::socket::{bind, connect, own_address, peer_address};
+use pagetide_kernel::socket_option::SocketOption;
+use rustix::event::PollFlags;
+use rustix::net::{Shutdown, shutdown};
+
+use super::options::Shape;
+use super::queue::{Kept, look};
+use super::read::events;
+use super::reopen::{check_address, port};
+use super::state::{SocketState, UdpSocket};
+use super::{ForeignSocket, SocketError};
+use crate::blocker::Blocker;
+
+pub(super) fn read(
+    socket: &ForeignSocket<'_>,
+    shape: Shape,
+    blockers: &mut Vec<Blocker>,
+) -> io::Result<UdpSocket> {
+    if SocketOption::UDP_ENCAP.read_int(socket.fd).unwrap_or(0) != 0 {
+        blockers.push(socket.blocker(
+            "udp-encapsulation",
+            "is a UDP socket that unwraps packets for the kernel (UDP_ENCAP)",
+            "end the tunnel before the checkpoint",
+            "the socket receives the packets as they are",
+        ));
+    }
+    let events = events(socket.fd);
+    let shut = if events.contains(PollFlags::HUP) {
+        3
+    } else {
+        u8::from(events.contains(PollFlags::RDHUP))
+    };
+    let waiting = look(socket.fd, Kept::Messages, 0)?;
+    Ok(UdpSocket {
+        ipv6: shape.family == 10,
+        address: own_address(socket.fd)?,
+        peer: peer_address(socket.fd)?.unwrap_or_default(),
+        shutdown: shut,
+        lost: u32::try_from(waiting.messages.len()).unwrap_or(u32::MAX),
+    })
+}
+
+/// Opens one again. The datagrams that waited do not come back.
+pub(super) fn reopen(
+    index: usize,
+    state: &SocketState,
+    udp: &UdpSocket,
+) -> Result<OwnedFd, SocketError> {
+    let family = if udp.ipv6 { 10 } else { 2 };
+    check_address(index, &udp.address, family)?;
+    let shape = Shape {
+        family,
+        form: 2,
+        protocol: 17,
+    };
+    let socket = shape.open().map_err(SocketError::open(index, "create"))?;
+    state.set_options(index, socket.as_fd(), |_| true)?;
+    if port(&udp.address) != 0 {
+        bind(&socket, &udp.address).map_err(SocketError::open(index, "bind"))?;
+    }
+    if !udp.peer.is_empty() {
+        check_address(index, &udp.peer, family)?;
+        connect(&socket, &udp.peer).map_err(SocketError::open(index, "connect"))?;
+    }
+    let ends = [
+        (1, Shutdown::Read),
+        (2, Shutdown::Write),
+        (3, Shutdown::Both),
+    ];
+    for (bits, how) in ends {
+        if udp.shutdown == bits {
+            shutdown(&socket, how)
+                .map_err(|error| SocketError::open(index, "shut down")(error.into()))?;
+        }
+    }
+    Ok(socket)
+}
