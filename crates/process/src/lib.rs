@@ -27,6 +27,7 @@ mod descriptors;
 mod examine;
 mod identity;
 mod landing;
+mod open_files;
 mod page_usage;
 mod proc_files;
 mod rebuild;
@@ -49,6 +50,14 @@ pub use blocker::Blocker;
 pub use descriptors::{DescriptorError, FileDescriptor};
 pub use examine::{Examined, NoPrivilege, RefusalError, examine, examine_for_reading};
 pub use identity::{IdentityError, ProcessIdentity};
+pub use open_files::{
+    Description, DescriptionLock, Descriptor, DescriptorTable, DeviceState, DirectoryState,
+    EpollEntry, EpollState, EventfdState, FilePath, FileState, InotifyState, Kind, LockRange,
+    OPEN_FILES_ATTACHMENT, ObjectOrigin, ObjectUse, OpenFiles, OpenFilesDecodeError,
+    OpenFilesError, Owner, PathIdentity, PathState, PipeEnd, PipeState, PosixLock, ProcessFile,
+    ProcessFileKind, ReopenChoices, ReopenError, Reopened, Run, SignalfdState, SocketError,
+    SocketState, StandardStream, StoredObject, TcpChoice, TerminalState, TimerfdState, Watch,
+};
 pub use page_usage::{
     ExplainedPage, PageUsage, PageUsageError, RegionUsage, SwapEntry, SwapKind, Unavailable, Usage,
     explain_page, page_usage,

@@ -1,0 +1,77 @@
+//! Directories that are open, and those that processes stand in.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use bincode::{Decode, Encode};
+use rustix::fs::{FileType, stat};
+
+use crate::blocker::Blocker;
+
+use super::again::{open_again, seek};
+use super::foreign::Foreign;
+use super::path::{self, PathIdentity};
+use super::reopen::ReopenError;
+
+/// A directory that is open.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct DirectoryState {
+    /// Which one.
+    pub at: PathIdentity,
+    /// How far it was listed, in the numbers of its file system.
+    pub position: u64,
+}
+
+pub(crate) fn read(foreign: &Foreign) -> Result<DirectoryState, Blocker> {
+    Ok(DirectoryState {
+        at: path::of(foreign)?,
+        position: foreign.info.position,
+    })
+}
+
+pub(crate) fn reopen(state: &DirectoryState, status_flags: u32) -> Result<OwnedFd, ReopenError> {
+    let failed = |source| ReopenError::Open {
+        path: state.at.path.as_path().to_owned(),
+        source,
+    };
+    let (path, _) = path::open_path(&state.at.path, FileType::Directory)?;
+    let directory = open_again(path, status_flags).map_err(failed)?;
+    seek(&directory, state.position).map_err(failed)?;
+    Ok(directory)
+}
+
+/// The directory behind a link of `/proc/PID`: `cwd` or `root`.
+pub(crate) fn of_process(pid: i32, name: &str) -> Result<PathIdentity, Blocker> {
+    let link = format!("/proc/{pid}/{name}");
+    let (kind, what, instead) = match name {
+        "cwd" => (
+            "working-directory",
+            "current",
+            "the process is put into its root directory",
+        ),
+        _ => (
+            "root-directory",
+            "root",
+            "the process keeps the root directory of pagetide",
+        ),
+    };
+    let blocker = |path: &Path| Blocker {
+        pid,
+        kind: kind.to_owned(),
+        place: String::from("process"),
+        what: format!(
+            "no path leads to the {what} directory of the process, {}",
+            path.display()
+        ),
+        advice: String::from("let the program change its directory before the checkpoint"),
+        instead: Some(instead.to_owned()),
+    };
+    let path = std::fs::read_link(&link).map_err(|_| blocker(Path::new("?")))?;
+    let found = stat(link.as_str()).map_err(|_| blocker(&path))?;
+    path::leads_to(&path, &found).ok_or_else(|| blocker(&path))
+}
+
+/// Opens a directory for a process to stand in.
+pub(crate) fn reopen_for_process(at: &PathIdentity) -> Result<OwnedFd, ReopenError> {
+    Ok(path::open_path(&at.path, FileType::Directory)?.0)
+}

@@ -1,0 +1,173 @@
+//! Descriptors that refer to processes of the snapshot: opened by each process for itself, once all of them are there.
+
+use rustix::fs::OFlags;
+
+use crate::system_calls::SystemCalls;
+
+use super::again::flags_of_open;
+use super::place::{Placing, argument};
+use super::process_file::{ProcessFile, ProcessFileKind};
+use super::reopen::{ReopenError, Reopened};
+use super::{Kind, OpenFiles};
+
+/// System calls by number: `asm/unistd_64.h`.
+mod number {
+    pub(super) const OPEN: i64 = 2;
+    pub(super) const CLOSE: i64 = 3;
+    pub(super) const LSEEK: i64 = 8;
+    pub(super) const FCNTL: i64 = 72;
+    pub(super) const PIDFD_OPEN: i64 = 434;
+}
+
+const F_DUPFD_CLOEXEC: u64 = 1030;
+/// PIDFD_THREAD is O_EXCL, PIDFD_NONBLOCK is O_NONBLOCK: `pidfd_open(2)`.
+const FLAGS_OF_PIDFD: u32 = OFlags::NONBLOCK.bits() | OFlags::EXCL.bits();
+
+impl OpenFiles {
+    /// Opens what refers to processes of the snapshot (pidfds, files of `/proc/PID`), by system calls in a process that
+    /// [`Self::place`] was done for, and registers it in epolls. To be called for each process after all of them exist, since one
+    /// may refer to any. `pid_now` tells the number that a process has now.
+    ///
+    /// Such a description is not shared between processes any more. What refers to a process that `pid_now` does not know
+    /// stays closed.
+    pub fn place_late(
+        &self,
+        pid_then: i32,
+        reopened: &Reopened,
+        pid_now: &dyn Fn(i32) -> Option<i32>,
+        calls: &mut dyn SystemCalls,
+    ) -> Result<(), ReopenError> {
+        let (index, table) = self.table(pid_then)?;
+        let mut placing = Placing {
+            pid: pid_then,
+            calls,
+        };
+        // Above all that are there and all that are to come.
+        let out_of_the_way = table
+            .entries
+            .last()
+            .map_or(0, |last| last.number.saturating_add(1));
+        for (place, description) in self.descriptions.iter().enumerate() {
+            let Kind::Process(file) = &description.kind else {
+                continue;
+            };
+            let own = table
+                .entries
+                .iter()
+                .filter(|entry| entry.description as usize == place);
+            let own: Vec<_> = own.collect();
+            let Some(now) = pid_now(file.pid).filter(|_| !own.is_empty()) else {
+                continue;
+            };
+            let opened = placing.open(file, now, description.status_flags)?;
+            let above = placing.duplicate_above(opened, out_of_the_way)?;
+            placing.close_one(opened)?;
+            for entry in own {
+                placing.put(above, entry.number, entry.close_on_exec)?;
+            }
+            placing.close_one(above)?;
+            self.register_late(place, index, reopened, &mut placing)?;
+        }
+        Ok(())
+    }
+
+    /// Registers a description that came late in the epolls of this process.
+    fn register_late(
+        &self,
+        place: usize,
+        index: usize,
+        reopened: &Reopened,
+        placing: &mut Placing<'_>,
+    ) -> Result<(), ReopenError> {
+        let table = &self.tables[index];
+        for (epoll_place, description) in self.descriptions.iter().enumerate() {
+            let Kind::Epoll(state) = &description.kind else {
+                continue;
+            };
+            let number_of = |wanted: usize| {
+                let mut entries = table.entries.iter();
+                entries
+                    .find(|entry| entry.description as usize == wanted)
+                    .map(|entry| entry.number)
+            };
+            let exists = reopened
+                .descriptions
+                .get(epoll_place)
+                .is_some_and(Option::is_some);
+            let Some(epoll) = number_of(epoll_place)
+                .filter(|_| exists && self.first_table_with(epoll_place) == Some(index))
+            else {
+                continue;
+            };
+            for entry in state
+                .entries
+                .iter()
+                .filter(|entry| entry.description as usize == place)
+            {
+                let there = table
+                    .entries
+                    .iter()
+                    .any(|one| (one.number, one.description) == (entry.number, entry.description));
+                if there {
+                    placing.add_to_epoll(epoll, entry.number, &mut entry.to_bytes())?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Placing<'_> {
+    /// Opens it under any number.
+    fn open(
+        &mut self,
+        file: &ProcessFile,
+        pid: i32,
+        status_flags: u32,
+    ) -> Result<i32, ReopenError> {
+        let result = match (&file.kind, file.path(pid)) {
+            (ProcessFileKind::Proc { .. }, Some(mut path)) => {
+                let flags = u64::from(flags_of_open(status_flags).bits());
+                let args = |address| [address, flags, 0, 0, 0, 0];
+                self.calls.call_with(number::OPEN, &mut path, &args)
+            }
+            _ => {
+                let flags = u64::from(status_flags & FLAGS_OF_PIDFD);
+                let args = [argument(pid), flags, 0, 0, 0, 0];
+                self.calls.call(number::PIDFD_OPEN, args)
+            }
+        };
+        let what = || format!("open what refers to process {} (formerly)", file.pid);
+        let opened = result.map_err(|source| self.failed(what(), source))?;
+        let opened = as_descriptor(opened);
+        if let ProcessFileKind::Proc { position, .. } = file.kind
+            && position != 0
+        {
+            let args = [argument(opened), position, 0, 0, 0, 0];
+            let result = self.calls.call(number::LSEEK, args);
+            result.map_err(|source| self.failed(what(), source))?;
+        }
+        Ok(opened)
+    }
+
+    fn duplicate_above(&mut self, file: i32, least: i32) -> Result<i32, ReopenError> {
+        let args = [argument(file), F_DUPFD_CLOEXEC, argument(least), 0, 0, 0];
+        let result = self.calls.call(number::FCNTL, args);
+        let result =
+            result.map_err(|source| self.failed(format!("copy descriptor {file}"), source));
+        Ok(as_descriptor(result?))
+    }
+
+    fn close_one(&mut self, file: i32) -> Result<(), ReopenError> {
+        let result = self
+            .calls
+            .call(number::CLOSE, [argument(file), 0, 0, 0, 0, 0]);
+        result.map_err(|source| self.failed(format!("close descriptor {file}"), source))?;
+        Ok(())
+    }
+}
+
+/// The kernel returns no larger number from these calls; -1 fails in the next one.
+fn as_descriptor(result: u64) -> i32 {
+    i32::try_from(result).unwrap_or(-1)
+}

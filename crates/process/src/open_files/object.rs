@@ -1,0 +1,299 @@
+//! Regular files that no path leads to: deleted ones, ones that never had a name (O_TMPFILE), and files of memory (memfd).
+//!
+//! What is in them is stored with the snapshot, up to a limit for all of them together, unless it is memory that processes
+//! map shared: that is memory of the snapshot anyhow, and whoever restores hands over a descriptor of what was made of it.
+
+use std::collections::HashSet;
+use std::os::fd::{AsFd, OwnedFd};
+
+use bincode::{Decode, Encode};
+use rustix::fs::{
+    Gid, MemfdFlags, Mode, OFlags, SealFlags, Uid, fchmod, fchown, fcntl_add_seals, fstat,
+    memfd_create, open,
+};
+use rustix::io::Errno;
+
+use crate::blocker::Blocker;
+
+use super::again::{open_again, seek};
+use super::content::{self, ContentError, Run};
+use super::foreign::Foreign;
+use super::memfd;
+use super::path::FilePath;
+use super::refused::file_system;
+use super::reopen::{ReopenChoices, ReopenError};
+
+/// Most bytes that are stored of all such files of a snapshot.
+pub(crate) const STORED_BYTES_MAX: usize = 64 << 20;
+
+/// A regular file that no path leads to.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct StoredObject {
+    /// Its device.
+    pub device: u64,
+    /// Its inode.
+    pub inode: u64,
+    /// What it was made as.
+    pub origin: ObjectOrigin,
+    /// Permissions: the lower twelve bits of `st_mode`.
+    pub mode: u32,
+    /// User it belongs to.
+    pub uid: u32,
+    /// Group it belongs to.
+    pub gid: u32,
+    /// Length in bytes.
+    pub size_bytes: u64,
+    /// What is in it; none if processes map it as shared memory, which is stored as memory.
+    pub content: Option<Vec<Run>>,
+}
+
+/// What a file without a name was made as. The order is part of the format.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[non_exhaustive]
+pub enum ObjectOrigin {
+    /// In a directory, and deleted, or never named.
+    Deleted {
+        /// The directory.
+        directory: FilePath,
+    },
+    /// By memfd_create(2).
+    Memfd {
+        /// Its name, without `memfd:`.
+        name: Vec<u8>,
+        /// What may not be done to it any more: `F_GET_SEALS` of fcntl(2).
+        seals: u32,
+        /// Size of its pages if they are huge ones (MFD_HUGETLB), else 0.
+        huge_page_bytes: u64,
+    },
+}
+
+/// A description of such a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct ObjectUse {
+    /// Which one of [`super::OpenFiles::objects`].
+    pub object: u32,
+    /// Position, in bytes.
+    pub position: u64,
+}
+
+/// All such files of the processes, as they are found.
+pub(crate) struct Objects {
+    pub(crate) list: Vec<StoredObject>,
+    /// What processes map shared: device, as two numbers, and inode.
+    mapped: HashSet<(u32, u32, u64)>,
+    budget_bytes: usize,
+}
+
+impl Objects {
+    pub(crate) fn new(mapped: HashSet<(u32, u32, u64)>) -> Self {
+        Self {
+            list: Vec::new(),
+            mapped,
+            budget_bytes: STORED_BYTES_MAX,
+        }
+    }
+
+    /// The use of the file behind a description.
+    pub(crate) fn read(&mut self, foreign: &Foreign) -> Result<ObjectUse, Blocker> {
+        let key = foreign.key();
+        let known = self
+            .list
+            .iter()
+            .position(|one| (one.device, one.inode) == key);
+        let object = match known {
+            Some(object) => object,
+            None => {
+                let object = self.read_object(foreign)?;
+                self.list.push(object);
+                self.list.len() - 1
+            }
+        };
+        Ok(ObjectUse {
+            object: u32::try_from(object).unwrap_or(u32::MAX),
+            position: foreign.info.position,
+        })
+    }
+
+    fn read_object(&mut self, foreign: &Foreign) -> Result<StoredObject, Blocker> {
+        let stat = &foreign.stat;
+        let origin = match memfd::read(foreign)? {
+            Some(origin) => origin,
+            None => ObjectOrigin::Deleted {
+                directory: foreign
+                    .link
+                    .parent()
+                    .and_then(FilePath::new)
+                    .ok_or_else(|| foreign.unreadable(&"it has no directory"))?,
+            },
+        };
+        let device = (
+            rustix::fs::major(stat.st_dev),
+            rustix::fs::minor(stat.st_dev),
+        );
+        let memory = matches!(
+            foreign.file_system,
+            file_system::TMPFS | file_system::HUGETLBFS
+        );
+        let size_bytes = u64::try_from(stat.st_size).unwrap_or(0);
+        let content = if memory && self.mapped.contains(&(device.0, device.1, stat.st_ino)) {
+            None
+        } else if stat.st_blocks == 0 && memory {
+            Some(Vec::new())
+        } else if foreign.file_system == file_system::HUGETLBFS {
+            let what = "is a file of huge pages that nothing maps shared, and has content";
+            let advice = "map it, or close it before the checkpoint";
+            return Err(foreign.blocker("huge-file", what, advice));
+        } else {
+            Some(self.read_content(foreign, size_bytes)?)
+        };
+        Ok(StoredObject {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            origin,
+            mode: stat.st_mode & 0o7777,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            size_bytes,
+            content,
+        })
+    }
+
+    fn read_content(&mut self, foreign: &Foreign, size_bytes: u64) -> Result<Vec<Run>, Blocker> {
+        // Opening the file would break the lease, and tell its holder so.
+        if foreign
+            .info
+            .values("lock")
+            .any(|line| line.contains("LEASE"))
+        {
+            return Err(foreign.unreadable(&"there is a lease on it"));
+        }
+        let mut budget_bytes = self.budget_bytes;
+        match content::read(foreign, size_bytes, &mut budget_bytes) {
+            Ok(runs) => {
+                self.budget_bytes = budget_bytes;
+                Ok(runs)
+            }
+            Err(ContentError::Kernel(error)) => Err(foreign.unreadable(&error)),
+            Err(ContentError::TooMuch) => {
+                let what = format!(
+                    "is a file without a name ({}), and no more than {} MiB of such files are stored",
+                    foreign.link.display(),
+                    STORED_BYTES_MAX >> 20
+                );
+                let advice = "close it before the checkpoint, or let the file have its name";
+                Err(foreign.blocker("deleted-file", &what, advice))
+            }
+        }
+    }
+}
+
+impl StoredObject {
+    /// For messages.
+    fn name(&self) -> String {
+        match &self.origin {
+            ObjectOrigin::Deleted { directory } => format!("a deleted file of {directory}"),
+            ObjectOrigin::Memfd { name, .. } => format!("memfd:{}", String::from_utf8_lossy(name)),
+        }
+    }
+
+    /// The file again, as a descriptor through which others are opened.
+    pub(crate) fn make(&self, choices: &ReopenChoices) -> Result<OwnedFd, ReopenError> {
+        let failed = |source: Errno| ReopenError::Make {
+            what: self.name(),
+            source,
+        };
+        if let Some(given) = choices.objects.get(&(self.device, self.inode)) {
+            return given
+                .as_fd()
+                .try_clone_to_owned()
+                .map_err(|error| failed(Errno::from_io_error(&error).unwrap_or(Errno::MFILE)));
+        }
+        let content = self
+            .content
+            .as_ref()
+            .ok_or_else(|| ReopenError::ObjectMissing {
+                what: self.name(),
+                device: self.device,
+                inode: self.inode,
+            })?;
+        let file = self.create().map_err(failed)?;
+        content::write(&file, self.size_bytes, content).map_err(failed)?;
+        self.dress(&file).map_err(failed)?;
+        Ok(file)
+    }
+
+    fn create(&self) -> Result<OwnedFd, Errno> {
+        match &self.origin {
+            ObjectOrigin::Memfd {
+                name,
+                huge_page_bytes,
+                ..
+            } => {
+                let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+                memfd_create(name.as_slice(), flags | memfd::huge_pages(*huge_page_bytes))
+            }
+            ObjectOrigin::Deleted { directory } => {
+                let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+                let mode = Mode::RUSR | Mode::WUSR;
+                // The directory may be gone, or its file system not know files without names.
+                open(directory.as_path(), flags, mode).or_else(|_| open("/tmp", flags, mode))
+            }
+        }
+    }
+
+    /// Owner, permissions and seals.
+    fn dress(&self, file: &OwnedFd) -> Result<(), Errno> {
+        let now = fstat(file)?;
+        if (now.st_uid, now.st_gid) != (self.uid, self.gid) {
+            let (user, group) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
+            fchown(file, Some(user), Some(group))?;
+        }
+        if now.st_mode & 0o7777 != self.mode {
+            fchmod(file, Mode::from_raw_mode(self.mode))?;
+        }
+        match &self.origin {
+            ObjectOrigin::Memfd { seals, .. } if *seals != 0 => {
+                fcntl_add_seals(file, SealFlags::from_bits_retain(*seals))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// One more description of it.
+    pub(crate) fn open(
+        &self,
+        file: &OwnedFd,
+        status_flags: u32,
+        position: u64,
+    ) -> Result<OwnedFd, ReopenError> {
+        let failed = |source: Errno| ReopenError::Make {
+            what: self.name(),
+            source,
+        };
+        // That the file was made without a name is in the flags as a directory.
+        let status_flags = status_flags & !OFlags::TMPFILE.bits();
+        let fresh = open_again(file, status_flags).map_err(failed)?;
+        seek(&fresh, position).map_err(failed)?;
+        Ok(fresh)
+    }
+
+    pub(crate) fn is_possible(&self) -> bool {
+        let origin = match &self.origin {
+            ObjectOrigin::Deleted { directory } => directory.is_possible(),
+            ObjectOrigin::Memfd {
+                name,
+                huge_page_bytes,
+                ..
+            } => {
+                name.len() <= memfd::NAME_BYTES_MAX
+                    && !name.contains(&0)
+                    && (*huge_page_bytes == 0 || huge_page_bytes.is_power_of_two())
+            }
+        };
+        let content = self.content.as_ref();
+        origin
+            && self.mode <= 0o7777
+            && i64::try_from(self.size_bytes).is_ok()
+            && content.is_none_or(|runs| content::is_possible(self.size_bytes, runs))
+    }
+}

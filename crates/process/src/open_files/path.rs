@@ -1,0 +1,127 @@
+//! Files by path: whether a path leads to a file, and descriptors opened with O_PATH.
+
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use bincode::{Decode, Encode};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, open, statat};
+use rustix::io::Errno;
+
+use crate::blocker::Blocker;
+
+use super::foreign::Foreign;
+use super::reopen::ReopenError;
+
+/// A path as the kernel takes it: absolute, any bytes but zero.
+#[derive(Clone, PartialEq, Eq, Hash, Encode, Decode)]
+pub struct FilePath(Vec<u8>);
+
+/// Longest path of a snapshot, in bytes. The kernel shows no longer ones.
+const PATH_BYTES_MAX: usize = 4096;
+
+impl FilePath {
+    /// Of a path; none if it cannot be one that is opened.
+    pub fn new(path: &Path) -> Option<Self> {
+        let path = Self(path.as_os_str().as_bytes().to_vec());
+        path.is_possible().then_some(path)
+    }
+
+    /// As a path.
+    pub fn as_path(&self) -> &Path {
+        Path::new(OsStr::from_bytes(&self.0))
+    }
+
+    pub(crate) fn is_possible(&self) -> bool {
+        self.0.first() == Some(&b'/') && self.0.len() <= PATH_BYTES_MAX && !self.0.contains(&0)
+    }
+}
+
+impl std::fmt::Debug for FilePath {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.as_path().fmt(f)
+    }
+}
+
+impl std::fmt::Display for FilePath {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.as_path().display().fmt(f)
+    }
+}
+
+/// A path, and the file it led to.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct PathIdentity {
+    /// The path, from the root directory of pagetide.
+    pub path: FilePath,
+    /// Device of the file.
+    pub device: u64,
+    /// Inode of the file.
+    pub inode: u64,
+}
+
+/// A file opened with O_PATH.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct PathState {
+    /// Which file.
+    pub at: PathIdentity,
+    /// Its type: the bits `S_IFMT` of `st_mode`, inode(7).
+    pub file_type: u32,
+}
+
+/// The path if it leads to this very file as seen from here. A link at its end is not followed.
+pub(crate) fn leads_to(path: &Path, stat: &Stat) -> Option<PathIdentity> {
+    let found = statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+    let same = found.st_dev == stat.st_dev && found.st_ino == stat.st_ino;
+    let path = FilePath::new(path).filter(|_| same && stat.st_nlink > 0)?;
+    Some(PathIdentity {
+        path,
+        device: stat.st_dev,
+        inode: stat.st_ino,
+    })
+}
+
+/// The path of a description, or that it leads elsewhere.
+pub(crate) fn of(foreign: &Foreign) -> Result<PathIdentity, Blocker> {
+    leads_to(&foreign.link, &foreign.stat).ok_or_else(|| {
+        let what = format!(
+            "is a file that its path {} does not lead to",
+            foreign.link.display()
+        );
+        let advice =
+            "close it before the checkpoint: it was deleted, or something is mounted over it";
+        foreign.blocker("path", &what, advice)
+    })
+}
+
+pub(crate) fn read(foreign: &Foreign) -> Result<PathState, Blocker> {
+    Ok(PathState {
+        at: of(foreign)?,
+        file_type: foreign.file_type().as_raw_mode(),
+    })
+}
+
+/// Opens what a path leads to with O_PATH, if it is a file of this type. A link at its end is not followed.
+pub(crate) fn open_path(path: &FilePath, wanted: FileType) -> Result<(OwnedFd, Stat), ReopenError> {
+    let failed = |source: Errno| ReopenError::Open {
+        path: path.as_path().to_owned(),
+        source,
+    };
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = open(path.as_path(), flags, Mode::empty()).map_err(failed)?;
+    let stat = fstat(&file).map_err(failed)?;
+    if FileType::from_raw_mode(stat.st_mode) == wanted {
+        Ok((file, stat))
+    } else {
+        Err(ReopenError::changed(
+            path,
+            "it is a file of another type now",
+        ))
+    }
+}
+
+pub(crate) fn reopen(state: &PathState) -> Result<OwnedFd, ReopenError> {
+    let wanted = FileType::from_raw_mode(state.file_type);
+    Ok(open_path(&state.at.path, wanted)?.0)
+}

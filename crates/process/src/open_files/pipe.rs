@@ -1,0 +1,334 @@
+//! Pipes and FIFOs, with what is in them.
+//!
+//! A pipe belongs to the processes if both of its ends do, or if the other one is open nowhere any more. If somebody outside has
+//! the other end, a restore cannot give it back: a standard stream is then pagetide's own, and anything else a [`Blocker`].
+//! A FIFO is opened by its path, and who else opens it does not matter.
+
+use std::os::fd::OwnedFd;
+
+use bincode::{Decode, Encode};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FileType, OFlags, fcntl_setfl};
+use rustix::io::{Errno, ioctl_fionread, read, write};
+use rustix::pipe::{
+    PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, tee,
+};
+
+use crate::blocker::Blocker;
+
+use super::again::{can_read, can_write, open_again, set_flags};
+use super::foreign::Foreign;
+use super::path::{self, PathIdentity};
+use super::refused::file_system;
+use super::regular::accept;
+use super::reopen::{ReopenChoices, ReopenError};
+use super::terminal::StandardStream;
+use super::{Description, Kind};
+
+/// Most bytes that are stored of what is in one pipe: what an administrator may allow.
+const CONTENT_BYTES_MAX: usize = 64 << 20;
+/// Most bytes of one packet.
+const PACKET_BYTES_MAX: usize = 4096;
+/// Set in what was opened by a path, and not in what pipe2(2) returned.
+const OPENED_BY_PATH: u32 = 0o100_000;
+
+/// A pipe or FIFO.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct PipeState {
+    /// Where the FIFO is; none for a pipe.
+    pub at: Option<PathIdentity>,
+    /// How much it may hold, in bytes.
+    pub capacity_bytes: u32,
+    /// What was written is read in the same pieces (O_DIRECT of pipe2(2)).
+    pub packets: bool,
+    /// What is in it: one piece, or one a packet.
+    pub content: Vec<Vec<u8>>,
+    /// Somebody has written to it, and nobody could any more: readers see the end.
+    pub ended: bool,
+}
+
+/// An end of a pipe or FIFO; which one the access mode says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct PipeEnd {
+    /// Which one of [`super::OpenFiles::pipes`].
+    pub pipe: u32,
+}
+
+/// Reads all pipes behind `ends` (place in the list of descriptions, and the description), and says what each end is.
+pub(crate) fn read_all(
+    ends: &[(usize, &Foreign)],
+    pipes: &mut Vec<PipeState>,
+) -> Vec<(usize, Result<Kind, Blocker>)> {
+    let mut kinds = Vec::new();
+    let mut left: Vec<(usize, &Foreign)> = ends.to_vec();
+    while let Some((_, first)) = left.first() {
+        let key = first.key();
+        let (group, rest): (Vec<_>, Vec<_>) = left.into_iter().partition(|end| end.1.key() == key);
+        left = rest;
+        read_group(&group, pipes, &mut kinds);
+    }
+    kinds
+}
+
+fn read_group(
+    group: &[(usize, &Foreign)],
+    pipes: &mut Vec<PipeState>,
+    kinds: &mut Vec<(usize, Result<Kind, Blocker>)>,
+) {
+    let is_fifo = group
+        .iter()
+        .any(|end| end.1.file_system != file_system::PIPES);
+    let standard = group.iter().find_map(|end| end.1.standard);
+    if !is_fifo && other_end_is_outside(group) {
+        for (index, end) in group {
+            let kind = match end.standard.or(standard) {
+                Some(number) => Ok(Kind::StandardStream(StandardStream::new(number))),
+                None => Err(end.blocker(
+                    "outside-pipe",
+                    "is a pipe whose other end a process outside has",
+                    "checkpoint that process, too, with --tree, or let the program close it",
+                )),
+            };
+            kinds.push((*index, kind));
+        }
+        return;
+    }
+    let state = read_state(group, is_fifo);
+    let number = u32::try_from(pipes.len()).unwrap_or(u32::MAX);
+    for (index, end) in group {
+        let kind = match &state {
+            Ok(_) => Ok(Kind::Pipe(PipeEnd { pipe: number })),
+            Err(error) => Err(error.blocker(end)),
+        };
+        kinds.push((*index, kind));
+    }
+    pipes.extend(state.ok());
+}
+
+fn other_end_is_outside(group: &[(usize, &Foreign)]) -> bool {
+    let reader = group.iter().find(|end| can_read(end.1.info.flags));
+    let writer = group.iter().find(|end| can_write(end.1.info.flags));
+    match (reader, writer) {
+        (Some(reader), None) => !is_hung_up(reader.1, PollFlags::HUP),
+        (None, Some(writer)) => !is_hung_up(writer.1, PollFlags::ERR),
+        _ => false,
+    }
+}
+
+/// Whether poll(2) tells that nobody has the other end open.
+fn is_hung_up(end: &Foreign, sign: PollFlags) -> bool {
+    let mut descriptors = [PollFd::new(end, PollFlags::empty())];
+    let now = Timespec::default();
+    poll(&mut descriptors, Some(&now)).is_ok() && descriptors[0].revents().contains(sign)
+}
+
+/// Why a pipe could not be read.
+enum PipeError {
+    Path,
+    Kernel(Errno),
+    TooMuch,
+}
+
+impl From<Errno> for PipeError {
+    fn from(error: Errno) -> Self {
+        Self::Kernel(error)
+    }
+}
+
+impl PipeError {
+    fn blocker(&self, end: &Foreign) -> Blocker {
+        match self {
+            Self::Path => path::of(end)
+                .err()
+                .unwrap_or_else(|| end.unreadable(&"it was renamed")),
+            Self::Kernel(error) => end.unreadable(error),
+            Self::TooMuch => end.unreadable(&"too much is in it"),
+        }
+    }
+}
+
+fn read_state(group: &[(usize, &Foreign)], is_fifo: bool) -> Result<PipeState, PipeError> {
+    let first = group[0].1;
+    let at = match is_fifo {
+        true => Some(path::of(first).map_err(|_| PipeError::Path)?),
+        false => None,
+    };
+    let capacity = fcntl_getpipe_size(first)?;
+    let packets = group
+        .iter()
+        .any(|end| can_write(end.1.info.flags) && end.1.info.flags & OFlags::DIRECT.bits() != 0);
+    let reader = group.iter().find(|end| can_read(end.1.info.flags));
+    let (content, ended) = match reader {
+        Some((_, reader)) => (
+            read_content(reader, capacity, packets)?,
+            is_hung_up(reader, PollFlags::HUP),
+        ),
+        None => (Vec::new(), false),
+    };
+    Ok(PipeState {
+        at,
+        capacity_bytes: u32::try_from(capacity).map_err(|_| PipeError::TooMuch)?,
+        packets,
+        content,
+        ended,
+    })
+}
+
+/// Duplicates what is in a pipe into one of our own, and reads that.
+fn read_content(
+    reader: &Foreign,
+    capacity: usize,
+    packets: bool,
+) -> Result<Vec<Vec<u8>>, PipeError> {
+    let length = usize::try_from(ioctl_fionread(reader)?).unwrap_or(usize::MAX);
+    if length > CONTENT_BYTES_MAX {
+        return Err(PipeError::TooMuch);
+    }
+    if length == 0 {
+        return Ok(Vec::new());
+    }
+    let (own_reader, own_writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+    fcntl_setpipe_size(&own_writer, capacity)?;
+    let copied = tee(reader, &own_writer, length, SpliceFlags::NONBLOCK)?;
+    if copied != length {
+        return Err(PipeError::Kernel(Errno::IO));
+    }
+    let mut pieces = Vec::new();
+    let mut buffer = vec![0; if packets { PACKET_BYTES_MAX } else { length }];
+    let mut left = length;
+    while left > 0 {
+        let count = read(&own_reader, &mut buffer)?;
+        if count == 0 {
+            return Err(PipeError::Kernel(Errno::IO));
+        }
+        pieces.push(buffer[..count].to_vec());
+        left = left.saturating_sub(count);
+    }
+    Ok(pieces)
+}
+
+/// Makes one pipe again, and opens its `ends`: place in the list of descriptions, and the description.
+pub(crate) fn reopen(
+    state: &PipeState,
+    ends: &[(usize, &Description)],
+    choices: &ReopenChoices,
+) -> Result<Vec<(usize, OwnedFd)>, ReopenError> {
+    let what = || match &state.at {
+        Some(at) => at.path.to_string(),
+        None => String::from("a pipe"),
+    };
+    let failed = |source| ReopenError::Make {
+        what: what(),
+        source,
+    };
+    match &state.at {
+        Some(at) => reopen_fifo(state, at, ends, choices, &failed),
+        None => reopen_pipe(state, ends).map_err(failed),
+    }
+}
+
+fn reopen_pipe(
+    state: &PipeState,
+    ends: &[(usize, &Description)],
+) -> Result<Vec<(usize, OwnedFd)>, Errno> {
+    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+    let capacity = state.capacity_bytes as usize;
+    if fcntl_getpipe_size(&writer)? != capacity {
+        fcntl_setpipe_size(&writer, capacity)?;
+    }
+    fill(state, &writer)?;
+    let (mut reader_is_free, mut writer_is_free) = (true, true);
+    let mut opened = Vec::new();
+    for (index, description) in ends {
+        let flags = description.status_flags;
+        let by_path = flags & OPENED_BY_PATH != 0;
+        let file = match (can_read(flags), can_write(flags)) {
+            (true, false) if reader_is_free && !by_path => {
+                reader_is_free = false;
+                duplicate(&reader)?
+            }
+            (false, true) if writer_is_free && !by_path => {
+                writer_is_free = false;
+                duplicate(&writer)?
+            }
+            _ => open_again(&reader, flags)?,
+        };
+        set_flags(&file, flags)?;
+        opened.push((*index, file));
+    }
+    Ok(opened)
+}
+
+fn duplicate(file: &OwnedFd) -> Result<OwnedFd, Errno> {
+    rustix::io::fcntl_dupfd_cloexec(file, 0)
+}
+
+/// Writes the content; `writer` does not wait.
+fn fill(state: &PipeState, writer: &OwnedFd) -> Result<(), Errno> {
+    if state.packets {
+        fcntl_setfl(writer, OFlags::NONBLOCK | OFlags::DIRECT)?;
+    }
+    for piece in &state.content {
+        let mut rest = piece.as_slice();
+        while !rest.is_empty() {
+            let count = write(writer, rest)?;
+            rest = &rest[count..];
+        }
+    }
+    Ok(())
+}
+
+/// Readers come first: one that was there before any writer does not see an end yet.
+fn reopen_fifo(
+    state: &PipeState,
+    at: &PathIdentity,
+    ends: &[(usize, &Description)],
+    choices: &ReopenChoices,
+    failed: &dyn Fn(Errno) -> ReopenError,
+) -> Result<Vec<(usize, OwnedFd)>, ReopenError> {
+    let (fifo, _) = path::open_path(&at.path, FileType::Fifo)?;
+    let reader = open_again(&fifo, OFlags::NONBLOCK.bits()).map_err(failed)?;
+    if ioctl_fionread(&reader).map_err(failed)? > 0 {
+        accept(
+            ReopenError::changed(&at.path, "something is in it"),
+            choices,
+        )?;
+    }
+    let capacity = state.capacity_bytes as usize;
+    if fcntl_getpipe_size(&reader).map_err(failed)? != capacity {
+        fcntl_setpipe_size(&reader, capacity).map_err(failed)?;
+    }
+    let mut ordered = ends.to_vec();
+    ordered.sort_by_key(|end| can_write(end.1.status_flags));
+    let mut opened = Vec::new();
+    for (index, description) in ordered {
+        let file = open_again(&fifo, description.status_flags).map_err(failed)?;
+        opened.push((index, file));
+    }
+    if state.ended || !state.content.is_empty() {
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK;
+        let writer = open_again(&fifo, flags.bits()).map_err(failed)?;
+        fill(state, &writer).map_err(failed)?;
+    }
+    Ok(opened)
+}
+
+impl PipeState {
+    pub(crate) fn is_possible(&self) -> bool {
+        let total: usize = self.content.iter().map(Vec::len).sum();
+        let pieces = self.content.iter().all(|piece| !piece.is_empty());
+        let packets = self
+            .content
+            .iter()
+            .all(|piece| piece.len() <= PACKET_BYTES_MAX);
+        let path = self.at.as_ref().is_none_or(|at| at.path.is_possible());
+        let fits = total <= self.capacity_bytes as usize;
+        path && pieces
+            && fits
+            && if self.packets {
+                packets
+            } else {
+                self.content.len() <= 1
+            }
+    }
+}

@@ -1,0 +1,235 @@
+//! Putting descriptors at their numbers, in the processes themselves.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use crate::remote_error::RemoteCallError;
+use crate::system_calls::SystemCalls;
+
+use super::reopen::{ReopenError, Reopened};
+use super::{DescriptorTable, Kind, OpenFiles};
+
+/// System calls by number: `asm/unistd_64.h`.
+mod number {
+    pub(super) const FCNTL: i64 = 72;
+    pub(super) const FCHDIR: i64 = 81;
+    pub(super) const CHROOT: i64 = 161;
+    pub(super) const EPOLL_CTL: i64 = 233;
+    pub(super) const DUP3: i64 = 292;
+    pub(super) const CLOSE_RANGE: i64 = 436;
+}
+
+const EPOLL_CTL_ADD: u64 = 1;
+const F_SETLK: u64 = 6;
+const O_CLOEXEC: u64 = 0o2_000_000;
+
+impl OpenFiles {
+    /// Makes the descriptors of a process that was forked from this one what they were, by system calls in it: every
+    /// description at its numbers, all else closed; root and current directory, and record locks. `pid_then` is the number of the
+    /// process at the time of the snapshot. The first process that has an epoll registers what it watches.
+    ///
+    /// If it fails, the process is left in between.
+    pub fn place(
+        &self,
+        pid_then: i32,
+        reopened: &Reopened,
+        calls: &mut dyn SystemCalls,
+    ) -> Result<(), ReopenError> {
+        let (index, table) = self.table(pid_then)?;
+        let mut placing = Placing {
+            pid: pid_then,
+            calls,
+        };
+        self.register(index, reopened, &mut placing)?;
+        let directories = reopened.directories.get(index);
+        let (cwd, root) =
+            directories.map_or((None, None), |(cwd, root)| (cwd.as_ref(), root.as_ref()));
+        placing.stand(cwd, root)?;
+        let mut free_from = 0;
+        for entry in &table.entries {
+            let file = reopened.descriptions.get(entry.description as usize);
+            let Some(file) = file.and_then(Option::as_ref) else {
+                continue;
+            };
+            placing.put(file.as_raw_fd(), entry.number, entry.close_on_exec)?;
+            placing.close(free_from, entry.number)?;
+            free_from = entry.number + 1;
+        }
+        placing.close(free_from, i32::MAX)?;
+        // Closing any descriptor of a file gives back all record locks on it, so they come last.
+        placing.lock(table)
+    }
+
+    pub(crate) fn table(&self, pid_then: i32) -> Result<(usize, &DescriptorTable), ReopenError> {
+        let tables = self.tables.iter().enumerate();
+        let mut found = tables.filter(|(_, table)| table.pid == pid_then);
+        found
+            .next()
+            .ok_or(ReopenError::NoSuchTable { pid: pid_then })
+    }
+
+    /// Registers what the epolls watch for which this table is the first. Each file gets for that moment the number it was
+    /// registered by.
+    fn register(
+        &self,
+        index: usize,
+        reopened: &Reopened,
+        placing: &mut Placing<'_>,
+    ) -> Result<(), ReopenError> {
+        for (place, description) in self.descriptions.iter().enumerate() {
+            let Kind::Epoll(state) = &description.kind else {
+                continue;
+            };
+            let epoll = reopened.descriptions.get(place).and_then(Option::as_ref);
+            let Some(epoll) = epoll.filter(|_| self.first_table_with(place) == Some(index)) else {
+                continue;
+            };
+            for entry in &state.entries {
+                let file = reopened.descriptions.get(entry.description as usize);
+                let Some(file) = file.and_then(Option::as_ref) else {
+                    continue;
+                };
+                placing.put(file.as_raw_fd(), entry.number, true)?;
+                placing.add_to_epoll(epoll.as_raw_fd(), entry.number, &mut entry.to_bytes())?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn first_table_with(&self, description: usize) -> Option<usize> {
+        self.tables.iter().position(|table| {
+            table
+                .entries
+                .iter()
+                .any(|entry| entry.description as usize == description)
+        })
+    }
+}
+
+/// System calls in one process.
+pub(crate) struct Placing<'a> {
+    /// Its number at the time of the snapshot, for messages.
+    pub(crate) pid: i32,
+    pub(crate) calls: &'a mut dyn SystemCalls,
+}
+
+/// As an argument of a system call.
+pub(crate) fn argument(number: i32) -> u64 {
+    u64::from(number.cast_unsigned())
+}
+
+impl Placing<'_> {
+    fn call(
+        &mut self,
+        number: i64,
+        args: [u64; 6],
+        what: &dyn Fn() -> String,
+    ) -> Result<u64, ReopenError> {
+        let result = self.calls.call(number, args);
+        result.map_err(|source| self.failed(what(), source))
+    }
+
+    pub(crate) fn failed(&self, what: String, source: RemoteCallError) -> ReopenError {
+        ReopenError::Place {
+            pid: self.pid,
+            what,
+            source,
+        }
+    }
+
+    /// Puts what is at one number at another one, too.
+    pub(crate) fn put(
+        &mut self,
+        from: i32,
+        to: i32,
+        close_on_exec: bool,
+    ) -> Result<(), ReopenError> {
+        let flags = if close_on_exec { O_CLOEXEC } else { 0 };
+        let args = [argument(from), argument(to), flags, 0, 0, 0];
+        self.call(number::DUP3, args, &|| format!("have descriptor {to}"))?;
+        Ok(())
+    }
+
+    /// Closes all numbers from `from` to before `to`.
+    pub(crate) fn close(&mut self, from: i32, to: i32) -> Result<(), ReopenError> {
+        if from < to {
+            let last = if to == i32::MAX {
+                u64::from(u32::MAX)
+            } else {
+                argument(to - 1)
+            };
+            let args = [argument(from), last, 0, 0, 0, 0];
+            self.call(number::CLOSE_RANGE, args, &|| {
+                String::from("close descriptors")
+            })?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn add_to_epoll(
+        &mut self,
+        epoll: i32,
+        file: i32,
+        event: &mut [u8],
+    ) -> Result<(), ReopenError> {
+        let args = |address| {
+            [
+                argument(epoll),
+                EPOLL_CTL_ADD,
+                argument(file),
+                address,
+                0,
+                0,
+            ]
+        };
+        let result = self.calls.call_with(number::EPOLL_CTL, event, &args);
+        result.map_err(|source| self.failed(format!("wait for descriptor {file}"), source))?;
+        Ok(())
+    }
+
+    fn stand(&mut self, cwd: Option<&OwnedFd>, root: Option<&OwnedFd>) -> Result<(), ReopenError> {
+        if let Some(root) = root {
+            self.change_directory(root)?;
+            let args = |address| [address, 0, 0, 0, 0, 0];
+            let result = self
+                .calls
+                .call_with(number::CHROOT, &mut b".\0".to_owned(), &args);
+            result
+                .map_err(|source| self.failed(String::from("change its root directory"), source))?;
+        }
+        match cwd.or(root) {
+            Some(cwd) => self.change_directory(cwd),
+            None => Ok(()),
+        }
+    }
+
+    fn change_directory(&mut self, directory: &OwnedFd) -> Result<(), ReopenError> {
+        let args = [argument(directory.as_raw_fd()), 0, 0, 0, 0, 0];
+        self.call(number::FCHDIR, args, &|| {
+            String::from("change its directory")
+        })?;
+        Ok(())
+    }
+
+    fn lock(&mut self, table: &DescriptorTable) -> Result<(), ReopenError> {
+        for lock in &table.posix_locks {
+            let same = |entry: &&super::Descriptor| entry.description == lock.description;
+            let Some(entry) = table.entries.iter().find(same) else {
+                continue;
+            };
+            let number = entry.number;
+            let what = || format!("lock the file of descriptor {number}");
+            let bytes = lock.range.to_kernel().to_bytes();
+            let mut bytes = bytes.map_err(|error| {
+                let errno = rustix::io::Errno::from_io_error(&error);
+                ReopenError::Locked {
+                    what: format!("the file of descriptor {number}"),
+                    source: errno.unwrap_or(rustix::io::Errno::INVAL),
+                }
+            })?;
+            let args = |address| [argument(number), F_SETLK, address, 0, 0, 0];
+            let result = self.calls.call_with(number::FCNTL, &mut bytes, &args);
+            result.map_err(|source| self.failed(what(), source))?;
+        }
+        Ok(())
+    }
+}

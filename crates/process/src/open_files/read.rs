@@ -1,0 +1,534 @@
+//! Reading what stopped processes have open.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+use pagetide_kernel::descriptor_owner::{self, OwnerKind};
+use pagetide_kernel::maps::{MapsError, mappings};
+use pagetide_kernel::pidfd::{PidFd, PidFdError};
+use rustix::fs::{FileType, OFlags, fstat, fstatfs};
+use rustix::process::{Pid, Resource, Rlimit, getpgid, getrlimit, setrlimit};
+
+use crate::blocker::Blocker;
+use crate::stop::StoppedProcess;
+
+use super::foreign::Foreign;
+use super::locks::{self, PosixLock, Told};
+use super::object::Objects;
+use super::refused::{self, file_system};
+use super::socket::{self, ForeignSocket};
+use super::tables::{self, Listed};
+use super::terminal::{self, StandardStream};
+use super::{
+    Description, Descriptor, DescriptorTable, Kind, OpenFiles, Owner, device, directory, epoll,
+    eventfd, inotify, path, pipe, process_file, regular, signalfd, timerfd,
+};
+
+/// Why the open files of processes could not be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenFilesError {
+    /// A file of `/proc` could not be read.
+    #[error("cannot read {path}")]
+    Proc {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// A process has ended.
+    #[error("process {pid} has ended")]
+    Gone {
+        /// The process.
+        pid: i32,
+    },
+    /// A descriptor could not be copied.
+    #[error("cannot copy a file descriptor of process {pid}")]
+    Copy {
+        /// The process.
+        pid: i32,
+        /// What the kernel said.
+        #[source]
+        source: PidFdError,
+    },
+    /// A copy could not be looked at.
+    #[error("cannot look at file descriptor {number} of process {pid}")]
+    Look {
+        /// The process.
+        pid: i32,
+        /// The descriptor.
+        number: i32,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel does not tell which descriptors are the same; it needs CONFIG_KCMP.
+    #[error("cannot compare file descriptors")]
+    Compare(#[source] io::Error),
+    /// The mappings of a process could not be read.
+    #[error("cannot read the mappings of process {pid}")]
+    Maps {
+        /// The process.
+        pid: i32,
+        /// What went wrong.
+        #[source]
+        source: MapsError,
+    },
+}
+
+impl OpenFiles {
+    /// Reads what the stopped processes have open, all of them at once: what two of them share is found to be one. `skip` are
+    /// descriptors (process and number) that are none of the program's, as those of pagetide's tracking. Needs ptrace access.
+    ///
+    /// Nothing in the processes changes. The second result is all that a restore will not bring back; it is in the first,
+    /// too. The limit of open files of this program is raised as far as it may be, since it has a copy of each description for
+    /// a moment.
+    pub fn read(
+        stopped: &[&StoppedProcess],
+        skip: &[(i32, i32)],
+    ) -> Result<(Self, Vec<Blocker>), OpenFilesError> {
+        raise_limit();
+        let mut listed = Vec::new();
+        for process in stopped {
+            listed.extend(tables::list(process.identity().pid, skip)?);
+        }
+        let count = tables::number_descriptions(&mut listed)?;
+        let foreigns = copy_all(stopped, &listed, count)?;
+        let mut reader = Reader::new(stopped, &listed, &foreigns)?;
+        let found: Vec<Found> = foreigns.iter().map(|one| reader.look_at(one)).collect();
+        let files = reader.finish(found);
+        let blockers = files.blockers().cloned().collect();
+        Ok((files, blockers))
+    }
+}
+
+/// Raises the soft limit of open files to the hard one. If that fails, opening will tell.
+pub(crate) fn raise_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        let raised = Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        };
+        setrlimit(Resource::Nofile, raised).ok();
+    }
+}
+
+/// A copy of each description, with what can be told of all kinds.
+fn copy_all(
+    stopped: &[&StoppedProcess],
+    listed: &[Listed],
+    count: u32,
+) -> Result<Vec<Foreign>, OpenFilesError> {
+    let mut foreigns: Vec<Foreign> = Vec::with_capacity(count as usize);
+    let mut process: Option<(i32, PidFd)> = None;
+    for one in listed {
+        let pid = one.pid;
+        if let Some(known) = foreigns.get_mut(one.description as usize) {
+            known.places.push((pid, one.number));
+            if one.number <= 2 {
+                let lowest = known.standard.unwrap_or(one.number).min(one.number);
+                known.standard = Some(lowest);
+            }
+            continue;
+        }
+        let descriptor = match process.take() {
+            Some((known, descriptor)) if known == pid => descriptor,
+            _ => open_process(stopped, pid)?,
+        };
+        let copy = descriptor.get_fd(one.number);
+        let copy = copy.map_err(|source| OpenFilesError::Copy { pid, source })?;
+        process = Some((pid, descriptor));
+        let failed = |source: rustix::io::Errno| OpenFilesError::Look {
+            pid,
+            number: one.number,
+            source: source.into(),
+        };
+        let link = PathBuf::from(format!("/proc/{pid}/fd/{}", one.number));
+        let link =
+            fs::read_link(&link).map_err(|source| OpenFilesError::Proc { path: link, source })?;
+        foreigns.push(Foreign {
+            pid,
+            number: one.number,
+            standard: (one.number <= 2).then_some(one.number),
+            places: vec![(pid, one.number)],
+            link,
+            info: one.info.clone(),
+            stat: fstat(&copy).map_err(failed)?,
+            file_system: fstatfs(&copy).map_err(failed)?.f_type.cast_unsigned(),
+            copy,
+        });
+    }
+    Ok(foreigns)
+}
+
+fn open_process(stopped: &[&StoppedProcess], pid: i32) -> Result<PidFd, OpenFilesError> {
+    let process = PidFd::open(pid).map_err(|source| OpenFilesError::Copy { pid, source })?;
+    // The pidfd is open: if the start time is still right now, it refers to the right process.
+    let same = stopped.iter().map(|one| one.identity());
+    let same = same
+        .filter(|one| one.pid == pid)
+        .any(|one| one.is_alive_and_same());
+    if same {
+        Ok(process)
+    } else {
+        Err(OpenFilesError::Gone { pid })
+    }
+}
+
+/// What one look at a description found.
+enum Found {
+    Is(Kind, Vec<Blocker>),
+    /// Only all pipes together tell.
+    Pipe,
+    /// Only all sockets together tell.
+    Socket,
+    Refused(Blocker),
+}
+
+impl From<Result<Kind, Blocker>> for Found {
+    fn from(result: Result<Kind, Blocker>) -> Self {
+        match result {
+            Ok(kind) => Self::Is(kind, Vec::new()),
+            Err(blocker) => Self::Refused(blocker),
+        }
+    }
+}
+
+struct Reader<'a> {
+    stopped: &'a [&'a StoppedProcess],
+    listed: &'a [Listed],
+    foreigns: &'a [Foreign],
+    pids: Vec<i32>,
+    objects: Objects,
+    /// Device number and number of the terminals that are standard streams.
+    terminals: Vec<(u64, i32)>,
+    /// Numbers of the pseudoterminals whose master the processes have.
+    masters: Vec<u64>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(
+        stopped: &'a [&'a StoppedProcess],
+        listed: &'a [Listed],
+        foreigns: &'a [Foreign],
+    ) -> Result<Self, OpenFilesError> {
+        let nameless = foreigns
+            .iter()
+            .any(|one| one.file_type() == FileType::RegularFile && one.stat.st_nlink == 0);
+        let mapped = if nameless {
+            mapped_shared(stopped)?
+        } else {
+            HashSet::new()
+        };
+        let masters = foreigns.iter().filter(|one| terminal::is_master(one));
+        let masters: Vec<u64> = masters
+            .filter_map(|one| one.info.number("tty-index", 10).ok())
+            .collect();
+        let terminals = foreigns.iter().filter(|one| terminal::is_terminal(one));
+        let terminals = terminals.filter_map(|one| Some((one.stat.st_rdev, one.standard?)));
+        Ok(Self {
+            stopped,
+            listed,
+            foreigns,
+            pids: stopped.iter().map(|one| one.identity().pid).collect(),
+            objects: Objects::new(mapped),
+            terminals: terminals.collect(),
+            masters,
+        })
+    }
+
+    fn look_at(&mut self, foreign: &Foreign) -> Found {
+        if foreign.info.flags & OFlags::PATH.bits() != 0 {
+            return match process_file::read_proc(foreign, &self.pids) {
+                Some(found) => found.map(Kind::Process).into(),
+                None => path::read(foreign).map(Kind::Path).into(),
+            };
+        }
+        if let Some(blocker) = refused::by_file_system(foreign) {
+            return Found::Refused(blocker);
+        }
+        match foreign.file_system {
+            file_system::PROCESSES => {
+                return process_file::read_pidfd(foreign, &self.pids)
+                    .map(Kind::Process)
+                    .into();
+            }
+            file_system::ANONYMOUS_INODES => return self.look_at_anonymous(foreign),
+            _ => {}
+        }
+        if let Some(found) = process_file::read_proc(foreign, &self.pids) {
+            return found.map(Kind::Process).into();
+        }
+        match foreign.file_type() {
+            FileType::RegularFile if foreign.stat.st_nlink == 0 => {
+                self.objects.read(foreign).map(Kind::Object).into()
+            }
+            FileType::RegularFile => regular::read(foreign).map(Kind::File).into(),
+            FileType::Directory => directory::read(foreign).map(Kind::Directory).into(),
+            FileType::Fifo => Found::Pipe,
+            FileType::CharacterDevice => self.look_at_device(foreign).into(),
+            FileType::BlockDevice => {
+                let what = format!("is the block device {}", foreign.link.display());
+                let advice = "let the program close it before the checkpoint";
+                Found::Refused(foreign.blocker("block-device", &what, advice))
+            }
+            FileType::Socket => Found::Socket,
+            _ => Found::Refused(refused::unknown(foreign, foreign.link.as_os_str())),
+        }
+    }
+
+    fn look_at_anonymous(&self, foreign: &Foreign) -> Found {
+        let doubtful = |kind, doubts: Vec<Blocker>| Found::Is(kind, doubts);
+        match foreign.link_bytes() {
+            b"anon_inode:[eventfd]" => match eventfd::read(foreign) {
+                Ok((state, doubt)) => doubtful(Kind::Eventfd(state), doubt.into_iter().collect()),
+                Err(blocker) => Found::Refused(blocker),
+            },
+            b"anon_inode:[eventpoll]" => match epoll::read(foreign, self.listed) {
+                Ok((state, doubt)) => doubtful(Kind::Epoll(state), doubt.into_iter().collect()),
+                Err(blocker) => Found::Refused(blocker),
+            },
+            b"anon_inode:inotify" => match inotify::read(foreign) {
+                Ok((state, doubts)) => doubtful(Kind::Inotify(state), doubts),
+                Err(blocker) => Found::Refused(blocker),
+            },
+            b"anon_inode:[timerfd]" => timerfd::read(foreign).map(Kind::Timerfd).into(),
+            b"anon_inode:[signalfd]" => signalfd::read(foreign).map(Kind::Signalfd).into(),
+            b"anon_inode:[pidfd]" => process_file::read_pidfd(foreign, &self.pids)
+                .map(Kind::Process)
+                .into(),
+            _ => Found::Refused(refused::anonymous(foreign)),
+        }
+    }
+
+    fn look_at_device(&self, foreign: &Foreign) -> Result<Kind, Blocker> {
+        if terminal::is_master(foreign) {
+            return Err(terminal::master(foreign));
+        }
+        if !terminal::is_terminal(foreign) {
+            return device::read(foreign).map(Kind::Device);
+        }
+        let other = terminal::read(foreign, &self.terminals, &self.masters);
+        match (other, foreign.standard) {
+            (Err(blocker), _) if blocker.kind == "terminal" => Err(blocker),
+            (_, Some(number)) => Ok(Kind::StandardStream(StandardStream::new(number))),
+            (other, None) => other.map(Kind::Terminal),
+        }
+    }
+
+    fn finish(self, found: Vec<Found>) -> OpenFiles {
+        let pick = |wanted: fn(&Found) -> bool| -> Vec<(usize, &Foreign)> {
+            let all = found.iter().zip(self.foreigns).enumerate();
+            let picked = all.filter(|(_, (found, _))| wanted(found));
+            picked
+                .map(|(index, (_, foreign))| (index, foreign))
+                .collect()
+        };
+        let ends = pick(|found| matches!(found, Found::Pipe));
+        let sockets = pick(|found| matches!(found, Found::Socket));
+        let mut pipes = Vec::new();
+        let mut kinds: HashMap<usize, _> = pipe::read_all(&ends, &mut pipes).into_iter().collect();
+        kinds.extend(read_sockets(&sockets));
+        let owners = self.owners();
+        let described = found.into_iter().zip(self.foreigns).enumerate();
+        let descriptions = described.map(|(index, (found, foreign))| {
+            let found = kinds.remove(&index).map_or(found, Found::from);
+            describe(foreign, found, &owners)
+        });
+        let descriptions = descriptions.collect();
+        let tables = self.tables();
+        OpenFiles {
+            descriptions,
+            tables,
+            pipes,
+            objects: self.objects.list,
+        }
+    }
+
+    /// All numbers that an owner may have and that a restore knows: processes, threads, groups.
+    fn owners(&self) -> HashSet<(u8, i32)> {
+        let mut owners = HashSet::new();
+        for process in self.stopped {
+            let pid = process.identity().pid;
+            owners.insert((1, pid));
+            owners.extend(process.threads().iter().map(|thread| (0, thread.get())));
+            let group = getpgid(Pid::from_raw(pid)).map(|group| group.as_raw_nonzero().get());
+            owners.extend(
+                group
+                    .ok()
+                    .filter(|group| self.pids.contains(group))
+                    .map(|group| (2, group)),
+            );
+        }
+        owners
+    }
+
+    fn tables(&self) -> Vec<DescriptorTable> {
+        let tables = self.stopped.iter().enumerate().map(|(index, process)| {
+            let pid = process.identity().pid;
+            let mut blockers = tables::unusual_sharing(process, &self.stopped[..index]);
+            let mut keep = |found: Result<_, Blocker>| match found {
+                Ok(at) => Some(at),
+                Err(blocker) => {
+                    blockers.push(blocker);
+                    None
+                }
+            };
+            let cwd = keep(directory::of_process(pid, "cwd"));
+            let root = keep(directory::of_process(pid, "root"));
+            let own = || self.listed.iter().filter(|one| one.pid == pid);
+            DescriptorTable {
+                pid,
+                entries: own()
+                    .map(|one| Descriptor {
+                        number: one.number,
+                        close_on_exec: one.info.close_on_exec,
+                        description: one.description,
+                    })
+                    .collect(),
+                cwd,
+                root,
+                posix_locks: posix_locks(own()),
+                blockers,
+            }
+        });
+        tables.collect()
+    }
+}
+
+/// All sockets at once. A standard stream whose peer is outside is pagetide's own.
+fn read_sockets(sockets: &[(usize, &Foreign)]) -> Vec<(usize, Result<Kind, Blocker>)> {
+    let foreign: Vec<ForeignSocket<'_>> = sockets
+        .iter()
+        .map(|(_, one)| ForeignSocket {
+            pid: one.pid,
+            number: one.number,
+            inode: one.stat.st_ino,
+            fd: one.as_fd(),
+        })
+        .collect();
+    let states = socket::read_sockets(&foreign).into_iter().zip(sockets);
+    let kinds = states.map(|(state, (index, one))| {
+        let outside = match &state {
+            Ok(state) => state
+                .blockers()
+                .iter()
+                .any(|blocker| blocker.kind == UNIX_PEER),
+            Err(_) => true,
+        };
+        let kind = match one.standard.filter(|_| outside) {
+            Some(number) => Ok(Kind::StandardStream(StandardStream::new(number))),
+            None => state.map(Kind::Socket),
+        };
+        (*index, kind)
+    });
+    kinds.collect()
+}
+
+/// The blocker of a socket whose peer is outside.
+const UNIX_PEER: &str = "unix-peer";
+
+/// Record locks of one process, each once.
+fn posix_locks<'a>(listed: impl Iterator<Item = &'a Listed>) -> Vec<PosixLock> {
+    let mut seen = HashSet::new();
+    let mut found = Vec::new();
+    for one in listed {
+        if !seen.insert(one.description) {
+            continue;
+        }
+        found.extend(
+            locks::read(&one.info)
+                .into_iter()
+                .filter_map(|told| match told {
+                    Told::Process(range) => Some(PosixLock {
+                        description: one.description,
+                        range,
+                    }),
+                    _ => None,
+                }),
+        );
+    }
+    found
+}
+
+fn describe(foreign: &Foreign, found: Found, known_owners: &HashSet<(u8, i32)>) -> Description {
+    let (kind, mut blockers) = match found {
+        Found::Is(kind, blockers) => (kind, blockers),
+        Found::Refused(blocker) => (Kind::Closed, vec![blocker]),
+        Found::Pipe | Found::Socket => {
+            let blocker = foreign.unreadable(&"it is of another kind than its type says");
+            (Kind::Closed, vec![blocker])
+        }
+    };
+    let restored = !matches!(kind, Kind::Closed);
+    let own = matches!(kind, Kind::StandardStream(_));
+    let mut held = Vec::new();
+    for told in locks::read(&foreign.info) {
+        match told {
+            Told::Description(lock) => held.push(lock),
+            Told::Process(_) => {}
+            Told::Other(line) if restored => blockers.push(foreign.blocker_instead(
+                "lease",
+                &format!("holds a lease, or a lock that is not known ({line})"),
+                "let the program give it back before the checkpoint",
+                "the file is open without it",
+            )),
+            Told::Other(_) => {}
+        }
+    }
+    let mut owner = if restored && !own {
+        owner(foreign)
+    } else {
+        None
+    };
+    if let Some(known) =
+        owner.take_if(|one| one.number != 0 && !known_owners.contains(&(one.kind, one.number)))
+    {
+        blockers.push(foreign.blocker_instead(
+            "signal-owner",
+            &format!("signals {}, which is outside", known.number),
+            "checkpoint that process, too, or let the program choose another",
+            "nobody is signalled",
+        ));
+    }
+    Description {
+        status_flags: foreign.info.flags,
+        owner,
+        locks: held,
+        kind,
+        blockers,
+    }
+}
+
+fn owner(foreign: &Foreign) -> Option<Owner> {
+    let signal = descriptor_owner::signal(foreign).ok()?;
+    let (kind, number) = match descriptor_owner::owner(foreign).ok()? {
+        Some((OwnerKind::Thread, number)) => (0, number),
+        Some((OwnerKind::Process, number)) => (1, number),
+        Some((OwnerKind::Group, number)) => (2, number),
+        None => (1, 0),
+    };
+    let owner = Owner {
+        kind,
+        number,
+        signal,
+    };
+    (number != 0 || signal != 0).then_some(owner)
+}
+
+/// What the processes map shared: device and inode.
+fn mapped_shared(stopped: &[&StoppedProcess]) -> Result<HashSet<(u32, u32, u64)>, OpenFilesError> {
+    let mut mapped = HashSet::new();
+    for process in stopped {
+        let pid = process.identity().pid;
+        let found = mappings(pid).map_err(|source| OpenFilesError::Maps { pid, source })?;
+        let shared = found.iter().filter(|mapping| mapping.shared);
+        mapped.extend(shared.map(|mapping| (mapping.device.0, mapping.device.1, mapping.inode)));
+    }
+    Ok(mapped)
+}

@@ -1,0 +1,117 @@
+//! Kinds of files that are not brought back, each by its fixed name.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+use crate::blocker::Blocker;
+
+use super::foreign::Foreign;
+
+/// File systems: `f_type` of statfs(2), which say what a file is.
+pub(crate) mod file_system {
+    pub(crate) const ANONYMOUS_INODES: u64 = 0x0904_1934;
+    pub(crate) const PROCESSES: u64 = 0x5049_4446;
+    pub(crate) const PIPES: u64 = 0x5049_5045;
+    pub(crate) const PROC: u64 = 0x9fa0;
+    pub(crate) const TMPFS: u64 = 0x0102_1994;
+    pub(crate) const HUGETLBFS: u64 = 0x9584_58f6;
+    const SYSFS: u64 = 0x6265_6572;
+    const CGROUP: u64 = 0x0027_e0eb;
+    const CGROUP2: u64 = 0x6367_7270;
+    const DEBUGFS: u64 = 0x6462_6720;
+    const SECURITYFS: u64 = 0x7363_6673;
+    const CONFIGFS: u64 = 0x6265_6570;
+
+    /// Those whose files are made up at the moment they are read.
+    pub(crate) fn is_made_up(file_system: u64) -> bool {
+        matches!(
+            file_system,
+            PROC | SYSFS | CGROUP | CGROUP2 | DEBUGFS | SECURITYFS | CONFIGFS
+        )
+    }
+}
+
+/// File systems whose files are never brought back: name of the blocker, and what it is.
+const FILE_SYSTEMS: [(u64, &str, &str); 5] = [
+    (
+        0x5345_434d,
+        "secret-memory",
+        "is memory that the kernel keeps secret",
+    ),
+    (0x1980_0202, "message-queue", "is a POSIX message queue"),
+    (0x6e73_6673, "namespace", "is a namespace"),
+    (0x444d_4142, "dma-buf", "is a buffer of a device"),
+    (0xcafe_4a11, "bpf", "is a BPF object"),
+];
+
+/// Anonymous files by the beginning of what `/proc/PID/fd` shows behind `anon_inode:`.
+const ANONYMOUS: [(&str, &str, &str); 13] = [
+    ("[userfaultfd]", "userfaultfd", "is a userfaultfd"),
+    ("[io_uring]", "io-uring", "is an io_uring"),
+    ("[perf_event]", "perf-event", "is a performance counter"),
+    ("bpf", "bpf", "is a BPF object"),
+    ("[bpf", "bpf", "is a BPF object"),
+    ("[fanotify]", "fanotify", "is a fanotify group"),
+    ("kvm", "kvm", "is a virtual machine or a part of it"),
+    (
+        "[landlock-ruleset]",
+        "landlock",
+        "is a set of Landlock rules",
+    ),
+    (
+        "[fscontext]",
+        "mount-context",
+        "is a file system that is being mounted",
+    ),
+    (
+        "seccomp notify",
+        "seccomp-notify",
+        "supervises system calls of others",
+    ),
+    ("dmabuf", "dma-buf", "is a buffer of a device"),
+    ("[vfio", "device", "is a device"),
+    ("sync_file", "dma-buf", "is a fence of a device"),
+];
+
+const ADVICE: &str = "let the program close it before the checkpoint";
+
+/// The blocker of a file that is never brought back; none if it is not known to be one.
+pub(crate) fn by_file_system(foreign: &Foreign) -> Option<Blocker> {
+    let (_, kind, what) = FILE_SYSTEMS
+        .iter()
+        .find(|known| known.0 == foreign.file_system)?;
+    Some(foreign.blocker(kind, what, ADVICE))
+}
+
+/// The blocker of an anonymous file, which none of the kinds that are brought back has claimed.
+pub(crate) fn anonymous(foreign: &Foreign) -> Blocker {
+    let link = foreign.link_bytes();
+    let name = link.strip_prefix(b"anon_inode:").unwrap_or(link);
+    let known = ANONYMOUS
+        .iter()
+        .find(|known| name.starts_with(known.0.as_bytes()));
+    match known {
+        Some((_, kind, what)) => foreign.blocker(kind, what, ADVICE),
+        None => unknown(foreign, OsStr::from_bytes(name)),
+    }
+}
+
+/// The blocker of something that is not known.
+pub(crate) fn unknown(foreign: &Foreign, name: &OsStr) -> Blocker {
+    let what = format!("is {}, which is not known", name.display());
+    foreign.blocker("unknown-file", &what, ADVICE)
+}
+
+/// The blocker of a character device that may hold any state.
+pub(crate) fn device(foreign: &Foreign) -> Blocker {
+    let number = foreign.stat.st_rdev;
+    let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+    let path = foreign.link.display();
+    let (kind, what) = match (major, minor) {
+        (10, 200) => ("tun", format!("is a network tunnel ({path})")),
+        (10, 232) => ("kvm", format!("is the virtual machine device ({path})")),
+        (226, _) => ("drm", format!("is a graphics device ({path})")),
+        _ => ("device", format!("is the device {path} ({major}:{minor})")),
+    };
+    foreign.blocker(kind, &what, ADVICE)
+}

@@ -1,0 +1,363 @@
+//! Opening every description again, in the process that restores.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
+
+use crate::blocker::Blocker;
+use crate::remote_error::RemoteCallError;
+
+use super::again::set_flags;
+use super::path::FilePath;
+use super::read::raise_limit;
+use super::socket::{SocketChoices, SocketError, SocketState, TcpChoice, reopen_sockets};
+use super::{
+    Description, Kind, OpenFiles, device, directory, epoll, eventfd, inotify, locks, path, pipe,
+    regular, signalfd, terminal, timerfd,
+};
+
+/// What whoever restores has decided.
+#[derive(Debug, Default)]
+pub struct ReopenChoices {
+    /// Names of what was accepted: those of blockers ([`Blocker::name`]), and `file-changed:PATH`.
+    pub accepted: Vec<String>,
+    /// The least number that a descriptor of [`Reopened`] has. All of them are greater than any number that a process
+    /// wants, anyhow.
+    pub at_least: i32,
+    /// Memory that processes share and that has been made already: device and inode of the time of the snapshot, and a
+    /// descriptor of what takes its place.
+    pub objects: HashMap<(u64, u64), OwnedFd>,
+    /// What becomes of TCP connections.
+    pub tcp: TcpChoice,
+}
+
+impl ReopenChoices {
+    pub(crate) fn accepts(&self, name: &str) -> bool {
+        self.accepted.iter().any(|accepted| accepted == name)
+    }
+}
+
+/// All descriptions, opened again. Dropping it closes them.
+#[derive(Debug)]
+pub struct Reopened {
+    /// As in [`OpenFiles::descriptions`]; none for what stays closed, and for what comes later
+    /// ([`OpenFiles::place_late`]).
+    pub descriptions: Vec<Option<OwnedFd>>,
+    /// As in [`OpenFiles::tables`]: current directory, and root directory.
+    pub directories: Vec<(Option<OwnedFd>, Option<OwnedFd>)>,
+    /// What is otherwise than it was, for people.
+    pub notes: Vec<String>,
+}
+
+/// Why open files were not brought back.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReopenError {
+    /// Something that cannot be brought back was not accepted.
+    #[error("process {}: {blocker}", blocker.pid)]
+    Blocked {
+        /// It.
+        blocker: Box<Blocker>,
+    },
+    /// A file could not be opened.
+    #[error("cannot open {path}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: Errno,
+    },
+    /// A file is not what it was.
+    #[error("{path} has changed since the snapshot: {what}")]
+    FileChanged {
+        /// The file.
+        path: PathBuf,
+        /// What is otherwise.
+        what: String,
+    },
+    /// Something that has no path could not be made.
+    #[error("cannot make {what} again")]
+    Make {
+        /// What.
+        what: String,
+        /// What the kernel said.
+        #[source]
+        source: Errno,
+    },
+    /// Memory that processes share was to be handed over, and was not.
+    #[error(
+        "{what} (device {device:#x}, inode {inode}) is memory that was not made before the files"
+    )]
+    ObjectMissing {
+        /// What.
+        what: String,
+        /// Its device at the time of the snapshot.
+        device: u64,
+        /// Its inode at the time of the snapshot.
+        inode: u64,
+    },
+    /// A socket could not be opened.
+    #[error("cannot open the sockets")]
+    Socket(#[source] Box<SocketError>),
+    /// A lock is held by somebody else now.
+    #[error("cannot lock {what}: another program holds a lock on it")]
+    Locked {
+        /// What.
+        what: String,
+        /// What the kernel said.
+        #[source]
+        source: Errno,
+    },
+    /// There is no process of this number in the snapshot.
+    #[error("the snapshot has no descriptors of process {pid}")]
+    NoSuchTable {
+        /// The number.
+        pid: i32,
+    },
+    /// The limit of open files is too low.
+    #[error("cannot have descriptor {number}: the limit of open files is too low")]
+    TooMany {
+        /// The number wanted.
+        number: i32,
+        /// What the kernel said.
+        #[source]
+        source: Errno,
+    },
+    /// A process could not put a descriptor or itself where it was.
+    #[error("process {pid} (formerly) cannot {what}")]
+    Place {
+        /// Its number at the time of the snapshot.
+        pid: i32,
+        /// What it was to do.
+        what: String,
+        /// What went wrong.
+        #[source]
+        source: RemoteCallError,
+    },
+    /// Whom a file signals could not be set.
+    #[error("cannot set whom {what} signals")]
+    Owner {
+        /// What.
+        what: String,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl ReopenError {
+    pub(crate) fn changed(path: &FilePath, what: &str) -> Self {
+        Self::FileChanged {
+            path: path.as_path().to_owned(),
+            what: what.to_owned(),
+        }
+    }
+}
+
+impl OpenFiles {
+    /// Opens every description again in this process, with nothing left behind on failure but FIFOs' content. To be
+    /// called before any process of the restore exists: they are forked from this one, and inherit what was opened.
+    ///
+    /// Refused if something cannot be brought back and was not accepted. Raises the soft limit of open files of this
+    /// program to the hard one.
+    pub fn reopen(&self, choices: &ReopenChoices) -> Result<Reopened, ReopenError> {
+        let refused = self
+            .blockers_without_sockets()
+            .find(|blocker| !choices.accepts(&blocker.name()));
+        if let Some(blocker) = refused {
+            return Err(ReopenError::Blocked {
+                blocker: Box::new(blocker.clone()),
+            });
+        }
+        raise_limit();
+        let mut reopening = Reopening {
+            files: self,
+            choices,
+            floor: self.floor(choices.at_least),
+            objects: HashMap::new(),
+            notes: Vec::new(),
+        };
+        let mut descriptions = reopening.open_all()?;
+        reopening.open_pipes(&mut descriptions)?;
+        set_locks(self, &descriptions)?;
+        let mut directories = Vec::with_capacity(self.tables.len());
+        for table in &self.tables {
+            let open = |at: &Option<_>| {
+                let directory = at.as_ref().map(directory::reopen_for_process).transpose()?;
+                directory
+                    .map(|directory| reopening.raise(directory))
+                    .transpose()
+            };
+            directories.push((open(&table.cwd)?, open(&table.root)?));
+        }
+        // They come last: a connection that goes on does so from here.
+        reopening.open_sockets(&mut descriptions)?;
+        Ok(Reopened {
+            descriptions,
+            directories,
+            notes: reopening.notes,
+        })
+    }
+
+    /// The first number that no process wants.
+    fn floor(&self, at_least: i32) -> i32 {
+        let numbers = self
+            .tables
+            .iter()
+            .flat_map(|table| table.entries.iter().map(|one| one.number));
+        let watched = self.descriptions.iter().filter_map(|one| match &one.kind {
+            Kind::Epoll(state) => state.entries.iter().map(|entry| entry.number).max(),
+            _ => None,
+        });
+        numbers
+            .chain(watched)
+            .max()
+            .map_or(0, |highest| highest.saturating_add(1))
+            .max(at_least)
+    }
+}
+
+struct Reopening<'a> {
+    files: &'a OpenFiles,
+    choices: &'a ReopenChoices,
+    floor: i32,
+    /// What was made of [`OpenFiles::objects`].
+    objects: HashMap<u32, OwnedFd>,
+    notes: Vec<String>,
+}
+
+impl Reopening<'_> {
+    /// Everything but pipes, which come later.
+    fn open_all(&mut self) -> Result<Vec<Option<OwnedFd>>, ReopenError> {
+        let mut opened = Vec::with_capacity(self.files.descriptions.len());
+        for description in &self.files.descriptions {
+            let file = self.open(description)?;
+            opened.push(file.map(|file| self.raise(file)).transpose()?);
+        }
+        Ok(opened)
+    }
+
+    fn open(&mut self, description: &Description) -> Result<Option<OwnedFd>, ReopenError> {
+        let flags = description.status_flags;
+        let file = match &description.kind {
+            Kind::Closed | Kind::Process(_) | Kind::Pipe(_) | Kind::Socket(_) => return Ok(None),
+            Kind::File(state) => return regular::reopen(state, flags, self.choices),
+            Kind::StandardStream(stream) => terminal::reopen_standard(*stream, flags)?,
+            Kind::Directory(state) => directory::reopen(state, flags)?,
+            Kind::Path(state) => path::reopen(state)?,
+            Kind::Object(state) => return self.open_object(*state, flags),
+            Kind::Eventfd(state) => eventfd::reopen(state, flags)?,
+            Kind::Epoll(_) => epoll::reopen()?,
+            Kind::Timerfd(state) => timerfd::reopen(state, flags)?,
+            Kind::Signalfd(state) => signalfd::reopen(state, flags)?,
+            Kind::Inotify(state) => inotify::reopen(state, flags, self.choices)?,
+            Kind::Device(state) => device::reopen(state, flags)?,
+            Kind::Terminal(state) => {
+                let (file, other) = terminal::reopen(state, flags)?;
+                if other {
+                    let path = &state.path;
+                    self.notes
+                        .push(format!("the terminal {path} is the one of pagetide now"));
+                }
+                file
+            }
+        };
+        Ok(Some(file))
+    }
+
+    fn open_object(
+        &mut self,
+        state: super::ObjectUse,
+        status_flags: u32,
+    ) -> Result<Option<OwnedFd>, ReopenError> {
+        // The place is checked where bytes become open files; one that was made otherwise and is wrong stays closed.
+        let Some(object) = self.files.objects.get(state.object as usize) else {
+            return Ok(None);
+        };
+        if !self.objects.contains_key(&state.object) {
+            let made = object.make(self.choices)?;
+            self.objects.insert(state.object, made);
+        }
+        let made = &self.objects[&state.object];
+        object.open(made, status_flags, state.position).map(Some)
+    }
+
+    fn open_pipes(&self, opened: &mut [Option<OwnedFd>]) -> Result<(), ReopenError> {
+        for (number, state) in self.files.pipes.iter().enumerate() {
+            let descriptions = self.files.descriptions.iter().enumerate();
+            let ends: Vec<(usize, &Description)> = descriptions
+                .filter(
+                    |(_, one)| matches!(&one.kind, Kind::Pipe(end) if end.pipe as usize == number),
+                )
+                .collect();
+            for (index, file) in pipe::reopen(state, &ends, self.choices)? {
+                opened[index] = Some(self.raise(file)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn open_sockets(&self, opened: &mut [Option<OwnedFd>]) -> Result<(), ReopenError> {
+        let descriptions = self.files.descriptions.iter().enumerate();
+        let states: Vec<(usize, &SocketState)> = descriptions
+            .filter_map(|(index, one)| match &one.kind {
+                Kind::Socket(state) => Some((index, state)),
+                _ => None,
+            })
+            .collect();
+        let choices = SocketChoices {
+            accepted: self.choices.accepted.iter().cloned().collect(),
+            tcp: self.choices.tcp,
+        };
+        let sockets = reopen_sockets(&states, &choices)
+            .map_err(|error| ReopenError::Socket(Box::new(error)))?;
+        for ((index, _), socket) in states.iter().zip(sockets) {
+            let flags = self.files.descriptions[*index].status_flags;
+            set_flags(&socket, flags).map_err(|source| ReopenError::Make {
+                what: String::from("a socket"),
+                source,
+            })?;
+            opened[*index] = Some(self.raise(socket)?);
+        }
+        Ok(())
+    }
+
+    /// The same description under a number that is out of the way.
+    fn raise(&self, file: OwnedFd) -> Result<OwnedFd, ReopenError> {
+        fcntl_dupfd_cloexec(&file, self.floor).map_err(|source| ReopenError::TooMany {
+            number: self.floor,
+            source,
+        })
+    }
+}
+
+fn set_locks(files: &OpenFiles, opened: &[Option<OwnedFd>]) -> Result<(), ReopenError> {
+    for (description, file) in files.descriptions.iter().zip(opened) {
+        let Some(file) = file else { continue };
+        for lock in &description.locks {
+            locks::set(file, *lock).map_err(|source| ReopenError::Locked {
+                what: description.name(),
+                source,
+            })?;
+        }
+    }
+    Ok(())
+}
+
+impl Description {
+    /// For messages.
+    pub(crate) fn name(&self) -> String {
+        match &self.kind {
+            Kind::File(state) => state.at.path.to_string(),
+            Kind::Directory(state) => state.at.path.to_string(),
+            Kind::Device(state) => state.path.to_string(),
+            Kind::Terminal(state) => state.path.to_string(),
+            Kind::Object(_) => String::from("a file without a name"),
+            _ => String::from("an open file"),
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! Which descriptors processes have, and which of them are one open file description.
+
+use std::cmp::Ordering;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use pagetide_kernel::kcmp::{compare_files, share_descriptors, share_directories};
+
+use crate::blocker::Blocker;
+use crate::stop::StoppedProcess;
+
+use super::fdinfo::FdInfo;
+use super::read::OpenFilesError;
+
+/// One descriptor of one process.
+pub(crate) struct Listed {
+    pub(crate) pid: i32,
+    pub(crate) number: i32,
+    pub(crate) info: FdInfo,
+    /// Its description, by its place among all of them.
+    pub(crate) description: u32,
+}
+
+/// All descriptors of a process but those of `skip`, by number.
+pub(crate) fn list(pid: i32, skip: &[(i32, i32)]) -> Result<Vec<Listed>, OpenFilesError> {
+    let path = format!("/proc/{pid}/fd");
+    let failed = |source: io::Error| OpenFilesError::Proc {
+        path: PathBuf::from(&path),
+        source,
+    };
+    let mut listed = Vec::new();
+    for entry in fs::read_dir(&path).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        let number = name.to_str().and_then(|name| name.parse().ok());
+        let Some(number) = number.filter(|number| !skip.contains(&(pid, *number))) else {
+            continue;
+        };
+        if let Some(info) = FdInfo::read(pid, number).map_err(failed)? {
+            listed.push(Listed {
+                pid,
+                number,
+                info,
+                description: 0,
+            });
+        }
+    }
+    listed.sort_by_key(|one| one.number);
+    Ok(listed)
+}
+
+/// Numbers the descriptions in the order in which they first appear, and returns how many there are.
+pub(crate) fn number_descriptions(listed: &mut [Listed]) -> Result<u32, OpenFilesError> {
+    // One descriptor of each description, in the order of the kernel.
+    let mut known: Vec<usize> = Vec::new();
+    let mut count = 0;
+    for index in 0..listed.len() {
+        match find(listed, &known, index)? {
+            Ok(place) => listed[index].description = listed[known[place]].description,
+            Err(place) => {
+                known.insert(place, index);
+                listed[index].description = count;
+                count += 1;
+            }
+        }
+    }
+    Ok(count)
+}
+
+/// Where the description of a descriptor stands among the known ones, or would.
+fn find(
+    listed: &[Listed],
+    known: &[usize],
+    index: usize,
+) -> Result<Result<usize, usize>, OpenFilesError> {
+    let of = |index: usize| (listed[index].pid, listed[index].number);
+    let (mut low, mut high) = (0, known.len());
+    while low < high {
+        let middle = low.midpoint(high);
+        let order = compare_files(of(known[middle]), of(index));
+        match order.map_err(OpenFilesError::Compare)? {
+            Ordering::Equal => return Ok(Ok(middle)),
+            Ordering::Less => low = middle + 1,
+            Ordering::Greater => high = middle,
+        }
+    }
+    Ok(Err(low))
+}
+
+/// What threads do not share with their process, and what processes share that should each have their own.
+pub(crate) fn unusual_sharing(
+    stopped: &StoppedProcess,
+    earlier: &[&StoppedProcess],
+) -> Vec<Blocker> {
+    let pid = stopped.identity().pid;
+    let mut blockers = Vec::new();
+    let advice = "nothing can be done about it: the program is made that way";
+    let mut push = |kind: &str, place: String, what: String, instead: &str| {
+        blockers.push(Blocker {
+            pid,
+            kind: kind.to_owned(),
+            place,
+            what,
+            advice: advice.to_owned(),
+            instead: Some(instead.to_owned()),
+        });
+    };
+    for thread in stopped.threads().iter().map(|thread| thread.get()) {
+        if thread == pid {
+            continue;
+        }
+        let place = || format!("thread:{thread}");
+        if matches!(share_descriptors(pid, thread), Ok(false)) {
+            let what = format!("thread {thread} has descriptors of its own");
+            let instead = "the thread has the descriptors of the process";
+            push("thread-descriptors", place(), what, instead);
+        }
+        if matches!(share_directories(pid, thread), Ok(false)) {
+            let what = format!("thread {thread} has a current directory of its own");
+            let instead = "the thread has the current directory of the process";
+            push("thread-directory", place(), what, instead);
+        }
+    }
+    for other in earlier.iter().map(|other| other.identity().pid) {
+        if matches!(share_descriptors(pid, other), Ok(true)) {
+            let what = format!("the process has one table of descriptors with process {other}");
+            let instead = "each process has its own descriptors";
+            push(
+                "shared-descriptors",
+                format!("process:{other}"),
+                what,
+                instead,
+            );
+        }
+        if matches!(share_directories(pid, other), Ok(true)) {
+            let what = format!("the process has one current directory with process {other}");
+            let instead = "each process has its own current directory";
+            push(
+                "shared-directory",
+                format!("process:{other}"),
+                what,
+                instead,
+            );
+        }
+    }
+    blockers
+}
