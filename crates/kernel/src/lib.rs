@@ -20,7 +20,6 @@ pub mod kpagecgroup;
 pub mod kpagecount;
 pub mod kpageflags;
 pub mod lease;
-pub mod limits;
 pub mod maps;
 pub mod memory;
 pub mod move_pages;
