@@ -59,7 +59,7 @@ pub fn backends(probe: &Probe) -> Vec<(Backend, Result<(), String>)> {
     ]
 }
 
-fn choose_backend(wanted: Option<Backend>) -> Result<Backend, AttachError> {
+pub(crate) fn choose_backend(wanted: Option<Backend>) -> Result<Backend, AttachError> {
     let usable = backends(&Probe::of_this_kernel());
     match wanted {
         None => Ok(usable
@@ -172,7 +172,7 @@ impl Checkpointer {
             Some(Phase::Committed(id, hash)) => {
                 let view = self.store.view(id).ok();
                 let same = view.filter(|view| view.info().content_hash == hash);
-                named.memo = same.as_ref().and_then(|view| named.memo_in(view));
+                named.memo = same.as_ref().and_then(|view| named.memo_by_mark(view));
                 self.last = same.filter(|_| named.memo.is_some());
                 if self.last.is_none() {
                     self.why_full = Some("the snapshot that tracking counts from is gone");
@@ -192,7 +192,7 @@ impl Checkpointer {
         if let (Some(view), Some(Phase::Committed(id, hash))) = (&self.last, member.phase())
             && (view.id(), view.info().content_hash) == (id, hash)
         {
-            member.memo = member.memo_in(view);
+            member.memo = member.memo_by_mark(view);
         }
         Ok(())
     }

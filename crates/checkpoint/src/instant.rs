@@ -289,6 +289,7 @@ impl Checkpointer {
             }
             looked.push(Some(found));
         }
+        objects.look(&self.files, report)?;
         let copy_started = Instant::now();
         let Writing { spaces, writer } = writing;
         let mut members = Vec::with_capacity(looked.len());

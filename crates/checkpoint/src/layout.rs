@@ -270,6 +270,7 @@ pub(crate) fn advice_of(flags: &[String]) -> Vec<String> {
         ("lo", "locked"),
         ("gd", "growsdown"),
         ("ht", "hugetlb"),
+        ("nr", "noreserve"),
     ];
     names
         .iter()

@@ -65,11 +65,13 @@ mod mark;
 mod member;
 mod memo;
 mod numa;
+mod object_records;
 mod objects;
 mod options;
 mod own_memory;
 mod precopy;
 mod report;
+mod restore;
 mod rings;
 mod rollback;
 mod spaces;
@@ -89,6 +91,7 @@ pub use own_memory::{
     Captured, OwnMemory, OwnMemoryError, OwnMemoryOptions, OwnSnapshot, Placement,
 };
 pub use report::{NotCaptured, NotTracked, Report};
+pub use restore::{RestoreError, RestoreOptions, Restored, restore};
 pub use rollback::{RollbackError, RolledBack, roll_back};
 pub use take::TakeError;
 pub use tracking::{Detached, TrackingError, detach};

@@ -195,9 +195,15 @@ impl Member {
     pub fn memo_in(&self, view: &View) -> Option<Memo> {
         let state = view.attachment(&self.names.process)?;
         let state = ProcessState::from_bytes(state).ok()?;
-        if state.outside.identity != *self.identity() {
-            return None;
+        match state.outside.identity == *self.identity() {
+            true => self.memo_by_mark(view),
+            false => None,
         }
+    }
+
+    /// The same where the mark in the process says that its bits count from `view`: it may have been restored
+    /// from it, and is another process then than the one that `view` speaks of.
+    pub fn memo_by_mark(&self, view: &View) -> Option<Memo> {
         view.space_index(&self.names.space)?;
         Memo::from_bytes(view.attachment(&self.names.memo)?)
     }

@@ -12,8 +12,10 @@ use crate::file_pages::{FileHashes, file_page};
 use crate::files::{self, FileKey, FileReport, Files};
 use crate::layout::{self, FileDescription};
 use crate::member::Member;
+use crate::object_records::ObjectRecord;
 use crate::spaces::Spaces;
-use pagetide_kernel::maps::Mapping;
+use pagetide_kernel::maps::{Mapping, MappingName};
+use pagetide_kernel::shared_memory;
 use pagetide_pages::{PageIndex, PageRange, PageSet};
 use pagetide_snapshot::{Capture, PageHash, PageState, Protection, Region, Shown, View};
 use rustix::fs::SeekFrom;
@@ -42,6 +44,7 @@ pub(crate) struct Object {
     pages: PageSet,
     /// One of the mappings, for its name and backing.
     mapping: Mapping,
+    record: Option<ObjectRecord>,
     /// Where each mapping shows it: whose, which mapping.
     shown_at: Vec<(usize, PageRange, PageIndex)>,
 }
@@ -73,6 +76,7 @@ impl Objects {
                 number: spaces.number(&space_name(key)),
                 pages: PageSet::new(),
                 mapping: mapping.clone(),
+                record: None,
                 shown_at: Vec::new(),
             });
             self.list.len() - 1
@@ -88,6 +92,22 @@ impl Objects {
     /// The objects, in the order in which they were found.
     pub fn list(&self) -> &[Object] {
         &self.list
+    }
+
+    /// Looks at the objects themselves: how long they are, and what else is needed to make them again. All of an object
+    /// that is memory is captured, and not only what is mapped of it.
+    pub fn look(&mut self, files: &Files, report: &FileReport) -> Result<(), CaptureError> {
+        self.list
+            .iter_mut()
+            .try_for_each(|object| object.look(files, report))
+    }
+
+    /// What is known of them besides their pages.
+    pub fn records(&self) -> Vec<ObjectRecord> {
+        self.list
+            .iter()
+            .filter_map(|object| object.record.clone())
+            .collect()
     }
 
     /// Describes every object's space.
@@ -124,6 +144,40 @@ impl Object {
             name: layout::display_name(&self.mapping),
             source: errno.into(),
         }
+    }
+
+    fn look(&mut self, files: &Files, report: &FileReport) -> Result<(), CaptureError> {
+        let Some(file) = files.open(self.key) else {
+            return Err(self.error(Errno::BADF));
+        };
+        let stat = rustix::fs::fstat(file).map_err(|errno| self.error(errno))?;
+        let in_memory = report
+            .facts(&self.mapping)
+            .is_some_and(|facts| facts.in_memory);
+        let size_bytes = u64::try_from(stat.st_size).unwrap_or(0);
+        let mut record = ObjectRecord {
+            space: space_name(self.key),
+            size_bytes,
+            mode: stat.st_mode,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            links: stat.st_nlink,
+            in_memory,
+            segment_key: None,
+        };
+        if let MappingName::SystemV(key) = self.mapping.name {
+            record.segment_key = Some(key);
+            let id = i32::try_from(self.mapping.inode).unwrap_or(-1);
+            if let Ok(segment) = shared_memory::segment(id) {
+                record.mode = segment.mode;
+            }
+        }
+        self.record = Some(record);
+        if in_memory {
+            let end = PageIndex(size_bytes.div_ceil(SIZE.bytes()));
+            self.pages.insert(PageRange::new(PageIndex(0), end));
+        }
+        Ok(())
     }
 
     /// Copies what has changed of it.

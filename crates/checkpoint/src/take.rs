@@ -16,6 +16,7 @@ use crate::leave::LeaveGuard;
 use crate::mark::Phase;
 use crate::memo::Memo;
 use crate::numa::NumaRecord;
+use crate::object_records;
 use crate::options::{Options, Request};
 use crate::precopy::{Precopied, Sink};
 use crate::report::{NotCaptured, NotTracked, Report};
@@ -29,7 +30,8 @@ use pagetide_kernel::memory::MemoryError;
 use pagetide_kernel::pagemap_scan::ScanError;
 use pagetide_pages::{PageCount, PageIndex, PageRange};
 use pagetide_process::{
-    OutsideState, ProcessState, ResumeError, StateReadError, StopError, ThreadStateError,
+    OutsideState, ProcessState, RebuildError, ResumeError, StateReadError, StopError,
+    ThreadStateError,
 };
 use pagetide_snapshot::{SnapshotKind, SnapshotWriter, View, WriteError};
 use pagetide_tracker::{GivenBack, Harvest, TrackError};
@@ -60,6 +62,9 @@ pub enum TakeError {
         #[source]
         source: Box<AttachError>,
     },
+    /// A process that is being restored could not be tracked.
+    #[error(transparent)]
+    Build(Box<RebuildError>),
     /// The process could not be stopped.
     #[error(transparent)]
     Stop(#[from] StopError),
@@ -432,6 +437,9 @@ impl Checkpointer {
                 writer.attach(member.names.numa.as_str(), bytes)?;
             }
             memos.insert(member.pid(), memo);
+        }
+        if let Some(bytes) = object_records::to_bytes(&found.objects.records()) {
+            writer.attach(object_records::ATTACHMENT, bytes)?;
         }
         if self.options.tree
             && let Some(bytes) = tree::to_bytes(&found.processes)

@@ -10,6 +10,7 @@ use pagetide_kernel::pidfd::{PidFd, PidFdError};
 use pagetide_kernel::userfaultfd::{CREATION_FLAGS, UserfaultfdError, WriteProtector};
 use pagetide_process::{
     ProcessIdentity, RemoteCallError, ResumeError, StopError, StopOptions, StoppedProcess,
+    SystemCalls,
 };
 use pagetide_snapshot::StoreId;
 use pagetide_tracker::{Backend, SoftDirty, TrackError, Tracker, WpAsync};
@@ -193,14 +194,14 @@ impl Tracking {
             close_in(stopped, &stale).map_err(|source| TrackingError::Remote { pid, source })?;
         }
         let mut left = Left::default();
-        let begun = create(
-            stopped,
-            &pidfd,
-            identity,
-            backend,
-            stays.then_some(store),
-            &mut left,
-        );
+        let owner = stays.then_some(store);
+        let begun = (|| {
+            let remote = |source| TrackingError::Remote { pid, source };
+            let mut calls = stopped.remote_calls().map_err(remote)?;
+            let made = create(&mut calls, backend, owner, &mut left);
+            made.and(calls.finish()).map_err(remote)?;
+            fetch_all(&pidfd, identity, backend, owner, &left)
+        })();
         // What is not to stay, or was left by a beginning that failed, is closed again.
         if begun.is_err() || !stays {
             let closed = close_in(stopped, &left.numbers());
@@ -209,6 +210,21 @@ impl Tracking {
             }
         }
         begun
+    }
+
+    /// Begins to track, by `backend` and for `store`, a process that is being built; the tracking stays there.
+    pub fn begin_in_new(
+        calls: &mut dyn SystemCalls,
+        identity: &ProcessIdentity,
+        backend: Backend,
+        store: StoreId,
+    ) -> Result<Tracking, TrackingError> {
+        let pid = identity.pid;
+        let pidfd = open_pidfd(pid)?;
+        let mut left = Left::default();
+        create(calls, backend, Some(store), &mut left)
+            .map_err(|source| TrackingError::Remote { pid, source })?;
+        fetch_all(&pidfd, identity, backend, Some(store), &left)
     }
 
     /// Says in the process how far we are, if the tracking lives there.
@@ -257,35 +273,38 @@ impl Left {
     }
 }
 
+/// Creates what the backend needs inside the process, and the mark if the tracking is to stay there, for `store`.
 fn create(
-    stopped: &mut StoppedProcess,
+    calls: &mut dyn SystemCalls,
+    backend: Backend,
+    store: Option<StoreId>,
+    left: &mut Left,
+) -> Result<(), RemoteCallError> {
+    if backend == Backend::WpAsync {
+        let flags = u64::from(CREATION_FLAGS);
+        let uffd = calls.call(nix::libc::SYS_userfaultfd, [flags, 0, 0, 0, 0, 0])?;
+        left.uffd = i32::try_from(uffd).ok();
+    }
+    if store.is_some() {
+        let flags = u64::from(rustix::fs::MemfdFlags::CLOEXEC.bits());
+        let mut name = MEMFD_NAME.to_vec();
+        let memfd = calls.call_with(nix::libc::SYS_memfd_create, &mut name, &|name| {
+            [name, flags, 0, 0, 0, 0]
+        })?;
+        left.memfd = i32::try_from(memfd).ok();
+    }
+    Ok(())
+}
+
+/// Fetches what was created.
+fn fetch_all(
     pidfd: &PidFd,
     identity: &ProcessIdentity,
     backend: Backend,
     store: Option<StoreId>,
-    left: &mut Left,
+    left: &Left,
 ) -> Result<Tracking, TrackingError> {
     let pid = identity.pid;
-    let remote = |source| TrackingError::Remote { pid, source };
-    let mut calls = stopped.remote_calls().map_err(remote)?;
-    let made = (|| {
-        if backend == Backend::WpAsync {
-            let flags = u64::from(CREATION_FLAGS);
-            let uffd = calls.call(nix::libc::SYS_userfaultfd, [flags, 0, 0, 0, 0, 0])?;
-            left.uffd = i32::try_from(uffd).ok();
-        }
-        if store.is_some() {
-            let flags = u64::from(rustix::fs::MemfdFlags::CLOEXEC.bits());
-            let memfd = calls.with_bytes(MEMFD_NAME, |calls, name| {
-                calls.call(nix::libc::SYS_memfd_create, [name, flags, 0, 0, 0, 0])
-            })?;
-            left.memfd = i32::try_from(memfd).ok();
-        }
-        Ok(())
-    })();
-    let finished = calls.finish();
-    made.and(finished).map_err(remote)?;
-
     let uffd_number = left.uffd.unwrap_or(-1);
     let tracker: Box<dyn Tracker + Send> = match backend {
         Backend::SoftDirty => Box::new(SoftDirty::of_process(pid)?),

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 /// The attachment that names the processes of a tree.
 pub const TREE_ATTACHMENT: &str = "tree";
 
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 /// More than this was never written by us.
 const LIMIT_BYTES: usize = 16 << 20;
 
@@ -27,6 +27,8 @@ pub struct TreeProcess {
     pub parent: i32,
     /// It has ended and waits to be reaped; there is nothing more of it in the snapshot.
     pub ended: bool,
+    /// How it ended, as wait(2) tells; 0 if it has not, or if the kernel hides it.
+    pub exit_status: i32,
 }
 
 fn config() -> impl bincode::config::Config {
@@ -41,9 +43,23 @@ pub(crate) fn to_bytes(processes: &[TreeProcess]) -> Option<Vec<u8>> {
 }
 
 fn from_bytes(bytes: &[u8]) -> Option<Vec<TreeProcess>> {
-    let ((version, processes), used): ((u16, Vec<TreeProcess>), usize) =
-        bincode::decode_from_slice(bytes, config()).ok()?;
-    (version == VERSION && used == bytes.len()).then_some(processes)
+    let (version, rest) = bytes.split_first_chunk::<2>()?;
+    let (processes, used) = match u16::from_le_bytes(*version) {
+        1 => {
+            let (processes, used): (Vec<(i32, i32, bool)>, usize) =
+                bincode::decode_from_slice(rest, config()).ok()?;
+            let process = |(pid, parent, ended)| TreeProcess {
+                pid,
+                parent,
+                ended,
+                exit_status: 0,
+            };
+            (processes.into_iter().map(process).collect(), used)
+        }
+        VERSION => bincode::decode_from_slice(rest, config()).ok()?,
+        _ => return None,
+    };
+    (used == rest.len()).then_some(processes)
 }
 
 /// The processes of a snapshot of a tree, the one that was named first; `None` if it is of one process
@@ -103,6 +119,13 @@ pub(crate) fn parent_of(pid: i32) -> Option<(i32, bool)> {
     let mut fields = rest.split_whitespace();
     let ended = matches!(fields.next()?, "Z" | "X");
     Some((fields.next()?.parse().ok()?, ended))
+}
+
+/// How a process ended that waits to be reaped: the last field of proc_pid_stat(5).
+fn exit_status_of(pid: i32) -> i32 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let last = stat.split_whitespace().next_back();
+    last.and_then(|status| status.parse().ok()).unwrap_or(0)
 }
 
 /// True if there is no such process, or it waits to be reaped.
@@ -333,7 +356,12 @@ impl Checkpointer {
             let Some((parent, ended)) = parent_of(pid) else {
                 continue;
             };
-            processes.push(TreeProcess { pid, parent, ended });
+            processes.push(TreeProcess {
+                pid,
+                parent,
+                ended,
+                exit_status: 0,
+            });
             for child in children(pid) {
                 if !self.members.iter().any(|member| member.pid() == child)
                     && let Some((parent, true)) = parent_of(child)
@@ -342,6 +370,7 @@ impl Checkpointer {
                         pid: child,
                         parent,
                         ended: true,
+                        exit_status: exit_status_of(child),
                     });
                 }
             }
@@ -356,13 +385,21 @@ mod tests {
 
     #[test]
     fn a_list_is_read_as_it_was_written_and_refused_when_cut() {
-        let process = |pid, parent, ended| TreeProcess { pid, parent, ended };
-        let processes = vec![process(7, 1, false), process(8, 7, true)];
+        let process = |pid, parent, exit_status: Option<i32>| TreeProcess {
+            pid,
+            parent,
+            ended: exit_status.is_some(),
+            exit_status: exit_status.unwrap_or(0),
+        };
+        let processes = vec![process(7, 1, None), process(8, 7, Some(0x300))];
         let bytes = to_bytes(&processes).expect("a short list fits");
         assert_eq!(from_bytes(&bytes), Some(processes));
         for length in 0..bytes.len() {
             assert_eq!(from_bytes(&bytes[..length]), None);
         }
+        let before = bincode::encode_to_vec((1u16, vec![(7i32, 1i32, false)]), config());
+        let before = from_bytes(&before.expect("a short list fits"));
+        assert_eq!(before, Some(vec![process(7, 1, None)]), "the first version");
     }
 
     #[test]

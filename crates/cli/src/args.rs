@@ -40,6 +40,8 @@ pub enum Command {
     Export(Export),
     /// Put the memory and registers of a live process back to a snapshot
     Rollback(Rollback),
+    /// Start the process of a snapshot again, after it was killed or the machine was started anew
+    Restore(Restore),
     /// Count the pages of a process by what its page tables say, a region a line
     Pages(Pages),
     /// Remove what pagetide left in a process
@@ -189,6 +191,31 @@ pub struct Rollback {
     /// The snapshot [default: the newest]
     #[arg(long, value_name = "ID")]
     pub at: Option<u64>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `restore`.
+#[derive(Debug, Args)]
+pub struct Restore {
+    /// Directory of the store
+    pub store: PathBuf,
+    /// The snapshot [default: the newest]
+    #[arg(long, value_name = "ID")]
+    pub at: Option<u64>,
+    /// End when the process runs, instead of waiting for it and exiting with its status
+    #[arg(long)]
+    pub detach: bool,
+    /// Leave it stopped (SIGSTOP) before its first instruction
+    #[arg(long)]
+    pub stopped: bool,
+    /// Let the kernel choose its number: for a program that does not hold it
+    #[arg(long)]
+    pub new_pid: bool,
+    /// Something that cannot be brought back, by its name, and that the process may go without
+    #[arg(long, value_name = "NAME")]
+    pub accept: Vec<String>,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

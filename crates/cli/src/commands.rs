@@ -8,6 +8,7 @@ mod log;
 mod packaging;
 mod pages;
 mod probe;
+mod restore;
 mod rollback;
 mod show;
 mod verify;
@@ -33,6 +34,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Verify(options) => return verify::run(&options),
         Command::Export(options) => export::run(&options),
         Command::Rollback(options) => rollback::run(&options),
+        Command::Restore(options) => return restore::run(&options),
         Command::Pages(options) => pages::run(&options),
         Command::Detach(options) => detach::run(&options),
         Command::Completions(options) => packaging::completions(&options),

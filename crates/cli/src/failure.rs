@@ -1,6 +1,6 @@
 //! How a failure is told: the message with its causes, what to do about it, and the exit code.
 
-use pagetide::{AttachError, RollbackError, TakeError, TrackingError};
+use pagetide::{AttachError, RestoreError, RollbackError, TakeError, TrackingError};
 use pagetide_process::{NoPrivilege, PageUsageError, RefusalError, RemoteCallError, StopError};
 use pagetide_snapshot::{LockError, OpenError, ReadError};
 use rustix::io::Errno;
@@ -135,6 +135,9 @@ fn is_refusal(cause: Cause<'_>) -> bool {
     }
     if let Some(error) = cause.downcast_ref::<LockError>() {
         return !matches!(error, LockError::Io { .. });
+    }
+    if let Some(error) = cause.downcast_ref::<RestoreError>() {
+        return error.is_refusal();
     }
     if let Some(error) = cause.downcast_ref::<RollbackError>() {
         return error.is_refusal();

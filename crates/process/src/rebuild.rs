@@ -76,11 +76,13 @@ const THREAD: u64 = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_0000;
 const SYS_MMAP: i64 = 9;
 const SYS_MUNMAP: i64 = 11;
 const SYS_MREMAP: i64 = 25;
+const SYS_PRCTL: i64 = 157;
 const SYS_RSEQ: i64 = 334;
 
 const PROT_READ_WRITE: u64 = 3;
 const MAP_PRIVATE_ANONYMOUS_FIXED: u64 = 0x02 | 0x20 | 0x10_0000;
 const MREMAP_MAYMOVE_FIXED: u64 = 3;
+const PR_SET_PDEATHSIG: u64 = 1;
 const RSEQ_FLAG_UNREGISTER: u64 = 1;
 /// No address of a process is higher with four levels of page tables.
 const ADDRESSES_END: u64 = 0x7fff_ffff_f000;
@@ -113,6 +115,11 @@ impl NewProcess {
             .expect("it is taken out only when the value ends")
     }
 
+    /// Which process it is.
+    pub fn identity(&self) -> Option<&ProcessIdentity> {
+        self.stopped.as_ref().map(StoppedProcess::identity)
+    }
+
     /// Its number.
     pub fn pid(&self) -> i32 {
         self.stopped
@@ -139,7 +146,8 @@ impl NewProcess {
         let vdso = vdso_of(&mappings).ok_or(KernelMappingsError::NoSystemCall)?;
         self.syscall = kernel_mappings::system_call(&memory, vdso)?;
         let first = ThreadId::new(pid);
-        let area = ptrace::rseq_configuration(first);
+        let tracer = self.stopped().tracer();
+        let area = tracer.run(move |_| ptrace::rseq_configuration(first));
         let area = area.map_err(|source| RebuildError::Kernel {
             thread: first,
             source,
@@ -241,11 +249,15 @@ impl NewProcess {
         Ok(thread)
     }
 
-    /// Unmaps the memory for the bytes of calls. No call that has any can be made after that.
-    pub fn unmap_scratch(&mut self) -> Result<(), RebuildError> {
+    /// Takes away what it has only while it is built: the memory for the bytes of calls, and its bond to whoever made it. No
+    /// call that has bytes can be made after that.
+    pub fn free(&mut self) -> Result<(), RebuildError> {
         let (pid, scratch) = (self.pid(), self.scratch);
         let mut calls = self.calls(ThreadId::new(pid))?;
-        let done = calls.call(SYS_MUNMAP, [scratch.0, scratch.1 - scratch.0, 0, 0, 0, 0]);
+        let length = scratch.1 - scratch.0;
+        let done = calls
+            .call(SYS_PRCTL, [PR_SET_PDEATHSIG, 0, 0, 0, 0, 0])
+            .and_then(|_| calls.call(SYS_MUNMAP, [scratch.0, length, 0, 0, 0, 0]));
         let finished = calls.finish();
         let done = done.and(finished);
         done.map_err(|source| RebuildError::Remote {

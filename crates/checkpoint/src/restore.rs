@@ -1,0 +1,266 @@
+//! A process, or a tree of processes, started again from a snapshot: after it was killed, or after a reboot.
+//!
+//! Everything that can be known to fail is found before any process exists: what the snapshot says cannot be brought
+//! back, files that are no longer what they were, a vdso of another kernel. Then the processes are made, all of them
+//! waiting, and built by system calls that they make themselves (see `pagetide_process::NewProcess`). They belong to this
+//! process until the end: a failure halfway, or the end of this process, ends them.
+//!
+//! A restored process can be checkpointed as a delta to the snapshot it came from: its tracking begins before its first
+//! instruction.
+
+mod birth;
+mod build;
+mod fill;
+mod mappings;
+mod objects;
+mod plan;
+mod sources;
+
+use crate::file_pages::FilePagesError;
+use crate::tree::members_of;
+use birth::Born;
+use build::Building;
+use pagetide_kernel::memory::MemoryError;
+use pagetide_kernel::spawn::SpawnError;
+use pagetide_pages::PageCount;
+use pagetide_process::{
+    Blocker, NewProcess, RebuildError, RemoteCallError, ResumeError, StateDecodeError, StopOptions,
+    StoppedProcess, kernel_mappings_of,
+};
+use pagetide_snapshot::{ReadError, SnapshotId, Store, View};
+use plan::Plan;
+use rustix::process::{Signal, kill_process};
+use sources::Sources;
+use std::time::{Duration, Instant};
+
+/// Descriptors of ours have numbers from here on, so that they are not in the way of those of the new processes.
+const OUT_OF_THE_WAY: i32 = 4096;
+
+/// Why a process was not restored. Nothing of it is left.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RestoreError {
+    /// The snapshot is not one of a process.
+    #[error("snapshot {id} holds no process")]
+    NotAProcess {
+        /// Its id.
+        id: SnapshotId,
+    },
+    /// Things that cannot be brought back, and that were not accepted.
+    #[error("snapshot {id} holds what cannot be brought back: {}", listed(.blockers))]
+    Blocked {
+        /// Its id.
+        id: SnapshotId,
+        /// What.
+        blockers: Vec<Blocker>,
+    },
+    /// The state in the snapshot cannot be read.
+    #[error("the process state in the snapshot")]
+    State(#[from] StateDecodeError),
+    /// The store cannot be read.
+    #[error(transparent)]
+    Store(#[from] ReadError),
+    /// A file that is needed is not what it was.
+    #[error("{path}, which the process had mapped, {reason}")]
+    File {
+        /// The file.
+        path: String,
+        /// What is wrong with it, for people.
+        reason: String,
+    },
+    /// The code that the kernel maps into every process is another.
+    #[error(
+        "the vdso of this kernel is not that of snapshot {id}, and the program may call into it"
+    )]
+    Vdso {
+        /// The snapshot.
+        id: SnapshotId,
+    },
+    /// A number that the process had belongs to another.
+    #[error("the number {pid} that a process of the snapshot had belongs to {owner} now")]
+    Taken {
+        /// The number.
+        pid: i32,
+        /// Who has it.
+        owner: String,
+    },
+    /// Its parent began another session when it was born already.
+    #[error(
+        "process {pid} is in session {session}, and its parent {parent} is in another: such a child cannot be made again"
+    )]
+    Session {
+        /// The child.
+        pid: i32,
+        /// Its session.
+        session: i32,
+        /// Its parent.
+        parent: i32,
+    },
+    /// The processes could not be made.
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+    /// A process could not be built.
+    #[error(transparent)]
+    Rebuild(#[from] RebuildError),
+    /// A mapping could not be made.
+    #[error("cannot map {start:#x}-{end:#x} {name}")]
+    Map {
+        /// First address.
+        start: u64,
+        /// Address past the last byte.
+        end: u64,
+        /// Its name.
+        name: String,
+        /// What went wrong.
+        #[source]
+        source: RemoteCallError,
+    },
+    /// Its memory could not be written.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// Shared memory could not be made again.
+    #[error("cannot make {name} again")]
+    Object {
+        /// Its name.
+        name: String,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Pages that were left in a file are no longer there.
+    #[error(transparent)]
+    FilePages(#[from] FilePagesError),
+    /// No descriptor could be made.
+    #[error("cannot open another file descriptor")]
+    Descriptors(#[source] std::io::Error),
+    /// This process could not be examined.
+    #[error("cannot read what /proc says of this process")]
+    Own(#[source] std::io::Error),
+    /// It was killed before it ran.
+    #[error(transparent)]
+    Resume(#[from] ResumeError),
+}
+
+fn listed(blockers: &[Blocker]) -> String {
+    let names: Vec<String> = blockers.iter().map(Blocker::name).collect();
+    names.join(", ")
+}
+
+impl RestoreError {
+    /// True if the snapshot cannot be restored here, as opposed to something that failed.
+    pub fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            RestoreError::NotAProcess { .. }
+                | RestoreError::Blocked { .. }
+                | RestoreError::File { .. }
+                | RestoreError::Vdso { .. }
+                | RestoreError::Taken { .. }
+                | RestoreError::Session { .. }
+                | RestoreError::Spawn(SpawnError::NotPermitted { .. })
+                | RestoreError::Rebuild(
+                    RebuildError::KernelMappings(_) | RebuildError::ThreadTaken { .. }
+                )
+        )
+    }
+}
+
+/// How to restore.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct RestoreOptions {
+    /// Let the kernel choose the numbers of processes and threads.
+    pub new_pid: bool,
+    /// Leave the processes stopped (SIGSTOP) before their first instruction.
+    pub stopped: bool,
+    /// The names of things that cannot be brought back and that the process may go without.
+    pub accept: Vec<String>,
+    /// How long the new processes may take to stand still while they are built.
+    pub stop: StopOptions,
+}
+
+/// What a restore did.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Restored {
+    /// The process, or the first of the tree. It is a child of this process.
+    pub pid: i32,
+    /// All processes, the first one first.
+    pub pids: Vec<i32>,
+    /// Pages that were written.
+    pub restored_pages: PageCount,
+    /// From the beginning until the first instruction could run.
+    pub first_instruction: Duration,
+    /// Why what is written from now on is not tracked, if it is not: the next snapshot is full then.
+    pub not_tracked: Option<String>,
+}
+
+/// Starts the process or the processes of `view`, a snapshot in `store`, again. They are children of this process,
+/// which may leave them alone by ending once this has returned.
+///
+/// Everything is built by the calling thread; it must live until this returns. No other thread of this process may open
+/// files meanwhile without O_CLOEXEC, nor wait for children that it does not name.
+pub fn restore(
+    store: &Store,
+    view: &View,
+    options: &RestoreOptions,
+) -> Result<Restored, RestoreError> {
+    let started = Instant::now();
+    let plans = members_of(view);
+    let plans = plans.iter().map(|(_, names)| Plan::of(view, names));
+    let plans = plans.collect::<Result<Vec<_>, _>>()?;
+    if plans.is_empty() {
+        return Err(RestoreError::NotAProcess { id: view.id() });
+    }
+    let own = kernel_mappings_of(std::process::id().cast_signed());
+    let own = own.map_err(RebuildError::from)?;
+    let mut sources = Sources::new(OUT_OF_THE_WAY);
+    let mut programs = Vec::with_capacity(plans.len());
+    for plan in &plans {
+        plan.check_vdso(view, &own)?;
+        sources.open_all(plan.regions)?;
+        programs.push(sources.program(&plan.state.outside.exe)?);
+    }
+    let regions = plans.iter().flat_map(|plan| plan.regions);
+    objects::make_all(view, regions, &mut sources, &options.accept)?;
+
+    let born = Born::bear(view, &plans, options.new_pid)?;
+    let mut building = Building {
+        store,
+        view,
+        sources: &sources,
+        born: &born,
+        new_pid: options.new_pid,
+        restored_pages: PageCount(0),
+        not_tracked: None,
+    };
+    let mut built = Vec::with_capacity(plans.len());
+    for (plan, program) in plans.iter().zip(&programs) {
+        let new = NewProcess::take(born.now(plan.pid), options.stop)?;
+        built.push(building.build(plan, program, new)?);
+    }
+    let (restored_pages, not_tracked) = (building.restored_pages, building.not_tracked);
+    let built: Vec<StoppedProcess> = built.into_iter().map(NewProcess::finish).collect();
+    if options.stopped {
+        for process in &built {
+            let pid = rustix::process::Pid::from_raw(process.identity().pid);
+            let stopped = pid.map(|pid| kill_process(pid, Signal::STOP));
+            stopped
+                .unwrap_or(Ok(()))
+                .map_err(|source| RestoreError::Own(source.into()))?;
+        }
+    }
+    let first_instruction = started.elapsed();
+    for process in built {
+        process.resume()?;
+    }
+    let pids: Vec<i32> = plans.iter().map(|plan| born.now(plan.pid)).collect();
+    born.live();
+    Ok(Restored {
+        pid: pids[0],
+        pids,
+        restored_pages,
+        first_instruction,
+        not_tracked,
+    })
+}

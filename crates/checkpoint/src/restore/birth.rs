@@ -1,0 +1,153 @@
+//! The new processes before there is anything in them: as many as the snapshot has, children of each other as it
+//! says, with the numbers and sessions that they had.
+
+use super::RestoreError;
+use super::plan::Plan;
+use crate::tree::{TreeProcess, tree_of};
+use pagetide_kernel::spawn::{self, Fate, Seed, SpawnError};
+use pagetide_snapshot::View;
+use std::collections::{HashMap, HashSet};
+
+/// The processes that were made, until they live: an early end kills them.
+pub(super) struct Born {
+    roots: Vec<i32>,
+    numbers: HashMap<i32, i32>,
+}
+
+/// How a process that ended is made to end again.
+fn fate(process: &TreeProcess) -> Fate {
+    match (process.ended, process.exit_status & 0x7f) {
+        (false, _) => Fate::Waits,
+        (true, 0) => Fate::Exits((process.exit_status >> 8) & 0xff),
+        (true, signal) => Fate::Killed(signal),
+    }
+}
+
+impl Born {
+    /// Makes them all. They wait.
+    pub fn bear(view: &View, plans: &[Plan<'_>], new_pid: bool) -> Result<Born, RestoreError> {
+        let mut processes = tree_of(view).unwrap_or_default();
+        if processes.is_empty() {
+            processes.extend(plans.iter().map(|plan| TreeProcess {
+                pid: plan.pid,
+                parent: 0,
+                ended: false,
+                exit_status: 0,
+            }));
+        }
+        let all: HashSet<i32> = processes.iter().map(|process| process.pid).collect();
+        let mut born = Born {
+            roots: Vec::new(),
+            numbers: HashMap::new(),
+        };
+        let family = Family {
+            processes: &processes,
+            plans,
+            new_pid,
+        };
+        for root in processes
+            .iter()
+            .filter(|process| !all.contains(&process.parent))
+        {
+            let mut order = Vec::new();
+            let seed = family.seed(root, &mut order)?;
+            let made = spawn::spawn(&seed).map_err(|error| match error {
+                SpawnError::Taken { pid } => RestoreError::Taken {
+                    pid,
+                    owner: owner_of(pid),
+                },
+                other => other.into(),
+            })?;
+            born.roots.extend(made.first());
+            born.numbers.extend(order.into_iter().zip(made));
+        }
+        Ok(born)
+    }
+
+    /// The number now of the process that had this one.
+    pub fn now(&self, then: i32) -> i32 {
+        self.numbers.get(&then).copied().unwrap_or(then)
+    }
+
+    /// True if a process of the snapshot had this number.
+    pub fn has(&self, then: i32) -> bool {
+        self.numbers.contains_key(&then)
+    }
+
+    /// They are left to themselves.
+    pub fn live(mut self) {
+        self.roots.clear();
+    }
+}
+
+impl Drop for Born {
+    fn drop(&mut self) {
+        for &root in &self.roots {
+            spawn::kill_and_reap(root);
+        }
+    }
+}
+
+struct Family<'a> {
+    processes: &'a [TreeProcess],
+    plans: &'a [Plan<'a>],
+    new_pid: bool,
+}
+
+impl Family<'_> {
+    fn session(&self, pid: i32) -> Option<i32> {
+        let plan = self.plans.iter().find(|plan| plan.pid == pid)?;
+        Some(plan.state.outside.sid)
+    }
+
+    /// The seed of a process with those of its children, and their numbers in the order in which they are made.
+    fn seed(&self, process: &TreeProcess, order: &mut Vec<i32>) -> Result<Seed, RestoreError> {
+        let pid = process.pid;
+        order.push(pid);
+        let session = self.session(pid);
+        let parents = self.session(process.parent);
+        // A child has its parent's session or leads its own, unless the parent began its session later.
+        if let (Some(session), Some(parents)) = (session, parents)
+            && session != pid
+            && session != parents
+        {
+            return Err(RestoreError::Session {
+                pid,
+                session,
+                parent: process.parent,
+            });
+        }
+        let children = self.processes.iter().filter(|child| child.parent == pid);
+        Ok(Seed {
+            pid: (!self.new_pid).then_some(pid),
+            leads_session: session == Some(pid),
+            fate: fate(process),
+            children: children
+                .map(|child| self.seed(child, order))
+                .collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+/// Who has a number, for people.
+fn owner_of(pid: i32) -> String {
+    let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let value = |key| {
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix(key))
+            .map(str::trim)
+    };
+    let pid = pid.to_string();
+    match (comm.trim(), value("Tgid:"), value("State:")) {
+        ("", ..) => "a process that is just ending".to_owned(),
+        (comm, Some(process), _) if process != pid => {
+            format!("a thread of process {process} ({comm})")
+        }
+        (comm, _, Some(state)) if state.starts_with('Z') => {
+            format!("the process {comm}, which has ended and waits to be reaped")
+        }
+        (comm, ..) => format!("the process {comm}"),
+    }
+}

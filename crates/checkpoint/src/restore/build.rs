@@ -1,0 +1,123 @@
+//! One new process built: its memory, its tracking, its threads.
+
+use super::birth::Born;
+use super::plan::Plan;
+use super::sources::Sources;
+use super::{RestoreError, fill, mappings};
+use crate::checkpointer::choose_backend;
+use crate::mark::Phase;
+use crate::member::Member;
+use crate::take::TakeError;
+use crate::tracking::Tracking;
+use pagetide_kernel::memory::ProcessMemory;
+use pagetide_pages::PageCount;
+use pagetide_process::{NewProcess, RebuildError, ThreadId, ThreadState, examine_for_reading};
+use pagetide_snapshot::{Store, View};
+use pagetide_tracker::Backend;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+/// What all processes of a restore have in common, and what came of it so far.
+pub(super) struct Building<'a> {
+    pub store: &'a Store,
+    pub view: &'a View,
+    pub sources: &'a Sources,
+    pub born: &'a Born,
+    pub new_pid: bool,
+    pub restored_pages: PageCount,
+    pub not_tracked: Option<String>,
+}
+
+/// Memory that a process has only while it is built.
+const SCRATCH_BYTES: u64 = 128 << 10;
+
+impl Building<'_> {
+    /// Makes `new` what `plan` says, and leaves it standing before its first instruction.
+    pub fn build(
+        &mut self,
+        plan: &Plan<'_>,
+        program: &OwnedFd,
+        mut new: NewProcess,
+    ) -> Result<NewProcess, RestoreError> {
+        let outside = &plan.state.outside;
+        let scratch = mappings::free_place(plan.regions, SCRATCH_BYTES);
+        new.empty(&plan.kernel_mappings, scratch)?;
+        mappings::map_all(&mut new, plan.regions, self.sources)?;
+        let program = Some(program.as_raw_fd());
+        let layout = &outside.layout;
+        mappings::set_layout(&mut new, layout, plan.heap_end(), &outside.auxv, program)?;
+        let memory = ProcessMemory::open(new.pid())?;
+        let filled = fill::fill(self.view, plan.space, &memory)?;
+        self.restored_pages += filled.pages;
+        mappings::seal(&mut new, plan.regions, &filled.guards)?;
+
+        // Whatever is written from here on is not what the snapshot has, and is to be seen.
+        if let Err(error) = self.track(plan, &mut new) {
+            tracing::debug!(%error, pid = new.pid(), "not tracked");
+            self.not_tracked.get_or_insert(error.to_string());
+        }
+        let mut states: Vec<ThreadState> = plan.state.threads.clone();
+        for (number, state) in states.iter_mut().enumerate() {
+            state.thread = match number {
+                0 => ThreadId::new(new.pid()),
+                _ => {
+                    let wanted = (!self.new_pid).then_some(state.thread.get());
+                    new.add_thread(wanted)?
+                }
+            };
+        }
+        self.join_group(plan, &mut new)?;
+        new.free()?;
+        new.set_thread_states(&states)?;
+        Ok(new)
+    }
+
+    /// Puts a process into the process group that it was in, if that is one of the tree.
+    fn join_group(&self, plan: &Plan<'_>, new: &mut NewProcess) -> Result<(), RestoreError> {
+        let outside = &plan.state.outside;
+        let group = self.born.now(outside.pgid);
+        let leads_session = outside.sid == plan.pid;
+        if leads_session || !self.born.has(outside.pgid) {
+            return Ok(());
+        }
+        let pid = new.pid();
+        let remote = |source| RebuildError::Remote {
+            what: "join a process group",
+            pid,
+            source,
+        };
+        let mut calls = new.calls(ThreadId::new(pid))?;
+        let group = u64::from(group.unsigned_abs());
+        let joined = calls.call(nix::libc::SYS_setpgid, [0, group, 0, 0, 0, 0]);
+        joined.map_err(remote)?;
+        Ok(calls.finish().map_err(remote)?)
+    }
+
+    /// Begins tracking as of the snapshot, so that the next one is a delta to it.
+    fn track(&self, plan: &Plan<'_>, new: &mut NewProcess) -> Result<(), TakeError> {
+        let attach = |source: crate::AttachError| TakeError::Member {
+            pid: plan.pid,
+            source: Box::new(source),
+        };
+        let backend = choose_backend(None).map_err(attach)?;
+        if backend == Backend::Rehash {
+            return Ok(());
+        }
+        let pid = new.pid();
+        let examined = examine_for_reading(pid).map_err(|error| attach(error.into()))?;
+        let identity = examined.identity.clone();
+        let mut member = Member::new(examined, plan.names.clone()).map_err(attach)?;
+        let calls = new.calls(ThreadId::new(pid));
+        let mut calls = calls.map_err(|error| TakeError::Build(Box::new(error)))?;
+        let tracking = Tracking::begin_in_new(&mut calls, &identity, backend, self.store.id());
+        let finished = calls.finish();
+        member.tracking = Some(tracking?);
+        finished.map_err(|source| crate::TrackingError::Remote { pid, source })?;
+        let layout = member.layout(true, |_| false)?;
+        if let Some(tracking) = member.tracking.as_mut() {
+            // The first harvest takes all that there is: nothing has been written since.
+            tracking.tracker.harvest(&layout.tracked)?.commit();
+        }
+        let phase = Phase::Committed(self.view.id(), self.view.info().content_hash);
+        member.set_phase(phase)
+    }
+}

@@ -1,0 +1,104 @@
+//! What the pages of a new process hold: read from the chain by all cores and written into its memory.
+
+use super::RestoreError;
+use crate::capture::SIZE;
+use pagetide_kernel::memory::ProcessMemory;
+use pagetide_pages::{PageCount, PageIndex, PageRange};
+use pagetide_snapshot::{Backing, Capture, PageContent, Region, Sharing, View};
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Bytes of zeros written at once.
+const ZEROS: usize = 1 << 18;
+
+/// What was done.
+pub(super) struct Filled {
+    /// How many pages were written.
+    pub pages: PageCount,
+    /// Pages that are to be guards.
+    pub guards: Vec<PageRange>,
+}
+
+/// How the pages of a region get their content.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// They are written. What was never written is zero.
+    Written,
+    /// They are written; what is zero covers something else.
+    ZerosToo,
+    /// By something else, or not at all.
+    NotHere,
+}
+
+fn way(region: &Region) -> Way {
+    match (&region.backing, &region.capture) {
+        (Backing::Kernel, _) | (_, Capture::NotCaptured { .. }) => Way::NotHere,
+        _ if region.shows.is_some() => Way::NotHere,
+        (Backing::Anonymous, _) => Way::Written,
+        (Backing::File { .. }, _) if region.sharing == Sharing::Shared => Way::NotHere,
+        (Backing::File { path, .. }, _) if path.starts_with(b"/anon_hugepage") => Way::Written,
+        _ => Way::ZerosToo,
+    }
+}
+
+/// Writes the pages of space number `space`, whose regions are mapped already.
+pub(super) fn fill(
+    view: &View,
+    space: usize,
+    memory: &ProcessMemory,
+) -> Result<Filled, RestoreError> {
+    let regions = &view.spaces()[space].regions;
+    let all = match (regions.first(), regions.last()) {
+        (Some(first), Some(last)) => PageRange::new(first.pages.start(), last.pages.end()),
+        _ => PageRange::new(PageIndex(0), PageIndex(0)),
+    };
+    let written = AtomicU64::new(0);
+    let guards = Mutex::new(Vec::new());
+    view.read_parallel::<RestoreError>(space, all, 0, |pages, content| {
+        match content {
+            PageContent::Unbacked | PageContent::File(_) => return Ok(()),
+            PageContent::Guard => {
+                let mut guards = guards.lock().unwrap_or_else(PoisonError::into_inner);
+                guards.push(pages);
+                return Ok(());
+            }
+            PageContent::Bytes(_) | PageContent::Zero => {}
+        }
+        let first = regions.partition_point(|region| region.pages.end() <= pages.start());
+        for region in &regions[first..] {
+            let Some(part) = region.pages.intersection(pages) else {
+                break;
+            };
+            match (way(region), content) {
+                (Way::NotHere, _) | (Way::Written, PageContent::Zero) => continue,
+                (_, PageContent::Bytes(bytes)) => {
+                    let skip = SIZE.bytes_of(PageCount(part.start().0 - pages.start().0)) as usize;
+                    let length = SIZE.bytes_of(part.count()) as usize;
+                    memory.write(SIZE.address_of(part.start()), &bytes[skip..skip + length])?;
+                }
+                _ => zero(memory, part)?,
+            }
+            written.fetch_add(part.count().0, Ordering::Relaxed);
+        }
+        Ok(())
+    })?;
+    let mut guards = guards.into_inner().unwrap_or_else(PoisonError::into_inner);
+    guards.sort_by_key(|pages| pages.start());
+    Ok(Filled {
+        pages: PageCount(written.into_inner()),
+        guards,
+    })
+}
+
+fn zero(memory: &ProcessMemory, pages: PageRange) -> Result<(), RestoreError> {
+    let zeros = vec![0; ZEROS];
+    let (start, end) = SIZE.span_of(pages);
+    let mut at = start;
+    while at < end {
+        let length = (end - at).min(ZEROS as u64);
+        memory.write(at, &zeros[..length as usize])?;
+        at += length;
+    }
+    Ok(())
+}

@@ -1,0 +1,277 @@
+//! The address space of a process made again: every region mapped where it was, with its protection, advice and name,
+//! and the addresses that the kernel remembers of the program. What the pages hold comes afterwards (see `fill`).
+
+use super::RestoreError;
+use super::sources::{SourceNumber, Sources};
+use crate::capture::SIZE;
+use pagetide_process::{
+    MemoryLayout, NewProcess, RebuildError, RemoteCallError, RemoteCalls, ThreadId,
+};
+use pagetide_snapshot::{Backing, Region, Sharing};
+use std::os::fd::RawFd;
+
+const SYS_MMAP: i64 = nix::libc::SYS_mmap;
+const SYS_MPROTECT: i64 = nix::libc::SYS_mprotect;
+const SYS_MADVISE: i64 = nix::libc::SYS_madvise;
+const SYS_MLOCK2: i64 = nix::libc::SYS_mlock2;
+const SYS_SHMAT: i64 = nix::libc::SYS_shmat;
+const SYS_PRCTL: i64 = nix::libc::SYS_prctl;
+
+const PR_SET_MM: u64 = 35;
+const PR_SET_MM_MAP: u64 = 14;
+const PR_SET_VMA: u64 = 0x5356_4d41;
+const PR_SET_VMA_ANON_NAME: u64 = 0;
+const MLOCK_ONFAULT: u64 = 1;
+/// Linux 6.13.
+const MADV_GUARD_INSTALL: u64 = 102;
+
+/// The advice of madvise(2) by the name under which a region has it.
+const ADVICE: [(&str, i32); 8] = [
+    ("sequential", nix::libc::MADV_SEQUENTIAL),
+    ("random", nix::libc::MADV_RANDOM),
+    ("dontfork", nix::libc::MADV_DONTFORK),
+    ("dontdump", nix::libc::MADV_DONTDUMP),
+    ("wipeonfork", nix::libc::MADV_WIPEONFORK),
+    ("hugepage", nix::libc::MADV_HUGEPAGE),
+    ("nohugepage", nix::libc::MADV_NOHUGEPAGE),
+    ("mergeable", nix::libc::MADV_MERGEABLE),
+];
+
+fn has(region: &Region, advice: &str) -> bool {
+    region.advice.iter().any(|given| given == advice)
+}
+
+/// `mmap` arguments for a region.
+fn mmap_arguments(region: &Region, source: Option<RawFd>) -> [u64; 6] {
+    let (start, end) = SIZE.span_of(region.pages);
+    let mut flags = nix::libc::MAP_FIXED
+        | match region.sharing {
+            Sharing::Private => nix::libc::MAP_PRIVATE,
+            Sharing::Shared => nix::libc::MAP_SHARED,
+        };
+    let given = [
+        ("growsdown", nix::libc::MAP_GROWSDOWN),
+        ("noreserve", nix::libc::MAP_NORESERVE),
+        ("hugetlb", nix::libc::MAP_HUGETLB),
+    ];
+    for (_, flag) in given.iter().filter(|(advice, _)| has(region, advice)) {
+        // A file of hugetlbfs is huge by itself.
+        if source.is_none() || *flag != nix::libc::MAP_HUGETLB {
+            flags |= flag;
+        }
+    }
+    let offset = match (&region.backing, source) {
+        (
+            Backing::File { offset_bytes, .. } | Backing::SharedMemory { offset_bytes, .. },
+            Some(_),
+        ) => *offset_bytes,
+        _ => {
+            flags |= nix::libc::MAP_ANONYMOUS;
+            0
+        }
+    };
+    [
+        start,
+        end - start,
+        u64::from(first_protection(region)),
+        u64::from(flags.unsigned_abs()),
+        source.map_or(u64::MAX, |number| u64::from(number.unsigned_abs())),
+        offset,
+    ]
+}
+
+/// `shmat` arguments for a region that shows a whole segment.
+fn attach_arguments(region: &Region, id: i32) -> [u64; 6] {
+    let (start, _) = SIZE.span_of(region.pages);
+    let mut flags = 0;
+    if !region.protection.write {
+        flags |= nix::libc::SHM_RDONLY;
+    }
+    if region.protection.execute {
+        flags |= nix::libc::SHM_EXEC;
+    }
+    let [id, flags] = [id, flags].map(|number| u64::from(number.unsigned_abs()));
+    [id, start, flags, 0, 0, 0]
+}
+
+fn protection(region: &Region) -> u32 {
+    let bit = |on, bit: i32| if on { bit.unsigned_abs() } else { 0 };
+    bit(region.protection.read, nix::libc::PROT_READ)
+        | bit(region.protection.write, nix::libc::PROT_WRITE)
+        | bit(region.protection.execute, nix::libc::PROT_EXEC)
+}
+
+/// The protection it is mapped with. Memory that once could be written to is charged for ever, which is told by an
+/// attribute of its own.
+fn first_protection(region: &Region) -> u32 {
+    match has(region, "accounted") && !region.protection.write {
+        true => nix::libc::PROT_WRITE.unsigned_abs(),
+        false => protection(region),
+    }
+}
+
+/// Maps all `regions` into an empty address space. Those of the kernel are there already.
+pub(super) fn map_all(
+    new: &mut NewProcess,
+    regions: &[Region],
+    sources: &Sources,
+) -> Result<(), RestoreError> {
+    let pid = new.pid();
+    let mut calls = new.calls(ThreadId::new(pid))?;
+    for region in regions
+        .iter()
+        .filter(|region| region.backing != Backing::Kernel)
+    {
+        let mapped = map(&mut calls, region, sources.of(region));
+        mapped.map_err(|source| {
+            let (start, end) = SIZE.span_of(region.pages);
+            RestoreError::Map {
+                start,
+                end,
+                name: region.name.clone(),
+                source,
+            }
+        })?;
+    }
+    finish(calls, pid)
+}
+
+fn finish(calls: RemoteCalls<'_>, pid: i32) -> Result<(), RestoreError> {
+    let remote = |source| RebuildError::Remote {
+        what: "end system calls",
+        pid,
+        source,
+    };
+    Ok(calls.finish().map_err(remote)?)
+}
+
+fn map(
+    calls: &mut RemoteCalls<'_>,
+    region: &Region,
+    source: Option<SourceNumber>,
+) -> Result<(), RemoteCallError> {
+    let (start, end) = SIZE.span_of(region.pages);
+    let length = end - start;
+    match source {
+        Some(SourceNumber::Segment(id)) => {
+            calls.call(SYS_SHMAT, attach_arguments(region, id))?;
+            return Ok(());
+        }
+        Some(SourceNumber::File(number)) => {
+            calls.call(SYS_MMAP, mmap_arguments(region, Some(number)))?;
+        }
+        None => {
+            calls.call(SYS_MMAP, mmap_arguments(region, None))?;
+        }
+    }
+    if first_protection(region) != protection(region) {
+        let protection = u64::from(protection(region));
+        calls.call(SYS_MPROTECT, [start, length, protection, 0, 0, 0])?;
+    }
+    for (_, advice) in ADVICE.iter().filter(|(name, _)| has(region, name)) {
+        let advice = u64::from(advice.unsigned_abs());
+        calls.call(SYS_MADVISE, [start, length, advice, 0, 0, 0])?;
+    }
+    let inner = region
+        .name
+        .strip_prefix("[anon:")
+        .or(region.name.strip_prefix("[anon_shmem:"));
+    if let Some(name) = inner.and_then(|name| name.strip_suffix(']')) {
+        let mut name = name.as_bytes().to_vec();
+        name.push(0);
+        calls.with_bytes(&name, |calls, name| {
+            let arguments = [PR_SET_VMA, PR_SET_VMA_ANON_NAME, start, length, name, 0];
+            calls.call(SYS_PRCTL, arguments)
+        })?;
+    }
+    Ok(())
+}
+
+/// What can be done only when the pages are there: guards, and locking memory.
+pub(super) fn seal(
+    new: &mut NewProcess,
+    regions: &[Region],
+    guards: &[pagetide_pages::PageRange],
+) -> Result<(), RestoreError> {
+    let pid = new.pid();
+    let locked = regions.iter().filter(|region| has(region, "locked"));
+    let mut locked = locked.peekable();
+    if guards.is_empty() && locked.peek().is_none() {
+        return Ok(());
+    }
+    let remote = |what| move |source| RebuildError::Remote { what, pid, source };
+    let mut calls = new.calls(ThreadId::new(pid))?;
+    for &pages in guards {
+        let (start, end) = SIZE.span_of(pages);
+        calls
+            .call(
+                SYS_MADVISE,
+                [start, end - start, MADV_GUARD_INSTALL, 0, 0, 0],
+            )
+            .map_err(remote("install guard pages"))?;
+    }
+    for region in locked {
+        let (start, end) = SIZE.span_of(region.pages);
+        calls
+            .call(SYS_MLOCK2, [start, end - start, MLOCK_ONFAULT, 0, 0, 0])
+            .map_err(remote("lock memory"))?;
+    }
+    finish(calls, pid)
+}
+
+/// Tells the kernel what it remembers of the program: where its code, data, heap, stack, arguments and environment are, its
+/// auxiliary vector, and which file it runs. Source: prctl(2), PR_SET_MM_MAP.
+pub(super) fn set_layout(
+    new: &mut NewProcess,
+    layout: &MemoryLayout,
+    heap_end: u64,
+    auxv: &[u8],
+    program: Option<RawFd>,
+) -> Result<(), RestoreError> {
+    let pid = new.pid();
+    let mut calls = new.calls(ThreadId::new(pid))?;
+    let set = calls.with_bytes(auxv, |calls, auxv_at| {
+        let words = [
+            layout.start_code,
+            layout.end_code,
+            layout.start_data,
+            layout.end_data,
+            layout.start_brk,
+            heap_end,
+            layout.start_stack,
+            layout.arg_start,
+            layout.arg_end,
+            layout.env_start,
+            layout.env_end,
+            auxv_at,
+        ];
+        let mut bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        bytes.extend(u32::try_from(auxv.len()).unwrap_or(0).to_le_bytes());
+        bytes.extend(program.unwrap_or(-1).to_le_bytes());
+        let length = bytes.len() as u64;
+        calls.with_bytes(&bytes, |calls, map| {
+            calls.call(SYS_PRCTL, [PR_SET_MM, PR_SET_MM_MAP, map, length, 0, 0])
+        })
+    });
+    set.map_err(|source| RebuildError::Remote {
+        what: "set what the kernel remembers of the program",
+        pid,
+        source,
+    })?;
+    finish(calls, pid)
+}
+
+/// An address where `length` bytes are free in the address space of these regions: the lowest such place above the first
+/// 16 MiB.
+pub(super) fn free_place(regions: &[Region], length: u64) -> u64 {
+    let mut at = 16 << 20;
+    for region in regions {
+        let (start, end) = SIZE.span_of(region.pages);
+        // The stack may grow down, and nothing may be right below it.
+        if start >= at + length + (2 << 20) {
+            break;
+        }
+        at = at.max(end);
+    }
+    at
+}

@@ -1,0 +1,367 @@
+//! Shared objects made again and filled, before there is any process to map them: what is memory is made anew, or put back
+//! where it still is; a file on a disk has to be what it was.
+
+use super::RestoreError;
+use super::sources::{Source, Sources};
+use crate::capture::SIZE;
+use crate::file_pages::OutsideFiles;
+use crate::object_records::{ObjectRecord, records_of};
+use pagetide_kernel::shared_memory::{self, AttachedSegment, Segment};
+use pagetide_pages::{PageIndex, PageRange};
+use pagetide_snapshot::{Backing, PageContent, Region, View};
+use rustix::fs::{Gid, MemfdFlags, Mode, OFlags, Uid};
+use rustix::io::Errno;
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// Makes every object that one of `regions` shows.
+pub(super) fn make_all<'a>(
+    view: &View,
+    regions: impl Iterator<Item = &'a Region>,
+    sources: &mut Sources,
+    accepted: &[String],
+) -> Result<(), RestoreError> {
+    let records = records_of(view);
+    let mut made = BTreeSet::new();
+    for region in regions {
+        let Some(shown) = &region.shows else { continue };
+        let Some(space) = view.space_index(&shown.space) else {
+            continue;
+        };
+        // A file may be mapped for reading and for writing; then it is opened for both.
+        let name = (shown.space.clone(), sources.has(region));
+        if name.1 || !made.insert(name) {
+            continue;
+        }
+        let record = records.iter().find(|record| record.space == shown.space);
+        let object = Object {
+            view,
+            space,
+            region,
+            record: record.cloned().unwrap_or_else(|| unrecorded(view, space)),
+        };
+        let source = object.make(accepted)?;
+        sources.put(region, source)?;
+    }
+    Ok(())
+}
+
+/// What can be told of an object from its pages alone.
+fn unrecorded(view: &View, space: usize) -> ObjectRecord {
+    let described = &view.spaces()[space];
+    let last = described.regions.last();
+    ObjectRecord {
+        space: described.name.clone(),
+        size_bytes: last.map_or(0, |last| SIZE.address_of(last.pages.end())),
+        mode: 0o600,
+        uid: 0,
+        gid: 0,
+        links: 1,
+        in_memory: last.is_some_and(|last| matches!(last.backing, Backing::SharedMemory { .. })),
+        segment_key: None,
+    }
+}
+
+struct Object<'a> {
+    view: &'a View,
+    space: usize,
+    region: &'a Region,
+    record: ObjectRecord,
+}
+
+impl Object<'_> {
+    fn path(&self) -> &[u8] {
+        match &self.region.backing {
+            Backing::File { path, .. } | Backing::SharedMemory { path, .. } => path,
+            Backing::Anonymous | Backing::Kernel => b"",
+        }
+    }
+
+    fn refused(&self, reason: impl Into<String>) -> RestoreError {
+        RestoreError::File {
+            path: String::from_utf8_lossy(self.path()).into_owned(),
+            reason: reason.into(),
+        }
+    }
+
+    fn failed(&self) -> impl Fn(io::Error) -> RestoreError + '_ {
+        |source| RestoreError::Object {
+            name: String::from_utf8_lossy(self.path()).into_owned(),
+            source,
+        }
+    }
+
+    fn all(&self) -> PageRange {
+        let regions = &self.view.spaces()[self.space].regions;
+        let end = regions.last().map_or(PageIndex(0), |last| last.pages.end());
+        PageRange::new(PageIndex(0), end)
+    }
+
+    fn make(&self, accepted: &[String]) -> Result<Source, RestoreError> {
+        if let Some(key) = self.record.segment_key {
+            return self.segment(key);
+        }
+        if !self.record.in_memory {
+            return self.disk_file(accepted).map(Source::File);
+        }
+        let path = self.path();
+        let size = self.record.size_bytes;
+        let length = usize::try_from(size).unwrap_or(usize::MAX);
+        if path.starts_with(b"/dev/zero") || self.region.name.starts_with("[anon_shmem:") {
+            let memory = shared_memory::anonymous(length.next_multiple_of(SIZE.len()));
+            return self.filled(memory.map_err(self.failed())?);
+        }
+        if let Some(name) = path.strip_prefix(b"/memfd:") {
+            let name = name.strip_suffix(b" (deleted)").unwrap_or(name);
+            let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+            let made = rustix::fs::memfd_create(OsStr::from_bytes(name), flags);
+            let made = made.map_err(|errno| self.failed()(errno.into()))?;
+            return self.filled(made);
+        }
+        if path.starts_with(b"/anon_hugepage") {
+            return Err(self.refused("is shared memory of huge pages, which cannot be made again"));
+        }
+        match path.strip_suffix(b" (deleted)") {
+            Some(path) => self.without_name(Path::new(OsStr::from_bytes(path))),
+            None => self.with_name(Path::new(OsStr::from_bytes(path))),
+        }
+    }
+
+    /// A new file of the length that the object had, with what it held.
+    fn filled(&self, file: OwnedFd) -> Result<Source, RestoreError> {
+        let file = File::from(file);
+        if file.metadata().map_err(self.failed())?.len() != self.record.size_bytes {
+            // What stands for shared anonymous memory has its length already, in whole pages.
+            let set = file.set_len(self.record.size_bytes);
+            set.map_err(self.failed())?;
+        }
+        self.view
+            .read_parallel::<RestoreError>(self.space, self.all(), 0, |pages, content| {
+                let PageContent::Bytes(bytes) = content else {
+                    return Ok(());
+                };
+                let at = SIZE.address_of(pages.start());
+                let room = self.record.size_bytes.saturating_sub(at);
+                let length = bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX));
+                file.write_all_at(&bytes[..length], at)
+                    .map_err(self.failed())
+            })?;
+        Ok(Source::File(file.into()))
+    }
+
+    fn own(&self, file: &OwnedFd) -> Result<(), RestoreError> {
+        let (uid, gid) = (
+            Uid::from_raw(self.record.uid),
+            Gid::from_raw(self.record.gid),
+        );
+        let owned = rustix::fs::fchown(file, Some(uid), Some(gid));
+        let moded = rustix::fs::fchmod(file, Mode::from_raw_mode(self.record.mode & 0o7777));
+        let both = owned.and(moded);
+        both.map_err(|errno| self.failed()(errno.into()))
+    }
+
+    /// Memory that had a name in a file system and has none any more. It gets the name for a moment, by which the kernel
+    /// shows it, unless somebody else has it now.
+    fn without_name(&self, path: &Path) -> Result<Source, RestoreError> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(0o600);
+        let file = match rustix::fs::open(path, flags, mode) {
+            Ok(file) => {
+                rustix::fs::unlink(path).map_err(|errno| self.failed()(errno.into()))?;
+                Ok(file)
+            }
+            Err(Errno::EXIST) => {
+                let directory = path.parent().map_or_else(PathBuf::new, Path::to_path_buf);
+                let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+                rustix::fs::open(directory, flags, mode)
+            }
+            Err(errno) => Err(errno),
+        };
+        let file = file.map_err(|errno| self.failed()(errno.into()))?;
+        self.own(&file)?;
+        self.filled(file)
+    }
+
+    /// Memory with a name in a file system. Where it still is, it is put back; where it is not, it is made.
+    fn with_name(&self, path: &Path) -> Result<Source, RestoreError> {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let mode = Mode::from_raw_mode(0o600);
+        match rustix::fs::open(path, flags, mode) {
+            Ok(file) => {
+                let stat = rustix::fs::fstat(&file).map_err(|errno| self.failed()(errno.into()))?;
+                let is_file = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file();
+                let same = (stat.st_uid, stat.st_gid) == (self.record.uid, self.record.gid);
+                if !is_file || !same {
+                    return Err(self.refused("is something else now"));
+                }
+                let file = File::from(file);
+                file.set_len(self.record.size_bytes)
+                    .map_err(self.failed())?;
+                self.put_back(&file)?;
+                Ok(Source::File(file.into()))
+            }
+            Err(Errno::NOENT) => {
+                let flags = flags | OFlags::CREATE | OFlags::EXCL;
+                let file = rustix::fs::open(path, flags, mode);
+                let file = file.map_err(|errno| self.failed()(errno.into()))?;
+                let made = self.own(&file).and_then(|()| self.filled(file));
+                if made.is_err() {
+                    // It was not there before. Whatever failed is told.
+                    rustix::fs::unlink(path).ok();
+                }
+                made
+            }
+            Err(errno) => Err(self.failed()(errno.into())),
+        }
+    }
+
+    /// Writes what differs.
+    fn put_back(&self, file: &File) -> Result<(), RestoreError> {
+        let size = self.record.size_bytes;
+        self.view
+            .read_parallel::<RestoreError>(self.space, self.all(), 0, |pages, content| {
+                let mut now = vec![0; SIZE.len()];
+                for (number, page) in pages.pages().enumerate() {
+                    let at = SIZE.address_of(page);
+                    let length = size.saturating_sub(at).min(SIZE.bytes()) as usize;
+                    let zeros = [0; 4096];
+                    let wanted = match content {
+                        PageContent::Bytes(bytes) => &bytes[number * SIZE.len()..][..length],
+                        PageContent::Zero => &zeros[..length],
+                        _ => continue,
+                    };
+                    let now = &mut now[..length];
+                    file.read_exact_at(now, at).map_err(self.failed())?;
+                    if now != wanted {
+                        file.write_all_at(wanted, at).map_err(self.failed())?;
+                    }
+                }
+                Ok(())
+            })
+    }
+
+    /// A file on a disk is not ours to write: it has to be what it was.
+    fn disk_file(&self, accepted: &[String]) -> Result<OwnedFd, RestoreError> {
+        let path = Path::new(OsStr::from_bytes(self.path()));
+        let (file, _) = super::sources::open_file(self.region, path)?;
+        let name = format!("file-changed:{}", path.display());
+        if accepted.contains(&name) {
+            return Ok(file);
+        }
+        let changed = || {
+            self.refused(format!(
+                "has other content now; --accept {name} maps it as it is"
+            ))
+        };
+        let file = File::from(file);
+        let files = OutsideFiles::default();
+        self.view
+            .read_parallel::<RestoreError>(self.space, self.all(), 0, |pages, content| {
+                let mut now = vec![0; SIZE.bytes_of(pages.count()) as usize];
+                let at = SIZE.address_of(pages.start());
+                match content {
+                    PageContent::File(hashes) => {
+                        let region = self.object_region(pages);
+                        return Ok(files.read(region, pages, hashes, &mut now)?);
+                    }
+                    PageContent::Guard | PageContent::Unbacked => return Ok(()),
+                    PageContent::Bytes(_) | PageContent::Zero => {}
+                }
+                read_or_zero(&file, &mut now, at).map_err(self.failed())?;
+                let same = match content {
+                    PageContent::Bytes(bytes) => {
+                        tail_cut(bytes, at, self.record.size_bytes)
+                            == tail_cut(&now, at, self.record.size_bytes)
+                    }
+                    _ => now.iter().all(|byte| *byte == 0),
+                };
+                match same {
+                    true => Ok(()),
+                    false => Err(changed()),
+                }
+            })?;
+        Ok(file.into())
+    }
+
+    fn object_region(&self, pages: PageRange) -> &Region {
+        let regions = &self.view.spaces()[self.space].regions;
+        let at = regions.partition_point(|region| region.pages.end() <= pages.start());
+        regions.get(at).unwrap_or(self.region)
+    }
+
+    /// A System V segment: the one that is still there, or a new one with the same number.
+    fn segment(&self, key: i32) -> Result<Source, RestoreError> {
+        let id = match self.region.backing {
+            Backing::SharedMemory { inode, .. } => i32::try_from(inode).unwrap_or(-1),
+            _ => -1,
+        };
+        let wanted = Segment {
+            id,
+            length_bytes: self.record.size_bytes,
+            key,
+            mode: self.record.mode,
+            uid: self.record.uid,
+            gid: self.record.gid,
+            attached: 0,
+        };
+        match shared_memory::segment(id) {
+            Ok(found) if (found.key, found.length_bytes) != (key, wanted.length_bytes) => {
+                return Err(self.refused(format!(
+                    "has number {id}, which belongs to another segment now"
+                )));
+            }
+            Ok(found) if found.attached > 0 => {
+                return Err(self.refused("is attached to another process"));
+            }
+            Ok(_) => {}
+            Err(_) => shared_memory::make_segment(&wanted).map_err(|error| {
+                self.refused(format!(
+                    "cannot be made again with key {key:#x} and number {id}: {error}"
+                ))
+            })?,
+        }
+        let attached = AttachedSegment::attach(id).map_err(self.failed())?;
+        self.view
+            .read::<RestoreError>(self.space, self.all(), |pages, content| {
+                let at = usize::try_from(SIZE.address_of(pages.start())).unwrap_or(usize::MAX);
+                match content {
+                    PageContent::Bytes(bytes) => attached.write_at(at, bytes),
+                    PageContent::Zero => {
+                        let length = SIZE.bytes_of(pages.count()) as usize;
+                        attached.write_at(at, &vec![0; length.min(attached.length())]);
+                    }
+                    _ => {}
+                }
+                Ok(())
+            })?;
+        Ok(Source::Segment(id))
+    }
+}
+
+/// The part of a page's bytes that lies in the file: what a mapping shows past the end is not kept.
+fn tail_cut(bytes: &[u8], at: u64, size_bytes: u64) -> &[u8] {
+    let room = usize::try_from(size_bytes.saturating_sub(at)).unwrap_or(usize::MAX);
+    &bytes[..bytes.len().min(room)]
+}
+
+fn read_or_zero(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match file.read_at(&mut buffer[done..], offset + done as u64) {
+            Ok(0) => {
+                buffer[done..].fill(0);
+                break;
+            }
+            Ok(count) => done += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,81 @@
+//! One process of a snapshot, as far as it is known before it exists again.
+
+use super::RestoreError;
+use super::sources;
+use crate::member::MemberNames;
+use pagetide_kernel::memory::ProcessMemory;
+use pagetide_process::{KernelMapping, ProcessState};
+use pagetide_snapshot::{Backing, PageContent, ReadError, Region, View};
+
+/// See the head of this file.
+pub(super) struct Plan<'a> {
+    /// Its number in the snapshot.
+    pub pid: i32,
+    pub names: MemberNames,
+    pub space: usize,
+    pub state: ProcessState,
+    pub regions: &'a [Region],
+    pub kernel_mappings: Vec<KernelMapping>,
+}
+
+impl<'a> Plan<'a> {
+    pub fn of(view: &'a View, names: &MemberNames) -> Result<Plan<'a>, RestoreError> {
+        let id = view.id();
+        let none = || RestoreError::NotAProcess { id };
+        let space = view.space_index(&names.space).ok_or_else(none)?;
+        let state = view.attachment(&names.process).ok_or_else(none)?;
+        let state = ProcessState::from_bytes(state)?;
+        let regions = &view.spaces()[space].regions[..];
+        let of_kernel = regions
+            .iter()
+            .filter(|region| region.backing == Backing::Kernel && region.name != "[vsyscall]");
+        let kernel_mapping = |region: &Region| {
+            let (start, end) = sources::span(region);
+            KernelMapping {
+                name: region.name.clone(),
+                start,
+                end,
+            }
+        };
+        Ok(Plan {
+            pid: state.outside.identity.pid,
+            names: names.clone(),
+            space,
+            state,
+            regions,
+            kernel_mappings: of_kernel.map(kernel_mapping).collect(),
+        })
+    }
+
+    /// Refuses a vdso that is not the one of this kernel, byte for byte: code of the program may call into it.
+    pub fn check_vdso(&self, view: &View, own: &[KernelMapping]) -> Result<(), RestoreError> {
+        let differs = || RestoreError::Vdso { id: view.id() };
+        let is_vdso = |mapping: &&KernelMapping| mapping.name == "[vdso]";
+        let Some(wanted) = self.regions.iter().find(|region| region.name == "[vdso]") else {
+            return Ok(());
+        };
+        let own = own.iter().find(is_vdso).ok_or_else(differs)?;
+        let mut bytes = Vec::new();
+        view.read::<ReadError>(self.space, wanted.pages, |pages, content| {
+            match content {
+                PageContent::Bytes(found) => bytes.extend_from_slice(found),
+                _ => bytes.resize(bytes.len() + 4096 * pages.count().0 as usize, 0),
+            }
+            Ok(())
+        })?;
+        let mut present = vec![0; usize::try_from(own.end - own.start).unwrap_or(0)];
+        let memory = ProcessMemory::open(std::process::id().cast_signed())?;
+        memory.read(own.start, &mut present)?;
+        match bytes == present {
+            true => Ok(()),
+            false => Err(differs()),
+        }
+    }
+
+    /// Where its heap ends: the address that the kernel keeps for brk(2), in whole pages.
+    pub fn heap_end(&self) -> u64 {
+        let heap = self.regions.iter().filter(|region| region.name == "[heap]");
+        let end = heap.map(|region| sources::span(region).1).max();
+        end.unwrap_or(self.state.outside.layout.start_brk)
+    }
+}

@@ -1,0 +1,174 @@
+//! What the mappings of the new processes show, opened and checked before any of them exists: they are forked from this
+//! process and have it.
+
+use super::RestoreError;
+use crate::capture::SIZE;
+use pagetide_snapshot::{Backing, Region, Sharing};
+use rustix::fs::{Mode, OFlags};
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// Whose content a region shows, and whether it may be written to.
+type Key = (u64, u64, bool);
+
+/// What a mapping shows.
+pub(super) enum Source {
+    /// An open file.
+    File(OwnedFd),
+    /// A System V segment, by its number.
+    Segment(i32),
+}
+
+/// The same, as a system call takes it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum SourceNumber {
+    File(RawFd),
+    Segment(i32),
+}
+
+/// See the head of this file.
+pub(super) struct Sources {
+    open: HashMap<Key, Source>,
+    /// Descriptors have numbers from here on, so that they are not in the way of those that a process is to have.
+    at_least: RawFd,
+}
+
+fn key(region: &Region) -> Option<Key> {
+    match region.backing {
+        Backing::File { device, inode, .. } | Backing::SharedMemory { device, inode, .. } => {
+            Some((device, inode, writes_through(region)))
+        }
+        Backing::Anonymous | Backing::Kernel => None,
+    }
+}
+
+/// True if the file behind a region has to be open for writing.
+fn writes_through(region: &Region) -> bool {
+    let may = region.protection.write || region.advice.iter().any(|advice| advice == "maywrite");
+    region.sharing == Sharing::Shared && may
+}
+
+impl Sources {
+    pub fn new(at_least: RawFd) -> Sources {
+        Sources {
+            open: HashMap::new(),
+            at_least,
+        }
+    }
+
+    /// What a region maps; `None` for anonymous memory.
+    pub fn of(&self, region: &Region) -> Option<SourceNumber> {
+        Some(match self.open.get(&key(region)?)? {
+            Source::File(file) => SourceNumber::File(file.as_raw_fd()),
+            Source::Segment(id) => SourceNumber::Segment(*id),
+        })
+    }
+
+    /// True if what a region maps is there already.
+    pub fn has(&self, region: &Region) -> bool {
+        self.of(region).is_some()
+    }
+
+    /// This is what a region maps, and every other that shows the same object.
+    pub fn put(&mut self, region: &Region, source: Source) -> Result<(), RestoreError> {
+        let Some((device, inode, _)) = key(region) else {
+            return Ok(());
+        };
+        for writes in [false, true] {
+            let source = match &source {
+                Source::File(file) => Source::File(self.put_away(file)?),
+                Source::Segment(id) => Source::Segment(*id),
+            };
+            self.open.entry((device, inode, writes)).or_insert(source);
+        }
+        Ok(())
+    }
+
+    /// A copy of a descriptor at a number that is out of the way.
+    pub fn put_away(&self, file: impl AsFd) -> Result<OwnedFd, RestoreError> {
+        rustix::io::fcntl_dupfd_cloexec(file, self.at_least)
+            .map_err(|source| RestoreError::Descriptors(source.into()))
+    }
+
+    /// Opens the file of a program.
+    pub fn program(&self, path: &Path) -> Result<OwnedFd, RestoreError> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let file = rustix::fs::open(path, flags, Mode::empty());
+        let file = file.map_err(|errno| RestoreError::File {
+            path: path.to_string_lossy().into_owned(),
+            reason: format!("cannot be opened: {errno}"),
+        })?;
+        self.put_away(&file)
+    }
+
+    /// Opens the files that these regions map, and refuses one that is not what it was. Objects are made by `objects`.
+    pub fn open_all(&mut self, regions: &[Region]) -> Result<(), RestoreError> {
+        for region in regions.iter().filter(|region| region.shows.is_none()) {
+            let Backing::File {
+                path,
+                modified_ns,
+                size_bytes,
+                ..
+            } = &region.backing
+            else {
+                continue;
+            };
+            let Some(key) = key(region).filter(|key| !self.open.contains_key(key)) else {
+                continue;
+            };
+            if path.starts_with(b"/anon_hugepage") {
+                continue;
+            }
+            let (file, stat) = open_file(region, Path::new(OsStr::from_bytes(path)))?;
+            let modified = stat
+                .st_mtime
+                .saturating_mul(1_000_000_000)
+                .saturating_add_unsigned(stat.st_mtime_nsec);
+            let size = u64::try_from(stat.st_size).unwrap_or(0);
+            if size != *size_bytes {
+                let reason = format!("is {size} bytes long now and was {size_bytes}");
+                return Err(refused(path, reason));
+            }
+            if region.sharing == Sharing::Private && modified != *modified_ns {
+                return Err(refused(path, "was modified since".to_owned()));
+            }
+            let file = self.put_away(&file)?;
+            self.open.insert(key, Source::File(file));
+        }
+        Ok(())
+    }
+}
+
+fn refused(path: &[u8], reason: String) -> RestoreError {
+    RestoreError::File {
+        path: String::from_utf8_lossy(path).into_owned(),
+        reason,
+    }
+}
+
+/// Opens the file behind a region as the region needs it.
+pub(super) fn open_file(
+    region: &Region,
+    path: &Path,
+) -> Result<(OwnedFd, rustix::fs::Stat), RestoreError> {
+    let bytes = path.as_os_str().as_bytes();
+    if bytes.ends_with(b" (deleted)") {
+        return Err(refused(bytes, "was deleted while it was mapped".to_owned()));
+    }
+    let access = match writes_through(region) {
+        true => OFlags::RDWR,
+        false => OFlags::RDONLY,
+    };
+    let flags = access | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let opened = rustix::fs::open(path, flags, Mode::empty())
+        .and_then(|file| rustix::fs::fstat(&file).map(|stat| (file, stat)));
+    opened.map_err(|errno| refused(bytes, format!("cannot be opened: {errno}")))
+}
+
+/// First address of a region, and the address past its last byte.
+pub(super) fn span(region: &Region) -> (u64, u64) {
+    SIZE.span_of(region.pages)
+}
