@@ -4,23 +4,29 @@
 //! and `pagetide` is the binary a user would run.
 
 mod binary;
+mod cycle;
 mod frozen;
 mod image;
 mod machine;
 mod run;
 mod skipped;
+mod steps;
 mod store;
+mod subject;
 mod target;
 mod variation;
 mod whole;
 
 pub use binary::pagetide_path;
+pub use cycle::{Program, cycle};
 pub use frozen::{Frozen, children, family, thread_states};
 pub use image::{Image, Mapped, maps};
 pub use machine::Machine;
 pub use run::{Background, Outcome, background, pagetide, pagetide_by};
 pub use skipped::skipped;
+pub use steps::Steps;
 pub use store::TestStore;
+pub use subject::Subject;
 pub use target::{Target, compiled};
 pub use variation::{epochs, from_environment, seed};
 pub use whole::Whole;

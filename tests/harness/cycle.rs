@@ -1,0 +1,102 @@
+//! What every program goes through that is restored: snapshots in mid-work, killed, restored from the newest, another snapshot, which
+//! is a delta; killed, restored from that; compared before its first instruction with what it was at the stop; restored
+//! from an old one.
+
+use crate::{Subject, number, text};
+use serde_json::Value;
+
+/// What a program is asked for on the way.
+pub trait Program {
+    /// It works for a moment, and everything is as it must be. Panics if not.
+    fn goes_on(&mut self, subject: &Subject);
+
+    /// Something is done with the running program by which this moment can be told from others.
+    fn mark(&mut self, subject: &Subject, mark: u32);
+
+    /// Snapshot `id` has just been taken.
+    fn taken(&mut self, _subject: &Subject, _id: u64) {}
+
+    /// All of it stands still as it was in snapshot `id`.
+    fn stands_still(&mut self, _subject: &Subject, _id: u64) {}
+
+    /// It has been killed, and will be restored from snapshot `id`.
+    fn killed(&mut self, _subject: &Subject, _id: u64) {}
+
+    /// It runs again as it was when snapshot `id` was taken, some time after `mark` and before the next mark.
+    fn restored(&mut self, subject: &Subject, id: u64, mark: u32);
+}
+
+/// All of it. `schedule` are words of a scheduled checkpoint: `--every 50ms --count 3`.
+#[track_caller]
+pub fn cycle(subject: &mut Subject, program: &mut dyn Program, schedule: &[&str]) {
+    program.goes_on(subject);
+    program.mark(subject, 1);
+    let old = snapshot(subject, program, None);
+    assert_eq!(text(&old, "kind"), "full");
+    program.goes_on(subject);
+    program.mark(subject, 2);
+    let mut newest = old.clone();
+    for line in subject.checkpoint(schedule) {
+        assert_eq!(number(&line, "parent"), number(&newest, "id"), "{line}");
+        program.taken(subject, number(&line, "id"));
+        newest = line;
+    }
+    program.mark(subject, 3);
+    program.goes_on(subject);
+    back(subject, program, &newest, 2, true);
+
+    // From here on it is a chain of what was restored.
+    program.mark(subject, 4);
+    let newest = snapshot(subject, program, Some(&newest));
+    program.mark(subject, 5);
+    back(subject, program, &newest, 4, true);
+
+    program.mark(subject, 6);
+    let (report, truth) = subject.stop_and_read();
+    assert_follows(&report, &newest);
+    let id = number(&report, "id");
+    program.stands_still(subject, id);
+    subject.kill();
+    program.killed(subject, id);
+    subject.restore_and_compare(id, &truth);
+    program.restored(subject, id, 6);
+    program.goes_on(subject);
+    program.mark(subject, 7);
+
+    back(subject, program, &old, 1, false);
+    program.mark(subject, 8);
+    let newest = snapshot(subject, program, Some(&old));
+    back(subject, program, &newest, 8, true);
+    subject.kill();
+    subject.store().assert_sound();
+}
+
+fn snapshot(subject: &Subject, program: &mut dyn Program, parent: Option<&Value>) -> Value {
+    let report = subject.checkpoint(&[]).remove(0);
+    program.taken(subject, number(&report, "id"));
+    if let Some(parent) = parent {
+        assert_follows(&report, parent);
+    }
+    report
+}
+
+#[track_caller]
+fn assert_follows(report: &Value, parent: &Value) {
+    assert_eq!(text(report, "kind"), "delta", "{report}");
+    assert_eq!(number(report, "parent"), number(parent, "id"), "{report}");
+}
+
+/// Kills it and restores it from a snapshot that was taken after `mark`.
+#[track_caller]
+fn back(subject: &mut Subject, program: &mut dyn Program, to: &Value, mark: u32, is_newest: bool) {
+    let id = number(to, "id");
+    subject.kill();
+    program.killed(subject, id);
+    let at = id.to_string();
+    match is_newest {
+        true => subject.restore(&[]),
+        false => subject.restore(&["--at", &at]),
+    };
+    program.restored(subject, id, mark);
+    program.goes_on(subject);
+}

@@ -1,0 +1,217 @@
+//! A process, or a tree of them, that is checkpointed, killed and restored, again and again.
+//!
+//! A restored process is nobody's child that the test has started; so the test adopts orphans, and can see how each ends.
+
+use crate::{Frozen, Outcome, Scratch, TestStore, Whole, family, number, pagetide};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_child_subreaper, waitpid};
+use serde_json::Value;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Once;
+use std::time::{Duration, Instant};
+
+/// So long a process may take to end, or to do what is waited for.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// It is killed when this is dropped.
+pub struct Subject {
+    root: i32,
+    /// The one that was started; those that are restored are adopted.
+    _first: Child,
+    /// All that were members when it was last killed or looked at.
+    members: Vec<i32>,
+    store: TestStore,
+    scratch: Scratch,
+    checkpoint_words: Vec<&'static str>,
+    restore_words: Vec<&'static str>,
+}
+
+impl Subject {
+    /// Starts a command with nothing on its standard input, unless that was set, and with its output in a file.
+    /// `directory` is where its files are.
+    pub fn start(command: &mut Command, directory: Scratch) -> Subject {
+        static ADOPT: Once = Once::new();
+        ADOPT.call_once(|| {
+            set_child_subreaper(Some(rustix::process::getpid())).expect("adopt orphans");
+        });
+        let output = File::create(directory.join("output")).expect("make a file for its output");
+        let errors = output.try_clone().expect("its output twice");
+        let child = command
+            .stdout(output)
+            .stderr(errors)
+            .spawn()
+            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let root = i32::try_from(child.id()).expect("a process id");
+        Subject {
+            root,
+            _first: child,
+            members: vec![root],
+            store: TestStore::new(),
+            scratch: directory,
+            checkpoint_words: Vec::new(),
+            restore_words: Vec::new(),
+        }
+    }
+
+    /// Starts `targets/<name>.c`, with a log and a directory as its first words.
+    pub fn target(name: &str, more: &[&str]) -> Subject {
+        let scratch = Scratch::new();
+        let mut command = Command::new(crate::compiled(name));
+        command
+            .arg(scratch.join("log"))
+            .arg(scratch.path())
+            .args(more);
+        command.stdin(Stdio::null()).env("A_WORD", "one");
+        Subject::start(&mut command, scratch)
+    }
+
+    /// Words that every checkpoint of it has.
+    #[must_use]
+    pub fn checkpoint_with(mut self, words: &[&'static str]) -> Subject {
+        self.checkpoint_words.extend(words);
+        self
+    }
+
+    /// Words that every restore of it has.
+    #[must_use]
+    pub fn restore_with(mut self, words: &[&'static str]) -> Subject {
+        self.restore_words.extend(words);
+        self
+    }
+
+    /// Its process id; of a tree that of the first.
+    pub fn pid(&self) -> i32 {
+        self.root
+    }
+
+    /// Its store.
+    pub fn store(&self) -> &TestStore {
+        &self.store
+    }
+
+    /// A path in its directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.scratch.join(name)
+    }
+
+    /// What it wrote to its standard output and error.
+    pub fn output(&self) -> String {
+        let bytes = std::fs::read(self.path("output")).expect("read its output");
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Fails if it has ended.
+    #[track_caller]
+    pub fn assert_alive(&self) {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.root));
+        let lives = stat.is_ok_and(|stat| !stat.contains(") Z"));
+        assert!(lives, "process {} has ended: {}", self.root, self.output());
+    }
+
+    /// Waits until `is_so`, as long as it lives.
+    #[track_caller]
+    pub fn wait_until(&self, what: &str, mut is_so: impl FnMut() -> bool) {
+        let since = Instant::now();
+        while !is_so() {
+            self.assert_alive();
+            assert!(
+                since.elapsed() < PATIENCE,
+                "{what}: in vain; {}",
+                self.output()
+            );
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// `checkpoint` with these words; the report of each snapshot.
+    #[track_caller]
+    pub fn checkpoint(&self, more: &[&str]) -> Vec<Value> {
+        let mut words = self.checkpoint_words.clone();
+        words.extend(more);
+        let lines = self.store.try_checkpoint(self.root, &words).done().lines();
+        assert!(!lines.is_empty());
+        lines
+    }
+
+    /// A snapshot after which all stands still as it was, and all that can be seen of it.
+    #[track_caller]
+    pub fn stop_and_read(&mut self) -> (Value, Whole) {
+        let report = self.checkpoint(&["--leave", "stopped"]).remove(0);
+        let frozen = self.stand_still();
+        let whole = read_all(&frozen);
+        // They are killed as they are.
+        frozen.into_iter().for_each(std::mem::forget);
+        (report, whole)
+    }
+
+    fn stand_still(&mut self) -> Vec<Frozen> {
+        self.members = family(self.root);
+        self.members.iter().copied().map(Frozen::found).collect()
+    }
+
+    /// Kills all of it, and waits until the last one is gone.
+    pub fn kill(&mut self) {
+        for pid in family(self.root) {
+            if !self.members.contains(&pid) {
+                self.members.push(pid);
+            }
+        }
+        for pid in self.members.iter().filter_map(|pid| Pid::from_raw(*pid)) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        let since = Instant::now();
+        while !self.members.is_empty() {
+            assert!(since.elapsed() < PATIENCE, "{:?} do not end", self.members);
+            // Not all are children of the test, and not at once.
+            self.members.retain(|pid| {
+                let pid = Pid::from_raw(*pid).expect("a process id");
+                let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+                Path::new(&format!("/proc/{}", pid.as_raw_nonzero())).exists()
+            });
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// `restore` with these words.
+    pub fn try_restore(&self, more: &[&str]) -> Outcome {
+        let store = self.store.text();
+        let words = ["restore", &store, "--detach", "--json"];
+        let words = words.iter().chain(&self.restore_words).chain(more);
+        pagetide(words.copied().collect::<Vec<&str>>())
+    }
+
+    /// Restores the newest snapshot, or the one that is named by `--at`. It must have the process id it had.
+    #[track_caller]
+    pub fn restore(&mut self, more: &[&str]) -> Value {
+        let report = self.try_restore(more).done().json();
+        self.members = vec![self.root];
+        assert_eq!(
+            number(&report, "pid"),
+            u64::from(self.root.unsigned_abs()),
+            "{report}"
+        );
+        assert!(number(&report, "restored_pages") > 0, "{report}");
+        assert!(number(&report, "first_instruction_us") > 0, "{report}");
+        report
+    }
+
+    /// Restores snapshot `id`, compares all that can be seen before the first instruction with what it was, and lets it go.
+    #[track_caller]
+    pub fn restore_and_compare(&mut self, id: u64, truth: &Whole) {
+        self.restore(&["--stopped", "--at", &id.to_string()]);
+        let frozen = self.stand_still();
+        let difference = truth.difference(&read_all(&frozen));
+        assert!(difference.is_empty(), "restored from {id}: {difference:#?}");
+    }
+}
+
+fn read_all(frozen: &[Frozen]) -> Whole {
+    Whole::of(&frozen.iter().collect::<Vec<_>>())
+}
+
+impl Drop for Subject {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

@@ -1,0 +1,3 @@
+//! Restores: programs that are checkpointed, killed and started again, see the modules.
+
+mod mechanisms;
