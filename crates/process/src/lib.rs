@@ -26,6 +26,7 @@ mod blocker;
 mod descriptors;
 mod examine;
 mod identity;
+mod kernel_state;
 mod landing;
 mod open_files;
 mod page_usage;
@@ -50,6 +51,12 @@ pub use blocker::Blocker;
 pub use descriptors::{DescriptorError, FileDescriptor};
 pub use examine::{Examined, NoPrivilege, RefusalError, examine, examine_for_reading};
 pub use identity::{IdentityError, ProcessIdentity};
+pub use kernel_state::{
+    AlternateStack, Credentials, IntervalTimer, KERNEL_STATE_ATTACHMENT, KernelState,
+    KernelStateApplyError, KernelStateError, MemoryPolicy, PendingSignal, PosixTimer,
+    ProcessSwitches, ProcessorSwitches, ResourceLimit, RobustFutexes, RseqRegistration, Scheduling,
+    SignalAction, ThreadKernelState,
+};
 pub use open_files::{
     Description, DescriptionLock, Descriptor, DescriptorTable, DeviceState, DirectoryState,
     EpollEntry, EpollState, EventfdState, FilePath, FileState, InotifyState, Kind, LockRange,

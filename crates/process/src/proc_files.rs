@@ -90,6 +90,12 @@ impl Status {
         Ok(Self(String::from_utf8_lossy(&fs::read(path)?).into_owned()))
     }
 
+    /// As if the kernel had said this.
+    #[cfg(test)]
+    pub(crate) fn from_text(text: String) -> Self {
+        Self(text)
+    }
+
     pub(crate) fn value(&self, key: &str) -> Option<&str> {
         self.0.lines().find_map(|line| {
             let (name, value) = line.split_once(':')?;

@@ -3,6 +3,8 @@
 
 mod harness;
 mod interrupted_calls;
+mod kernel_state;
+mod kernel_state_blockers;
 mod refusals;
 mod registers;
 mod remote_calls;

@@ -1,0 +1,104 @@
+//! What the kernel keeps for a process besides memory, open files and registers: read from a stopped process, kept as
+//! bytes, and put into a process that is being built.
+//!
+//! Most of it is asked of the kernel from outside; the rest by remote calls, which every thread makes for itself.
+//! Nothing of the process changes by being read. Times are those that are left, not points in time.
+//!
+//! Not here: registers, extended state and signal masks (see [`crate::ThreadState`]), mappings and the addresses of
+//! `PR_SET_MM_MAP`, descriptors, directories, session and process group. Not known, because the kernel tells nobody:
+//! keyrings, `mlockall(MCL_FUTURE)`, whether a timer was set to a point in time, overruns that a program has yet to ask
+//! for.
+
+mod apply;
+mod ask;
+mod blockers;
+mod calls;
+mod credentials;
+mod error;
+mod format;
+mod memory_policy;
+mod namespaces;
+mod processor;
+mod read;
+mod scheduling;
+mod signals;
+mod switches;
+mod thread_addresses;
+mod timers;
+mod tracing;
+
+use bincode::{Decode, Encode};
+
+pub use credentials::Credentials;
+pub use error::{KernelStateApplyError, KernelStateError};
+pub use memory_policy::MemoryPolicy;
+pub use processor::ProcessorSwitches;
+pub use scheduling::Scheduling;
+pub use signals::{PendingSignal, SignalAction};
+pub use switches::{ProcessSwitches, ResourceLimit};
+pub use thread_addresses::{AlternateStack, RobustFutexes, RseqRegistration};
+pub use timers::{IntervalTimer, PosixTimer};
+
+/// The name of the attachment that holds a [`KernelState`], if its process is checkpointed alone.
+pub const KERNEL_STATE_ATTACHMENT: &str = "kernel";
+
+/// What the kernel keeps for one process. See the head of this file.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct KernelState {
+    /// The process.
+    pub pid: i32,
+    /// Signals with a handler or ignored, in the order of their numbers, and SIGCHLD always. The others have the
+    /// default action.
+    pub signal_actions: Vec<SignalAction>,
+    /// Signals that wait for any thread of the process, first one first.
+    pub pending_signals: Vec<PendingSignal>,
+    /// The signal of the group-stop (SIGSTOP, SIGTSTP, ...) the process is in, or 0. Nothing here puts a process into
+    /// one: that is for whoever lets it go.
+    pub group_stop: i32,
+    /// ITIMER_REAL, ITIMER_VIRTUAL and ITIMER_PROF.
+    pub interval_timers: [IntervalTimer; 3],
+    /// Timers of `timer_create(2)`, in the order of their numbers.
+    pub posix_timers: Vec<PosixTimer>,
+    /// Resource limits, by the number of the resource.
+    pub limits: Vec<ResourceLimit>,
+    /// What is on or off for the whole process.
+    pub switches: ProcessSwitches,
+    /// `/proc/PID/cgroup`, for people: a restore leaves the process in the control groups of its maker.
+    pub cgroups: String,
+    /// The threads, the first one first.
+    pub threads: Vec<ThreadKernelState>,
+}
+
+/// What the kernel keeps for one thread.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ThreadKernelState {
+    /// Its number.
+    pub thread: i32,
+    /// Its name, at most 15 bytes.
+    pub name: Vec<u8>,
+    /// The stack for signal handlers.
+    pub alternate_stack: AlternateStack,
+    /// Where its list of robust futexes begins.
+    pub robust_list: RobustFutexes,
+    /// The word that is set to 0 when the thread ends: `set_tid_address(2)`. 0: none.
+    pub tid_address: u64,
+    /// Its restartable sequences, if it registered an area for them.
+    pub rseq: Option<RseqRegistration>,
+    /// When and where it runs.
+    pub scheduling: Scheduling,
+    /// On which NUMA nodes it wants its memory.
+    pub memory_policy: MemoryPolicy,
+    /// What it may do with the processor.
+    pub processor: ProcessorSwitches,
+    /// `personality(2)`.
+    pub personality: u32,
+    /// Who it is, and what it may do.
+    pub credentials: Credentials,
+    /// It and its descendants gain nothing by an `execve`: `PR_SET_NO_NEW_PRIVS`.
+    pub no_new_privs: bool,
+    /// The signal it gets when its parent ends, or 0. Set it to 0 before applying if the parent will be another one
+    /// than it was, above all one that ends soon.
+    pub parent_death_signal: i32,
+    /// Signals that wait for this very thread, first one first.
+    pub pending_signals: Vec<PendingSignal>,
+}

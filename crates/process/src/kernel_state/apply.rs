@@ -1,0 +1,112 @@
+//! Putting a kernel state into a process that is being built, in three steps.
+
+use pagetide_kernel::ptrace::ThreadId;
+
+use crate::kernel_state::calls::{Caller, PERSONALITY, PRCTL};
+use crate::kernel_state::error::KernelStateApplyError;
+use crate::kernel_state::signals::For;
+use crate::kernel_state::{
+    KernelState, ThreadKernelState, credentials, memory_policy, processor, scheduling, signals,
+    switches, thread_addresses, timers,
+};
+use crate::system_calls::SystemCalls;
+
+const PR_SET_PDEATHSIG: u64 = 1;
+const PR_SET_NAME: u64 = 15;
+const PR_SET_NO_NEW_PRIVS: u64 = 38;
+/// Length of a thread's name with the zero byte at its end.
+const NAME_BYTES: usize = 16;
+
+impl KernelState {
+    /// For the whole process, by its first thread, when its memory and descriptors are in place and it has that one
+    /// thread: signal actions, timers (not running), and what is on or off. `pid` is its number now.
+    pub fn apply_to_process(
+        &self,
+        pid: i32,
+        calls: &mut dyn SystemCalls,
+    ) -> Result<(), KernelStateApplyError> {
+        let caller = &mut Caller { calls, thread: pid };
+        switches::lift_signal_limit(pid);
+        signals::apply_actions(&self.signal_actions, caller)?;
+        timers::create(&self.posix_timers, None, caller)?;
+        switches::apply(&self.switches, pid, caller)
+    }
+
+    /// For one thread, run by that thread: all that takes nothing away from it. `thread` is its number now, `was` its
+    /// number in the snapshot. A thread with restartable sequences of its own must have taken them back.
+    pub fn apply_to_thread(
+        &self,
+        was: ThreadId,
+        thread: ThreadId,
+        calls: &mut dyn SystemCalls,
+    ) -> Result<(), KernelStateApplyError> {
+        let state = self.thread(was)?;
+        let caller = &mut Caller {
+            calls,
+            thread: thread.get(),
+        };
+        let mut name: Vec<u8> = state.name.iter().copied().take(NAME_BYTES - 1).collect();
+        name.push(0);
+        caller.call_with("name", PRCTL, &mut name, &|address| {
+            [PR_SET_NAME, address, 0, 0, 0, 0]
+        })?;
+        thread_addresses::apply_stack(state.alternate_stack, caller)?;
+        thread_addresses::apply_robust_list(state.robust_list, caller)?;
+        thread_addresses::apply_tid_address(state.tid_address, caller)?;
+        if let Some(rseq) = state.rseq {
+            thread_addresses::apply_rseq(rseq, caller)?;
+        }
+        memory_policy::apply(&state.memory_policy, caller)?;
+        processor::apply(&state.processor, thread, caller)?;
+        let personality = u64::from(state.personality);
+        caller.call("personality", PERSONALITY, [personality, 0, 0, 0, 0, 0])?;
+        timers::create(&self.posix_timers, Some(was.get()), caller)?;
+        scheduling::apply(&state.scheduling, thread, caller)
+    }
+
+    /// What takes rights away or must come last, run by each thread, when all threads are there: limits, credentials,
+    /// what is forbidden, then signals that wait. The first thread also sets the timers going and puts the last limit
+    /// into force, so it should be the last to run this.
+    pub fn apply_last(
+        &self,
+        was: ThreadId,
+        thread: ThreadId,
+        is_first: bool,
+        calls: &mut dyn SystemCalls,
+    ) -> Result<(), KernelStateApplyError> {
+        let state = self.thread(was)?;
+        let caller = &mut Caller {
+            calls,
+            thread: thread.get(),
+        };
+        if is_first {
+            switches::apply_limits(&self.limits, false, caller)?;
+            switches::apply_write_exec(&self.switches, caller)?;
+        }
+        credentials::apply(&state.credentials, thread, caller)?;
+        if state.no_new_privs {
+            caller.prctl("ban on new rights", PR_SET_NO_NEW_PRIVS, [1, 0])?;
+        }
+        switches::apply_dumpable(&self.switches, caller)?;
+        // A change of credentials clears it.
+        let signal = u64::from(state.parent_death_signal.cast_unsigned());
+        caller.prctl("parent death signal", PR_SET_PDEATHSIG, [signal, 0])?;
+        signals::apply_pending(&state.pending_signals, For::Thread, caller)?;
+        if !is_first {
+            return Ok(());
+        }
+        signals::apply_pending(&self.pending_signals, For::Process, caller)?;
+        timers::arm(&self.posix_timers, caller)?;
+        for (which, timer) in (0..).zip(self.interval_timers) {
+            timers::apply_interval(which, timer, caller)?;
+        }
+        switches::apply_limits(&self.limits, true, caller)
+    }
+
+    fn thread(&self, was: ThreadId) -> Result<&ThreadKernelState, KernelStateApplyError> {
+        self.threads
+            .iter()
+            .find(|state| state.thread == was.get())
+            .ok_or(KernelStateApplyError::NoSuchThread { thread: was })
+    }
+}

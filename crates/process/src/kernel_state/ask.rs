@@ -1,0 +1,142 @@
+//! Questions to the kernel that only the thread itself can ask, put to it many at a time.
+//!
+//! Each answer is the result of a call and what it wrote. A call that the kernel does not know or refuses leaves no
+//! answer; that the calls cannot be made at all is an error.
+
+use crate::remote::RemoteCalls;
+use crate::remote_error::RemoteCallError;
+
+/// Most bytes for answers at a time. There has to be as much room below the stack pointer of the thread.
+const BYTES_AT_ONCE: usize = 2048;
+
+/// One call. It writes nothing but its answer.
+#[derive(Clone, Debug)]
+pub(super) struct Question {
+    number: i64,
+    args: [u64; 6],
+    /// Which arguments are addresses, as offsets into the answer.
+    pointers: Vec<(usize, u64)>,
+    length_bytes: usize,
+}
+
+/// The result of a call, and what it wrote.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Answer {
+    pub(super) result: u64,
+    bytes: Vec<u8>,
+}
+
+impl Question {
+    /// A call that writes nothing.
+    pub(super) fn number(number: i64, args: [u64; 6]) -> Self {
+        Self {
+            number,
+            args,
+            pointers: Vec::new(),
+            length_bytes: 0,
+        }
+    }
+
+    /// A call that writes `length_bytes` to the address that is its argument `argument`, counted from 0.
+    pub(super) fn bytes(number: i64, args: [u64; 6], argument: usize, length_bytes: usize) -> Self {
+        Self {
+            number,
+            args,
+            pointers: vec![(argument, 0)],
+            length_bytes,
+        }
+    }
+
+    /// The same, but argument `argument` is the address of the byte `offset` of the answer, too.
+    pub(super) fn and_pointer(mut self, argument: usize, offset: u64) -> Self {
+        self.pointers.push((argument, offset));
+        self
+    }
+
+    fn args_at(&self, address: u64) -> [u64; 6] {
+        let mut args = self.args;
+        for (argument, offset) in &self.pointers {
+            args[*argument] = address + offset;
+        }
+        args
+    }
+
+    /// Answers begin at multiples of 16.
+    fn room_bytes(&self) -> usize {
+        self.length_bytes.next_multiple_of(16)
+    }
+}
+
+impl Answer {
+    /// Word `index` of 8 bytes of what was written; 0 behind the end.
+    pub(super) fn word(&self, index: usize) -> u64 {
+        self.part(index * 8).map_or(0, u64::from_le_bytes)
+    }
+
+    /// Word `index` of 4 bytes of what was written; 0 behind the end.
+    pub(super) fn half(&self, index: usize) -> u32 {
+        self.part(index * 4).map_or(0, u32::from_le_bytes)
+    }
+
+    fn part<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        self.bytes.get(offset..)?.first_chunk().copied()
+    }
+}
+
+/// The answers, one a question.
+pub(super) fn ask(
+    calls: &mut RemoteCalls<'_>,
+    questions: &[Question],
+) -> Result<Vec<Option<Answer>>, RemoteCallError> {
+    let mut answers = Vec::with_capacity(questions.len());
+    let mut rest = questions;
+    while !rest.is_empty() {
+        let mut room = 0;
+        let count = rest
+            .iter()
+            .take_while(|question| {
+                room += question.room_bytes();
+                room <= BYTES_AT_ONCE
+            })
+            .count()
+            .max(1);
+        let (now, later) = rest.split_at(count);
+        answers.extend(ask_at_once(calls, now)?);
+        rest = later;
+    }
+    Ok(answers)
+}
+
+fn ask_at_once(
+    calls: &mut RemoteCalls<'_>,
+    questions: &[Question],
+) -> Result<Vec<Option<Answer>>, RemoteCallError> {
+    let length = questions.iter().map(Question::room_bytes).sum();
+    let mut bytes = vec![0; length];
+    let results = calls.with_bytes(&bytes.clone(), |calls, address| {
+        let mut results = Vec::with_capacity(questions.len());
+        let mut place = address;
+        for question in questions {
+            results.push(match calls.call(question.number, question.args_at(place)) {
+                Ok(result) => Some(result),
+                Err(RemoteCallError::Failed { .. }) => None,
+                Err(error) => return Err(error),
+            });
+            place += u64::try_from(question.room_bytes()).unwrap_or(0);
+        }
+        if length > 0 {
+            calls.read(address, &mut bytes)?;
+        }
+        Ok(results)
+    })?;
+    let mut rest = bytes.as_slice();
+    let answers = questions.iter().zip(results).map(|(question, result)| {
+        let (here, later) = rest.split_at(question.room_bytes());
+        rest = later;
+        result.map(|result| Answer {
+            result,
+            bytes: here[..question.length_bytes].to_vec(),
+        })
+    });
+    Ok(answers.collect())
+}

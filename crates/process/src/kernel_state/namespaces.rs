@@ -1,0 +1,98 @@
+//! Whether a process lives in other namespaces than we do: what it is restored in are ours.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use pagetide_kernel::ptrace::ThreadId;
+
+use crate::blocker::Blocker;
+use crate::kernel_state::error::KernelStateError;
+
+/// A kind of namespaces, by its name in `/proc/PID/ns`.
+struct Kind {
+    file: &'static str,
+    name: &'static str,
+    /// What a restore does without it.
+    instead: Option<&'static str>,
+}
+
+const KINDS: [Kind; 8] = [
+    Kind {
+        file: "pid",
+        name: "PID",
+        instead: None,
+    },
+    Kind {
+        file: "user",
+        name: "user",
+        instead: None,
+    },
+    Kind {
+        file: "mnt",
+        name: "mount",
+        instead: Some("its paths are those of the mounts that pagetide sees"),
+    },
+    Kind {
+        file: "net",
+        name: "network",
+        instead: Some("it has the network that pagetide has"),
+    },
+    Kind {
+        file: "ipc",
+        name: "IPC",
+        instead: Some("it has the System V objects and message queues that pagetide has"),
+    },
+    Kind {
+        file: "uts",
+        name: "UTS",
+        instead: Some("it sees the host name that pagetide sees"),
+    },
+    Kind {
+        file: "cgroup",
+        name: "control group",
+        instead: Some("it sees the control groups that pagetide sees"),
+    },
+    Kind {
+        file: "time",
+        name: "time",
+        instead: Some("its monotonic and boot time clocks show what those of pagetide show"),
+    },
+];
+
+/// What names a namespace. `None` if the kernel has no such kind.
+fn namespace(of: &str, file: &str) -> Result<Option<PathBuf>, KernelStateError> {
+    let path = PathBuf::from(format!("/proc/{of}/ns/{file}"));
+    match fs::read_link(&path) {
+        Ok(name) => Ok(Some(name)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(KernelStateError::Proc { path, source }),
+    }
+}
+
+/// One blocker a kind, of the first thread that lives elsewhere.
+pub(super) fn blockers(pid: i32, threads: &[ThreadId]) -> Result<Vec<Blocker>, KernelStateError> {
+    let mut blockers = Vec::new();
+    for kind in &KINDS {
+        let own = namespace("self", kind.file)?;
+        for thread in threads {
+            if namespace(&format!("{pid}/task/{thread}"), kind.file)? != own {
+                blockers.push(blocker(pid, kind));
+                break;
+            }
+        }
+    }
+    Ok(blockers)
+}
+
+fn blocker(pid: i32, kind: &Kind) -> Blocker {
+    let Kind { file, name, .. } = kind;
+    Blocker {
+        pid,
+        kind: format!("namespace-{file}"),
+        place: String::from("process"),
+        what: format!("the process lives in another {name} namespace than pagetide"),
+        advice: String::from("run pagetide inside that namespace, or the process outside of it"),
+        instead: kind.instead.map(str::to_owned),
+    }
+}
