@@ -11,6 +11,7 @@ use crate::leave::LeaveGuard;
 use crate::mark::Phase;
 use crate::objects::{Earlier, Objects, in_file};
 use crate::precopy::Precopied;
+use crate::restorable::Restorable;
 use crate::rings::{self, AsynchronousIo};
 use crate::take::{Harvests, TakeError, Writing, check_cancelled};
 use crate::tree::{AllStopped, TreeProcess};
@@ -45,6 +46,7 @@ pub(crate) struct Instantaneous {
     pub hashes: FileHashes,
     pub io: Vec<AsynchronousIo>,
     pub processes: Vec<TreeProcess>,
+    pub restorable: Restorable,
     pub stop: Duration,
     pub copy: Duration,
 }
@@ -327,8 +329,14 @@ impl Checkpointer {
                 copied: copied.pages.count(),
             });
         }
+        let copy = copy_started.elapsed();
+        let restorable = match self.options.memory_only {
+            true => Restorable::default(),
+            false => Restorable::read(stopped),
+        };
         Ok(Instantaneous {
             members,
+            restorable,
             objects,
             object_pages,
             report: FileReport::default(),
@@ -339,7 +347,7 @@ impl Checkpointer {
                 false => Vec::new(),
             },
             stop: Duration::ZERO,
-            copy: copy_started.elapsed(),
+            copy,
         })
     }
 }

@@ -71,6 +71,7 @@ mod options;
 mod own_memory;
 mod precopy;
 mod report;
+mod restorable;
 mod restore;
 mod rings;
 mod rollback;
@@ -91,6 +92,7 @@ pub use own_memory::{
     Captured, OwnMemory, OwnMemoryError, OwnMemoryOptions, OwnSnapshot, Placement,
 };
 pub use report::{NotCaptured, NotTracked, Report};
+pub use restorable::blockers_of;
 pub use restore::{RestoreError, RestoreOptions, Restored, restore};
 pub use rollback::{RollbackError, RolledBack, roll_back};
 pub use take::TakeError;

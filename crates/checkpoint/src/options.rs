@@ -65,6 +65,8 @@ pub struct Options {
     /// Pages that a mapping shows of a file are stored, too. Otherwise, where nobody writes to the file and
     /// it is found by its path, only their hashes are, and whoever reads the snapshot needs the file.
     pub store_files: bool,
+    /// Memory and registers only: the stop is shorter, and the snapshot cannot be restored.
+    pub memory_only: bool,
     /// When pages are copied.
     pub mode: Mode,
     /// The most memory that copied pages may take before they are stored. If more than this is
@@ -87,6 +89,7 @@ impl Default for Options {
             residence: Residence::Target,
             tree: false,
             store_files: false,
+            memory_only: false,
             mode: Mode::Auto,
             buffer_bytes: 256 << 20,
             write: WriteOptions::default(),

@@ -1,6 +1,7 @@
 //! What one snapshot was: counts, times and what is missing from it. Plain values.
 
 use pagetide_pages::PageCount;
+use pagetide_process::Blocker;
 use pagetide_snapshot::{SnapshotId, SnapshotKind};
 use pagetide_tracker::Backend;
 use std::time::Duration;
@@ -74,6 +75,9 @@ pub struct Report {
     pub not_captured: Vec<NotCaptured>,
     /// What had to be compared because it could not be tracked.
     pub not_tracked: Vec<NotTracked>,
+    /// What a restore could not bring back; `None` if the snapshot cannot be restored because only memory and
+    /// registers were asked for.
+    pub blockers: Option<Vec<Blocker>>,
     /// Why the snapshot is full, if a delta could have been expected.
     pub why_full: Option<&'static str>,
 }

@@ -17,6 +17,7 @@ mod plan;
 mod sources;
 
 use crate::file_pages::FilePagesError;
+use crate::restorable::blockers_of;
 use crate::tree::members_of;
 use birth::Born;
 use build::Building;
@@ -24,8 +25,9 @@ use pagetide_kernel::memory::MemoryError;
 use pagetide_kernel::spawn::SpawnError;
 use pagetide_pages::PageCount;
 use pagetide_process::{
-    Blocker, NewProcess, RebuildError, RemoteCallError, ResumeError, StateDecodeError, StopOptions,
-    StoppedProcess, kernel_mappings_of,
+    Blocker, NewProcess, OPEN_FILES_ATTACHMENT, OpenFiles, OpenFilesDecodeError, RebuildError,
+    RemoteCallError, ReopenChoices, ReopenError, ResumeError, StateDecodeError, StopOptions,
+    StoppedProcess, TcpChoice, kernel_mappings_of,
 };
 use pagetide_snapshot::{ReadError, SnapshotId, Store, View};
 use plan::Plan;
@@ -47,7 +49,7 @@ pub enum RestoreError {
         id: SnapshotId,
     },
     /// Things that cannot be brought back, and that were not accepted.
-    #[error("snapshot {id} holds what cannot be brought back: {}", listed(.blockers))]
+    #[error("snapshot {id} holds what cannot be brought back and was not accepted")]
     Blocked {
         /// Its id.
         id: SnapshotId,
@@ -127,6 +129,18 @@ pub enum RestoreError {
         #[source]
         source: std::io::Error,
     },
+    /// The snapshot was taken without what a restore needs.
+    #[error("snapshot {id} holds memory and registers only")]
+    MemoryOnly {
+        /// Its id.
+        id: SnapshotId,
+    },
+    /// The list of open files cannot be read.
+    #[error("the open files in the snapshot")]
+    FilesDecode(#[from] OpenFilesDecodeError),
+    /// An open file could not be brought back.
+    #[error(transparent)]
+    Reopen(#[from] ReopenError),
     /// Pages that were left in a file are no longer there.
     #[error(transparent)]
     FilePages(#[from] FilePagesError),
@@ -141,11 +155,6 @@ pub enum RestoreError {
     Resume(#[from] ResumeError),
 }
 
-fn listed(blockers: &[Blocker]) -> String {
-    let names: Vec<String> = blockers.iter().map(Blocker::name).collect();
-    names.join(", ")
-}
-
 impl RestoreError {
     /// True if the snapshot cannot be restored here, as opposed to something that failed.
     pub fn is_refusal(&self) -> bool {
@@ -157,6 +166,12 @@ impl RestoreError {
                 | RestoreError::Vdso { .. }
                 | RestoreError::Taken { .. }
                 | RestoreError::Session { .. }
+                | RestoreError::MemoryOnly { .. }
+                | RestoreError::Reopen(
+                    ReopenError::Blocked { .. }
+                        | ReopenError::FileChanged { .. }
+                        | ReopenError::Locked { .. }
+                )
                 | RestoreError::Spawn(SpawnError::NotPermitted { .. })
                 | RestoreError::Rebuild(
                     RebuildError::KernelMappings(_) | RebuildError::ThreadTaken { .. }
@@ -175,6 +190,8 @@ pub struct RestoreOptions {
     pub stopped: bool,
     /// The names of things that cannot be brought back and that the process may go without.
     pub accept: Vec<String>,
+    /// What becomes of TCP connections.
+    pub tcp: TcpChoice,
     /// How long the new processes may take to stand still while they are built.
     pub stop: StopOptions,
 }
@@ -193,6 +210,19 @@ pub struct Restored {
     pub first_instruction: Duration,
     /// Why what is written from now on is not tracked, if it is not: the next snapshot is full then.
     pub not_tracked: Option<String>,
+}
+
+/// Refuses what cannot be brought back and was not accepted.
+fn check_blockers(view: &View, accepted: &[String]) -> Result<(), RestoreError> {
+    let id = view.id();
+    let blockers = blockers_of(view).ok_or(RestoreError::MemoryOnly { id })?;
+    let stays =
+        |blocker: &Blocker| blocker.instead.is_none() || !accepted.contains(&blocker.name());
+    let blockers: Vec<Blocker> = blockers.into_iter().filter(stays).collect();
+    match blockers.is_empty() {
+        true => Ok(()),
+        false => Err(RestoreError::Blocked { id, blockers }),
+    }
 }
 
 /// Starts the process or the processes of `view`, a snapshot in `store`, again. They are children of this process,
@@ -224,11 +254,26 @@ pub fn restore(
     let regions = plans.iter().flat_map(|plan| plan.regions);
     objects::make_all(view, regions, &mut sources, &options.accept)?;
 
+    let files = match view.attachment(OPEN_FILES_ATTACHMENT) {
+        Some(bytes) => OpenFiles::from_bytes(bytes)?,
+        None => return Err(RestoreError::MemoryOnly { id: view.id() }),
+    };
+    check_blockers(view, &options.accept)?;
+    let choices = ReopenChoices {
+        accepted: options.accept.clone(),
+        at_least: OUT_OF_THE_WAY,
+        objects: sources.objects()?,
+        tcp: options.tcp,
+    };
+    let reopened = files.reopen(&choices)?;
+
     let born = Born::bear(view, &plans, options.new_pid)?;
     let mut building = Building {
         store,
         view,
         sources: &sources,
+        files: &files,
+        reopened: &reopened,
         born: &born,
         new_pid: options.new_pid,
         restored_pages: PageCount(0),
@@ -236,8 +281,13 @@ pub fn restore(
     };
     let mut built = Vec::with_capacity(plans.len());
     for (plan, program) in plans.iter().zip(&programs) {
-        let new = NewProcess::take(born.now(plan.pid), options.stop)?;
-        built.push(building.build(plan, program, new)?);
+        let mut new = NewProcess::take(born.now(plan.pid), options.stop)?;
+        building.fill(plan, program, &mut new)?;
+        built.push(new);
+    }
+    files.finish(&reopened, &|then| born.has(then).then(|| born.now(then)))?;
+    for (plan, new) in plans.iter().zip(&mut built) {
+        building.make_ready(plan, new)?;
     }
     let (restored_pages, not_tracked) = (building.restored_pages, building.not_tracked);
     let built: Vec<StoppedProcess> = built.into_iter().map(NewProcess::finish).collect();

@@ -266,6 +266,7 @@ impl Checkpointer {
         check_cancelled(&self.options)?;
         let (not_captured, not_tracked) = self.describe_all(&mut writing.spaces, &mut found);
         writing.spaces.tell(&mut writing.writer)?;
+        found.restorable.name_missing(&not_captured);
         let memos = self.attach_states(&mut writing.writer, &mut found)?;
         let counters = writing.writer.counters();
         let view = writing.writer.commit()?;
@@ -297,6 +298,10 @@ impl Checkpointer {
             total: Duration::ZERO,
             not_captured,
             not_tracked,
+            blockers: match self.options.memory_only {
+                true => None,
+                false => Some(std::mem::take(&mut found.restorable.blockers)),
+            },
             why_full: None,
         };
         Ok((view, memos, report))
@@ -438,6 +443,7 @@ impl Checkpointer {
             }
             memos.insert(member.pid(), memo);
         }
+        found.restorable.attach(writer)?;
         if let Some(bytes) = object_records::to_bytes(&found.objects.records()) {
             writer.attach(object_records::ATTACHMENT, bytes)?;
         }

@@ -342,6 +342,24 @@ fn close_in(stopped: &mut StoppedProcess, numbers: &[i32]) -> Result<(), RemoteC
     closed.and(calls.finish())
 }
 
+/// The descriptors of a process that belong to pagetide's tracking, of itself or inherited. What cannot be looked at has none.
+pub(crate) fn own_descriptors(pid: i32) -> Vec<i32> {
+    let links: Vec<(i32, String)> = links(pid).collect();
+    let mut numbers = Vec::new();
+    for (number, _) in links.iter().filter(|(_, link)| link == MEMFD_LINK) {
+        let memfd = PidFd::open(pid).and_then(|pidfd| pidfd.get_fd(*number));
+        let mark = memfd
+            .ok()
+            .and_then(|memfd| Mark::read(memfd).ok().flatten());
+        let Some(mark) = mark else { continue };
+        let uffd = mark.content().uffd_number;
+        let is_open = |(number, link): &(i32, String)| *number == uffd && link == UFFD_LINK;
+        numbers.push(*number);
+        numbers.extend(links.iter().any(is_open).then_some(uffd));
+    }
+    numbers
+}
+
 /// What was removed from a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

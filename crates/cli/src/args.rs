@@ -75,6 +75,9 @@ pub struct Taking {
     /// Store what mappings show of files, too, instead of relying on files that nobody writes to
     #[arg(long)]
     pub store_files: bool,
+    /// Memory and registers only: a shorter stop, and no restore from such a snapshot
+    #[arg(long)]
+    pub memory_only: bool,
     /// Copy while the process is stopped, or most of it while it runs [default: by the amount]
     #[arg(long, value_enum)]
     pub mode: Option<ModeName>,
@@ -213,6 +216,9 @@ pub struct Restore {
     /// Let the kernel choose its number: for a program that does not hold it
     #[arg(long)]
     pub new_pid: bool,
+    /// What becomes of TCP connections: gone on with, or reset
+    #[arg(long, value_enum, default_value_t = TcpName::Restore)]
+    pub tcp: TcpName,
     /// Something that cannot be brought back, by its name, and that the process may go without
     #[arg(long, value_name = "NAME")]
     pub accept: Vec<String>,
@@ -274,6 +280,15 @@ pub enum ModeName {
     Stop,
     /// Most while it runs, the rest while it is stopped
     Precopy,
+}
+
+/// What becomes of TCP connections in a restore.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TcpName {
+    /// They go on where they were
+    Restore,
+    /// The process finds them reset by the peer
+    Reset,
 }
 
 /// What becomes of the process.

@@ -1,5 +1,6 @@
 //! How a failure is told: the message with its causes, what to do about it, and the exit code.
 
+use crate::blockers;
 use pagetide::{AttachError, RestoreError, RollbackError, TakeError, TrackingError};
 use pagetide_process::{NoPrivilege, PageUsageError, RefusalError, RemoteCallError, StopError};
 use pagetide_snapshot::{LockError, OpenError, ReadError};
@@ -53,6 +54,11 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     eprintln!("pagetide: {}", message(error));
+    if let Some(RestoreError::Blocked { blockers, .. }) = error.downcast_ref() {
+        for blocker in blockers {
+            eprintln!("  {}", blockers::told(blocker));
+        }
+    }
     if let Some(advice) = causes().find_map(advice) {
         eprintln!("  {advice}");
     }

@@ -2,6 +2,7 @@
 //! lives in `commands`, one file each; how it failed and what to do about it, in `failure`.
 
 mod args;
+mod blockers;
 mod commands;
 mod failure;
 mod output;

@@ -11,7 +11,10 @@ use crate::take::TakeError;
 use crate::tracking::Tracking;
 use pagetide_kernel::memory::ProcessMemory;
 use pagetide_pages::PageCount;
-use pagetide_process::{NewProcess, RebuildError, ThreadId, ThreadState, examine_for_reading};
+use pagetide_process::{
+    NewProcess, OpenFiles, RebuildError, RemoteCalls, Reopened, ThreadId, ThreadState,
+    examine_for_reading,
+};
 use pagetide_snapshot::{Store, View};
 use pagetide_tracker::Backend;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -21,6 +24,8 @@ pub(super) struct Building<'a> {
     pub store: &'a Store,
     pub view: &'a View,
     pub sources: &'a Sources,
+    pub files: &'a OpenFiles,
+    pub reopened: &'a Reopened,
     pub born: &'a Born,
     pub new_pid: bool,
     pub restored_pages: PageCount,
@@ -31,44 +36,61 @@ pub(super) struct Building<'a> {
 const SCRATCH_BYTES: u64 = 128 << 10;
 
 impl Building<'_> {
-    /// Makes `new` what `plan` says, and leaves it standing before its first instruction.
-    pub fn build(
+    /// Maps and fills the memory of `new` as `plan` says, and gives it its open files.
+    pub fn fill(
         &mut self,
         plan: &Plan<'_>,
         program: &OwnedFd,
-        mut new: NewProcess,
-    ) -> Result<NewProcess, RestoreError> {
+        new: &mut NewProcess,
+    ) -> Result<(), RestoreError> {
         let outside = &plan.state.outside;
         let scratch = mappings::free_place(plan.regions, SCRATCH_BYTES);
         new.empty(&plan.kernel_mappings, scratch)?;
-        mappings::map_all(&mut new, plan.regions, self.sources)?;
+        mappings::map_all(new, plan.regions, self.sources)?;
         let program = Some(program.as_raw_fd());
         let layout = &outside.layout;
-        mappings::set_layout(&mut new, layout, plan.heap_end(), &outside.auxv, program)?;
+        mappings::set_layout(new, layout, plan.heap_end(), &outside.auxv, program)?;
         let memory = ProcessMemory::open(new.pid())?;
         let filled = fill::fill(self.view, plan.space, &memory)?;
         self.restored_pages += filled.pages;
-        mappings::seal(&mut new, plan.regions, &filled.guards)?;
+        mappings::seal(new, plan.regions, &filled.guards)?;
+        let pid = new.pid();
+        let mut calls = new.calls(ThreadId::new(pid))?;
+        self.files.place(plan.pid, self.reopened, &mut calls)?;
+        end(calls, pid)
+    }
 
+    /// Makes `new`, whose memory is filled, ready for its first instruction. All processes are there.
+    pub fn make_ready(
+        &mut self,
+        plan: &Plan<'_>,
+        new: &mut NewProcess,
+    ) -> Result<(), RestoreError> {
+        let pid = new.pid();
+        let first = ThreadId::new(pid);
+        let now = |then| self.born.has(then).then(|| self.born.now(then));
+        let mut calls = new.calls(first)?;
+        self.files
+            .place_late(plan.pid, self.reopened, &now, &mut calls)?;
+        end(calls, pid)?;
         // Whatever is written from here on is not what the snapshot has, and is to be seen.
-        if let Err(error) = self.track(plan, &mut new) {
-            tracing::debug!(%error, pid = new.pid(), "not tracked");
+        if let Err(error) = self.track(plan, new) {
+            tracing::debug!(%error, pid, "not tracked");
             self.not_tracked.get_or_insert(error.to_string());
         }
         let mut states: Vec<ThreadState> = plan.state.threads.clone();
         for (number, state) in states.iter_mut().enumerate() {
             state.thread = match number {
-                0 => ThreadId::new(new.pid()),
+                0 => first,
                 _ => {
                     let wanted = (!self.new_pid).then_some(state.thread.get());
                     new.add_thread(wanted)?
                 }
             };
         }
-        self.join_group(plan, &mut new)?;
+        self.join_group(plan, new)?;
         new.free()?;
-        new.set_thread_states(&states)?;
-        Ok(new)
+        Ok(new.set_thread_states(&states)?)
     }
 
     /// Puts a process into the process group that it was in, if that is one of the tree.
@@ -89,7 +111,7 @@ impl Building<'_> {
         let group = u64::from(group.unsigned_abs());
         let joined = calls.call(nix::libc::SYS_setpgid, [0, group, 0, 0, 0, 0]);
         joined.map_err(remote)?;
-        Ok(calls.finish().map_err(remote)?)
+        end(calls, pid)
     }
 
     /// Begins tracking as of the snapshot, so that the next one is a delta to it.
@@ -120,4 +142,13 @@ impl Building<'_> {
         let phase = Phase::Committed(self.view.id(), self.view.info().content_hash);
         member.set_phase(phase)
     }
+}
+
+fn end(calls: RemoteCalls<'_>, pid: i32) -> Result<(), RestoreError> {
+    let ended = calls.finish().map_err(|source| RebuildError::Remote {
+        what: "end system calls",
+        pid,
+        source,
+    });
+    Ok(ended?)
 }

@@ -5,7 +5,7 @@ use super::RestoreError;
 use crate::capture::SIZE;
 use pagetide_snapshot::{Backing, Region, Sharing};
 use rustix::fs::{Mode, OFlags};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -32,6 +32,8 @@ pub(super) enum SourceNumber {
 /// See the head of this file.
 pub(super) struct Sources {
     open: HashMap<Key, Source>,
+    /// What was made and not only opened.
+    made: HashSet<(u64, u64)>,
     /// Descriptors have numbers from here on, so that they are not in the way of those that a process is to have.
     at_least: RawFd,
 }
@@ -55,6 +57,7 @@ impl Sources {
     pub fn new(at_least: RawFd) -> Sources {
         Sources {
             open: HashMap::new(),
+            made: HashSet::new(),
             at_least,
         }
     }
@@ -77,6 +80,7 @@ impl Sources {
         let Some((device, inode, _)) = key(region) else {
             return Ok(());
         };
+        self.made.insert((device, inode));
         for writes in [false, true] {
             let source = match &source {
                 Source::File(file) => Source::File(self.put_away(file)?),
@@ -85,6 +89,19 @@ impl Sources {
             self.open.entry((device, inode, writes)).or_insert(source);
         }
         Ok(())
+    }
+
+    /// Copies of the objects that were made, by device and inode of the time of the snapshot, for those who have them open.
+    pub fn objects(&self) -> Result<HashMap<(u64, u64), OwnedFd>, RestoreError> {
+        let mut objects = HashMap::new();
+        for ((device, inode, _), source) in &self.open {
+            if let Source::File(file) = source
+                && self.made.contains(&(*device, *inode))
+            {
+                objects.insert((*device, *inode), self.put_away(file)?);
+            }
+        }
+        Ok(objects)
     }
 
     /// A copy of a descriptor at a number that is out of the way.

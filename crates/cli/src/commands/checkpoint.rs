@@ -2,6 +2,7 @@
 
 use super::stop_options;
 use crate::args::{BackendName, Checkpoint, LeaveName, ModeName, Run, Taking};
+use crate::blockers::{self, Listed};
 use crate::failure::{Signalled, Wrong, message};
 use crate::output;
 use crate::signals::Signals;
@@ -10,7 +11,7 @@ use pagetide::{
     Checkpointer, Leave, Mode, NotCaptured, Options, Progress, Report, Request, Residence,
     TakeError, TrackingError,
 };
-use pagetide_process::{ProcessIdentity, StopError};
+use pagetide_process::{Blocker, ProcessIdentity, StopError};
 use pagetide_snapshot::{OpenError, SnapshotKind, Store};
 use pagetide_tracker::Backend;
 use serde::Serialize;
@@ -41,6 +42,8 @@ struct Line<'a> {
     total_us: u64,
     not_captured: Vec<Missing<'a>>,
     not_tracked: Vec<Missing<'a>>,
+    restorable: bool,
+    blockers: Vec<Listed<'a>>,
     why_full: Option<&'static str>,
 }
 
@@ -251,6 +254,7 @@ fn options(taking: &Taking, residence: Residence, signals: &Signals) -> Options 
     options.residence = residence;
     options.tree = taking.tree;
     options.store_files = taking.store_files;
+    options.memory_only = taking.memory_only;
     if residence == Residence::Here {
         // The threads that have stopped wait for those that have not, and there will be another try.
         options.stop_timeout = Duration::from_secs(2);
@@ -355,6 +359,7 @@ struct Printer {
     json: bool,
     header_due: bool,
     told: Vec<NotCaptured>,
+    told_blockers: Vec<Blocker>,
 }
 
 impl Printer {
@@ -363,6 +368,7 @@ impl Printer {
             json,
             header_due: true,
             told: Vec::new(),
+            told_blockers: Vec::new(),
         }
     }
 
@@ -418,6 +424,13 @@ impl Printer {
             }
             self.told.clone_from(&report.not_captured);
         }
+        let blockers = report.blockers.as_deref().unwrap_or_default();
+        if self.told_blockers != blockers {
+            for blocker in blockers {
+                eprintln!("pagetide: cannot be restored: {}", blockers::told(blocker));
+            }
+            self.told_blockers = blockers.to_vec();
+        }
     }
 }
 
@@ -468,6 +481,8 @@ fn line(report: &Report) -> Line<'_> {
                 reason: &missing.reason,
             })
             .collect(),
+        restorable: report.blockers.as_ref().is_some_and(Vec::is_empty),
+        blockers: blockers::listed(report.blockers.as_deref().unwrap_or_default()),
         why_full: report.why_full,
     }
 }

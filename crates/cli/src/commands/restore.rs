@@ -1,10 +1,11 @@
 //! `pagetide restore`: a process started again from a snapshot.
 
 use super::{open_store, stop_options, view_at};
-use crate::args::Restore;
+use crate::args::{Restore, TcpName};
 use crate::output;
 use crate::signals::Signals;
 use pagetide::RestoreOptions;
+use pagetide_process::TcpChoice;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
 use serde::Serialize;
 use std::process::ExitCode;
@@ -28,6 +29,10 @@ pub fn run(arguments: &Restore) -> anyhow::Result<ExitCode> {
     options.new_pid = arguments.new_pid;
     options.stopped = arguments.stopped;
     options.accept.clone_from(&arguments.accept);
+    options.tcp = match arguments.tcp {
+        TcpName::Restore => TcpChoice::Restore,
+        TcpName::Reset => TcpChoice::Reset,
+    };
     options.stop = stop_options();
     let done = pagetide::restore(&store, &view, &options)?;
     let answer = Answer {

@@ -1,0 +1,123 @@
+//! What a process is made of besides memory and registers: open files, and what the kernel keeps for it. Read in the stop,
+//! attached to the snapshot, and needed by a restore alone. What a restore could not bring back is named.
+
+use crate::report::NotCaptured;
+use crate::tracking;
+use crate::tree::AllStopped;
+use pagetide_process::{Blocker, OPEN_FILES_ATTACHMENT, OpenFiles};
+use pagetide_snapshot::{SnapshotWriter, View, WriteError};
+
+/// The name of the attachment that lists what a restore cannot bring back.
+const BLOCKERS_ATTACHMENT: &str = "blockers";
+
+const VERSION: u16 = 1;
+
+/// More than this was never written by us.
+const LIMIT_BYTES: usize = 64 << 20;
+
+/// See the head of this file.
+#[derive(Default)]
+pub(crate) struct Restorable {
+    is_asked_for: bool,
+    files: Option<OpenFiles>,
+    /// What a restore could not bring back.
+    pub blockers: Vec<Blocker>,
+}
+
+impl Restorable {
+    /// Reads it from the stopped processes. What cannot be read cannot be brought back, and the rest of the snapshot is as
+    /// good without it.
+    pub fn read(stopped: &mut AllStopped) -> Restorable {
+        let pids = stopped.iter().flatten().map(|one| one.identity().pid);
+        let ours: Vec<(i32, i32)> = pids
+            .flat_map(|pid| {
+                let numbers = tracking::own_descriptors(pid);
+                numbers.into_iter().map(move |number| (pid, number))
+            })
+            .collect();
+        let all: Vec<_> = stopped.iter().flatten().collect();
+        let mut read = Restorable {
+            is_asked_for: true,
+            ..Restorable::default()
+        };
+        match OpenFiles::read(&all, &ours) {
+            Ok((files, blockers)) => {
+                read.files = Some(files);
+                read.blockers = blockers;
+            }
+            Err(error) => read.blockers.push(Blocker {
+                pid: all.first().map_or(0, |first| first.identity().pid),
+                kind: "open-files".to_owned(),
+                place: "process".to_owned(),
+                what: format!("its open files could not be read: {}", whole(&error)),
+                advice: "take the checkpoint with more privileges".to_owned(),
+                instead: None,
+            }),
+        }
+        read
+    }
+
+    /// Names what of the memory is not in the snapshot.
+    pub fn name_missing(&mut self, missing: &[NotCaptured]) {
+        if !self.is_asked_for {
+            return;
+        }
+        let of_kernel = ["[vvar]", "[vvar_vclock]", "[vsyscall]"];
+        for one in missing
+            .iter()
+            .filter(|one| !of_kernel.contains(&&*one.name))
+        {
+            let place = match one.end {
+                0 => "process".to_owned(),
+                _ => format!("mapping:{:x}", one.start),
+            };
+            self.blockers.push(Blocker {
+                pid: one.pid,
+                kind: "not-captured".to_owned(),
+                place,
+                what: format!("{} is not in the snapshot: {}", one.name, one.reason),
+                advice: "end its use before the checkpoint".to_owned(),
+                instead: None,
+            });
+        }
+    }
+
+    /// Attaches it.
+    pub fn attach(&self, writer: &mut SnapshotWriter) -> Result<(), WriteError> {
+        if let Some(files) = &self.files {
+            writer.attach(OPEN_FILES_ATTACHMENT, files.to_bytes())?;
+        }
+        let blockers = bincode::encode_to_vec((VERSION, &self.blockers), config());
+        match blockers.ok().filter(|_| self.is_asked_for) {
+            Some(bytes) => writer.attach(BLOCKERS_ATTACHMENT, bytes),
+            None => Ok(()),
+        }
+    }
+}
+
+/// An error with its causes.
+fn whole(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}
+
+fn config() -> impl bincode::config::Config {
+    bincode::config::standard()
+        .with_little_endian()
+        .with_fixed_int_encoding()
+        .with_limit::<LIMIT_BYTES>()
+}
+
+/// What a restore of a snapshot could not bring back; `None` if the snapshot does not say, because it was taken
+/// without what a restore needs.
+pub fn blockers_of(view: &View) -> Option<Vec<Blocker>> {
+    let bytes = view.attachment(BLOCKERS_ATTACHMENT)?;
+    let ((version, blockers), used): ((u16, Vec<Blocker>), usize) =
+        bincode::decode_from_slice(bytes, config()).ok()?;
+    (version == VERSION && used == bytes.len()).then_some(blockers)
+}
