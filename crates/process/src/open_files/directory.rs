@@ -8,7 +8,7 @@ use rustix::fs::{FileType, stat};
 
 use crate::blocker::Blocker;
 
-use super::again::{open_again, seek};
+use super::again::{open_again_at, seek};
 use super::foreign::Foreign;
 use super::path::{self, PathIdentity};
 use super::reopen::ReopenError;
@@ -35,7 +35,7 @@ pub(crate) fn reopen(state: &DirectoryState, status_flags: u32) -> Result<OwnedF
         source,
     };
     let (path, _) = path::open_path(&state.at.path, FileType::Directory)?;
-    let directory = open_again(path, status_flags).map_err(failed)?;
+    let directory = open_again_at(path, state.at.path.as_path(), status_flags).map_err(failed)?;
     seek(&directory, state.position).map_err(failed)?;
     Ok(directory)
 }

@@ -1,7 +1,7 @@
 //! Files by path: whether a path leads to a file, and descriptors opened with O_PATH.
 
 use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -121,7 +121,21 @@ pub(crate) fn open_path(path: &FilePath, wanted: FileType) -> Result<(OwnedFd, S
     }
 }
 
-pub(crate) fn reopen(state: &PathState) -> Result<OwnedFd, ReopenError> {
+pub(crate) fn reopen(state: &PathState, status_flags: u32) -> Result<OwnedFd, ReopenError> {
     let wanted = FileType::from_raw_mode(state.file_type);
-    Ok(open_path(&state.at.path, wanted)?.0)
+    let (file, _) = open_path(&state.at.path, wanted)?;
+    let own = OFlags::DIRECTORY | OFlags::NOFOLLOW;
+    let flags = OFlags::from_bits_retain(status_flags).intersection(own);
+    if flags == OFlags::NOFOLLOW {
+        return Ok(file);
+    }
+    let path = match flags.contains(OFlags::NOFOLLOW) {
+        true => state.at.path.as_path().to_owned(),
+        false => format!("/proc/self/fd/{}", file.as_raw_fd()).into(),
+    };
+    let opened = open(path, flags | OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    opened.map_err(|source| ReopenError::Open {
+        path: state.at.path.as_path().to_owned(),
+        source,
+    })
 }

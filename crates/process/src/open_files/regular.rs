@@ -20,7 +20,7 @@ use rustix::io::Errno;
 
 use crate::blocker::Blocker;
 
-use super::again::{can_read, open_again, seek};
+use super::again::{can_read, open_again_at, seek};
 use super::foreign::Foreign;
 use super::path::{self, PathIdentity};
 use super::refused::file_system;
@@ -85,7 +85,7 @@ pub(crate) fn reopen(
         path: path.as_path().to_owned(),
         source,
     };
-    let file = open_again(file, status_flags).map_err(failed)?;
+    let file = open_again_at(file, path.as_path(), status_flags).map_err(failed)?;
     seek(&file, state.position).map_err(failed)?;
     Ok(Some(file))
 }

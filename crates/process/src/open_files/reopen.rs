@@ -248,7 +248,7 @@ impl Reopening<'_> {
             Kind::File(state) => return regular::reopen(state, flags, self.choices),
             Kind::StandardStream(stream) => terminal::reopen_standard(*stream, flags)?,
             Kind::Directory(state) => directory::reopen(state, flags)?,
-            Kind::Path(state) => path::reopen(state)?,
+            Kind::Path(state) => path::reopen(state, flags)?,
             Kind::Object(state) => return self.open_object(*state, flags),
             Kind::Eventfd(state) => eventfd::reopen(state, flags)?,
             Kind::Epoll(_) => epoll::reopen()?,

@@ -5,6 +5,8 @@ mod harness;
 mod interrupted_calls;
 mod kernel_state;
 mod kernel_state_blockers;
+mod open_files;
+mod open_files_blocked;
 mod refusals;
 mod registers;
 mod remote_calls;
