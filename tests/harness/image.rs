@@ -27,6 +27,8 @@ pub struct Mapped {
     pub end: u64,
     /// As in `/proc/PID/maps`: `rw-p`.
     pub permissions: String,
+    /// Where in its file it begins, in bytes.
+    pub offset: u64,
     /// Device and inode of the object behind it.
     pub object: String,
     /// The name, empty for plain memory.
@@ -41,11 +43,12 @@ pub fn maps(pid: i32) -> Vec<Mapped> {
         let mut words = line.splitn(6, ' ');
         let (start, end) = words.next()?.split_once('-')?;
         let permissions = words.next()?.to_owned();
-        let (_, device, inode) = (words.next()?, words.next()?, words.next()?);
+        let (offset, device, inode) = (words.next()?, words.next()?, words.next()?);
         Some(Mapped {
             start: u64::from_str_radix(start, 16).ok()?,
             end: u64::from_str_radix(end, 16).ok()?,
             permissions,
+            offset: u64::from_str_radix(offset, 16).ok()?,
             object: format!("{device} {inode}"),
             name: words.next().unwrap_or("").trim().to_owned(),
         })
@@ -65,6 +68,31 @@ pub struct Image {
     pages: BTreeMap<u64, Box<[u8]>>,
     /// Pages of the process that could not be read. They hold nothing.
     pub unreadable: Vec<u64>,
+    /// Pages in which a file on a disk ends that is mapped shared, and how many bytes of them the file has. What was stored
+    /// past its end is cleared by the kernel when it writes the file back, at a time of its own choice.
+    ends: BTreeMap<u64, usize>,
+}
+
+/// What statfs(2) says of memory.
+const IN_MEMORY: [i64; 2] = [nix::libc::TMPFS_MAGIC, nix::libc::HUGETLBFS_MAGIC];
+
+/// Where in a shared mapping of a file on a disk the file ends, if that is within a page: the page, and its bytes.
+fn end_of_file(pid: i32, mapped: &Mapped) -> Option<(u64, usize)> {
+    if !mapped.permissions.ends_with('s') {
+        return None;
+    }
+    let link = format!("/proc/{pid}/map_files/{:x}-{:x}", mapped.start, mapped.end);
+    let metadata = std::fs::metadata(&link)
+        .ok()
+        .filter(|file| file.is_file())?;
+    let kind = rustix::fs::statfs(link.as_str()).ok()?.f_type;
+    if IN_MEMORY.contains(&kind) {
+        return None;
+    }
+    let (whole, rest) = (metadata.len() / PAGE as u64, metadata.len() as usize % PAGE);
+    let page = (mapped.start + whole * PAGE as u64).checked_sub(mapped.offset)?;
+    let inside = (mapped.start..mapped.end).contains(&page);
+    (rest != 0 && inside).then_some((page, rest))
 }
 
 impl Image {
@@ -77,11 +105,13 @@ impl Image {
             last_name: String::new(),
             pages: BTreeMap::new(),
             unreadable: Vec::new(),
+            ends: BTreeMap::new(),
         };
         for mapped in maps(pid) {
             if OF_THE_KERNEL.contains(&mapped.name.as_str()) {
                 continue;
             }
+            image.ends.extend(end_of_file(pid, &mapped));
             image.read_region(&memory, &mapped);
             image.map(mapped.start, mapped.end, mapped.permissions, &mapped.name);
         }
@@ -141,6 +171,7 @@ impl Image {
             last_name: String::new(),
             pages: BTreeMap::new(),
             unreadable: Vec::new(),
+            ends: BTreeMap::new(),
         };
         let mut files = 0;
         for region in crate::list(&map, "regions") {
@@ -219,12 +250,22 @@ impl Image {
         }
     }
 
+    fn is_same_page(&self, other: &Image, address: u64) -> bool {
+        let end = |image: &Image| image.ends.get(&address).copied();
+        let end = end(self).or_else(|| end(other)).unwrap_or(PAGE);
+        let bytes = |image: &Image| match image.pages.get(&address) {
+            Some(page) => page[..end].to_vec(),
+            None => vec![0; end],
+        };
+        bytes(self) == bytes(other)
+    }
+
     /// The addresses of all pages in which two images differ.
     pub fn differing_pages(&self, other: &Image) -> Vec<u64> {
         let addresses = self.pages.keys().chain(other.pages.keys());
         let mut wrong: Vec<u64> = addresses
             .copied()
-            .filter(|address| self.pages.get(address) != other.pages.get(address))
+            .filter(|address| !self.is_same_page(other, *address))
             .collect();
         wrong.sort_unstable();
         wrong.dedup();

@@ -308,7 +308,7 @@ impl Stage {
         if leave {
             self.tally.count("!leave stopped".into(), Ok(()));
         }
-        self.digests.push((id, truth.digest()));
+        self.digests.push((id, export.digest()));
         self.truths.push_front((id, truth));
         self.truths.truncate(KEPT);
         Ok(())
