@@ -229,6 +229,14 @@ impl SocketOption {
         Self::settable().find(|option| option.level == level && option.number == number)
     }
 
+    /// Whether it is about sending and receiving to groups. A TCP socket shows such options, and takes none.
+    pub fn is_multicast(self) -> bool {
+        matches!(
+            (self.level, self.number),
+            (0, 32..=34 | 49) | (41, 17..=19 | 29)
+        )
+    }
+
     /// The level: SOL_SOCKET and so on.
     pub fn level(self) -> i32 {
         self.level

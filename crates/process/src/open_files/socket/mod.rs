@@ -91,7 +91,7 @@ impl SocketChoices {
 pub enum SocketError {
     /// Something of a socket does not come back, and the user has not accepted that.
     #[error("{0}")]
-    Refused(Blocker),
+    Refused(Box<Blocker>),
     /// A socket holds values that no socket can have.
     #[error("the state of open file {index} is damaged: {what}")]
     Damaged {

@@ -18,6 +18,8 @@ pub(super) struct KeptOption {
     pub value: Vec<u8>,
 }
 
+const SOCK_STREAM: i32 = 1;
+
 /// Family, type and protocol, which decide what options a socket has and how they stand at first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Shape {
@@ -73,7 +75,9 @@ impl Defaults {
             std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::hash_map::Entry::Vacant(entry) => {
                 let new = shape.open()?;
-                entry.insert(values(new.as_fd()))
+                let mut values = values(new.as_fd());
+                values.retain(|(option, _)| shape.form != SOCK_STREAM || !option.is_multicast());
+                entry.insert(values)
             }
         };
         let mut differing = Vec::new();

@@ -9,7 +9,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use pagetide_kernel::socket::{PEEK_WHOLE_LENGTH, peek};
+use pagetide_kernel::socket::{PEEK_WHOLE_LENGTH, bytes_to_read, peek};
 use pagetide_kernel::socket_option::SocketOption;
 
 use super::state::Message;
@@ -76,7 +76,7 @@ pub(super) enum Kept {
 /// Empty messages in a row that are believed to be messages, if others follow behind them.
 const EMPTY_RUN_MAX: usize = 64;
 
-/// All that waits in a socket. At most `control_bytes` are given to control messages.
+/// All that waits in a socket. Not for messages where an error waits to be told (POLLERR), which this would take away. At most `control_bytes` are given to control messages.
 pub(super) fn look(
     socket: BorrowedFd<'_>,
     kept: Kept,
@@ -87,7 +87,12 @@ pub(super) fn look(
     let mut buffer = vec![0; LOOK_BYTES];
     let mut seen_bytes = 0_usize;
     let mut empty_run = 0;
-    loop {
+    // Behind the last byte of a stream an error may wait, which an attempt to receive would take away.
+    let end = match kept {
+        Kept::Stream => bytes_to_read(socket)?,
+        Kept::Messages | Kept::MessagesThatEnd => usize::MAX,
+    };
+    while seen_bytes < end {
         let place = i32::try_from(seen_bytes).map_err(|_| too_much())?;
         offset.move_to(place)?;
         let flags = match kept {
@@ -127,8 +132,11 @@ pub(super) fn look(
     }
     if kept == Kept::MessagesThatEnd {
         // To the program these are no different from the end.
-        let kept = waiting.messages.len().saturating_sub(empty_run);
-        waiting.messages.truncate(kept);
+        let last = waiting
+            .messages
+            .iter()
+            .rposition(|message| !message.bytes.is_empty());
+        waiting.messages.truncate(last.map_or(0, |last| last + 1));
     }
     if kept == Kept::Messages && waiting.messages.is_empty() {
         offset.move_to(-1)?;

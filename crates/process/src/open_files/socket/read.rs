@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use pagetide_kernel::socket::own_address;
 use pagetide_kernel::socket_option::{SocketOption, has_filter};
@@ -39,7 +39,7 @@ pub(crate) fn read_sockets(sockets: &[ForeignSocket<'_>]) -> Vec<Result<SocketSt
     };
     let mut read: Vec<_> = sockets
         .iter()
-        .map(|socket| read_one(socket, &mut surroundings))
+        .map(|socket| read_one(socket, &mut surroundings).map_err(|blocker| *blocker))
         .collect();
     unix::settle_datagrams(sockets, &mut read);
     read
@@ -52,26 +52,29 @@ fn own_namespace() -> Option<Vec<u8>> {
         SocketFlags::CLOEXEC,
         None,
     );
-    SocketOption::NETNS_COOKIE.read(own.ok()?).ok()
+    namespace_of(own.ok()?)
+}
+
+/// SO_NETNS_COOKIE, Linux 5.14.
+fn namespace_of(socket: impl AsFd) -> Option<Vec<u8>> {
+    SocketOption::NETNS_COOKIE.read_sized::<8>(socket).ok()
 }
 
 fn read_one(
     socket: &ForeignSocket<'_>,
     surroundings: &mut Surroundings,
-) -> Result<SocketState, Blocker> {
+) -> Result<SocketState, Box<Blocker>> {
     let unreadable = |error: io::Error| {
-        socket.closed(
+        Box::new(socket.closed(
             "unreadable-socket",
             &format!("is a socket that cannot be read: {error}"),
-        )
+        ))
     };
     let shape = Shape::of(socket.fd).map_err(unreadable)?;
-    let known = classify(shape).map_err(|(kind, what)| socket.closed(kind, &what))?;
-    if SocketOption::NETNS_COOKIE.read(socket.fd).ok() != surroundings.namespace {
-        return Err(socket.closed(
-            "socket-namespace",
-            "is a socket of another network namespace",
-        ));
+    let known = classify(shape).map_err(|(kind, what)| Box::new(socket.closed(kind, &what)))?;
+    if namespace_of(socket.fd) != surroundings.namespace {
+        let what = "is a socket of another network namespace";
+        return Err(Box::new(socket.closed("socket-namespace", what)));
     }
     let mut blockers = Vec::new();
     if has_filter(socket.fd).map_err(unreadable)? {
@@ -112,8 +115,11 @@ const PLAIN_PROTOCOLS: [i32; 3] = [0, 4, 16];
 fn read_netlink(
     socket: &ForeignSocket<'_>,
     shape: Shape,
-) -> Result<io::Result<NetlinkSocket>, Blocker> {
-    let busy = |what: &str| socket.closed("netlink", &format!("is a netlink socket {what}"));
+) -> Result<io::Result<NetlinkSocket>, Box<Blocker>> {
+    let busy = |what: &str| {
+        let what = format!("is a netlink socket {what}");
+        Box::new(socket.closed("netlink", &what))
+    };
     if !PLAIN_PROTOCOLS.contains(&shape.protocol) {
         return Err(busy(&format!("of protocol {}", shape.protocol)));
     }

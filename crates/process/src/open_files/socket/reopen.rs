@@ -26,7 +26,7 @@ pub(crate) fn reopen_sockets(
 ) -> Result<Vec<OwnedFd>, SocketError> {
     for (_, state) in states {
         if let Some(blocker) = choices.refused(state).next() {
-            return Err(SocketError::Refused(blocker.clone()));
+            return Err(SocketError::Refused(Box::new(blocker.clone())));
         }
     }
     let mut slots: Vec<Option<OwnedFd>> = states.iter().map(|_| None).collect();

@@ -167,7 +167,7 @@ pub(super) struct UdpSocket {
     pub peer: Vec<u8>,
     /// Bit 0: no more is received. Bit 1: no more is sent.
     pub shutdown: u8,
-    /// How many datagrams waited. They are lost, as datagrams may be.
+    /// How many datagrams waited, or, if an error did, too, whether any did. They are lost, as datagrams may be.
     pub lost: u32,
 }
 

@@ -66,14 +66,14 @@ pub(super) fn read(
             backlog: info.backlog,
         },
         CLOSE => read_closed(socket.fd)?,
-        _ => {
-            // Of a connection these tell what came out, not what the program wants.
-            options.retain(|option| {
-                !option.is(SocketOption::TCP_MAXSEG) && !option.is(SocketOption::TCP_WINDOW_CLAMP)
-            });
-            read_open(socket, info.state, blockers)?
-        }
+        _ => read_open(socket, info.state, blockers)?,
     };
+    if matches!(role, TcpRole::Connected(_) | TcpRole::Over { .. }) {
+        // Of a connection these tell what came out, not what the program wants.
+        options.retain(|option| {
+            !option.is(SocketOption::TCP_MAXSEG) && !option.is(SocketOption::TCP_WINDOW_CLAMP)
+        });
+    }
     Ok(TcpSocket {
         ipv6: shape.family == 10,
         address: own_address(socket.fd)?,

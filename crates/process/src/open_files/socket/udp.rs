@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use pagetide_kernel::socket::{bind, connect, own_address, peer_address};
+use pagetide_kernel::socket::{bind, bytes_to_read, connect, own_address, peer_address};
 use pagetide_kernel::socket_option::SocketOption;
 use rustix::event::PollFlags;
 use rustix::net::{Shutdown, shutdown};
@@ -35,13 +35,18 @@ pub(super) fn read(
     } else {
         u8::from(events.contains(PollFlags::RDHUP))
     };
-    let waiting = look(socket.fd, Kept::Messages, 0)?;
+    // Receiving anything would take away an error that waits to be told.
+    let lost = if events.contains(PollFlags::ERR) {
+        usize::from(bytes_to_read(socket.fd)? > 0)
+    } else {
+        look(socket.fd, Kept::Messages, 0)?.messages.len()
+    };
     Ok(UdpSocket {
         ipv6: shape.family == 10,
         address: own_address(socket.fd)?,
         peer: peer_address(socket.fd)?.unwrap_or_default(),
         shutdown: shut,
-        lost: u32::try_from(waiting.messages.len()).unwrap_or(u32::MAX),
+        lost: u32::try_from(lost).unwrap_or(u32::MAX),
     })
 }
 

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use pagetide_kernel::socket::{PEEK_URGENT, own_address, peek, peer_address};
+use pagetide_kernel::socket::{PEEK_URGENT, bytes_to_read, own_address, peek, peer_address};
 use pagetide_kernel::socket_option::SocketOption;
 use rustix::event::PollFlags;
 
@@ -97,10 +97,10 @@ fn role(
         Some(inode) if inode != 0 && surroundings.inside.contains(&inode) => {
             return UnixRole::PeerInside { inode };
         }
-        // A datagram socket does not notice that its peer was closed, until it sends.
-        None | Some(0) if form == UnixForm::Datagram => {
-            return UnixRole::PeerGone { reset: false };
-        }
+        // Being somebody's peer makes a datagram socket look connected.
+        None if form == UnixForm::Datagram => return UnixRole::Alone,
+        // It does not notice that its own peer was closed, until it sends.
+        Some(0) if form == UnixForm::Datagram => return UnixRole::PeerGone { reset: false },
         None | Some(0) if facts.shutdown == BOTH_SHUT => return UnixRole::PeerGone { reset },
         None | Some(0) => "is connected to a Unix socket that has not accepted it yet",
         Some(_) if form == UnixForm::Datagram && matches!(peer_name, [0 | b'/', ..]) => {
@@ -144,6 +144,18 @@ fn look_and_tell(
             "let the program read it before the checkpoint",
             "the byte is lost, with what stands behind it",
         ));
+    }
+    // Any attempt to receive messages would take away an error that waits to be told.
+    if form != UnixForm::Stream && events(socket.fd).contains(PollFlags::ERR) {
+        if form == UnixForm::Datagram || bytes_to_read(socket.fd)? > 0 {
+            blockers.push(socket.blocker(
+                "unix-error",
+                "is a Unix socket with an error that the program has not been told yet",
+                "let the program receive or send before the checkpoint",
+                "the error is forgotten, and what waits in the socket is lost",
+            ));
+        }
+        return Ok(Waiting::default());
     }
     let space = if credentials { CREDENTIALS_BYTES } else { 0 };
     let waiting = look(socket.fd, kept, space)?;
