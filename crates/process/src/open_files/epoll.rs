@@ -4,6 +4,7 @@
 //! before the descriptors get their final places. A registration that is switched off (EPOLLONESHOT, after an event) is
 //! registered with errors and hang-ups switched on: the kernel knows no other way.
 
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
 use bincode::{Decode, Encode};
@@ -15,7 +16,7 @@ use crate::blocker::Blocker;
 
 use super::foreign::Foreign;
 use super::reopen::ReopenError;
-use super::tables::Listed;
+use super::tables::{ByNumber, Listed};
 
 /// What is registered.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -40,20 +41,19 @@ pub struct EpollEntry {
 /// The set, and what of it is not brought back.
 pub(crate) fn read(
     foreign: &Foreign,
-    listed: &[Listed],
+    listed: &ByNumber<'_>,
 ) -> Result<(EpollState, Option<Blocker>), Blocker> {
     let mut entries: Vec<EpollEntry> = Vec::new();
     let mut lost = Vec::new();
-    let mut numbers: Vec<i32> = Vec::new();
+    // How many registrations there have been under each number.
+    let mut seen: HashMap<i32, u32> = HashMap::new();
     for line in foreign.info.lines("tfd:") {
         let line = Line::parse(line);
         let line = line.ok_or_else(|| foreign.unreadable(&"its registrations read otherwise"))?;
-        let before = numbers
-            .iter()
-            .filter(|number| **number == line.number)
-            .count();
-        numbers.push(line.number);
-        match line.find(foreign, listed, u32::try_from(before).unwrap_or(u32::MAX)) {
+        let before = seen.entry(line.number).or_default();
+        let offset = *before;
+        *before += 1;
+        match line.find(foreign, listed, offset) {
             Some(description) => entries.push(EpollEntry {
                 number: line.number,
                 events: line.events,
@@ -99,18 +99,17 @@ impl Line {
     }
 
     /// The description that is registered: most likely still under its number in a process that has the epoll.
-    fn find(&self, epoll: &Foreign, listed: &[Listed], offset: u32) -> Option<u32> {
+    fn find(&self, epoll: &Foreign, listed: &ByNumber<'_>, offset: u32) -> Option<u32> {
         let at = (epoll.pid, epoll.number);
         let is = |one: &&Listed| {
             is_watched_file((one.pid, one.number), at, self.number, offset).unwrap_or(false)
         };
-        let by_number = listed.iter().filter(|one| one.number == self.number);
-        let found = by_number.into_iter().find(is).or_else(|| {
+        let found = listed.with(self.number).find(is).or_else(|| {
             let same = |one: &&Listed| {
                 let inode = one.info.number("ino", 10).ok();
                 inode.is_none() || self.inode.is_none() || inode == self.inode
             };
-            listed.iter().filter(same).find(is)
+            listed.listed.iter().filter(same).find(is)
         });
         found.map(|one| one.description)
     }

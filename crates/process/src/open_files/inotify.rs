@@ -3,6 +3,7 @@
 //! The kernel tells the file of a watch by a handle of its file system and not by a path; a path is found through the
 //! handle. Events that wait to be read are lost in a restore.
 
+use std::collections::HashMap;
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -45,10 +46,11 @@ pub(crate) fn read(foreign: &Foreign) -> Result<(InotifyState, Vec<Blocker>), Bl
     let mut watches = Vec::new();
     let mut blockers = Vec::new();
     let mut lost = Vec::new();
+    let mut mounts = Mounts::default();
     for line in foreign.info.lines("inotify ") {
         let found = Line::parse(line);
         let line = found.ok_or_else(|| foreign.unreadable(&"its watches read otherwise"))?;
-        match line.find() {
+        match line.find(&mut mounts) {
             Some((at, file_type)) => watches.push(Watch {
                 number: line.number,
                 at,
@@ -114,14 +116,12 @@ impl Line {
     }
 
     /// The path that leads to the watched file, and its type.
-    fn find(&self) -> Option<(PathIdentity, u32)> {
+    fn find(&self, mounts: &mut Mounts) -> Option<(PathIdentity, u32)> {
         if self.handle.is_empty() {
             return None;
         }
-        mount_points(self.device).into_iter().find_map(|mount| {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-            let mount = open(&mount, flags, Mode::empty()).ok()?;
-            let file = open_path(&mount, self.handle_kind, &self.handle).ok()?;
+        mounts.of(self.device).iter().find_map(|mount| {
+            let file = open_path(mount, self.handle_kind, &self.handle).ok()?;
             let found = fstat(&file)
                 .ok()
                 .filter(|found| found.st_ino == self.inode)?;
@@ -132,13 +132,26 @@ impl Line {
     }
 }
 
-/// Where a file system is mounted, as seen from here.
+/// Where file systems are mounted, as seen from here; opened when they are first needed.
+#[derive(Default)]
+struct Mounts {
+    opened: HashMap<u64, Vec<OwnedFd>>,
+}
+
+impl Mounts {
+    fn of(&mut self, device: u64) -> &[OwnedFd] {
+        self.opened.entry(device).or_insert_with(|| {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let points = mount_points(device).into_iter();
+            let opened = points.filter_map(|point| open(&point, flags, Mode::empty()).ok());
+            opened.collect()
+        })
+    }
+}
+
 fn mount_points(device: u64) -> Vec<PathBuf> {
-    let wanted = format!(
-        "{}:{}",
-        rustix::fs::major(device),
-        rustix::fs::minor(device)
-    );
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let wanted = format!("{major}:{minor}");
     let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let lines = text.lines().filter_map(|line| {
         let mut words = line.split(' ').skip(2);

@@ -20,7 +20,7 @@ use super::locks::{self, PosixLock, Told};
 use super::object::Objects;
 use super::refused::{self, file_system};
 use super::socket::{self, ForeignSocket};
-use super::tables::{self, Listed};
+use super::tables::{self, ByNumber, Listed};
 use super::terminal::{self, StandardStream};
 use super::{
     Description, Descriptor, DescriptorTable, Kind, OpenFiles, Owner, device, directory, epoll,
@@ -202,6 +202,7 @@ impl From<Result<Kind, Blocker>> for Found {
 struct Reader<'a> {
     stopped: &'a [&'a StoppedProcess],
     listed: &'a [Listed],
+    numbers: ByNumber<'a>,
     foreigns: &'a [Foreign],
     pids: Vec<i32>,
     objects: Objects,
@@ -234,6 +235,7 @@ impl<'a> Reader<'a> {
         Ok(Self {
             stopped,
             listed,
+            numbers: ByNumber::new(listed),
             foreigns,
             pids: stopped.iter().map(|one| one.identity().pid).collect(),
             objects: Objects::new(mapped),
@@ -289,7 +291,7 @@ impl<'a> Reader<'a> {
                 Ok((state, doubt)) => doubtful(Kind::Eventfd(state), doubt.into_iter().collect()),
                 Err(blocker) => Found::Refused(blocker),
             },
-            b"anon_inode:[eventpoll]" => match epoll::read(foreign, self.listed) {
+            b"anon_inode:[eventpoll]" => match epoll::read(foreign, &self.numbers) {
                 Ok((state, doubt)) => doubtful(Kind::Epoll(state), doubt.into_iter().collect()),
                 Err(blocker) => Found::Refused(blocker),
             },

@@ -10,7 +10,8 @@
 //!
 //! A file that is otherwise is refused, and used as it is if `file-changed:PATH` is accepted; if there is none at all any more, the
 //! descriptors are closed then. Files of `/proc`, `/sys` and other file systems that make them up are not compared. No file is ever
-//! created, emptied, or written to.
+//! created, emptied, or written to. A file of memory that processes map shared is what whoever restores made of it
+//! ([`ReopenChoices::objects`]), whatever is at its path.
 
 use std::os::fd::OwnedFd;
 
@@ -20,7 +21,7 @@ use rustix::io::Errno;
 
 use crate::blocker::Blocker;
 
-use super::again::{can_read, open_again_at, seek};
+use super::again::{can_read, open_again, open_again_at, seek};
 use super::foreign::Foreign;
 use super::path::{self, PathIdentity};
 use super::refused::file_system;
@@ -59,6 +60,15 @@ pub(crate) fn reopen(
     choices: &ReopenChoices,
 ) -> Result<Option<OwnedFd>, ReopenError> {
     let path = &state.at.path;
+    let failed = |source| ReopenError::Open {
+        path: path.as_path().to_owned(),
+        source,
+    };
+    if let Some(given) = choices.objects.get(&(state.at.device, state.at.inode)) {
+        let file = open_again(given, status_flags).map_err(failed)?;
+        seek(&file, state.position).map_err(failed)?;
+        return Ok(Some(file));
+    }
     let file = match path::open_path(path, FileType::RegularFile) {
         Ok((file, stat)) => {
             if !state.made_up
@@ -80,10 +90,6 @@ pub(crate) fn reopen(
             return Ok(None);
         }
         Err(error) => return Err(error),
-    };
-    let failed = |source| ReopenError::Open {
-        path: path.as_path().to_owned(),
-        source,
     };
     let file = open_again_at(file, path.as_path(), status_flags).map_err(failed)?;
     seek(&file, state.position).map_err(failed)?;

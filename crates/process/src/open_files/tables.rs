@@ -1,6 +1,7 @@
 //! Which descriptors processes have, and which of them are one open file description.
 
 use std::cmp::Ordering;
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
@@ -20,6 +21,27 @@ pub(crate) struct Listed {
     pub(crate) info: FdInfo,
     /// Its description, by its place among all of them.
     pub(crate) description: u32,
+}
+
+/// All descriptors of all processes, found by number.
+pub(crate) struct ByNumber<'a> {
+    pub(crate) listed: &'a [Listed],
+    places: HashMap<i32, Vec<usize>>,
+}
+
+impl<'a> ByNumber<'a> {
+    pub(crate) fn new(listed: &'a [Listed]) -> Self {
+        let mut places: HashMap<i32, Vec<usize>> = HashMap::new();
+        for (place, one) in listed.iter().enumerate() {
+            places.entry(one.number).or_default().push(place);
+        }
+        Self { listed, places }
+    }
+
+    pub(crate) fn with(&self, number: i32) -> impl Iterator<Item = &'a Listed> {
+        let places = self.places.get(&number).map_or(&[][..], Vec::as_slice);
+        places.iter().map(|place| &self.listed[*place])
+    }
 }
 
 /// All descriptors of a process but those of `skip`, by number.

@@ -1,14 +1,21 @@
-//! Prevents: an open file that a restore would drop or bring back as something else without a word.
+//! Prevents: an open file that a restore would drop or bring back as something else without a word; and one that is refused
+//! though nothing is in its way.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::Command;
 
 use pagetide_process::{Blocker, Kind, OpenFiles, ReopenChoices, ReopenError};
-use rustix::fs::{MemfdFlags, fstat, memfd_create};
+use rustix::fs::{MemfdFlags, OFlags, fcntl_getfl, fstat, memfd_create};
+use rustix::pty::{OpenptFlags, openpt, ptsname, unlockpt};
+use rustix::stdio::{stderr, stdin, stdout};
+use rustix::termios::isatty;
 use tempfile::TempDir;
 
-use crate::harness::{Target, patient};
+use crate::harness::{Target, patient, program};
 
 /// What each way of the target to be in the way is named.
 const KINDS: [&str; 26] = [
@@ -201,4 +208,84 @@ fn memory_that_is_mapped_is_handed_over_by_the_caller() {
     let file = reopened.descriptions[index.unwrap()].as_ref().unwrap();
     assert_eq!(fstat(file).unwrap().st_ino, wanted);
     assert!(file.as_raw_fd() >= 700);
+}
+
+#[test]
+fn a_terminal_is_the_one_it_was_or_that_of_pagetide() {
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+    unlockpt(&master).unwrap();
+    let path = PathBuf::from(ptsname(&master, Vec::new()).unwrap().into_string().unwrap());
+    let terminal = || File::options().read(true).write(true).open(&path).unwrap();
+    let mut command = Command::new(program("files_blocked"));
+    command.args(["own-terminal", "/"]).stderr(terminal());
+    let mut target = Target::from_command(&mut command);
+    assert_eq!(target.line(), "open");
+    let (files, blockers) = read(&target);
+    assert_eq!(blockers, []);
+    drop(target);
+    let description = |number: i32| {
+        let mut entries = files.tables[0].entries.iter();
+        entries
+            .find(|entry| entry.number == number)
+            .unwrap()
+            .description as usize
+    };
+    let kind = |number| &files.descriptions[description(number)].kind;
+    assert!(matches!(kind(2), Kind::StandardStream(stream) if stream.number == 2));
+    let Kind::Terminal(state) = kind(100) else {
+        panic!("{:?}", kind(100));
+    };
+    assert_eq!(state.path.as_path(), path);
+    assert_eq!(state.standard.map(|stream| stream.number), Some(2));
+
+    let own = isatty(stderr());
+    let reopened = files.reopen(&accepting([])).unwrap();
+    let file = reopened.descriptions[description(100)].as_ref().unwrap();
+    let wanted = if own {
+        fstat(stderr())
+    } else {
+        fstat(terminal())
+    };
+    assert_eq!(fstat(file).unwrap().st_rdev, wanted.unwrap().st_rdev);
+    assert!(fcntl_getfl(file).unwrap().contains(OFlags::NONBLOCK));
+    drop(reopened);
+
+    // Once it is gone, there is only the one of pagetide.
+    drop(master);
+    match files.reopen(&accepting([])) {
+        Ok(_) => assert!([isatty(stdin()), isatty(stdout()), own].contains(&true)),
+        Err(ReopenError::Open { path: named, .. }) => assert_eq!(named, path),
+        Err(other) => panic!("{other}"),
+    }
+}
+
+#[test]
+fn thousands_of_files_come_back() {
+    let (target, _directory) = target("many").unwrap();
+    let (files, blockers) = read(&target);
+    assert_eq!(blockers, []);
+    drop(target);
+    let bytes = files.to_bytes();
+    let files = OpenFiles::from_bytes(&bytes).unwrap();
+    let states = files.descriptions.iter();
+    let epoll = states.clone().find_map(|one| match &one.kind {
+        Kind::Epoll(state) => Some(state),
+        _ => None,
+    });
+    let entries = &epoll.unwrap().entries;
+    // One had to make room for the set itself.
+    assert_eq!(entries.len(), 1999);
+    for entry in entries {
+        let table = files.tables[0].entries.iter();
+        let found = table
+            .clone()
+            .find(|one| one.number == entry.number)
+            .unwrap();
+        assert_eq!(found.description, entry.description);
+    }
+    let reopened = files.reopen(&accepting([])).unwrap();
+    assert_eq!(
+        reopened.descriptions.iter().flatten().count(),
+        states.count()
+    );
 }
