@@ -172,6 +172,34 @@ impl<'a> RemoteCalls<'a> {
     /// Not for calls that do not return (`exit`, `rt_sigreturn`) or that replace the program, nor
     /// for those that may wait for long: after ten seconds a call is interrupted.
     pub fn call(&mut self, number: i64, args: [u64; 6]) -> Result<u64, RemoteCallError> {
+        self.check(number, args)?;
+        let call = SystemCall(number);
+        let result = self.in_session(move |session, tracees| session.call(tracees, call, args))?;
+        checked(call, result)
+    }
+
+    /// Runs calls one after the other, without going back and forth between our own threads for each. One that the
+    /// kernel refuses has no result; whatever else goes wrong ends it. No call is made if one of them must not be.
+    pub(crate) fn call_each(
+        &mut self,
+        calls: Vec<(i64, [u64; 6])>,
+    ) -> Result<Vec<Option<u64>>, RemoteCallError> {
+        for (number, args) in &calls {
+            self.check(*number, *args)?;
+        }
+        self.in_session(move |session, tracees| {
+            let mut results = Vec::with_capacity(calls.len());
+            for (number, args) in calls {
+                let call = SystemCall(number);
+                let result = session.call(tracees, call, args)?;
+                results.push(checked(call, result).ok());
+            }
+            Ok(results)
+        })
+    }
+
+    /// An error if seccomp does not let the call pass.
+    fn check(&self, number: i64, args: [u64; 6]) -> Result<(), RemoteCallError> {
         let call = SystemCall(number);
         if matches!(self.seccomp, SeccompState::Strict) {
             let pid = self.stopped.identity().pid;
@@ -180,15 +208,7 @@ impl<'a> RemoteCalls<'a> {
         if !self.would_be_allowed(number, args)? {
             return Err(RemoteCallError::ForbiddenBySeccomp { call });
         }
-        let result = self.in_session(move |session, tracees| session.call(tracees, call, args))?;
-        match result.cast_signed() {
-            error @ -4095..0 => Err(RemoteCallError::Failed {
-                call,
-                // In range by the pattern.
-                errno: Errno::from_raw_os_error(i32::try_from(-error).unwrap_or(0)),
-            }),
-            _ => Ok(result),
-        }
+        Ok(())
     }
 
     /// Puts `bytes` into the target's memory for the time of `work`, which gets their address
@@ -270,6 +290,18 @@ impl Drop for RemoteCalls<'_> {
     fn drop(&mut self) {
         // Nobody is left to hear of it; `finish` is for those who want to.
         self.end().ok();
+    }
+}
+
+/// What the kernel returned, as a result.
+fn checked(call: SystemCall, result: u64) -> Result<u64, RemoteCallError> {
+    match result.cast_signed() {
+        error @ -4095..0 => Err(RemoteCallError::Failed {
+            call,
+            // In range by the pattern.
+            errno: Errno::from_raw_os_error(i32::try_from(-error).unwrap_or(0)),
+        }),
+        _ => Ok(result),
     }
 }
 

@@ -114,16 +114,13 @@ fn ask_at_once(
     let length = questions.iter().map(Question::room_bytes).sum();
     let mut bytes = vec![0; length];
     let results = calls.with_bytes(&bytes.clone(), |calls, address| {
-        let mut results = Vec::with_capacity(questions.len());
         let mut place = address;
-        for question in questions {
-            results.push(match calls.call(question.number, question.args_at(place)) {
-                Ok(result) => Some(result),
-                Err(RemoteCallError::Failed { .. }) => None,
-                Err(error) => return Err(error),
-            });
+        let numbered = questions.iter().map(|question| {
+            let call = (question.number, question.args_at(place));
             place += u64::try_from(question.room_bytes()).unwrap_or(0);
-        }
+            call
+        });
+        let results = calls.call_each(numbered.collect())?;
         if length > 0 {
             calls.read(address, &mut bytes)?;
         }

@@ -3,7 +3,6 @@
 use std::fs;
 use std::io;
 use std::path::PathBuf;
-use std::thread;
 
 use pagetide_kernel::ptrace::{self, RseqConfiguration, SignalInfo, SignalQueue, ThreadId};
 use pagetide_kernel::robust_list::robust_list;
@@ -21,7 +20,7 @@ use crate::kernel_state::{
     AlternateStack, KernelState, MemoryPolicy, ThreadKernelState, blockers, memory_policy,
     namespaces, processor, scheduling, signals, tracing,
 };
-use crate::proc_files::Status;
+use crate::proc_files::{self, Status};
 use crate::remote_error::RemoteCallError;
 use crate::stop::StoppedProcess;
 use crate::tracees::Tracees;
@@ -41,23 +40,29 @@ struct Traced {
 }
 
 impl KernelState {
-    /// Reads it, and names what of it a restore could not bring back. What cannot be known is named, too.
+    /// Reads it, and names what of it a restore could not bring back. What cannot be known is named, too. What
+    /// [`Self::outside_blockers`] names is not looked for again.
     ///
     /// Workers of io_uring inside the process are no threads of it here.
     pub fn read(
         stopped: &mut StoppedProcess,
     ) -> Result<(KernelState, Vec<Blocker>), KernelStateError> {
-        let pid = stopped.identity().pid;
-        let all_threads = stopped.threads().to_vec();
-        // Other processes can be asked meanwhile.
-        thread::scope(|scope| {
-            let tracing = scope.spawn(|| tracing::blockers(pid, &all_threads));
-            let read = Reading::of(stopped);
-            let tracing = tracing.join().unwrap_or_default();
-            let (state, mut blockers) = read?;
-            blockers.extend(tracing);
-            Ok((state, blockers))
-        })
+        Reading::of(stopped)
+    }
+
+    /// What could not be brought back of the things for which a process need not be stopped, because it takes as long
+    /// as there are other processes or mappings: other namespaces, processes it traces, queues of asynchronous I/O.
+    ///
+    /// Needs ptrace access (read).
+    pub fn outside_blockers(pid: i32) -> Result<Vec<Blocker>, KernelStateError> {
+        let threads = proc_files::threads(pid).map_err(|source| {
+            let path = PathBuf::from(format!("/proc/{pid}/task"));
+            KernelStateError::Proc { path, source }
+        })?;
+        let mut blockers = namespaces::blockers(pid, &threads)?;
+        blockers.extend(blockers::asynchronous_io(pid)?);
+        blockers.extend(tracing::blockers(pid, &threads));
+        Ok(blockers)
     }
 }
 
@@ -103,10 +108,6 @@ impl Reading {
         if process.asked.has_ldt {
             reading.blockers.push(blockers::local_descriptor_table(pid));
         }
-        reading
-            .blockers
-            .extend(namespaces::blockers(pid, &numbers)?);
-        reading.blockers.extend(blockers::asynchronous_io(pid)?);
         let first = ThreadId::new(pid);
         let limits = reading.file(&first, "limits")?;
         let state = KernelState {

@@ -10,8 +10,9 @@ use crate::harness::{Target, patient, program};
 fn blockers_of(pid: i32) -> Vec<Blocker> {
     let identity = ProcessIdentity::of(pid).unwrap();
     let mut stopped = StoppedProcess::stop(&identity, patient()).unwrap();
-    let (_, blockers) = KernelState::read(&mut stopped).unwrap();
+    let (_, mut blockers) = KernelState::read(&mut stopped).unwrap();
     stopped.resume().unwrap();
+    blockers.extend(KernelState::outside_blockers(pid).unwrap());
     blockers
 }
 
