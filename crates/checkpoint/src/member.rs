@@ -13,7 +13,9 @@ use pagetide_kernel::memory::ProcessMemory;
 use pagetide_kernel::pagemap_scan::{Categories, Pagemap};
 use pagetide_kernel::pidfd::PidFd;
 use pagetide_kernel::probe;
-use pagetide_process::{Examined, OutsideState, ProcessIdentity, ProcessState};
+use pagetide_process::{
+    Examined, KERNEL_STATE_ATTACHMENT, OutsideState, ProcessIdentity, ProcessState,
+};
 use pagetide_snapshot::View;
 use std::time::Duration;
 
@@ -31,6 +33,8 @@ pub struct MemberNames {
     pub process: String,
     /// The attachment that says on which NUMA nodes its memory lay.
     pub numa: String,
+    /// The attachment with what the kernel keeps for it.
+    pub kernel: String,
     pub(crate) memo: String,
 }
 
@@ -41,6 +45,7 @@ impl MemberNames {
             space: MEMORY_SPACE.to_owned(),
             process: PROCESS_ATTACHMENT.to_owned(),
             numa: numa::ATTACHMENT.to_owned(),
+            kernel: KERNEL_STATE_ATTACHMENT.to_owned(),
             memo: memo::ATTACHMENT.to_owned(),
         }
     }
@@ -52,6 +57,7 @@ impl MemberNames {
             space: format!("{}:{pid}", alone.space),
             process: format!("{}:{pid}", alone.process),
             numa: format!("{}:{pid}", alone.numa),
+            kernel: format!("{}:{pid}", alone.kernel),
             memo: format!("{}:{pid}", alone.memo),
         }
     }

@@ -4,7 +4,7 @@
 use crate::report::NotCaptured;
 use crate::tracking;
 use crate::tree::AllStopped;
-use pagetide_process::{Blocker, OPEN_FILES_ATTACHMENT, OpenFiles};
+use pagetide_process::{Blocker, KernelState, OPEN_FILES_ATTACHMENT, OpenFiles};
 use pagetide_snapshot::{SnapshotWriter, View, WriteError};
 
 /// The name of the attachment that lists what a restore cannot bring back.
@@ -20,6 +20,8 @@ const LIMIT_BYTES: usize = 64 << 20;
 pub(crate) struct Restorable {
     is_asked_for: bool,
     files: Option<OpenFiles>,
+    /// By process.
+    kernel: Vec<(i32, KernelState)>,
     /// What a restore could not bring back.
     pub blockers: Vec<Blocker>,
 }
@@ -40,21 +42,49 @@ impl Restorable {
             is_asked_for: true,
             ..Restorable::default()
         };
+        let first = all.first().map_or(0, |first| first.identity().pid);
         match OpenFiles::read(&all, &ours) {
             Ok((files, blockers)) => {
                 read.files = Some(files);
                 read.blockers = blockers;
             }
-            Err(error) => read.blockers.push(Blocker {
-                pid: all.first().map_or(0, |first| first.identity().pid),
-                kind: "open-files".to_owned(),
-                place: "process".to_owned(),
-                what: format!("its open files could not be read: {}", whole(&error)),
-                advice: "take the checkpoint with more privileges".to_owned(),
-                instead: None,
-            }),
+            Err(error) => read.unreadable(first, "open-files", "its open files", &error),
+        }
+        for process in stopped.iter_mut().flatten() {
+            let pid = process.identity().pid;
+            match KernelState::read(process) {
+                Ok((state, blockers)) => {
+                    read.kernel.push((pid, state));
+                    read.blockers.extend(blockers);
+                }
+                Err(error) => {
+                    read.unreadable(pid, "kernel-state", "what the kernel keeps for it", &error);
+                }
+            }
         }
         read
+    }
+
+    fn unreadable(&mut self, pid: i32, kind: &str, what: &str, error: &dyn std::error::Error) {
+        self.blockers.push(Blocker {
+            pid,
+            kind: kind.to_owned(),
+            place: "process".to_owned(),
+            what: format!("{what} could not be read: {}", whole(error)),
+            advice: "take the checkpoint with more privileges".to_owned(),
+            instead: None,
+        });
+    }
+
+    /// Names what can be told of the processes at any time, and takes too long for a stop.
+    pub fn look_from_outside(&mut self) {
+        let pids: Vec<i32> = self.kernel.iter().map(|(pid, _)| *pid).collect();
+        for pid in pids {
+            match KernelState::outside_blockers(pid) {
+                Ok(blockers) => self.blockers.extend(blockers),
+                Err(error) => self.unreadable(pid, "unknown", "namespaces and the like", &error),
+            }
+        }
     }
 
     /// Names what of the memory is not in the snapshot.
@@ -83,7 +113,14 @@ impl Restorable {
     }
 
     /// Attaches it.
-    pub fn attach(&self, writer: &mut SnapshotWriter) -> Result<(), WriteError> {
+    pub fn attach(
+        &self,
+        writer: &mut SnapshotWriter,
+        name: impl Fn(i32) -> String,
+    ) -> Result<(), WriteError> {
+        for (pid, state) in &self.kernel {
+            writer.attach(name(*pid), state.to_bytes())?;
+        }
         if let Some(files) = &self.files {
             writer.attach(OPEN_FILES_ATTACHMENT, files.to_bytes())?;
         }

@@ -25,9 +25,9 @@ use pagetide_kernel::memory::MemoryError;
 use pagetide_kernel::spawn::SpawnError;
 use pagetide_pages::PageCount;
 use pagetide_process::{
-    Blocker, NewProcess, OPEN_FILES_ATTACHMENT, OpenFiles, OpenFilesDecodeError, RebuildError,
-    RemoteCallError, ReopenChoices, ReopenError, ResumeError, StateDecodeError, StopOptions,
-    StoppedProcess, TcpChoice, kernel_mappings_of,
+    Blocker, KernelStateApplyError, NewProcess, OPEN_FILES_ATTACHMENT, OpenFiles,
+    OpenFilesDecodeError, RebuildError, RemoteCallError, ReopenChoices, ReopenError, ResumeError,
+    StateDecodeError, StopOptions, StoppedProcess, TcpChoice, kernel_mappings_of,
 };
 use pagetide_snapshot::{ReadError, SnapshotId, Store, View};
 use plan::Plan;
@@ -141,6 +141,9 @@ pub enum RestoreError {
     /// An open file could not be brought back.
     #[error(transparent)]
     Reopen(#[from] ReopenError),
+    /// What the kernel keeps for a process could not be brought back.
+    #[error(transparent)]
+    Kernel(#[from] KernelStateApplyError),
     /// Pages that were left in a file are no longer there.
     #[error(transparent)]
     FilePages(#[from] FilePagesError),
@@ -215,6 +218,9 @@ pub struct Restored {
 /// Refuses what cannot be brought back and was not accepted.
 fn check_blockers(view: &View, accepted: &[String]) -> Result<(), RestoreError> {
     let id = view.id();
+    if members_of(view).is_empty() {
+        return Err(RestoreError::NotAProcess { id });
+    }
     let blockers = blockers_of(view).ok_or(RestoreError::MemoryOnly { id })?;
     let stays =
         |blocker: &Blocker| blocker.instead.is_none() || !accepted.contains(&blocker.name());
@@ -236,12 +242,10 @@ pub fn restore(
     options: &RestoreOptions,
 ) -> Result<Restored, RestoreError> {
     let started = Instant::now();
+    check_blockers(view, &options.accept)?;
     let plans = members_of(view);
     let plans = plans.iter().map(|(_, names)| Plan::of(view, names));
     let plans = plans.collect::<Result<Vec<_>, _>>()?;
-    if plans.is_empty() {
-        return Err(RestoreError::NotAProcess { id: view.id() });
-    }
     let own = kernel_mappings_of(std::process::id().cast_signed());
     let own = own.map_err(RebuildError::from)?;
     let mut sources = Sources::new(OUT_OF_THE_WAY);
@@ -258,7 +262,6 @@ pub fn restore(
         Some(bytes) => OpenFiles::from_bytes(bytes)?,
         None => return Err(RestoreError::MemoryOnly { id: view.id() }),
     };
-    check_blockers(view, &options.accept)?;
     let choices = ReopenChoices {
         accepted: options.accept.clone(),
         at_least: OUT_OF_THE_WAY,

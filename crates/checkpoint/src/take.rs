@@ -14,6 +14,7 @@ use crate::files::{self};
 use crate::instant::{Instantaneous, ObjectPages};
 use crate::leave::LeaveGuard;
 use crate::mark::Phase;
+use crate::member::MemberNames;
 use crate::memo::Memo;
 use crate::numa::NumaRecord;
 use crate::object_records;
@@ -266,6 +267,7 @@ impl Checkpointer {
         check_cancelled(&self.options)?;
         let (not_captured, not_tracked) = self.describe_all(&mut writing.spaces, &mut found);
         writing.spaces.tell(&mut writing.writer)?;
+        found.restorable.look_from_outside();
         found.restorable.name_missing(&not_captured);
         let memos = self.attach_states(&mut writing.writer, &mut found)?;
         let counters = writing.writer.counters();
@@ -443,7 +445,11 @@ impl Checkpointer {
             }
             memos.insert(member.pid(), memo);
         }
-        found.restorable.attach(writer)?;
+        let tree = self.options.tree;
+        found.restorable.attach(writer, |pid| match tree {
+            true => MemberNames::in_tree(pid).kernel,
+            false => MemberNames::alone().kernel,
+        })?;
         if let Some(bytes) = object_records::to_bytes(&found.objects.records()) {
             writer.attach(object_records::ATTACHMENT, bytes)?;
         }

@@ -202,6 +202,8 @@ pub struct Options {
     pub trace_exec: bool,
     /// System call stops are told apart from SIGTRAP (PTRACE_O_TRACESYSGOOD).
     pub mark_syscall_stops: bool,
+    /// The thread is killed when its tracer ends (PTRACE_O_EXITKILL, Linux 3.8). Threads that it makes inherit this.
+    pub kill_with_tracer: bool,
 }
 
 impl Options {
@@ -211,6 +213,7 @@ impl Options {
             (self.trace_clone, libc::PTRACE_O_TRACECLONE),
             (self.trace_exec, libc::PTRACE_O_TRACEEXEC),
             (self.mark_syscall_stops, libc::PTRACE_O_TRACESYSGOOD),
+            (self.kill_with_tracer, libc::PTRACE_O_EXITKILL),
         ] {
             if wanted {
                 bits |= libc::c_ulong::from(bit.cast_unsigned());

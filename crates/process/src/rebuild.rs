@@ -76,13 +76,11 @@ const THREAD: u64 = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_0000;
 const SYS_MMAP: i64 = 9;
 const SYS_MUNMAP: i64 = 11;
 const SYS_MREMAP: i64 = 25;
-const SYS_PRCTL: i64 = 157;
 const SYS_RSEQ: i64 = 334;
 
 const PROT_READ_WRITE: u64 = 3;
 const MAP_PRIVATE_ANONYMOUS_FIXED: u64 = 0x02 | 0x20 | 0x10_0000;
 const MREMAP_MAYMOVE_FIXED: u64 = 3;
-const PR_SET_PDEATHSIG: u64 = 1;
 const RSEQ_FLAG_UNREGISTER: u64 = 1;
 /// No address of a process is higher with four levels of page tables.
 const ADDRESSES_END: u64 = 0x7fff_ffff_f000;
@@ -98,10 +96,20 @@ pub struct NewProcess {
 
 impl NewProcess {
     /// Takes a process that waits (see [`pagetide_kernel::spawn`]), of one thread, and stops it. It is still a copy of
-    /// whoever forked it.
+    /// whoever forked it. From now on it is killed when this program ends, by whatever means.
     pub fn take(pid: i32, options: StopOptions) -> Result<Self, RebuildError> {
         let identity = ProcessIdentity::of(pid)?;
         let stopped = StoppedProcess::stop(&identity, options)?;
+        let first = ThreadId::new(pid);
+        let bound = ptrace::Options {
+            kill_with_tracer: true,
+            ..ptrace::Options::default()
+        };
+        let bound = stopped.tracer().run(move |_| ptrace::set_options(first, bound));
+        bound.map_err(|source| RebuildError::Kernel {
+            thread: first,
+            source,
+        })?;
         Ok(Self {
             stopped: Some(stopped),
             syscall: 0,
@@ -249,15 +257,13 @@ impl NewProcess {
         Ok(thread)
     }
 
-    /// Takes away what it has only while it is built: the memory for the bytes of calls, and its bond to whoever made it. No
-    /// call that has bytes can be made after that.
+    /// Takes away what it has only while it is built: the memory for the bytes of calls. No call that has bytes can be made
+    /// after that.
     pub fn free(&mut self) -> Result<(), RebuildError> {
         let (pid, scratch) = (self.pid(), self.scratch);
         let mut calls = self.calls(ThreadId::new(pid))?;
         let length = scratch.1 - scratch.0;
-        let done = calls
-            .call(SYS_PRCTL, [PR_SET_PDEATHSIG, 0, 0, 0, 0, 0])
-            .and_then(|_| calls.call(SYS_MUNMAP, [scratch.0, length, 0, 0, 0, 0]));
+        let done = calls.call(SYS_MUNMAP, [scratch.0, length, 0, 0, 0, 0]);
         let finished = calls.finish();
         let done = done.and(finished);
         done.map_err(|source| RebuildError::Remote {

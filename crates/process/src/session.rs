@@ -57,6 +57,8 @@ pub(crate) struct Session {
     entered: bool,
     /// It would not stop, so nothing can be put back.
     pub(crate) lost: bool,
+    /// The process is being built, and must not outlive its tracer.
+    is_new: bool,
 }
 
 struct Candidate {
@@ -131,6 +133,7 @@ impl Session {
             floor: chosen.stack.map_or(0, |stack| stack.start),
             entered: false,
             lost: false,
+            is_new: false,
         })
     }
 
@@ -158,6 +161,7 @@ impl Session {
             floor: scratch.0,
             entered: false,
             lost: false,
+            is_new: true,
         })
     }
 
@@ -173,8 +177,7 @@ impl Session {
         self.enter(pid)?;
         let options = Options {
             trace_clone: true,
-            mark_syscall_stops: true,
-            ..Options::default()
+            ..self.options()
         };
         let thread = self.thread;
         let set = |options| {
@@ -212,10 +215,7 @@ impl Session {
         while !self.overwritten.is_empty() {
             self.take_back_bytes()?;
         }
-        set(Options {
-            mark_syscall_stops: true,
-            ..Options::default()
-        })?;
+        set(self.options())?;
         stands
     }
 
@@ -267,17 +267,21 @@ impl Session {
         result
     }
 
+    /// System call stops only; nobody wants to hear of threads that a call makes.
+    fn options(&self) -> Options {
+        Options {
+            mark_syscall_stops: true,
+            kill_with_tracer: self.is_new,
+            ..Options::default()
+        }
+    }
+
     /// Before the first call: writes the frame.
     fn enter(&mut self, pid: i32) -> Result<(), RemoteCallError> {
         if self.entered {
             return Ok(());
         }
-        // System call stops only; nobody wants to hear of threads that a call makes.
-        let options = Options {
-            mark_syscall_stops: true,
-            ..Options::default()
-        };
-        ptrace::set_options(self.thread, options).map_err(kernel(
+        ptrace::set_options(self.thread, self.options()).map_err(kernel(
             pid,
             "set the options of",
             self.thread,

@@ -93,6 +93,7 @@ const SEIZE_OPTIONS: Options = Options {
     trace_clone: true,
     trace_exec: true,
     mark_syscall_stops: true,
+    kill_with_tracer: false,
 };
 
 impl Tracees {

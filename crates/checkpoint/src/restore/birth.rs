@@ -74,6 +74,11 @@ impl Born {
         self.numbers.contains_key(&then)
     }
 
+    /// True if the process that had this number is a child of this program now.
+    pub fn is_root(&self, then: i32) -> bool {
+        self.roots.contains(&self.now(then))
+    }
+
     /// They are left to themselves.
     pub fn live(mut self) {
         self.roots.clear();

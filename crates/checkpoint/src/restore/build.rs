@@ -78,17 +78,38 @@ impl Building<'_> {
             tracing::debug!(%error, pid, "not tracked");
             self.not_tracked.get_or_insert(error.to_string());
         }
+        let mut kernel = plan.kernel.clone();
+        if self.born.is_root(plan.pid) {
+            // Its parent is this program now, which may end as soon as it runs.
+            for thread in &mut kernel.threads {
+                thread.parent_death_signal = 0;
+            }
+        }
+        let mut calls = new.calls(first)?;
+        kernel.apply_to_process(pid, &mut calls)?;
+        end(calls, pid)?;
         let mut states: Vec<ThreadState> = plan.state.threads.clone();
+        let mut threads = Vec::with_capacity(states.len());
         for (number, state) in states.iter_mut().enumerate() {
+            let was = state.thread;
             state.thread = match number {
                 0 => first,
-                _ => {
-                    let wanted = (!self.new_pid).then_some(state.thread.get());
-                    new.add_thread(wanted)?
-                }
+                _ => new.add_thread((!self.new_pid).then_some(was.get()))?,
             };
+            threads.push((was, state.thread));
+        }
+        for &(was, thread) in &threads {
+            let mut calls = new.calls(thread)?;
+            kernel.apply_to_thread(was, thread, &mut calls)?;
+            end(calls, pid)?;
         }
         self.join_group(plan, new)?;
+        // The first thread comes last: it sets the timers going.
+        for &(was, thread) in threads.iter().rev() {
+            let mut calls = new.calls(thread)?;
+            kernel.apply_last(was, thread, thread == first, &mut calls)?;
+            end(calls, pid)?;
+        }
         new.free()?;
         Ok(new.set_thread_states(&states)?)
     }

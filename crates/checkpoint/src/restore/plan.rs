@@ -4,7 +4,7 @@ use super::RestoreError;
 use super::sources;
 use crate::member::MemberNames;
 use pagetide_kernel::memory::ProcessMemory;
-use pagetide_process::{KernelMapping, ProcessState};
+use pagetide_process::{KernelMapping, KernelState, ProcessState};
 use pagetide_snapshot::{Backing, PageContent, ReadError, Region, View};
 
 /// See the head of this file.
@@ -14,6 +14,7 @@ pub(super) struct Plan<'a> {
     pub names: MemberNames,
     pub space: usize,
     pub state: ProcessState,
+    pub kernel: KernelState,
     pub regions: &'a [Region],
     pub kernel_mappings: Vec<KernelMapping>,
 }
@@ -25,6 +26,9 @@ impl<'a> Plan<'a> {
         let space = view.space_index(&names.space).ok_or_else(none)?;
         let state = view.attachment(&names.process).ok_or_else(none)?;
         let state = ProcessState::from_bytes(state)?;
+        let kernel = view.attachment(&names.kernel);
+        let kernel = kernel.ok_or(RestoreError::MemoryOnly { id })?;
+        let kernel = KernelState::from_bytes(kernel)?;
         let regions = &view.spaces()[space].regions[..];
         let of_kernel = regions
             .iter()
@@ -42,6 +46,7 @@ impl<'a> Plan<'a> {
             names: names.clone(),
             space,
             state,
+            kernel,
             regions,
             kernel_mappings: of_kernel.map(kernel_mapping).collect(),
         })
