@@ -11,6 +11,7 @@ use super::{DescriptorTable, Kind, OpenFiles};
 /// System calls by number: `asm/unistd_64.h`.
 mod number {
     pub(super) const FCNTL: i64 = 72;
+    pub(super) const CHDIR: i64 = 80;
     pub(super) const FCHDIR: i64 = 81;
     pub(super) const CHROOT: i64 = 161;
     pub(super) const EPOLL_CTL: i64 = 233;
@@ -198,7 +199,15 @@ impl Placing<'_> {
         }
         match cwd.or(root) {
             Some(cwd) => self.change_directory(cwd),
-            None => Ok(()),
+            None => {
+                let args = |address| [address, 0, 0, 0, 0, 0];
+                let result = self
+                    .calls
+                    .call_with(number::CHDIR, &mut b"/\0".to_owned(), &args);
+                result
+                    .map_err(|source| self.failed(String::from("change its directory"), source))?;
+                Ok(())
+            }
         }
     }
 

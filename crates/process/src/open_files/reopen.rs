@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 
@@ -11,7 +11,7 @@ use crate::blocker::Blocker;
 use crate::remote_error::RemoteCallError;
 
 use super::again::set_flags;
-use super::path::FilePath;
+use super::path::{FilePath, PathIdentity};
 use super::read::raise_limit;
 use super::socket::{SocketChoices, SocketError, SocketState, TcpChoice, reopen_sockets};
 use super::{
@@ -46,7 +46,7 @@ pub struct Reopened {
     /// As in [`OpenFiles::descriptions`]; none for what stays closed, and for what comes later
     /// ([`OpenFiles::place_late`]).
     pub descriptions: Vec<Option<OwnedFd>>,
-    /// As in [`OpenFiles::tables`]: current directory, and root directory.
+    /// As in [`OpenFiles::tables`]: current directory, and root directory; none for a root that is that of pagetide.
     pub directories: Vec<(Option<OwnedFd>, Option<OwnedFd>)>,
     /// What is otherwise than it was, for people.
     pub notes: Vec<String>,
@@ -186,13 +186,18 @@ impl OpenFiles {
         set_locks(self, &descriptions)?;
         let mut directories = Vec::with_capacity(self.tables.len());
         for table in &self.tables {
-            let open = |at: &Option<_>| {
-                let directory = at.as_ref().map(directory::reopen_for_process).transpose()?;
+            let open = |at: Option<&PathIdentity>| {
+                let directory = at.map(directory::reopen_for_process).transpose()?;
                 directory
                     .map(|directory| reopening.raise(directory))
                     .transpose()
             };
-            directories.push((open(&table.cwd)?, open(&table.root)?));
+            // Changing to the root directory that it has anyhow would need a privilege.
+            let root = table
+                .root
+                .as_ref()
+                .filter(|at| at.path.as_path() != Path::new("/"));
+            directories.push((open(table.cwd.as_ref())?, open(root)?));
         }
         // They come last: a connection that goes on does so from here.
         reopening.open_sockets(&mut descriptions)?;
