@@ -344,6 +344,44 @@ pub fn has_filter(socket: impl AsFd) -> io::Result<bool> {
     }
 }
 
+/// Whether the socket has joined a multicast group on the interface with this index: MCAST_MSFILTER, Linux 2.6. `group` is the
+/// address of four bytes or of sixteen; any other length is in no group.
+pub fn is_group_member(socket: impl AsFd, interface: u32, group: &[u8]) -> io::Result<bool> {
+    // struct group_filter without sources: the interface, the group as a sockaddr_storage, mode and number of sources.
+    let mut filter = [0_u8; 144];
+    filter[..4].copy_from_slice(&interface.to_ne_bytes());
+    let (level, family, place) = match group.len() {
+        4 => (libc::IPPROTO_IP, libc::AF_INET, 12..16),
+        16 => (libc::IPPROTO_IPV6, libc::AF_INET6, 16..32),
+        _ => return Ok(false),
+    };
+    filter[8..10].copy_from_slice(&u16::try_from(family).unwrap_or(0).to_ne_bytes());
+    filter[place].copy_from_slice(group);
+    let mut length: libc::socklen_t = 144;
+    let socket = socket.as_fd();
+    // SAFETY: the kernel reads and writes at most `length` bytes, which the array has, since room for no source is asked for.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            level,
+            MCAST_MSFILTER,
+            filter.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 {
+        return Ok(true);
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::EADDRNOTAVAIL) => Ok(false),
+        _ => Err(error),
+    }
+}
+
+/// `linux/in.h`.
+const MCAST_MSFILTER: libc::c_int = 48;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -357,6 +395,34 @@ mod tests {
         broadcast.set_int(&socket, 1).expect("set");
         assert_eq!(broadcast.read(&socket).expect("read"), 1_i32.to_ne_bytes());
         assert!(!has_filter(&socket).expect("ask"));
+    }
+
+    #[test]
+    fn a_filter_is_noticed() {
+        let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        // BPF_RET | BPF_K: takes all of each packet.
+        let mut code = [libc::sock_filter {
+            code: 6,
+            jt: 0,
+            jf: 0,
+            k: u32::MAX,
+        }];
+        let program = libc::sock_fprog {
+            len: 1,
+            filter: code.as_mut_ptr(),
+        };
+        // SAFETY: the value is a sock_fprog of the length given, whose pointer leads to as many instructions as it says.
+        let result = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_ATTACH_FILTER,
+                (&raw const program).cast(),
+                16,
+            )
+        };
+        assert_eq!(result, 0);
+        assert!(has_filter(&socket).expect("ask"));
     }
 
     #[test]

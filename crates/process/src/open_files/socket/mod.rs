@@ -17,6 +17,7 @@
 
 mod blockers;
 mod diag;
+mod groups;
 mod options;
 mod place;
 mod queue;

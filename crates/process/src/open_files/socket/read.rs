@@ -12,6 +12,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use super::ForeignSocket;
 use super::blockers::{Known, classify};
 use super::diag::UnixDiag;
+use super::groups::Groups;
 use super::options::{Defaults, Shape};
 use super::state::{Buffers, NetlinkSocket, SocketKind, SocketState};
 use super::{tcp, udp, unix};
@@ -23,6 +24,8 @@ pub(super) struct Surroundings {
     pub inside: HashSet<u64>,
     /// Asks for Unix sockets; `None` if the kernel cannot be asked.
     pub diag: Option<UnixDiag>,
+    /// All multicast groups of this system.
+    pub groups: Groups,
     defaults: Defaults,
     /// The network namespace of this process.
     namespace: Option<Vec<u8>>,
@@ -34,6 +37,7 @@ pub(crate) fn read_sockets(sockets: &[ForeignSocket<'_>]) -> Vec<Result<SocketSt
     let mut surroundings = Surroundings {
         inside: sockets.iter().map(|socket| socket.inode).collect(),
         diag: UnixDiag::open().ok(),
+        groups: Groups::default(),
         defaults: Defaults::default(),
         namespace: own_namespace(),
     };
@@ -95,7 +99,7 @@ fn read_one(
     let kind = match known {
         Known::Unix => unix::read(socket, shape, surroundings, &mut blockers).map(SocketKind::Unix),
         Known::Tcp => tcp::read(socket, shape, &mut options, &mut blockers).map(SocketKind::Tcp),
-        Known::Udp => udp::read(socket, shape, &mut blockers).map(SocketKind::Udp),
+        Known::Udp => udp::read(socket, shape, surroundings, &mut blockers).map(SocketKind::Udp),
         Known::Netlink => read_netlink(socket, shape)?.map(SocketKind::Netlink),
     };
     Ok(SocketState {

@@ -10,7 +10,7 @@ use rustix::net::{Shutdown, shutdown};
 
 use super::options::Shape;
 use super::queue::{Kept, look};
-use super::read::events;
+use super::read::{Surroundings, events};
 use super::reopen::{check_address, port};
 use super::state::{SocketState, UdpSocket};
 use super::{ForeignSocket, SocketError};
@@ -19,6 +19,7 @@ use crate::blocker::Blocker;
 pub(super) fn read(
     socket: &ForeignSocket<'_>,
     shape: Shape,
+    surroundings: &Surroundings,
     blockers: &mut Vec<Blocker>,
 ) -> io::Result<UdpSocket> {
     if SocketOption::UDP_ENCAP.read_int(socket.fd).unwrap_or(0) != 0 {
@@ -27,6 +28,14 @@ pub(super) fn read(
             "is a UDP socket that unwraps packets for the kernel (UDP_ENCAP)",
             "end the tunnel before the checkpoint",
             "the socket receives the packets as they are",
+        ));
+    }
+    if let Some(group) = surroundings.groups.one_of(socket.fd) {
+        blockers.push(socket.blocker(
+            "multicast-group",
+            &format!("is a UDP socket in the multicast group {group}"),
+            "leave the group before the checkpoint, and join it again afterwards",
+            "the socket is in no group",
         ));
     }
     let events = events(socket.fd);

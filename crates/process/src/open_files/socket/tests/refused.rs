@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::process::{Command, Stdio};
@@ -242,6 +242,33 @@ fn a_connection_being_made_is_named_unless_it_is_to_be_reset() {
     };
     assert_eq!(reopen(&states, &choices).expect("open").len(), 1);
     assert_eq!(partly(&[&waiting]).0, ["tcp-state"]);
+}
+
+#[test]
+fn multicast_groups_are_named() {
+    let member = UdpSocket::bind("127.0.0.1:0").expect("bind");
+    let lonely = UdpSocket::bind("127.0.0.1:0").expect("bind");
+    let group = Ipv4Addr::new(239, 71, 82, 93);
+    member
+        .join_multicast_v4(&group, &Ipv4Addr::LOCALHOST)
+        .expect("join");
+    let states = read(&[&lonely.into()]);
+    assert_eq!(states[0].as_ref().expect("readable").blockers(), []);
+    let member = OwnedFd::from(member);
+    let states = read(&[&member]);
+    let blocker = &states[0].as_ref().expect("readable").blockers()[0];
+    assert!(blocker.what.ends_with("group 239.71.82.93"), "{blocker}");
+    assert_eq!(blocker.kind, "multicast-group");
+    drop(member);
+    let states: Vec<_> = states.into_iter().flatten().collect();
+    let member = back_accepting(&states).remove(0);
+    let again = read(&[&member]).remove(0).expect("readable");
+    assert_eq!(again.blockers(), []);
+    let member = UdpSocket::bind("[::1]:0").expect("bind");
+    let group = "ff02::7182".parse().expect("an address");
+    member.join_multicast_v6(&group, 1).expect("join");
+    let state = read(&[&member.into()]).remove(0).expect("readable");
+    assert_eq!(state.blockers()[0].kind, "multicast-group");
 }
 
 #[test]
