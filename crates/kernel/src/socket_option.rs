@@ -389,7 +389,7 @@ mod tests {
 
     #[test]
     fn options_are_read_and_set() {
-        let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
         let broadcast = SocketOption::find(1, 6).expect("an option of the table");
         assert_eq!(broadcast.read_int(&socket).expect("read"), 0);
         broadcast.set_int(&socket, 1).expect("set");
@@ -399,7 +399,7 @@ mod tests {
 
     #[test]
     fn a_filter_is_noticed() {
-        let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
         // BPF_RET | BPF_K: takes all of each packet.
         let mut code = [libc::sock_filter {
             code: 6,
