@@ -99,9 +99,11 @@ pub(crate) fn reopen(state: &TimerfdState, status_flags: u32) -> Result<OwnedFd,
     if state.remaining_ns > 0 || state.interval_ns > 0 || state.set_flags != 0 {
         let flags = TimerfdTimerFlags::from_bits_retain(state.set_flags);
         let absolute = flags.contains(TimerfdTimerFlags::ABSTIME);
-        let remaining = i128::from(state.remaining_ns);
+        // One that has expired, and goes on counting once somebody asks, is one that expires at once.
+        let expired = state.interval_ns > 0 && state.remaining_ns == 0 && state.ticks > 0;
+        let remaining = i128::from(state.remaining_ns) + i128::from(expired);
         let value = match (remaining, absolute, state.clock) {
-            // A time of 0 would stop it. One that has an interval and is not stopped has something left.
+            // It is stopped.
             (0, _, _) => 0,
             (_, true, REALTIME | REALTIME_ALARM) => i128::from(state.expires_ns).max(1),
             (_, true, _) => nanoseconds_of(clock_gettime(clock)) + remaining,

@@ -8,14 +8,15 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Command;
 
-use pagetide_process::{Blocker, Kind, OpenFiles, ReopenChoices, ReopenError};
+use pagetide_kernel::spawn::{Fate, Seed, spawn};
+use pagetide_process::{Blocker, Kind, NewProcess, OpenFiles, ReopenChoices, ReopenError};
 use rustix::fs::{MemfdFlags, OFlags, fcntl_getfl, fstat, memfd_create};
 use rustix::pty::{OpenptFlags, openpt, ptsname, unlockpt};
 use rustix::stdio::{stderr, stdin, stdout};
 use rustix::termios::isatty;
 use tempfile::TempDir;
 
-use crate::harness::{Target, patient, program};
+use crate::harness::{Target, patient, program, wait_until};
 
 /// What each way of the target to be in the way is named.
 const KINDS: [&str; 26] = [
@@ -252,6 +253,8 @@ fn a_terminal_is_the_one_it_was_or_that_of_pagetide() {
 
     // Once it is gone, there is only the one of pagetide.
     drop(master);
+    // Processes that other tests fork from this one have it, too, as long as they last.
+    wait_until("the end of the terminal", || !path.exists());
     match files.reopen(&accepting([])) {
         Ok(_) => assert!([isatty(stdin()), isatty(stdout()), own].contains(&true)),
         Err(ReopenError::Open { path: named, .. }) => assert_eq!(named, path),
@@ -288,4 +291,34 @@ fn thousands_of_files_come_back() {
         reopened.descriptions.iter().flatten().count(),
         states.count()
     );
+}
+
+#[test]
+fn a_root_directory_of_its_own_comes_back() {
+    let (target, directory) = target("chroot").unwrap();
+    let (files, blockers) = read(&target);
+    assert_eq!(blockers, []);
+    let then = target.pid();
+    drop(target);
+    let reopened = files.reopen(&accepting([])).unwrap();
+    let pid = spawn(&Seed {
+        pid: None,
+        leads_session: false,
+        fate: Fate::Waits,
+        children: Vec::new(),
+    })
+    .unwrap()[0];
+    let mut made = NewProcess::take(pid, patient()).unwrap();
+    let mut calls = made.as_stopped().remote_calls().unwrap();
+    files.place(then, &reopened, &mut calls).unwrap();
+    calls.finish().unwrap();
+    let link = |name: &str| std::fs::read_link(format!("/proc/{pid}/{name}")).unwrap();
+    let jail = directory.path().join("jail");
+    assert_eq!(link("root"), jail);
+    assert_eq!(link("cwd"), jail.join("cell"));
+    assert_eq!(link("fd/100"), jail);
+    // That of tables which are not there is refused.
+    let mut calls = made.as_stopped().remote_calls().unwrap();
+    let unknown = files.place(then + 1, &reopened, &mut calls);
+    assert!(matches!(unknown, Err(ReopenError::NoSuchTable { .. })));
 }
