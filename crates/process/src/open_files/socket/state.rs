@@ -3,6 +3,10 @@
 //! Addresses are the bytes of a `sockaddr`. A socket knows its peer by the peer's inode, the number that
 //! `/proc/PID/fd` shows: within one snapshot it is unique.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
 use bincode::{Decode, Encode};
 
 use super::options::KeptOption;
@@ -29,6 +33,20 @@ impl SocketState {
     /// What of it does not come back although it can be opened again; see [`super::reopen_sockets`].
     pub fn blockers(&self) -> &[Blocker] {
         &self.blockers
+    }
+
+    /// The paths that opening it again touches: a Unix socket's own, at which a file is made, and its peer's outside, to
+    /// which it connects.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        let SocketKind::Unix(unix) = &self.kind else {
+            return Vec::new();
+        };
+        let path = |name: &[u8]| PathBuf::from(OsStr::from_bytes(name));
+        let own = unix.file.as_ref();
+        let own = own.map(|file| path(&file.directory).join(path(&unix.name)));
+        let outside = unix.role == UnixRole::PeerByName && unix.peer_name.first() != Some(&0);
+        let peer = outside.then(|| path(&unix.peer_name));
+        own.into_iter().chain(peer).collect()
     }
 }
 

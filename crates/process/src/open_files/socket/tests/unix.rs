@@ -188,6 +188,8 @@ fn a_listening_socket_is_there_again_with_its_file() {
     let hidden = UnixListener::bind_addr(&address).expect("bind");
     let sockets = [OwnedFd::from(listener), OwnedFd::from(hidden)];
     let states = read_whole(&[&sockets[0], &sockets[1]]);
+    assert_eq!(states[0].paths(), [path.as_path()]);
+    assert!(states[1].paths().is_empty());
     // Somebody listens there, and stays unharmed.
     let error = reopen(&states, &SocketChoices::default()).expect_err("in use");
     assert!(error.to_string().contains("bind to"), "{error}");
