@@ -1,9 +1,11 @@
 //! What a process is made of besides memory and registers: open files, and what the kernel keeps for it. Read in the stop,
 //! attached to the snapshot, and needed by a restore alone. What a restore could not bring back is named.
 
+use crate::mapping_blockers::mapping_blockers;
 use crate::report::NotCaptured;
 use crate::tracking;
 use crate::tree::AllStopped;
+use pagetide_kernel::maps::Mapping;
 use pagetide_process::{Blocker, KernelState, OPEN_FILES_ATTACHMENT, OpenFiles};
 use pagetide_snapshot::{SnapshotWriter, View, WriteError};
 
@@ -87,6 +89,19 @@ impl Restorable {
         }
     }
 
+    /// Names mappings that could not be made again.
+    pub fn look_at_mappings(&mut self, pid: i32, mappings: &[Mapping]) {
+        if self.is_asked_for {
+            self.blockers.extend(mapping_blockers(pid, mappings));
+        }
+    }
+
+    /// How many descriptors the processes have.
+    pub fn descriptors(&self) -> usize {
+        let tables = self.files.iter().flat_map(|files| &files.tables);
+        tables.map(|table| table.entries.len()).sum()
+    }
+
     /// Names what of the memory is not in the snapshot.
     pub fn name_missing(&mut self, missing: &[NotCaptured]) {
         if !self.is_asked_for {
@@ -101,6 +116,10 @@ impl Restorable {
                 0 => "process".to_owned(),
                 _ => format!("mapping:{:x}", one.start),
             };
+            // A mapping that could not be made again is named already.
+            if one.end != 0 && self.blockers.iter().any(|known| known.place == place) {
+                continue;
+            }
             self.blockers.push(Blocker {
                 pid: one.pid,
                 kind: "not-captured".to_owned(),

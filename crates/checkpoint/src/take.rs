@@ -268,6 +268,12 @@ impl Checkpointer {
         let (not_captured, not_tracked) = self.describe_all(&mut writing.spaces, &mut found);
         writing.spaces.tell(&mut writing.writer)?;
         found.restorable.look_from_outside();
+        for (member, stopped) in self.members.iter().zip(&found.members) {
+            if let Some(stopped) = stopped {
+                let mappings = &stopped.layout.mappings;
+                found.restorable.look_at_mappings(member.pid(), mappings);
+            }
+        }
         found.restorable.name_missing(&not_captured);
         let memos = self.attach_states(&mut writing.writer, &mut found)?;
         let counters = writing.writer.counters();

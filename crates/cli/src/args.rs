@@ -42,6 +42,8 @@ pub enum Command {
     Rollback(Rollback),
     /// Start the process of a snapshot again, after it was killed or the machine was started anew
     Restore(Restore),
+    /// Show what a checkpoint would hold, and what would keep it from being restored
+    Inspect(Inspect),
     /// Count the pages of a process by what its page tables say, a region a line
     Pages(Pages),
     /// Remove what pagetide left in a process
@@ -222,6 +224,20 @@ pub struct Restore {
     /// Something that cannot be brought back, by its name, and that the process may go without
     #[arg(long, value_name = "NAME")]
     pub accept: Vec<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `inspect`.
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// The process; it is stopped for a moment
+    #[arg(value_parser = clap::value_parser!(i32).range(1..))]
+    pub pid: i32,
+    /// The children of the process, too, and their children
+    #[arg(long)]
+    pub tree: bool,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

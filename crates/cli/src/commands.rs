@@ -4,6 +4,7 @@ mod checkpoint;
 mod detach;
 mod diff;
 mod export;
+mod inspect;
 mod log;
 mod packaging;
 mod pages;
@@ -35,6 +36,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Export(options) => export::run(&options),
         Command::Rollback(options) => rollback::run(&options),
         Command::Restore(options) => return restore::run(&options),
+        Command::Inspect(options) => inspect::run(&options),
         Command::Pages(options) => pages::run(&options),
         Command::Detach(options) => detach::run(&options),
         Command::Completions(options) => packaging::completions(&options),

@@ -1,7 +1,7 @@
 //! How a failure is told: the message with its causes, what to do about it, and the exit code.
 
 use crate::blockers;
-use pagetide::{AttachError, RestoreError, RollbackError, TakeError, TrackingError};
+use pagetide::{AttachError, InspectError, RestoreError, RollbackError, TakeError, TrackingError};
 use pagetide_process::{NoPrivilege, PageUsageError, RefusalError, RemoteCallError, StopError};
 use pagetide_snapshot::{LockError, OpenError, ReadError};
 use rustix::io::Errno;
@@ -115,6 +115,13 @@ fn unwrapped(cause: Cause<'_>) -> Cause<'_> {
             RollbackError::Stop(inner) => Some(inner),
             RollbackError::Store(inner) => Some(inner),
             RollbackError::Tracking(inner) => Some(inner),
+            _ => None,
+        }
+    } else if let Some(error) = cause.downcast_ref() {
+        match error {
+            InspectError::Refused(inner) => Some(inner),
+            InspectError::Stop(inner) => Some(inner),
+            InspectError::Member { source, .. } => Some(&**source),
             _ => None,
         }
     } else {

@@ -107,10 +107,10 @@ impl Object<'_> {
         if let Some(key) = self.record.segment_key {
             return self.segment(key);
         }
-        if !self.record.in_memory {
+        let path = self.path();
+        if !self.record.in_memory && !path.ends_with(b" (deleted)") {
             return self.disk_file(accepted).map(Source::File);
         }
-        let path = self.path();
         let size = self.record.size_bytes;
         let length = usize::try_from(size).unwrap_or(usize::MAX);
         if path.starts_with(b"/dev/zero") || self.region.name.starts_with("[anon_shmem:") {

@@ -1,0 +1,102 @@
+//! What a checkpoint of a process would hold, and what of it a restore could not bring back. It takes one short stop.
+
+use crate::checkpointer::AttachError;
+use crate::restorable::Restorable;
+use crate::tree::children;
+use pagetide_kernel::maps::{self, MapsError};
+use pagetide_process::{
+    Blocker, RefusalError, ResumeError, StopError, StopOptions, StoppedProcess, examine,
+};
+
+/// Why a process could not be inspected. It runs on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InspectError {
+    /// It cannot be handled.
+    #[error(transparent)]
+    Refused(#[from] RefusalError),
+    /// A child cannot be handled.
+    #[error("process {pid} of the tree")]
+    Member {
+        /// The child.
+        pid: i32,
+        /// Why not.
+        #[source]
+        source: Box<AttachError>,
+    },
+    /// It could not be stopped.
+    #[error(transparent)]
+    Stop(#[from] StopError),
+    /// Its mappings could not be read.
+    #[error(transparent)]
+    Maps(#[from] MapsError),
+    /// It was killed while it stood still.
+    #[error(transparent)]
+    Resume(#[from] ResumeError),
+}
+
+/// What was found.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Inspection {
+    /// The processes that a checkpoint would hold.
+    pub processes: usize,
+    /// Their threads.
+    pub threads: usize,
+    /// Their mappings.
+    pub mappings: usize,
+    /// Length of their mappings in bytes.
+    pub mapped_bytes: u64,
+    /// Their file descriptors.
+    pub descriptors: usize,
+    /// What a restore could not bring back.
+    pub blockers: Vec<Blocker>,
+}
+
+/// Looks at process `pid`, with its children if `tree`.
+pub fn inspect(pid: i32, tree: bool, options: StopOptions) -> Result<Inspection, InspectError> {
+    let identity = examine(pid)?.identity;
+    let mut stopped = vec![Some(StoppedProcess::stop(&identity, options)?)];
+    let mut at = 0;
+    while tree && at < stopped.len() {
+        let parent = stopped[at].as_ref().map_or(pid, |one| one.identity().pid);
+        for child in children(parent) {
+            match examine(child) {
+                Ok(examined) => {
+                    stopped.push(Some(StoppedProcess::stop(&examined.identity, options)?));
+                }
+                // It has ended and waits to be reaped: there is nothing of it to look at.
+                Err(RefusalError::Zombie { .. } | RefusalError::NoSuchProcess { .. }) => {}
+                Err(error) => {
+                    let source = Box::new(AttachError::from(error));
+                    return Err(InspectError::Member { pid: child, source });
+                }
+            }
+        }
+        at += 1;
+    }
+    let mut restorable = Restorable::read(&mut stopped);
+    let mut inspection = Inspection {
+        processes: stopped.len(),
+        threads: 0,
+        mappings: 0,
+        mapped_bytes: 0,
+        descriptors: restorable.descriptors(),
+        blockers: Vec::new(),
+    };
+    for process in stopped.iter().flatten() {
+        let pid = process.identity().pid;
+        let mappings = maps::mappings(pid)?;
+        restorable.look_at_mappings(pid, &mappings);
+        inspection.threads += process.threads().len();
+        inspection.mappings += mappings.len();
+        let lengths = mappings.iter().map(maps::Mapping::length_bytes);
+        inspection.mapped_bytes += lengths.sum::<u64>();
+    }
+    for process in stopped.into_iter().flatten() {
+        process.resume()?;
+    }
+    restorable.look_from_outside();
+    inspection.blockers = restorable.blockers;
+    Ok(inspection)
+}

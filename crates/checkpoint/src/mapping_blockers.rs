@@ -1,0 +1,100 @@
+//! Mappings that a restore could not make again.
+
+use crate::layout;
+use pagetide_kernel::maps::{Mapping, MappingName};
+use pagetide_process::Blocker;
+use std::os::unix::ffi::OsStrExt;
+
+/// What of these mappings of process `pid` could not be made again.
+pub(crate) fn mapping_blockers(pid: i32, mappings: &[Mapping]) -> Vec<Blocker> {
+    let blocker = |mapping: &Mapping| {
+        let (kind, what, advice) = told(mapping)?;
+        Some(Blocker {
+            pid,
+            kind: kind.to_owned(),
+            place: format!("mapping:{:x}", mapping.start),
+            what: format!(
+                "{:#x}-{:#x} {} {what}",
+                mapping.start, mapping.end, mapping.name
+            ),
+            advice: advice.to_owned(),
+            instead: None,
+        })
+    };
+    mappings.iter().filter_map(blocker).collect()
+}
+
+/// Kind, what it is, and what to do.
+fn told(mapping: &Mapping) -> Option<(&'static str, &'static str, &'static str)> {
+    match &mapping.name {
+        MappingName::Vdso | MappingName::KernelData(_) => None,
+        MappingName::Other(name) if name == "uprobes" => Some((
+            "uprobes",
+            "was made by a tracing tool",
+            "end the tracing before the checkpoint",
+        )),
+        MappingName::Path(path) => {
+            let path = path.as_os_str().as_bytes();
+            if mapping.shared && path.starts_with(b"/anon_hugepage") {
+                return Some((
+                    "huge-shared",
+                    "is shared memory of huge pages",
+                    "let the program use ordinary pages, or a file of hugetlbfs",
+                ));
+            }
+            let is_device = layout::is_device_like(mapping);
+            is_device.then_some((
+                "device-mapping",
+                "is memory of a device or of the kernel",
+                "let the program unmap it before the checkpoint",
+            ))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mapping(name: MappingName, shared: bool) -> Mapping {
+        Mapping {
+            start: 0x1000,
+            end: 0x3000,
+            read: true,
+            write: true,
+            execute: false,
+            shared,
+            offset_bytes: 0,
+            device: (0, 5),
+            inode: 7,
+            name,
+        }
+    }
+
+    #[test]
+    fn memory_that_is_not_the_programs_own_is_named_and_the_rest_is_not() {
+        let path = |path: &str| MappingName::Path(path.into());
+        for (name, shared, kind) in [
+            (path("/dev/dri/card0"), true, Some("device-mapping")),
+            (path("anon_inode:[io_uring]"), true, Some("device-mapping")),
+            (path("/secretmem (deleted)"), true, Some("device-mapping")),
+            (path("/anon_hugepage (deleted)"), true, Some("huge-shared")),
+            (MappingName::Other("uprobes".into()), false, Some("uprobes")),
+            (path("/anon_hugepage (deleted)"), false, None),
+            (path("/dev/zero (deleted)"), true, None),
+            (path("/dev/shm/pool"), true, None),
+            (path("/usr/lib/libm.so.6"), false, None),
+            (MappingName::Vdso, false, None),
+            (MappingName::Heap, false, None),
+            (MappingName::Other("anon:arena".into()), false, None),
+        ] {
+            let found = mapping_blockers(9, &[mapping(name.clone(), shared)]);
+            let kinds: Vec<&str> = found.iter().map(|found| &*found.kind).collect();
+            assert_eq!(kinds, kind.into_iter().collect::<Vec<_>>(), "{name}");
+            if let Some(found) = found.first() {
+                assert_eq!((found.pid, &*found.place), (9, "mapping:1000"));
+            }
+        }
+    }
+}
