@@ -256,7 +256,8 @@ impl Layout {
     }
 }
 
-/// The advice of madvise(2) that the kernel keeps as an attribute of a mapping, from its VmFlags.
+/// The advice of madvise(2) that the kernel keeps as an attribute of a mapping, and other attributes that a mapping
+/// made again needs, from its VmFlags.
 pub(crate) fn advice_of(flags: &[String]) -> Vec<String> {
     let names = [
         ("sr", "sequential"),
@@ -272,11 +273,17 @@ pub(crate) fn advice_of(flags: &[String]) -> Vec<String> {
         ("ht", "hugetlb"),
         ("nr", "noreserve"),
     ];
-    names
-        .iter()
-        .filter(|(flag, _)| flags.iter().any(|found| found == flag))
-        .map(|(_, name)| (*name).to_owned())
-        .collect()
+    let has = |flag: &str| flags.iter().any(|found| found == flag);
+    let named = names.iter().filter(|(flag, _)| has(flag));
+    let mut advice: Vec<String> = named.map(|(_, name)| (*name).to_owned()).collect();
+    // No advice, but attributes that tell what a mapping was once: open for writing, or writable itself.
+    if has("sh") && has("mw") && !has("wr") {
+        advice.push("maywrite".to_owned());
+    }
+    if has("ac") && !has("wr") {
+        advice.push("accounted".to_owned());
+    }
+    advice
 }
 
 /// So long advice counts as what it was. Reading it walks all page tables, and takes the longer the more

@@ -195,6 +195,9 @@ pub struct RestoreOptions {
     pub accept: Vec<String>,
     /// What becomes of TCP connections.
     pub tcp: TcpChoice,
+    /// Standard streams that led to a terminal, or to a process that is not restored, lead to `/dev/null`, and not where
+    /// this program's own do.
+    pub without_streams: bool,
     /// How long the new processes may take to stand still while they are built.
     pub stop: StopOptions,
 }
@@ -267,6 +270,7 @@ pub fn restore(
         at_least: OUT_OF_THE_WAY,
         objects: sources.objects()?,
         tcp: options.tcp,
+        without_streams: options.without_streams,
     };
     let reopened = files.reopen(&choices)?;
 

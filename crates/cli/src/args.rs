@@ -209,7 +209,8 @@ pub struct Restore {
     /// The snapshot [default: the newest]
     #[arg(long, value_name = "ID")]
     pub at: Option<u64>,
-    /// End when the process runs, instead of waiting for it and exiting with its status
+    /// End when the process runs, instead of waiting for it and exiting with its status; what led to a
+    /// terminal or to a process outside leads to /dev/null then
     #[arg(long)]
     pub detach: bool,
     /// Leave it stopped (SIGSTOP) before its first instruction

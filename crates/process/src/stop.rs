@@ -235,6 +235,10 @@ impl StoppedProcess {
         let (threads, hidden) = outcome.map_err(explain)?;
         hidden.map_err(|source| match source {
             ThreadStateError::ThirtyTwoBit { thread } => StopError::ThirtyTwoBit { pid, thread },
+            // Its threads were killed for one that was not seized yet and runs another program now.
+            ThreadStateError::Gone { .. } if identity.is_alive_and_same() => {
+                StopError::Exec { pid }
+            }
             ThreadStateError::Gone { .. } => StopError::Gone { pid },
             source => StopError::Prepare { pid, source },
         })?;

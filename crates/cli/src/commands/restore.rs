@@ -33,6 +33,8 @@ pub fn run(arguments: &Restore) -> anyhow::Result<ExitCode> {
         TcpName::Restore => TcpChoice::Restore,
         TcpName::Reset => TcpChoice::Reset,
     };
+    // It would keep the streams of a command that has ended.
+    options.without_streams = arguments.detach;
     options.stop = stop_options();
     let done = pagetide::restore(&store, &view, &options)?;
     let answer = Answer {

@@ -32,6 +32,8 @@ pub struct ReopenChoices {
     pub objects: HashMap<(u64, u64), OwnedFd>,
     /// What becomes of TCP connections.
     pub tcp: TcpChoice,
+    /// Standard streams that led out of the snapshot lead to `/dev/null`, and not where this program's own do.
+    pub without_streams: bool,
 }
 
 impl ReopenChoices {
@@ -251,6 +253,9 @@ impl Reopening<'_> {
         let file = match &description.kind {
             Kind::Closed | Kind::Process(_) | Kind::Pipe(_) | Kind::Socket(_) => return Ok(None),
             Kind::File(state) => return regular::reopen(state, flags, self.choices),
+            Kind::StandardStream(_) if self.choices.without_streams => {
+                terminal::reopen_as_nothing(flags)?
+            }
             Kind::StandardStream(stream) => terminal::reopen_standard(*stream, flags)?,
             Kind::Directory(state) => directory::reopen(state, flags)?,
             Kind::Path(state) => path::reopen(state, flags)?,

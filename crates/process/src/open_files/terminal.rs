@@ -3,19 +3,21 @@
 //! Descriptors 0, 1 and 2 that lead out of the snapshot (to a terminal, or to a pipe or socket of which a process outside has the
 //! other end) are in a restore pagetide's own descriptors of the same number: the program goes on where the restore was started. A
 //! description that several of them share stays shared. Status flags of pagetide's own descriptors are not touched, since others
-//! have them, too: if they differ, the terminal or pipe is opened anew, and a socket stays as it is.
+//! have them, too: if they differ, the terminal or pipe is opened anew, and a socket stays as it is. A restore that leaves the
+//! program alone gives it `/dev/null` instead.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use bincode::{Decode, Encode};
-use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat, major, minor};
+use rustix::fs::{FileType, Mode, OFlags, fcntl_getfl, fstat, major, minor};
 use rustix::io::Errno;
 use rustix::stdio::{stderr, stdin, stdout};
 use rustix::termios::isatty;
 
 use crate::blocker::Blocker;
 
-use super::again::open_again;
+use super::again::{flags_of_open, open_again};
 use super::foreign::Foreign;
 use super::path::{self, FilePath};
 use super::reopen::ReopenError;
@@ -130,6 +132,17 @@ pub(crate) fn reopen_standard(
         }
     }
     rustix::io::fcntl_dupfd_cloexec(own, 0).map_err(failed)
+}
+
+/// `/dev/null`, for a program that nobody is there to talk with.
+pub(crate) fn reopen_as_nothing(status_flags: u32) -> Result<OwnedFd, ReopenError> {
+    let path = Path::new("/dev/null");
+    rustix::fs::open(path, flags_of_open(status_flags), Mode::empty()).map_err(|source| {
+        ReopenError::Open {
+            path: path.to_owned(),
+            source,
+        }
+    })
 }
 
 /// The terminal itself if it is still there, else pagetide's own. True if it is not the one it was.
