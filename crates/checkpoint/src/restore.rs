@@ -13,6 +13,7 @@ mod build;
 mod fill;
 mod mappings;
 mod objects;
+mod paths;
 mod plan;
 mod sources;
 
@@ -30,9 +31,11 @@ use pagetide_process::{
     StateDecodeError, StopOptions, StoppedProcess, TcpChoice, kernel_mappings_of,
 };
 use pagetide_snapshot::{ReadError, SnapshotId, Store, View};
+pub use paths::paths_of;
 use plan::Plan;
 use rustix::process::{Signal, kill_process};
 use sources::Sources;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Descriptors of ours have numbers from here on, so that they are not in the way of those of the new processes.
@@ -135,6 +138,12 @@ pub enum RestoreError {
         /// Its id.
         id: SnapshotId,
     },
+    /// A path of the snapshot is none that the user allows.
+    #[error("the snapshot names {path}, which is not allowed")]
+    NotAllowed {
+        /// The path.
+        path: PathBuf,
+    },
     /// The list of open files cannot be read.
     #[error("the open files in the snapshot")]
     FilesDecode(#[from] OpenFilesDecodeError),
@@ -170,6 +179,7 @@ impl RestoreError {
                 | RestoreError::Taken { .. }
                 | RestoreError::Session { .. }
                 | RestoreError::MemoryOnly { .. }
+                | RestoreError::NotAllowed { .. }
                 | RestoreError::Reopen(
                     ReopenError::Blocked { .. }
                         | ReopenError::FileChanged { .. }
@@ -193,6 +203,9 @@ pub struct RestoreOptions {
     pub stopped: bool,
     /// The names of things that cannot be brought back and that the process may go without.
     pub accept: Vec<String>,
+    /// Directories in which all paths that the snapshot names must lie, see [`paths_of`]; if there are none, all paths are
+    /// allowed.
+    pub allow: Vec<PathBuf>,
     /// What becomes of TCP connections.
     pub tcp: TcpChoice,
     /// Standard streams that led to a terminal, or to a process that is not restored, lead to `/dev/null`, and not where
@@ -249,6 +262,11 @@ pub fn restore(
     let plans = members_of(view);
     let plans = plans.iter().map(|(_, names)| Plan::of(view, names));
     let plans = plans.collect::<Result<Vec<_>, _>>()?;
+    let files = match view.attachment(OPEN_FILES_ATTACHMENT) {
+        Some(bytes) => OpenFiles::from_bytes(bytes)?,
+        None => return Err(RestoreError::MemoryOnly { id: view.id() }),
+    };
+    paths::check_allowed(&paths::paths(&plans, &files), &options.allow)?;
     let own = kernel_mappings_of(std::process::id().cast_signed());
     let own = own.map_err(RebuildError::from)?;
     let mut sources = Sources::new(OUT_OF_THE_WAY);
@@ -261,10 +279,6 @@ pub fn restore(
     let regions = plans.iter().flat_map(|plan| plan.regions);
     objects::make_all(view, regions, &mut sources, &options.accept)?;
 
-    let files = match view.attachment(OPEN_FILES_ATTACHMENT) {
-        Some(bytes) => OpenFiles::from_bytes(bytes)?,
-        None => return Err(RestoreError::MemoryOnly { id: view.id() }),
-    };
     let choices = ReopenChoices {
         accepted: options.accept.clone(),
         at_least: OUT_OF_THE_WAY,

@@ -222,6 +222,12 @@ pub struct Restore {
     /// What becomes of TCP connections: gone on with, or reset
     #[arg(long, value_enum, default_value_t = TcpName::Restore)]
     pub tcp: TcpName,
+    /// Only paths in this directory may be opened, made or connected to [default: all; --dry-run lists them]
+    #[arg(long, value_name = "DIR")]
+    pub allow: Vec<PathBuf>,
+    /// Start nothing: list the paths that would be opened, and what cannot be brought back
+    #[arg(long)]
+    pub dry_run: bool,
     /// Something that cannot be brought back, by its name, and that the process may go without
     #[arg(long, value_name = "NAME")]
     pub accept: Vec<String>,

@@ -2,12 +2,19 @@
 
 use super::{open_store, stop_options, view_at};
 use crate::args::{Restore, TcpName};
+use crate::blockers::{self, Listed};
+use crate::failure::Wrong;
 use crate::output;
 use crate::signals::Signals;
+use anyhow::Context;
 use pagetide::RestoreOptions;
 use pagetide_process::TcpChoice;
+use pagetide_snapshot::View;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
 use serde::Serialize;
+use std::borrow::Cow;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -21,14 +28,27 @@ struct Answer {
     not_tracked: Option<String>,
 }
 
+#[derive(Serialize)]
+struct Listing<'a> {
+    at: u64,
+    restorable: bool,
+    paths: Vec<Cow<'a, str>>,
+    blockers: Vec<Listed<'a>>,
+}
+
 pub fn run(arguments: &Restore) -> anyhow::Result<ExitCode> {
     let store = open_store(&arguments.store)?;
     let view = view_at(&store, arguments.at)?;
+    if arguments.dry_run {
+        return list(&view, arguments.json);
+    }
+    refuse_foreign_hands(&arguments.store)?;
     let signals = Signals::catch()?;
     let mut options = RestoreOptions::default();
     options.new_pid = arguments.new_pid;
     options.stopped = arguments.stopped;
     options.accept.clone_from(&arguments.accept);
+    options.allow.clone_from(&arguments.allow);
     options.tcp = match arguments.tcp {
         TcpName::Restore => TcpChoice::Restore,
         TcpName::Reset => TcpChoice::Reset,
@@ -61,6 +81,75 @@ pub fn run(arguments: &Restore) -> anyhow::Result<ExitCode> {
         true => Ok(ExitCode::SUCCESS),
         false => follow(done.pid, &signals),
     }
+}
+
+/// Lists what a restore would open, and what it could not bring back.
+fn list(view: &View, json: bool) -> anyhow::Result<ExitCode> {
+    let paths = pagetide::paths_of(view)?;
+    let blockers = pagetide::blockers_of(view).unwrap_or_default();
+    let restorable = blockers.is_empty();
+    if json {
+        let paths = paths.iter().map(|path| path.to_string_lossy()).collect();
+        output::json(&Listing {
+            at: view.id().0,
+            restorable,
+            paths,
+            blockers: blockers::listed(&blockers),
+        })?;
+    } else {
+        let mut text = String::new();
+        for path in &paths {
+            text.push_str(&format!("{}\n", path.display()));
+        }
+        for blocker in &blockers {
+            text.push_str(&format!(
+                "cannot be brought back: {}\n",
+                blockers::told(blocker)
+            ));
+        }
+        output::text(&text)?;
+    }
+    Ok(match restorable {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::from(3),
+    })
+}
+
+/// A restore runs what is in the store, with the rights of root if root asks for it. So nobody else may have been able
+/// to write to it.
+fn refuse_foreign_hands(store: &Path) -> anyhow::Result<()> {
+    let own = rustix::process::geteuid().as_raw();
+    if own != 0 {
+        return Ok(());
+    }
+    let mut directories = vec![store.to_owned()];
+    while let Some(directory) = directories.pop() {
+        let inside = std::fs::read_dir(&directory)
+            .with_context(|| format!("look at {}", directory.display()))?;
+        let mut all = vec![directory.clone()];
+        for entry in inside {
+            let entry = entry.with_context(|| format!("look at {}", directory.display()))?;
+            match entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                true => directories.push(entry.path()),
+                false => all.push(entry.path()),
+            }
+        }
+        for path in all {
+            let metadata = std::fs::symlink_metadata(&path)
+                .with_context(|| format!("look at {}", path.display()))?;
+            let writable = metadata.mode() & 0o022 != 0 && !metadata.file_type().is_symlink();
+            if metadata.uid() != own || writable {
+                let message = format!(
+                    "{}: others can write to it (owner {}, mode {:o}), and a restore runs what is in it",
+                    path.display(),
+                    metadata.uid(),
+                    metadata.mode() & 0o7777
+                );
+                return Err(Wrong::Refused(message).into());
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Waits for the process and takes over its exit status. A signal to us is passed on to it.
