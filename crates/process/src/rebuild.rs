@@ -105,7 +105,9 @@ impl NewProcess {
             kill_with_tracer: true,
             ..ptrace::Options::default()
         };
-        let bound = stopped.tracer().run(move |_| ptrace::set_options(first, bound));
+        let bound = stopped
+            .tracer()
+            .run(move |_| ptrace::set_options(first, bound));
         bound.map_err(|source| RebuildError::Kernel {
             thread: first,
             source,

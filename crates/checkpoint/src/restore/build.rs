@@ -12,7 +12,7 @@ use crate::tracking::Tracking;
 use pagetide_kernel::memory::ProcessMemory;
 use pagetide_pages::PageCount;
 use pagetide_process::{
-    NewProcess, OpenFiles, RebuildError, RemoteCalls, Reopened, ThreadId, ThreadState,
+    KernelState, NewProcess, OpenFiles, RebuildError, RemoteCalls, Reopened, ThreadId, ThreadState,
     examine_for_reading,
 };
 use pagetide_snapshot::{Store, View};
@@ -98,6 +98,7 @@ impl Building<'_> {
             };
             threads.push((was, state.thread));
         }
+        self.renumber(&kernel, &threads, pid)?;
         for &(was, thread) in &threads {
             let mut calls = new.calls(thread)?;
             kernel.apply_to_thread(was, thread, &mut calls)?;
@@ -112,6 +113,30 @@ impl Building<'_> {
         }
         new.free()?;
         Ok(new.set_thread_states(&states)?)
+    }
+
+    /// Where the libc keeps the numbers of threads (the word that the kernel clears when a thread ends), puts the new ones.
+    /// What else a program holds of its numbers nobody can know.
+    fn renumber(
+        &self,
+        kernel: &KernelState,
+        threads: &[(ThreadId, ThreadId)],
+        pid: i32,
+    ) -> Result<(), RestoreError> {
+        let changed = threads.iter().filter(|(was, now)| was != now);
+        let memory = ProcessMemory::open(pid)?;
+        for &(was, now) in changed {
+            let state = kernel.threads.iter().find(|one| one.thread == was.get());
+            let Some(address) = state.map(|one| one.tid_address).filter(|at| *at != 0) else {
+                continue;
+            };
+            let mut word = [0; 4];
+            memory.read(address, &mut word)?;
+            if i32::from_le_bytes(word) == was.get() {
+                memory.write(address, &now.get().to_le_bytes())?;
+            }
+        }
+        Ok(())
     }
 
     /// Puts a process into the process group that it was in, if that is one of the tree.
