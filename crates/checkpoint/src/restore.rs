@@ -28,7 +28,7 @@ use pagetide_pages::PageCount;
 use pagetide_process::{
     Blocker, KernelStateApplyError, NewProcess, OPEN_FILES_ATTACHMENT, OpenFiles,
     OpenFilesDecodeError, RebuildError, RemoteCallError, ReopenChoices, ReopenError, ResumeError,
-    StateDecodeError, StopOptions, StoppedProcess, TcpChoice, kernel_mappings_of,
+    StateDecodeError, StopOptions, StoppedProcess, TcpChoice, ThreadState, kernel_mappings_of,
 };
 use pagetide_snapshot::{ReadError, SnapshotId, Store, View};
 pub use paths::paths_of;
@@ -159,6 +159,12 @@ pub enum RestoreError {
     /// No descriptor could be made.
     #[error("cannot open another file descriptor")]
     Descriptors(#[source] std::io::Error),
+    /// It did not stop when it was told to.
+    #[error("process {pid} did not stop before its first instruction")]
+    NotHalted {
+        /// The process.
+        pid: i32,
+    },
     /// This process could not be examined.
     #[error("cannot read what /proc says of this process")]
     Own(#[source] std::io::Error),
@@ -247,6 +253,43 @@ fn check_blockers(view: &View, accepted: &[String]) -> Result<(), RestoreError> 
     }
 }
 
+/// Puts a process into the group-stop of SIGSTOP at its very instruction: no signal that waits may be delivered before, so all
+/// are blocked until it stands.
+fn halt(
+    mut process: StoppedProcess,
+    states: &[ThreadState],
+    options: StopOptions,
+) -> Result<StoppedProcess, RestoreError> {
+    let identity = process.identity().clone();
+    let mut deaf = states.to_vec();
+    deaf.iter_mut()
+        .for_each(|state| state.signal_mask = u64::MAX);
+    process
+        .set_thread_states(&deaf)
+        .map_err(RebuildError::from)?;
+    if let Some(pid) = rustix::process::Pid::from_raw(identity.pid) {
+        let sent = kill_process(pid, Signal::STOP);
+        sent.map_err(|errno| RestoreError::Own(errno.into()))?;
+    }
+    process.resume()?;
+    let deadline = Instant::now() + options.timeout;
+    loop {
+        let mut stopped = StoppedProcess::stop(&identity, options).map_err(RebuildError::from)?;
+        if stopped.group_stop().is_some() {
+            stopped
+                .set_thread_states(states)
+                .map_err(RebuildError::from)?;
+            return Ok(stopped);
+        }
+        stopped.resume()?;
+        if Instant::now() >= deadline {
+            let pid = identity.pid;
+            return Err(RestoreError::NotHalted { pid });
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Starts the process or the processes of `view`, a snapshot in `store`, again. They are children of this process,
 /// which may leave them alone by ending once this has returned.
 ///
@@ -307,19 +350,18 @@ pub fn restore(
         built.push(new);
     }
     files.finish(&reopened, &|then| born.has(then).then(|| born.now(then)))?;
+    let mut states = Vec::with_capacity(plans.len());
     for (plan, new) in plans.iter().zip(&mut built) {
-        building.make_ready(plan, new)?;
+        states.push(building.make_ready(plan, new)?);
     }
     let (restored_pages, not_tracked) = (building.restored_pages, building.not_tracked);
-    let built: Vec<StoppedProcess> = built.into_iter().map(NewProcess::finish).collect();
+    let mut built: Vec<StoppedProcess> = built.into_iter().map(NewProcess::finish).collect();
     if options.stopped {
-        for process in &built {
-            let pid = rustix::process::Pid::from_raw(process.identity().pid);
-            let stopped = pid.map(|pid| kill_process(pid, Signal::STOP));
-            stopped
-                .unwrap_or(Ok(()))
-                .map_err(|source| RestoreError::Own(source.into()))?;
-        }
+        built = built
+            .into_iter()
+            .zip(&states)
+            .map(|(process, states)| halt(process, states, options.stop))
+            .collect::<Result<_, _>>()?;
     }
     let first_instruction = started.elapsed();
     for process in built {

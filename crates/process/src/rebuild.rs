@@ -7,7 +7,10 @@
 mod kernel_mappings;
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
+use std::thread::sleep;
+use std::time::Duration;
 
 use pagetide_kernel::maps::{self, Mapping, MappingName, MapsError};
 use pagetide_kernel::ptrace::{self, ThreadId};
@@ -72,6 +75,10 @@ pub enum RebuildError {
 const SCRATCH_BYTES: u64 = 128 << 10;
 /// `CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM`
 const THREAD: u64 = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_0000;
+
+/// How often a number is asked for that nobody is seen to have.
+const TRIES_FOR_A_NUMBER: u32 = 100;
+const PAUSE_BETWEEN_TRIES: Duration = Duration::from_millis(5);
 
 const SYS_MMAP: i64 = 9;
 const SYS_MUNMAP: i64 = 11;
@@ -239,7 +246,21 @@ impl NewProcess {
         let mut arguments = [0; CLONE_ARGUMENTS];
         arguments[0] = THREAD;
         let mut calls = self.calls(ThreadId::new(pid))?;
-        let made = calls.make_thread(arguments, wanted);
+        let mut tries = 0;
+        let made = loop {
+            match calls.make_thread(arguments, wanted) {
+                // A number is free only a moment after its owner has gone.
+                Err(RemoteCallError::Failed { errno, .. })
+                    if errno == rustix::io::Errno::EXIST
+                        && tries < TRIES_FOR_A_NUMBER
+                        && wanted.is_some_and(|number| !is_seen(number)) =>
+                {
+                    tries += 1;
+                    sleep(PAUSE_BETWEEN_TRIES);
+                }
+                made => break made,
+            }
+        };
         let finished = calls.finish();
         let made = match (made, wanted) {
             (Err(RemoteCallError::Failed { errno, .. }), Some(number))
@@ -308,6 +329,11 @@ impl Drop for NewProcess {
             }
         }
     }
+}
+
+/// True if a process or thread with this number can be seen.
+fn is_seen(number: i32) -> bool {
+    Path::new(&format!("/proc/{number}")).exists()
 }
 
 fn vdso_of(mappings: &[Mapping]) -> Option<(u64, u64)> {

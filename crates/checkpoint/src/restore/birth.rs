@@ -7,6 +7,8 @@ use crate::tree::{TreeProcess, tree_of};
 use pagetide_kernel::spawn::{self, Fate, Seed, SpawnError};
 use pagetide_snapshot::View;
 use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::time::Duration;
 
 /// The processes that were made, until they live: an early end kills them.
 pub(super) struct Born {
@@ -51,7 +53,7 @@ impl Born {
         {
             let mut order = Vec::new();
             let seed = family.seed(root, &mut order)?;
-            let made = spawn::spawn(&seed).map_err(|error| match error {
+            let made = spawn_patiently(&seed).map_err(|error| match error {
                 SpawnError::Taken { pid } => RestoreError::Taken {
                     pid,
                     owner: owner_of(pid),
@@ -133,6 +135,23 @@ impl Family<'_> {
         })
     }
 }
+
+/// A number is free only a moment after its owner has gone, so one that nobody is seen to have is asked for again.
+fn spawn_patiently(seed: &Seed) -> Result<Vec<i32>, SpawnError> {
+    for _ in 0..TRIES_FOR_A_NUMBER {
+        match spawn::spawn(seed) {
+            Err(SpawnError::Taken { pid }) if !Path::new(&format!("/proc/{pid}")).exists() => {
+                std::thread::sleep(PAUSE_BETWEEN_TRIES);
+            }
+            other => return other,
+        }
+    }
+    spawn::spawn(seed)
+}
+
+/// How often a number is asked for that nobody is seen to have.
+const TRIES_FOR_A_NUMBER: usize = 100;
+const PAUSE_BETWEEN_TRIES: Duration = Duration::from_millis(5);
 
 /// Who has a number, for people.
 fn owner_of(pid: i32) -> String {

@@ -65,7 +65,7 @@ impl Building<'_> {
         &mut self,
         plan: &Plan<'_>,
         new: &mut NewProcess,
-    ) -> Result<(), RestoreError> {
+    ) -> Result<Vec<ThreadState>, RestoreError> {
         let pid = new.pid();
         let first = ThreadId::new(pid);
         let now = |then| self.born.has(then).then(|| self.born.now(then));
@@ -112,7 +112,8 @@ impl Building<'_> {
             end(calls, pid)?;
         }
         new.free()?;
-        Ok(new.set_thread_states(&states)?)
+        new.set_thread_states(&states)?;
+        Ok(states)
     }
 
     /// Where the libc keeps the numbers of threads (the word that the kernel clears when a thread ends), puts the new ones.

@@ -18,7 +18,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Makes every object that one of `regions` shows.
 pub(super) fn make_all<'a>(
@@ -166,24 +166,9 @@ impl Object<'_> {
         both.map_err(|errno| self.failed()(errno.into()))
     }
 
-    /// Memory that had a name in a file system and has none any more. It gets the name for a moment, by which the kernel
-    /// shows it, unless somebody else has it now.
+    /// What had a name in a file system and has none any more.
     fn without_name(&self, path: &Path) -> Result<Source, RestoreError> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        let mode = Mode::from_raw_mode(0o600);
-        let file = match rustix::fs::open(path, flags, mode) {
-            Ok(file) => {
-                rustix::fs::unlink(path).map_err(|errno| self.failed()(errno.into()))?;
-                Ok(file)
-            }
-            Err(Errno::EXIST) => {
-                let directory = path.parent().map_or_else(PathBuf::new, Path::to_path_buf);
-                let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
-                rustix::fs::open(directory, flags, mode)
-            }
-            Err(errno) => Err(errno),
-        };
-        let file = file.map_err(|errno| self.failed()(errno.into()))?;
+        let file = super::sources::nameless(path, self.record.size_bytes)?;
         self.own(&file)?;
         self.filled(file)
     }

@@ -112,6 +112,18 @@ impl Sources {
 
     /// Opens the file of a program.
     pub fn program(&self, path: &Path) -> Result<OwnedFd, RestoreError> {
+        if let Some(path) = path.as_os_str().as_bytes().strip_suffix(b" (deleted)") {
+            // Its code is in the snapshot as far as it was mapped; this is only what the kernel shows as the program.
+            let file = nameless(Path::new(OsStr::from_bytes(path)), 0)?;
+            let mode = Mode::from_raw_mode(0o700);
+            // A program may be open for writing to nobody.
+            let link = format!("/proc/self/fd/{}", file.as_raw_fd());
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+            let read_only = rustix::fs::fchmod(&file, mode)
+                .and_then(|()| rustix::fs::open(link, flags, Mode::empty()));
+            let read_only = read_only.map_err(|errno| RestoreError::Descriptors(errno.into()))?;
+            return self.put_away(&read_only);
+        }
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let file = rustix::fs::open(path, flags, Mode::empty());
         let file = file.map_err(|errno| RestoreError::File {
@@ -139,6 +151,15 @@ impl Sources {
             if path.starts_with(b"/anon_hugepage") {
                 continue;
             }
+            if let Some(path) = path.strip_suffix(b" (deleted)")
+                && region.sharing == Sharing::Private
+            {
+                // What it held is in the snapshot, page by page; something has to stand behind them.
+                let file = nameless(Path::new(OsStr::from_bytes(path)), *size_bytes)?;
+                let file = self.put_away(&file)?;
+                self.open.insert(key, Source::File(file));
+                continue;
+            }
             let (file, stat) = open_file(region, Path::new(OsStr::from_bytes(path)))?;
             let modified = stat
                 .st_mtime
@@ -157,6 +178,27 @@ impl Sources {
         }
         Ok(())
     }
+}
+
+/// A new file that nobody else can open. It has the name for a moment, by which the kernel shows it, unless somebody else
+/// has it now; where none can be made, it is memory.
+pub(super) fn nameless(path: &Path, size_bytes: u64) -> Result<OwnedFd, RestoreError> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let mode = Mode::from_raw_mode(0o600);
+    let named = rustix::fs::open(path, flags | OFlags::CREATE | OFlags::EXCL, mode)
+        .and_then(|file| rustix::fs::unlink(path).map(|()| file));
+    let without = || {
+        let directory = path.parent().unwrap_or(Path::new("/"));
+        rustix::fs::open(directory, flags | OFlags::TMPFILE, mode)
+    };
+    let name = path.file_name().unwrap_or_default();
+    let memory = || rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC);
+    let made = named.or_else(|_| without()).or_else(|_| memory());
+    let made = made.and_then(|file| rustix::fs::ftruncate(&file, size_bytes).map(|()| file));
+    made.map_err(|errno| RestoreError::Object {
+        name: path.to_string_lossy().into_owned(),
+        source: errno.into(),
+    })
 }
 
 fn refused(path: &[u8], reason: String) -> RestoreError {
