@@ -24,6 +24,9 @@ pub(crate) fn mapping_blockers(pid: i32, mappings: &[Mapping]) -> Vec<Blocker> {
     mappings.iter().filter_map(blocker).collect()
 }
 
+/// The kind of queues of asynchronous I/O, which are mapped.
+pub(crate) const AIO: &str = "aio";
+
 /// Kind, what it is, and what to do.
 fn told(mapping: &Mapping) -> Option<(&'static str, &'static str, &'static str)> {
     match &mapping.name {
@@ -40,6 +43,13 @@ fn told(mapping: &Mapping) -> Option<(&'static str, &'static str, &'static str)>
                     "huge-shared",
                     "is shared memory of huge pages",
                     "let the program use ordinary pages, or a file of hugetlbfs",
+                ));
+            }
+            if path.starts_with(b"/[aio]") {
+                return Some((
+                    AIO,
+                    "is a queue of asynchronous I/O (io_setup(2))",
+                    "let the program destroy its queues before the checkpoint, or use threads for I/O",
                 ));
             }
             let is_device = layout::is_device_like(mapping);
@@ -79,6 +89,7 @@ mod tests {
             (path("/dev/dri/card0"), true, Some("device-mapping")),
             (path("anon_inode:[io_uring]"), true, Some("device-mapping")),
             (path("/secretmem (deleted)"), true, Some("device-mapping")),
+            (path("/[aio] (deleted)"), true, Some("aio")),
             (path("/anon_hugepage (deleted)"), true, Some("huge-shared")),
             (MappingName::Other("uprobes".into()), false, Some("uprobes")),
             (path("/anon_hugepage (deleted)"), false, None),

@@ -1,13 +1,14 @@
 //! What a process is made of besides memory and registers: open files, and what the kernel keeps for it. Read in the stop,
 //! attached to the snapshot, and needed by a restore alone. What a restore could not bring back is named.
 
-use crate::mapping_blockers::mapping_blockers;
+use crate::mapping_blockers::{AIO, mapping_blockers};
 use crate::report::NotCaptured;
 use crate::tracking;
 use crate::tree::AllStopped;
 use pagetide_kernel::maps::Mapping;
 use pagetide_process::{Blocker, KernelState, OPEN_FILES_ATTACHMENT, OpenFiles};
 use pagetide_snapshot::{SnapshotWriter, View, WriteError};
+use std::path::Path;
 
 /// The name of the attachment that lists what a restore cannot bring back.
 const BLOCKERS_ATTACHMENT: &str = "blockers";
@@ -78,13 +79,17 @@ impl Restorable {
         });
     }
 
-    /// Names what can be told of the processes at any time, and takes too long for a stop.
+    /// Names what can be told of the processes at any time, and takes too long for a stop. Of one that has ended meanwhile
+    /// the mappings tell the rest, see `mapping_blockers`.
     pub fn look_from_outside(&mut self) {
         let pids: Vec<i32> = self.kernel.iter().map(|(pid, _)| *pid).collect();
         for pid in pids {
             match KernelState::outside_blockers(pid) {
                 Ok(blockers) => self.blockers.extend(blockers),
-                Err(error) => self.unreadable(pid, "unknown", "namespaces and the like", &error),
+                Err(_) if !Path::new(&format!("/proc/{pid}/task")).exists() => {}
+                Err(error) => {
+                    self.unreadable(pid, "unknown", "whom it traces, and its queues", &error)
+                }
             }
         }
     }
@@ -92,7 +97,12 @@ impl Restorable {
     /// Names mappings that could not be made again.
     pub fn look_at_mappings(&mut self, pid: i32, mappings: &[Mapping]) {
         if self.is_asked_for {
-            self.blockers.extend(mapping_blockers(pid, mappings));
+            for found in mapping_blockers(pid, mappings) {
+                let same = |known: &Blocker| (known.pid, &known.kind) == (pid, &found.kind);
+                if found.kind != AIO || !self.blockers.iter().any(same) {
+                    self.blockers.push(found);
+                }
+            }
         }
     }
 

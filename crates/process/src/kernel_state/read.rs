@@ -51,7 +51,7 @@ impl KernelState {
     }
 
     /// What could not be brought back of the things for which a process need not be stopped, because it takes as long
-    /// as there are other processes or mappings: other namespaces, processes it traces, queues of asynchronous I/O.
+    /// as there are other processes or mappings: processes it traces, queues of asynchronous I/O.
     ///
     /// Needs ptrace access (read).
     pub fn outside_blockers(pid: i32) -> Result<Vec<Blocker>, KernelStateError> {
@@ -59,8 +59,7 @@ impl KernelState {
             let path = PathBuf::from(format!("/proc/{pid}/task"));
             KernelStateError::Proc { path, source }
         })?;
-        let mut blockers = namespaces::blockers(pid, &threads)?;
-        blockers.extend(blockers::asynchronous_io(pid)?);
+        let mut blockers: Vec<Blocker> = blockers::asynchronous_io(pid)?.into_iter().collect();
         blockers.extend(tracing::blockers(pid, &threads));
         Ok(blockers)
     }
@@ -108,6 +107,9 @@ impl Reading {
         if process.asked.has_ldt {
             reading.blockers.push(blockers::local_descriptor_table(pid));
         }
+        reading
+            .blockers
+            .extend(namespaces::blockers(pid, &numbers)?);
         let first = ThreadId::new(pid);
         let limits = reading.file(&first, "limits")?;
         let state = KernelState {
