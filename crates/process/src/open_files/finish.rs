@@ -1,5 +1,6 @@
 //! Whom open files signal: set when all processes are there, since owners are processes.
 
+use std::collections::HashSet;
 use std::io;
 
 use pagetide_kernel::descriptor_owner::{OwnerKind, set_owner, set_signal};
@@ -9,7 +10,8 @@ use super::reopen::{ReopenError, Reopened};
 use super::{Kind, OpenFiles};
 
 impl OpenFiles {
-    /// Sets the owners of descriptions, their signals, and O_ASYNC, after all processes exist. `pid_now` tells the number
+    /// Seals memory that was handed over, which could not be mapped as it is with its seals, and sets the owners of
+    /// descriptions, their signals, and O_ASYNC, after all processes exist. `pid_now` tells the number
     /// that a process has now; an owner that it does not know is signalled no more. A thread that is no process keeps its
     /// number if all processes do.
     pub fn finish(
@@ -17,6 +19,7 @@ impl OpenFiles {
         reopened: &Reopened,
         pid_now: &dyn Fn(i32) -> Option<i32>,
     ) -> Result<(), ReopenError> {
+        self.seal_objects(reopened)?;
         let all_keep = self
             .tables
             .iter()
@@ -52,6 +55,25 @@ impl OpenFiles {
                 let failed = |source: rustix::io::Errno| failed(source.into());
                 let flags = fcntl_getfl(file).map_err(failed)?;
                 fcntl_setfl(file, flags | ASYNC).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl OpenFiles {
+    fn seal_objects(&self, reopened: &Reopened) -> Result<(), ReopenError> {
+        let mut done = HashSet::new();
+        for (description, file) in self.descriptions.iter().zip(&reopened.descriptions) {
+            let (Kind::Object(state), Some(file)) = (&description.kind, file) else {
+                continue;
+            };
+            let object = self.objects.get(state.object as usize);
+            let Some(object) = object.filter(|object| object.content.is_none()) else {
+                continue;
+            };
+            if done.insert(state.object) {
+                object.seal(file)?;
             }
         }
         Ok(())

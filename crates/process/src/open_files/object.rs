@@ -4,7 +4,7 @@
 //! map shared: that is memory of the snapshot anyhow, and whoever restores hands over a descriptor of what was made of it.
 
 use std::collections::HashSet;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use bincode::{Decode, Encode};
 use rustix::fs::{
@@ -239,6 +239,18 @@ impl StoredObject {
                 open(directory.as_path(), flags, mode).or_else(|_| open("/tmp", flags, mode))
             }
         }
+    }
+
+    /// Puts owner, permissions and seals on memory that the caller has made, by any descriptor of it.
+    pub(crate) fn seal(&self, file: &OwnedFd) -> Result<(), ReopenError> {
+        let failed = |source: Errno| ReopenError::Make {
+            what: self.name(),
+            source,
+        };
+        // A descriptor that only reads may not seal.
+        let link = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let writable = open(link, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+        self.dress(&writable.map_err(failed)?).map_err(failed)
     }
 
     /// Owner, permissions and seals.
