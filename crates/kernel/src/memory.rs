@@ -1,14 +1,14 @@
 //! The memory of a process, read and written from outside.
 //!
 //! Reads go through process_vm_readv(2), which is the faster way for many small pieces but stops at
-//! the first page the process itself could not read, and through `/proc/PID/mem` for the rest.
+//! the first page the process itself could not read, and through `/proc/PID/mem` for the rest. Writes go the same two ways.
 //! Both need `PTRACE_MODE_ATTACH_REALCREDS`. A page that neither can read is named, never skipped.
 
-use nix::sys::uio::{RemoteIoVec, process_vm_readv};
+use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::unistd::Pid;
 use pagetide_pages::{PageCount, PageIndex, PageRange, PageSize};
 use std::fs::{File, OpenOptions};
-use std::io::IoSliceMut;
+use std::io::{IoSlice, IoSliceMut};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
@@ -216,6 +216,28 @@ impl ProcessMemory {
                 source,
             },
         })
+    }
+
+    /// As [`Self::write`], for memory that is meant to be written to: by process_vm_writev(2), which copies once, as far as
+    /// the process itself may write there, and the rest as a debugger.
+    pub fn fill(&self, address: u64, bytes: &[u8]) -> Result<(), MemoryError> {
+        let mut done = 0;
+        while done < bytes.len() {
+            let rest = &bytes[done..];
+            let remote = RemoteIoVec {
+                base: address as usize + done,
+                len: rest.len(),
+            };
+            match process_vm_writev(Pid::from_raw(self.pid), &[IoSlice::new(rest)], &[remote]) {
+                Ok(0) | Err(_) => {
+                    self.write(address + done as u64, rest)?;
+                    break;
+                }
+                Ok(count) => done += count,
+            }
+        }
+        // process_vm_writev names a process, not an address space.
+        self.check_alive()
     }
 
     /// Fails with [`MemoryError::SpaceGone`] if the process has exited or replaced its address space

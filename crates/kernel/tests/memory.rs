@@ -252,6 +252,16 @@ fn read_only_and_unreadable_private_pages_are_written_as_copies() {
     memory.write(region.address(1), b"y").unwrap();
     region.protect(0..2, libc::PROT_READ);
     assert_eq!((region.load(0), region.load(1)), (b'x', b'y'));
+    // From memory that may be written to into memory that may not, in one piece.
+    region.protect(0..1, libc::PROT_READ | libc::PROT_WRITE);
+    memory
+        .fill(region.address(1) - 2, b"abcd")
+        .expect("the rest is written as a debugger writes");
+    let ends = [PAGE - 2, PAGE - 1, PAGE, PAGE + 1].map(|at| region.load_at(at));
+    assert_eq!(&ends, b"abcd");
+    let hole = Region::private(1);
+    hole.unmap(0..1);
+    assert!(memory.fill(hole.start(), b"x").is_err());
     let mut byte = [0];
     std::os::unix::fs::FileExt::read_at(&file, &mut byte, 0).unwrap();
     assert_eq!(byte, [7], "the file is as it was");

@@ -75,7 +75,12 @@ pub(super) fn fill(
                 (_, PageContent::Bytes(bytes)) => {
                     let skip = SIZE.bytes_of(PageCount(part.start().0 - pages.start().0)) as usize;
                     let length = SIZE.bytes_of(part.count()) as usize;
-                    memory.write(SIZE.address_of(part.start()), &bytes[skip..skip + length])?;
+                    let bytes = &bytes[skip..skip + length];
+                    let address = SIZE.address_of(part.start());
+                    match region.protection.write {
+                        true => memory.fill(address, bytes)?,
+                        false => memory.write(address, bytes)?,
+                    }
                 }
                 _ => zero(memory, part)?,
             }
