@@ -276,6 +276,12 @@ impl Checkpointer {
         for member in &self.members {
             writing.spaces.number(&member.names.space);
         }
+        // Before any page is copied: threads make system calls for it, on whose way the kernel writes the number of the
+        // processor into their memory (rseq(2)).
+        let restorable = match self.options.memory_only {
+            true => Restorable::default(),
+            false => Restorable::read(stopped),
+        };
         let mut objects = Objects::default();
         let mut looked = Vec::with_capacity(self.members.len());
         for (number, process) in stopped.iter_mut().enumerate() {
@@ -330,10 +336,6 @@ impl Checkpointer {
             });
         }
         let copy = copy_started.elapsed();
-        let restorable = match self.options.memory_only {
-            true => Restorable::default(),
-            false => Restorable::read(stopped),
-        };
         Ok(Instantaneous {
             members,
             restorable,
