@@ -1,6 +1,6 @@
-//! What every program goes through that is restored: snapshots in mid-work, killed, restored from the newest, another snapshot, which
-//! is a delta; killed, restored from that; compared before its first instruction with what it was at the stop; restored
-//! from an old one.
+//! What every program goes through that is restored: killed where a snapshot was taken, restored, and compared before its first
+//! instruction with what it was; killed in mid-work, and restored from the newest snapshot; another snapshot, which is a
+//! delta, and restored from that; compared once more; restored from an old one, and from a delta of that.
 
 use crate::{Subject, number, text};
 use serde_json::Value;
@@ -35,33 +35,27 @@ pub fn cycle(subject: &mut Subject, program: &mut dyn Program, schedule: &[&str]
     assert_eq!(text(&old, "kind"), "full");
     program.goes_on(subject);
     program.mark(subject, 2);
-    let mut newest = old.clone();
-    for line in subject.checkpoint(schedule) {
-        assert_eq!(number(&line, "parent"), number(&newest, "id"), "{line}");
-        program.taken(subject, number(&line, "id"));
-        newest = line;
-    }
-    program.mark(subject, 3);
-    program.goes_on(subject);
-    back(subject, program, &newest, 2, true);
+    let newest = exactly(subject, program, &old, 2);
 
     // From here on it is a chain of what was restored.
+    program.mark(subject, 3);
+    let mut parent = newest;
+    for line in subject.checkpoint(schedule) {
+        assert_follows(&line, &parent);
+        program.taken(subject, number(&line, "id"));
+        parent = line;
+    }
     program.mark(subject, 4);
-    let newest = snapshot(subject, program, Some(&newest));
-    program.mark(subject, 5);
-    back(subject, program, &newest, 4, true);
-
-    program.mark(subject, 6);
-    let (report, truth) = subject.stop_and_read();
-    assert_follows(&report, &newest);
-    let id = number(&report, "id");
-    program.stands_still(subject, id);
-    subject.kill();
-    program.killed(subject, id);
-    subject.restore_and_compare(id, &truth);
-    program.restored(subject, id, 6);
     program.goes_on(subject);
+    back(subject, program, &parent, 3, true);
+
+    program.mark(subject, 5);
+    let newest = snapshot(subject, program, Some(&parent));
+    program.mark(subject, 6);
+    back(subject, program, &newest, 5, true);
+
     program.mark(subject, 7);
+    exactly(subject, program, &newest, 7);
 
     back(subject, program, &old, 1, false);
     program.mark(subject, 8);
@@ -69,6 +63,21 @@ pub fn cycle(subject: &mut Subject, program: &mut dyn Program, schedule: &[&str]
     back(subject, program, &newest, 8, true);
     subject.kill();
     subject.store().assert_sound();
+}
+
+/// A snapshot with all standing still, after which it is killed and restored as it was.
+#[track_caller]
+fn exactly(subject: &mut Subject, program: &mut dyn Program, parent: &Value, mark: u32) -> Value {
+    let (report, truth) = subject.stop_and_read();
+    assert_follows(&report, parent);
+    let id = number(&report, "id");
+    program.stands_still(subject, id);
+    subject.kill();
+    program.killed(subject, id);
+    subject.restore_and_compare(id, &truth);
+    program.restored(subject, id, mark);
+    program.goes_on(subject);
+    report
 }
 
 fn snapshot(subject: &Subject, program: &mut dyn Program, parent: Option<&Value>) -> Value {

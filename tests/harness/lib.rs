@@ -4,6 +4,7 @@
 //! and `pagetide` is the binary a user would run.
 
 mod binary;
+mod client;
 mod cycle;
 mod frozen;
 mod image;
@@ -18,6 +19,7 @@ mod variation;
 mod whole;
 
 pub use binary::pagetide_path;
+pub use client::{Client, Load, ask_once, free_port};
 pub use cycle::{Program, cycle};
 pub use frozen::{Frozen, children, family, thread_states};
 pub use image::{Image, Mapped, maps};

@@ -2,7 +2,7 @@
 //!
 //! A restored process is nobody's child that the test has started; so the test adopts orphans, and can see how each ends.
 
-use crate::{Frozen, Outcome, Scratch, TestStore, Whole, family, number, pagetide};
+use crate::{Frozen, Outcome, Scratch, TestStore, Whole, children, family, number, pagetide};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_child_subreaper, waitpid};
 use serde_json::Value;
 use std::fs::File;
@@ -24,20 +24,37 @@ pub struct Subject {
     store: TestStore,
     scratch: Scratch,
     checkpoint_words: Vec<&'static str>,
-    restore_words: Vec<&'static str>,
+    restore_words: Vec<String>,
 }
 
 impl Subject {
-    /// Starts a command with nothing on its standard input, unless that was set, and with its output in a file.
-    /// `directory` is where its files are.
-    pub fn start(command: &mut Command, directory: Scratch) -> Subject {
+    /// Starts a command with nothing on its standard input, and with its output in a file. `directory` is where its files are.
+    pub fn start(command: &Command, directory: Scratch) -> Subject {
         static ADOPT: Once = Once::new();
         ADOPT.call_once(|| {
             set_child_subreaper(Some(rustix::process::getpid())).expect("adopt orphans");
         });
-        let output = File::create(directory.join("output")).expect("make a file for its output");
+        // It may have to be built, and that would take long.
+        crate::pagetide_path();
+        // What it writes after a restore stands behind what it wrote before.
+        let mut file = File::options();
+        let output = file
+            .append(true)
+            .create(true)
+            .open(directory.join("output"));
+        let output = output.expect("make a file for its output");
         let errors = output.try_clone().expect("its output twice");
-        let child = command
+        let mut alone = Command::new(crate::compiled("alone"));
+        alone.arg(command.get_program()).args(command.get_args());
+        for (name, is) in command.get_envs() {
+            match is {
+                Some(is) => alone.env(name, is),
+                None => alone.env_remove(name),
+            };
+        }
+        alone.current_dir(command.get_current_dir().unwrap_or(directory.path()));
+        let child = alone
+            .stdin(Stdio::null())
             .stdout(output)
             .stderr(errors)
             .spawn()
@@ -62,8 +79,7 @@ impl Subject {
             .arg(scratch.join("log"))
             .arg(scratch.path())
             .args(more);
-        command.stdin(Stdio::null()).env("A_WORD", "one");
-        Subject::start(&mut command, scratch)
+        Subject::start(command.env("A_WORD", "one"), scratch)
     }
 
     /// Words that every checkpoint of it has.
@@ -75,7 +91,8 @@ impl Subject {
 
     /// Words that every restore of it has.
     #[must_use]
-    pub fn restore_with(mut self, words: &[&'static str]) -> Subject {
+    pub fn restore_with(mut self, words: &[&str]) -> Subject {
+        let words = words.iter().map(|word| (*word).to_owned());
         self.restore_words.extend(words);
         self
     }
@@ -139,7 +156,7 @@ impl Subject {
     pub fn stop_and_read(&mut self) -> (Value, Whole) {
         let report = self.checkpoint(&["--leave", "stopped"]).remove(0);
         let frozen = self.stand_still();
-        let whole = read_all(&frozen);
+        let whole = self.read_all(&frozen);
         // They are killed as they are.
         frozen.into_iter().for_each(std::mem::forget);
         (report, whole)
@@ -152,14 +169,25 @@ impl Subject {
 
     /// Kills all of it, and waits until the last one is gone.
     pub fn kill(&mut self) {
-        for pid in family(self.root) {
-            if !self.members.contains(&pid) {
-                self.members.push(pid);
+        // Stopped before, so that nobody is born meanwhile who would not be found any more.
+        loop {
+            let known = self.members.len();
+            self.members
+                .iter()
+                .for_each(|pid| signal(*pid, Signal::STOP));
+            for parent in self.members.clone() {
+                // Those that have ended and wait to be asked about, too.
+                let others = children(parent).into_iter();
+                let new: Vec<i32> = others.filter(|pid| !self.members.contains(pid)).collect();
+                self.members.extend(new);
+            }
+            if self.members.len() == known {
+                break;
             }
         }
-        for pid in self.members.iter().filter_map(|pid| Pid::from_raw(*pid)) {
-            let _ = kill_process(pid, Signal::KILL);
-        }
+        self.members
+            .iter()
+            .for_each(|pid| signal(*pid, Signal::KILL));
         let since = Instant::now();
         while !self.members.is_empty() {
             assert!(since.elapsed() < PATIENCE, "{:?} do not end", self.members);
@@ -177,8 +205,9 @@ impl Subject {
     pub fn try_restore(&self, more: &[&str]) -> Outcome {
         let store = self.store.text();
         let words = ["restore", &store, "--detach", "--json"];
-        let words = words.iter().chain(&self.restore_words).chain(more);
-        pagetide(words.copied().collect::<Vec<&str>>())
+        let own = self.restore_words.iter().map(String::as_str);
+        let words = words.into_iter().chain(own).chain(more.iter().copied());
+        pagetide(words)
     }
 
     /// Restores the newest snapshot, or the one that is named by `--at`. It must have the process id it had.
@@ -200,14 +229,29 @@ impl Subject {
     #[track_caller]
     pub fn restore_and_compare(&mut self, id: u64, truth: &Whole) {
         self.restore(&["--stopped", "--at", &id.to_string()]);
-        let frozen = self.stand_still();
-        let difference = truth.difference(&read_all(&frozen));
+        let difference = self.differences(truth);
         assert!(difference.is_empty(), "restored from {id}: {difference:#?}");
+    }
+
+    /// Compares it, while it stands still, with what it was, and lets it go.
+    pub fn differences(&mut self, truth: &Whole) -> Vec<String> {
+        let frozen = self.stand_still();
+        truth.difference(&self.read_all(&frozen))
+    }
+
+    fn read_all(&self, frozen: &[Frozen]) -> Whole {
+        let mut whole = Whole::of(&frozen.iter().collect::<Vec<_>>());
+        if self.restore_words.iter().any(|word| word == "reset") {
+            whole.forget_connections();
+        }
+        whole
     }
 }
 
-fn read_all(frozen: &[Frozen]) -> Whole {
-    Whole::of(&frozen.iter().collect::<Vec<_>>())
+fn signal(pid: i32, signal: Signal) {
+    if let Some(pid) = Pid::from_raw(pid) {
+        let _ = kill_process(pid, signal);
+    }
 }
 
 impl Drop for Subject {

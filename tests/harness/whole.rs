@@ -59,6 +59,23 @@ impl Whole {
         self.facts.len()
     }
 
+    /// Leaves out what a connection to somebody outside was before it was given up: its ends, its state, and what was under way.
+    pub fn forget_connections(&mut self) {
+        const LISTENS: &str = "10";
+        let is_connection = |(name, is): (&String, &String)| {
+            let descriptor = name.strip_suffix(" tcp state")?;
+            (is != LISTENS).then(|| format!("{descriptor} "))
+        };
+        let connections: Vec<String> = self.facts.iter().filter_map(is_connection).collect();
+        let of_connection = ["name", "peer", "tcp state", "bytes queued", "queued"];
+        self.facts.retain(|name, _| {
+            let found = connections
+                .iter()
+                .find_map(|begin| name.strip_prefix(begin));
+            !found.is_some_and(|what| of_connection.contains(&what))
+        });
+    }
+
     /// Each thing in which two readings differ: its name, what it was, and what it is.
     pub fn difference(&self, after: &Whole) -> Vec<String> {
         let names: BTreeSet<&String> = self.facts.keys().chain(after.facts.keys()).collect();

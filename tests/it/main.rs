@@ -13,6 +13,7 @@ mod many_mappings;
 mod pages;
 mod postgres;
 mod redis;
+mod restore;
 mod rollback;
 mod shared;
 mod shell;

@@ -7,7 +7,7 @@
 #define PAGES 8
 #define KINDS 9
 
-enum kind { ANONYMOUS, SHARED, DELETED_SHARED, DELETED_PRIVATE, FILE_SHARED, FILE_PRIVATE, MEMFD, SYSTEM_V, GROWN };
+enum kind { ANONYMOUS, SHARED, DELETED_SHARED, PRIVATE_OF_OLD, FILE_SHARED, FILE_PRIVATE, MEMFD, SYSTEM_V, GROWN };
 static uint64_t *kinds[KINDS];
 static uint64_t *turn;
 
@@ -69,9 +69,11 @@ int main(int count, char **words) {
     kinds[ANONYMOUS] = map(MAP_PRIVATE | MAP_ANONYMOUS, -1, PAGES);
     kinds[SHARED] = map(MAP_SHARED | MAP_ANONYMOUS, -1, PAGES);
     kinds[DELETED_SHARED] = map(MAP_SHARED, file(directory, "deleted", 1), PAGES);
-    int private = file(directory, "deleted-private", 1);
-    kinds[DELETED_PRIVATE] = map(MAP_PRIVATE, private, PAGES);
-    must(close(private) == 0);
+    /* Where only the mapping leads to what was deleted, as with libraries that were replaced by newer ones. */
+    int alone = count > 3 && !strcmp(words[3], "alone");
+    int private = file(directory, "private-of-old", alone);
+    kinds[PRIVATE_OF_OLD] = map(MAP_PRIVATE, private, PAGES);
+    if (alone) must(close(private) == 0);
     kinds[FILE_SHARED] = map(MAP_SHARED, file(directory, "shared", 0), PAGES);
     kinds[FILE_PRIVATE] = map(MAP_PRIVATE, file(directory, "private", 0), PAGES);
     int memory = memfd_create("counted", MFD_CLOEXEC | MFD_ALLOW_SEALING);

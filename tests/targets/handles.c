@@ -13,7 +13,7 @@
 #define LEFT 3000
 
 static int pipes[2], packets[2], stream[2], event, epoll, signals, notes, plain, appended, copy, fifo, places, null, listener, unix_listener,
-    datagrams, sealed;
+    datagrams, sealed, noticed;
 static char directory[4096];
 static struct sockaddr_in datagrams_at;
 static struct sockaddr_un unix_at;
@@ -38,7 +38,6 @@ static void put(uint64_t round) {
     must(write(fifo, bytes, 70) == 70);
     must(eventfd_write(event, round) == 0);
     must(sigqueue(getpid(), SIGRTMIN, (union sigval){.sival_int = (int)round}) == 0);
-    must(sendto(datagrams, bytes, 40, 0, (struct sockaddr *)&datagrams_at, sizeof datagrams_at) == 40);
 }
 
 static void take(uint64_t round) {
@@ -60,6 +59,8 @@ static void take(uint64_t round) {
     must(read(fifo, got, sizeof got) == 70 && !memcmp(got, bytes, 70));
     must(eventfd_read(event, &value) == 0 && value == round);
     must(read(signals, &info, sizeof info) == sizeof info && info.ssi_int == (int)round);
+    /* Those that wait may be lost. */
+    must(sendto(datagrams, bytes, 40, 0, (struct sockaddr *)&datagrams_at, sizeof datagrams_at) == 40);
     must(recv(datagrams, got, sizeof got, 0) == 40 && !memcmp(got, bytes, 40));
     must(epoll_wait(epoll, ready, 8, 0) == 0);
 }
@@ -77,17 +78,16 @@ static void use_files(uint64_t round) {
     must(pread(sealed, &got, 8, 0) == 8 && !memcmp(&got, "sealed!", 8));
 }
 
-static void use_watch(uint64_t round) {
-    char name[32], bytes[4096];
-    snprintf(name, sizeof name, "note %llu", (unsigned long long)round);
-    /* It may be there from a later time, which was taken back. */
-    unlink(path(name));
-    int fd = open(path(name), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
-    must(fd >= 0 && close(fd) == 0 && (unlink(path(name)) == 0 || errno == ENOENT));
+/* Whatever somebody makes in the directory is noted. */
+static void use_watch(void) {
+    char bytes[4096];
     ssize_t length = read(notes, bytes, sizeof bytes);
-    must(length > 0);
-    struct inotify_event *first = (struct inotify_event *)bytes;
-    must(first->wd == 1 && first->mask == IN_CREATE && !strcmp(first->name, name));
+    must(length > 0 || errno == EAGAIN);
+    for (ssize_t at = 0; at < length;) {
+        struct inotify_event *event = (struct inotify_event *)(bytes + at);
+        must(event->wd == 1 && event->mask == IN_CREATE && write(noticed, event->name, strlen(event->name)) > 0);
+        at += (ssize_t)(sizeof *event + event->len);
+    }
 }
 
 /* Whoever connects is greeted. */
@@ -138,6 +138,8 @@ int main(int count, char **words) {
     watch(pipes[0], 1), watch(stream[1], 10), watch(packets[1], 100), watch(event, 1000), watch(signals, 10000);
     plain = open(path("plain"), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     copy = dup(plain);
+    must(ftruncate(plain, 1 << 20) == 0);
+    noticed = open(path("noticed"), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
     must(lseek(plain, 8, SEEK_SET) == 8);
     appended = open(path("appended"), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
     must(mkfifo(path("fifo"), 0600) == 0 && (fifo = open(path("fifo"), O_RDWR | O_CLOEXEC)) >= 0);
@@ -147,14 +149,14 @@ int main(int count, char **words) {
     must(write(sealed, "sealed!", 8) == 8 && fcntl(sealed, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_GROW) == 0);
     make_sockets();
     snprintf(directory + strlen(directory), sizeof directory - strlen(directory), "/watched");
-    notes = inotify_init1(IN_CLOEXEC);
+    notes = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
     must(inotify_add_watch(notes, directory, IN_CREATE) == 1);
     for (uint64_t round = 1;; round++) {
         put(round);
         sleep_ms(15);
         take(round);
         use_files(round);
-        use_watch(round);
+        use_watch();
         greet(listener), greet(unix_listener);
         step("taken");
     }

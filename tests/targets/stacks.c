@@ -4,9 +4,9 @@
 #define THREADS 3
 #define ALTERNATE (64 * 1024ul)
 #define LOCALS 20000
-#define FRAME (16 * 1024)
-#define HEAP_STEP (48 * 1024)
-#define ROUNDS_MAX 300
+#define FRAME (3 * 1024)
+#define HEAP_STEP (12 * 1024)
+#define ROUNDS_MAX 2000
 
 struct alternate {
     char *memory;

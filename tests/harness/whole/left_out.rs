@@ -19,6 +19,11 @@ const LEFT_OUT: &[(Place, &str, &str)] = &[
     ),
     (Place::VmFlags, "sd", "the soft-dirty mark: of trackers"),
     (
+        Place::VmFlags,
+        "ac",
+        "whether the kernel accounts for it, which it settles in passing when a mapping is made or its protection changes",
+    ),
+    (
         Place::Status,
         "State",
         "that all threads stand still is seen to elsewhere",
@@ -136,15 +141,17 @@ pub(super) fn is_left_out(place: Place, name: &str) -> bool {
 }
 
 /// Signals that come by themselves while a process stands still: timers that run out, children that were stopped or let
-/// go by whoever looks. By number and `si_code`.
+/// go by whoever looks, and what stopped it, which is taken away when it is let go. By number and `si_code`.
 pub(super) fn comes_by_itself(signal: i32, code: i32) -> bool {
     const SIGALRM: i32 = 14;
     const SIGCHLD: i32 = 17;
+    const SIGSTOP: i32 = 19;
     const SI_TIMER: i32 = -2;
     const SI_KERNEL: i32 = 0x80;
     const CLD_STOPPED: i32 = 5;
     const CLD_CONTINUED: i32 = 6;
     code == SI_TIMER
+        || signal == SIGSTOP
         || (signal == SIGALRM && code == SI_KERNEL)
         || (signal == SIGCHLD && matches!(code, CLD_STOPPED | CLD_CONTINUED))
 }

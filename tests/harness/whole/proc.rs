@@ -56,6 +56,12 @@ pub(super) fn read(pid: i32, family: &[i32], facts: &mut Facts) {
             facts.insert(name.to_owned(), printable(&bytes));
         }
     }
+    // A list in an order that the kernel gives it.
+    if let Some(timers) = facts.get_mut("timers") {
+        let mut each: Vec<&str> = timers.split("ID: ").collect();
+        each.sort_unstable();
+        *timers = each.join("; ");
+    }
     for name in ["cwd", "root", "exe"] {
         facts.insert(name.to_owned(), link(&format!("{directory}/{name}")));
     }

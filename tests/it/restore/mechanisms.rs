@@ -5,8 +5,8 @@ use pagetide_tests::{Steps, Subject, cycle, skipped};
 const SCHEDULE: [&str; 4] = ["--every", "40ms", "--count", "3"];
 
 #[track_caller]
-fn goes_through_it(name: &str, more: &[&str], checkpoint: &[&'static str]) {
-    let mut subject = Subject::target(name, more).checkpoint_with(checkpoint);
+fn goes_through_it(name: &str) {
+    let mut subject = Subject::target(name, &[]);
     cycle(&mut subject, &mut Steps::new(5), &SCHEDULE);
 }
 
@@ -25,45 +25,30 @@ fn vectors_in_registers() {
 
 #[test]
 fn signals_that_wait() {
-    goes_through_it("pending", &[], &[]);
+    goes_through_it("pending");
 }
 
 #[test]
 fn calls_that_wait() {
-    goes_through_it("waits", &[], &[]);
-}
-
-#[test]
-fn timers() {
-    goes_through_it("clocks", &[], &[]);
+    goes_through_it("waits");
 }
 
 #[test]
 fn restartable_sequences() {
-    goes_through_it("sequences", &[], &[]);
+    goes_through_it("sequences");
 }
 
 #[test]
 fn locks() {
-    goes_through_it("locks", &[], &[]);
+    goes_through_it("locks");
 }
 
 #[test]
 fn stacks_and_heap() {
-    goes_through_it("stacks", &[], &[]);
+    goes_through_it("stacks");
 }
 
 #[test]
 fn who_and_where_it_is() {
-    goes_through_it("identity", &[], &[]);
-}
-
-#[test]
-fn memory_with_objects_behind_it() {
-    goes_through_it("backed", &[], &[]);
-}
-
-#[test]
-fn memory_that_a_family_shares() {
-    goes_through_it("backed", &["family"], &["--tree"]);
+    goes_through_it("identity");
 }
