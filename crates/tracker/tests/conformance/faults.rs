@@ -1,6 +1,7 @@
 //! Pages that are dropped, and huge pages that come and go.
 
 use super::calls;
+use super::common::machine::Machine;
 use super::common::{self, HUGE, PAGE};
 use super::world::World;
 use nix::libc;
@@ -112,6 +113,20 @@ pub fn huge_pages_are_dropped_and_read(world: &mut World) {
     assert_eq!(region.load(6), 0);
     world.expect(TABLE as u64);
     region.store(6, 3);
+    world.expect(1);
+}
+
+/// T59: these have no bits, so they are refused, or the store is seen.
+pub fn huge_pages_of_hugetlbfs(world: &mut World) {
+    let mut machine = Machine::lock();
+    if let Err(reason) = machine.huge_pages(2) {
+        return world.skip(&reason);
+    }
+    let region = common::Region::hugetlb(1, false).unwrap();
+    region.fill(0..TABLE, 1);
+    world.watch(&region);
+    world.settle();
+    region.store(5, 2);
     world.expect(1);
 }
 

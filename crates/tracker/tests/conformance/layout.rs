@@ -4,7 +4,8 @@ use super::calls;
 use super::common::{HUGE, PAGE, READ_WRITE, Region, file_of, memfd};
 use super::world::World;
 use nix::libc;
-use pagetide_pages::PageSize;
+use pagetide_kernel::maps::{MappingName, mappings};
+use pagetide_pages::{PageRange, PageSize};
 
 const PRIVATE: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
 const TABLE: usize = HUGE / PAGE;
@@ -220,4 +221,21 @@ pub fn remapped_file_pages(world: &mut World) {
     }
     world.expect(2);
     assert_eq!(region.load(2), 7);
+    // T59: shared memory has no bits that last, so it is refused, or the store is seen.
+    region.store(1, 9);
+    world.expect(1);
+}
+
+/// T59: no store tells of what the kernel writes there.
+pub fn memory_of_the_kernel(world: &mut World) {
+    let of_kernel = |name: &_| matches!(name, MappingName::Vdso | MappingName::KernelData(_));
+    let all = mappings(std::process::id().cast_signed()).unwrap();
+    let of_kernel = all.iter().filter(|mapping| of_kernel(&mapping.name));
+    let pages: Vec<PageRange> = of_kernel.map(|mapping| mapping.pages()).collect();
+    let harvest = world.tracker.harvest(&pages).unwrap();
+    let refused = harvest.layout().refused.iter();
+    let mut refused: Vec<PageRange> = refused.map(|refused| refused.pages).collect();
+    refused.sort_unstable();
+    assert_eq!(refused, pages);
+    harvest.commit();
 }

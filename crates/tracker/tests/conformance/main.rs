@@ -55,7 +55,8 @@ conformance! {
         permissions
         the_stack_grows
         the_break_moves
-        remapped_file_pages;
+        remapped_file_pages
+        memory_of_the_kernel;
     faults:
         dropped
         dropped_and_read
@@ -64,6 +65,7 @@ conformance! {
         huge_pages_collapse
         huge_pages_are_moved
         huge_pages_are_dropped_and_read
+        huge_pages_of_hugetlbfs
         guards;
     reclaim:
         swapped_out_and_in
