@@ -316,13 +316,18 @@ fn t15_failure_between_harvest_and_commit() {
         assert!(failed.stdout.is_empty(), "{failed:#?}");
         let frozen = target.freeze();
         let (report, _) = store.checkpoint_exactly(&frozen, &[], round % 2 == 0);
-        assert_eq!(
-            text(&report, "kind"),
-            "delta",
-            "what was given back is enough: {report}"
-        );
         assert!(number(&report, "stored_pages") >= 1000, "{report}");
-        assert!(number(&report, "stored_pages") < 1200, "{report}");
+        // T58: soft-dirty bits cannot be given back, and who owed the pages has ended.
+        if text(&report, "backend") == "soft-dirty" {
+            assert_eq!(text(&report, "kind"), "full", "{report}");
+        } else {
+            assert_eq!(
+                text(&report, "kind"),
+                "delta",
+                "what was given back is enough: {report}"
+            );
+            assert!(number(&report, "stored_pages") < 1200, "{report}");
+        }
         drop(frozen);
         store.assert_sound();
     }

@@ -104,6 +104,11 @@ fn t30_pages_of_reads_under_way_are_copied_twice() {
     let written = exact(&target, &store, false);
     assert!(number(&written, "written_pages") >= 256);
     let after = store.checkpoint(target.pid(), &[]);
-    assert!(number(&after, "written_pages") >= 256, "{after}");
+    if text(&after, "backend") == "soft-dirty" {
+        // T57: all is compared instead, and what is the same was not written.
+        assert!(number(&after, "written_pages") < 256, "{after}");
+    } else {
+        assert!(number(&after, "written_pages") >= 256, "{after}");
+    }
     assert!(number(&after, "stored_pages") < 64, "{after}");
 }
