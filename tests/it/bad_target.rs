@@ -165,7 +165,7 @@ fn full_then_delta(target: &mut Target, more: &[&str]) {
 }
 
 /// An ELF program of 32 bits that waits for ever: header, one segment, `pause` in a loop.
-fn program_of_32_bits() -> Vec<u8> {
+pub fn program_of_32_bits() -> Vec<u8> {
     const BASE: u32 = 0x0804_8000;
     const HEADERS: u32 = 52 + 32;
     let code = [0xb8, 29, 0, 0, 0, 0xcd, 0x80, 0xeb, 0xf7];

@@ -8,6 +8,7 @@ mod churn;
 mod commands;
 mod debugger;
 mod disk_full;
+mod inspect;
 mod kills;
 mod many_mappings;
 mod pages;

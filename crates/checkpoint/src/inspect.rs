@@ -84,19 +84,24 @@ pub fn inspect(pid: i32, tree: bool, options: StopOptions) -> Result<Inspection,
         descriptors: restorable.descriptors(),
         blockers: Vec::new(),
     };
+    let mut layouts = Vec::with_capacity(stopped.len());
     for process in stopped.iter().flatten() {
         let pid = process.identity().pid;
         let mappings = maps::mappings(pid)?;
-        restorable.look_at_mappings(pid, &mappings);
         inspection.threads += process.threads().len();
         inspection.mappings += mappings.len();
         let lengths = mappings.iter().map(maps::Mapping::length_bytes);
         inspection.mapped_bytes += lengths.sum::<u64>();
+        layouts.push((pid, mappings));
     }
     for process in stopped.into_iter().flatten() {
         process.resume()?;
     }
+    // In the order in which a checkpoint does it, so that it finds the same.
     restorable.look_from_outside();
+    for (pid, mappings) in &layouts {
+        restorable.look_at_mappings(*pid, mappings);
+    }
     inspection.blockers = restorable.blockers;
     Ok(inspection)
 }

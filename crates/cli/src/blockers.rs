@@ -29,11 +29,8 @@ pub fn listed(blockers: &[Blocker]) -> Vec<Listed<'_>> {
 /// One of them, for people: a line of its own each.
 pub fn told(blocker: &Blocker) -> String {
     let instead = match &blocker.instead {
-        Some(instead) => format!("; with --accept {}: {instead}", blocker.name()),
+        Some(instead) => format!("; with --accept of this name: {instead}"),
         None => String::new(),
     };
-    format!(
-        "process {}: {}; {}{instead}",
-        blocker.pid, blocker.what, blocker.advice
-    )
+    format!("process {}: {blocker}{instead}", blocker.pid)
 }

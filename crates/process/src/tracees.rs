@@ -462,7 +462,8 @@ impl Tracees {
         self.ending
     }
 
-    /// Detaches all that are stopped. True if none is left to the end of this thread.
+    /// Detaches all that are stopped. True if none is left to the end of this thread, and none had ended before the first
+    /// one ran.
     pub(crate) fn let_all_go(&mut self) -> bool {
         if let Some(session) = self.session.take() {
             session.end(self).ok();
@@ -491,13 +492,17 @@ impl Tracees {
             }
         }
         let mut all = true;
+        let mut runs = false;
         for tracee in std::mem::take(&mut self.list) {
             match tracee.now {
                 Now::Stopped => {
-                    if ptrace::detach(tracee.thread).is_err() {
+                    if ptrace::detach(tracee.thread).is_ok() {
+                        runs = true;
+                    } else {
                         // Killed while stopped. Reap it, or its process cannot end.
                         ptrace::wait_thread(tracee.thread, ThreadId::new(self.pid)).ok();
-                        all = false;
+                        // One that runs already may have ended all of them.
+                        all &= runs;
                     }
                 }
                 Now::Running => all = false,

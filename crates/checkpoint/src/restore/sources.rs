@@ -5,6 +5,7 @@ use super::RestoreError;
 use crate::capture::SIZE;
 use pagetide_snapshot::{Backing, Region, Sharing};
 use rustix::fs::{Mode, OFlags};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -54,7 +55,15 @@ fn writes_through(region: &Region) -> bool {
 }
 
 impl Sources {
+    /// None are open yet. The soft limit of open files of this program is raised to the hard one.
     pub fn new(at_least: RawFd) -> Sources {
+        let limit = getrlimit(Resource::Nofile);
+        let raised = Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        };
+        // If it is too low, the first descriptor will tell.
+        setrlimit(Resource::Nofile, raised).ok();
         Sources {
             open: HashMap::new(),
             made: HashSet::new(),
