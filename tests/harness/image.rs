@@ -73,34 +73,6 @@ pub struct Image {
     ends: BTreeMap<u64, usize>,
 }
 
-/// Length of a restartable-sequence area, which is also what its address is a multiple of: `struct rseq` of `linux/rseq.h`.
-const RSEQ_BYTES: usize = 32;
-
-/// True if two pages differ in one restartable-sequence area alone. The kernel writes into it on which processor its thread
-/// runs whenever the thread comes by, also on its way into and out of a system call that is made for a checkpoint.
-fn differs_as_rseq_areas(one: &[u8], another: &[u8]) -> bool {
-    let pairs = one.chunks(RSEQ_BYTES).zip(another.chunks(RSEQ_BYTES));
-    let differing: Vec<_> = pairs.filter(|(one, another)| one != another).collect();
-    let number = |area: &[u8], at: usize| {
-        let mut word = [0; 4];
-        word.copy_from_slice(&area[at..at + 4]);
-        u32::from_le_bytes(word)
-    };
-    // Processor twice, no sequence under way, no flags, node, and the number among the threads of the process.
-    let is_area = |area: &[u8]| {
-        area.len() == RSEQ_BYTES
-            && number(area, 0) == number(area, 4)
-            && number(area, 0) < 4096
-            && area[8..20].iter().all(|byte| *byte == 0)
-            && number(area, 20) < 1024
-            && number(area, 24) < 4096
-    };
-    match differing[..] {
-        [(one, another)] => is_area(one) && is_area(another) && one[28..] == another[28..],
-        _ => false,
-    }
-}
-
 /// What statfs(2) says of memory.
 const IN_MEMORY: [i64; 2] = [nix::libc::TMPFS_MAGIC, nix::libc::HUGETLBFS_MAGIC];
 
@@ -285,8 +257,7 @@ impl Image {
             Some(page) => page[..end].to_vec(),
             None => vec![0; end],
         };
-        let (one, another) = (bytes(self), bytes(other));
-        one == another || differs_as_rseq_areas(&one, &another)
+        bytes(self) == bytes(other)
     }
 
     /// The addresses of all pages in which two images differ.

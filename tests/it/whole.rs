@@ -104,6 +104,16 @@ fn every_change_is_named() {
     let mut target = start(&scratch);
     target.ask("nothing");
     let mut before = read(&target);
+    // Its threads may still be on their way to where they wait.
+    for _ in 0..100 {
+        let again = read(&target);
+        let settled = before.difference(&again).is_empty();
+        before = again;
+        if settled {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
     for (change, name) in CHANGES.into_iter().chain(LAST_CHANGES) {
         assert_eq!(target.ask(change), "done", "{change}");
         let after = read(&target);

@@ -278,9 +278,9 @@ impl Checkpointer {
         }
         // Before any page is copied: threads make system calls for it, on whose way the kernel writes the number of the
         // processor into their memory (rseq(2)).
-        let restorable = match self.options.memory_only {
-            true => Restorable::default(),
-            false => Restorable::read(stopped),
+        let restorable = match self.options.restorable {
+            true => Restorable::read(stopped),
+            false => Restorable::default(),
         };
         let mut objects = Objects::default();
         let mut looked = Vec::with_capacity(self.members.len());

@@ -65,8 +65,10 @@ pub struct Options {
     /// Pages that a mapping shows of a file are stored, too. Otherwise, where nobody writes to the file and
     /// it is found by its path, only their hashes are, and whoever reads the snapshot needs the file.
     pub store_files: bool,
-    /// Memory and registers only: the stop is shorter, and the snapshot cannot be restored.
-    pub memory_only: bool,
+    /// Also what only a restore needs: open files, signals, timers and all else that the kernel keeps. Threads make system
+    /// calls for it while they are stopped, which makes the stop longer and leaves traces in what the kernel writes to
+    /// their memory (rseq(2)). Without it a snapshot cannot be restored, but all else can be done with it.
+    pub restorable: bool,
     /// When pages are copied.
     pub mode: Mode,
     /// The most memory that copied pages may take before they are stored. If more than this is
@@ -89,7 +91,7 @@ impl Default for Options {
             residence: Residence::Target,
             tree: false,
             store_files: false,
-            memory_only: false,
+            restorable: false,
             mode: Mode::Auto,
             buffer_bytes: 256 << 20,
             write: WriteOptions::default(),

@@ -306,9 +306,9 @@ impl Checkpointer {
             total: Duration::ZERO,
             not_captured,
             not_tracked,
-            blockers: match self.options.memory_only {
-                true => None,
-                false => Some(std::mem::take(&mut found.restorable.blockers)),
+            blockers: match self.options.restorable {
+                true => Some(std::mem::take(&mut found.restorable.blockers)),
+                false => None,
             },
             why_full: None,
         };
