@@ -30,7 +30,7 @@ pub struct SocketState {
 }
 
 impl SocketState {
-    /// What of it does not come back although it can be opened again; see [`super::reopen_sockets`].
+    /// What of it does not come back although it can be opened again.
     pub fn blockers(&self) -> &[Blocker] {
         &self.blockers
     }
