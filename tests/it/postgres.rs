@@ -238,8 +238,8 @@ fn a_server_under_load() {
         let words = ["--tree", "--every", "1s", "--count", &number_of_snapshots];
         let words = words.into_iter().chain(["--leave", "stopped"]);
         let outcome = store.try_checkpoint(root, &words.collect::<Vec<_>>());
-        let all = stopped(&server);
         let lines = outcome.done().lines();
+        let all = stopped(&server);
         assert_eq!(lines.len(), SNAPSHOTS);
         let last = &lines[SNAPSHOTS - 1];
         assert_eq!(number(last, "processes"), all.len() as u64, "{last}");
