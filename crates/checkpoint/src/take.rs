@@ -251,7 +251,8 @@ impl Checkpointer {
 
         let mut precopied = self.precopy_all(parent, &mut writing, harvests)?;
         for member in &mut self.members {
-            member.outside = known_outside(member.identity())?;
+            let read = OutsideState::read(member.identity()).map(Some);
+            member.outside = member.unless_lost(read)?;
         }
         let mut leave = LeaveGuard::new(request.leave, self.options.stop_timeout);
         for member in &self.members {
@@ -475,15 +476,5 @@ impl Checkpointer {
                 pid: self.identity().pid,
             },
         }
-    }
-}
-
-/// What /proc says of a process; `None` if it has ended.
-fn known_outside(
-    identity: &pagetide_process::ProcessIdentity,
-) -> Result<Option<OutsideState>, TakeError> {
-    match OutsideState::read(identity) {
-        Err(_) if !identity.is_alive_and_same() => Ok(None),
-        other => Ok(Some(other?)),
     }
 }
