@@ -37,7 +37,7 @@ pub use scheduling::Scheduling;
 pub use signals::{PendingSignal, SignalAction};
 pub use switches::{ProcessSwitches, ResourceLimit};
 pub use thread_addresses::{AlternateStack, RobustFutexes, RseqRegistration};
-pub use timers::{IntervalTimer, PosixTimer};
+pub use timers::{IntervalTimer, PosixTimer, TimerBatch};
 
 /// The name of the attachment that holds a [`KernelState`], if its process is checkpointed alone.
 pub const KERNEL_STATE_ATTACHMENT: &str = "kernel";

@@ -55,7 +55,7 @@ pub use kernel_state::{
     AlternateStack, Credentials, IntervalTimer, KERNEL_STATE_ATTACHMENT, KernelState,
     KernelStateApplyError, KernelStateError, MemoryPolicy, PendingSignal, PosixTimer,
     ProcessSwitches, ProcessorSwitches, ResourceLimit, RobustFutexes, RseqRegistration, Scheduling,
-    SignalAction, ThreadKernelState,
+    SignalAction, ThreadKernelState, TimerBatch,
 };
 pub use open_files::{
     Description, DescriptionLock, Descriptor, DescriptorTable, DeviceState, DirectoryState,

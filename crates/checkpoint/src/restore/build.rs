@@ -104,6 +104,13 @@ impl Building<'_> {
             kernel.apply_to_thread(was, thread, &mut calls)?;
             end(calls, pid)?;
         }
+        for batch in kernel.timer_batches() {
+            let made = |was| threads.iter().find(|pair| Some(pair.0) == was);
+            let thread = made(batch.maker).map_or(first, |pair| pair.1);
+            let mut calls = new.calls(thread)?;
+            batch.create(thread, &mut calls)?;
+            end(calls, pid)?;
+        }
         self.join_group(plan, new)?;
         // The first thread comes last: it sets the timers going.
         for &(was, thread) in threads.iter().rev() {

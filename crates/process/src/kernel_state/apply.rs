@@ -1,10 +1,11 @@
-//! Putting a kernel state into a process that is being built, in three steps.
+//! Putting a kernel state into a process that is being built, in four steps.
 
 use pagetide_kernel::ptrace::ThreadId;
 
 use crate::kernel_state::calls::{Caller, PERSONALITY, PRCTL};
 use crate::kernel_state::error::KernelStateApplyError;
 use crate::kernel_state::signals::For;
+use crate::kernel_state::timers::TimerBatch;
 use crate::kernel_state::{
     KernelState, ThreadKernelState, credentials, memory_policy, processor, scheduling, signals,
     switches, thread_addresses, timers,
@@ -19,7 +20,7 @@ const NAME_BYTES: usize = 16;
 
 impl KernelState {
     /// For the whole process, by its first thread, when its memory and descriptors are in place and it has that one
-    /// thread: signal actions, timers (not running), and what is on or off. `pid` is its number now.
+    /// thread: signal actions, and what is on or off. `pid` is its number now.
     pub fn apply_to_process(
         &self,
         pid: i32,
@@ -28,7 +29,6 @@ impl KernelState {
         let caller = &mut Caller { calls, thread: pid };
         switches::lift_signal_limit(pid);
         signals::apply_actions(&self.signal_actions, caller)?;
-        timers::create(&self.posix_timers, None, caller)?;
         switches::apply(&self.switches, pid, caller)
     }
 
@@ -60,8 +60,13 @@ impl KernelState {
         processor::apply(&state.processor, thread, caller)?;
         let personality = u64::from(state.personality);
         caller.call("personality", PERSONALITY, [personality, 0, 0, 0, 0, 0])?;
-        timers::create(&self.posix_timers, Some(was.get()), caller)?;
         scheduling::apply(&state.scheduling, thread, caller)
+    }
+
+    /// The POSIX timers, to be made when all threads are there, in this order: before Linux 6.15 the kernel gives out
+    /// their numbers in ascending order only.
+    pub fn timer_batches(&self) -> impl Iterator<Item = TimerBatch<'_>> {
+        TimerBatch::all(&self.posix_timers)
     }
 
     /// What takes rights away or must come last, run by each thread, when all threads are there: limits, credentials,

@@ -4,6 +4,7 @@
 //! `PR_TIMER_CREATE_RESTORE_IDS` (Linux 6.15), else by making and deleting timers until the number comes.
 
 use bincode::{Decode, Encode};
+use pagetide_kernel::ptrace::ThreadId;
 
 use crate::kernel_state::ask::{Answer, Question};
 use crate::kernel_state::calls::{
@@ -11,6 +12,7 @@ use crate::kernel_state::calls::{
     TIMER_GETTIME, TIMER_SETTIME, signed,
 };
 use crate::kernel_state::error::KernelStateApplyError;
+use crate::system_calls::SystemCalls;
 
 /// `struct itimerspec` and `struct itimerval`: interval and value, of two words each.
 const TIMER_BYTES: usize = 32;
@@ -237,32 +239,46 @@ impl PosixTimer {
     }
 }
 
-/// Makes the timers that thread `maker` of the snapshot has to make, or those that any may make. They do not run yet.
-pub(super) fn create(
-    timers: &[PosixTimer],
-    maker: Option<i32>,
-    caller: &mut Caller<'_>,
-) -> Result<(), KernelStateApplyError> {
-    let mut mine = timers
-        .iter()
-        .filter(|timer| timer.maker() == maker)
-        .peekable();
-    if mine.peek().is_none() {
-        return Ok(());
+/// Timers with consecutive numbers that one thread has to make.
+#[derive(Debug)]
+pub struct TimerBatch<'a> {
+    /// The thread, in the snapshot; `None`: any.
+    pub maker: Option<ThreadId>,
+    timers: &'a [PosixTimer],
+}
+
+impl<'a> TimerBatch<'a> {
+    pub(super) fn all(timers: &'a [PosixTimer]) -> impl Iterator<Item = TimerBatch<'a>> {
+        let batches = timers.chunk_by(|one, next| one.maker() == next.maker());
+        batches.map(|timers| TimerBatch {
+            maker: timers[0].maker().map(ThreadId::new),
+            timers,
+        })
     }
-    let what = "POSIX timers";
-    let by_request = switch_restoring(true, caller)?;
-    for timer in mine {
-        if by_request {
-            create_one(timer, caller)?;
-        } else {
-            create_in_order(timer, caller)?;
+
+    /// Makes them, by calls of the thread that is `thread` now. They do not run yet.
+    pub fn create(
+        &self,
+        thread: ThreadId,
+        calls: &mut dyn SystemCalls,
+    ) -> Result<(), KernelStateApplyError> {
+        let thread = thread.get();
+        let caller = &mut Caller { calls, thread };
+        let by_request = switch_restoring(true, caller)?;
+        for timer in self.timers {
+            if by_request {
+                create_one(timer, caller)?;
+            } else {
+                create_in_order(timer, caller)?;
+            }
         }
+        if by_request && !switch_restoring(false, caller)? {
+            return Err(caller.refused("POSIX timers")(
+                std::io::ErrorKind::Other.into(),
+            ));
+        }
+        Ok(())
     }
-    if by_request && !switch_restoring(false, caller)? {
-        return Err(caller.refused(what)(std::io::ErrorKind::Other.into()));
-    }
-    Ok(())
 }
 
 /// False if the kernel does not know it.

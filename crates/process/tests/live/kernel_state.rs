@@ -43,6 +43,12 @@ fn apply(state: &KernelState, stopped: &mut StoppedProcess) {
         let mut calls = stopped.remote_calls_by(*thread).unwrap();
         state.apply_to_thread(*was, *thread, &mut calls).unwrap();
     }
+    for batch in state.timer_batches() {
+        let made = pairs.iter().find(|pair| Some(pair.0) == batch.maker);
+        let thread = made.unwrap_or(&pairs[0]).1;
+        let mut calls = stopped.remote_calls_by(thread).unwrap();
+        batch.create(thread, &mut calls).unwrap();
+    }
     for (was, thread) in pairs.iter().rev() {
         let mut calls = stopped.remote_calls_by(*thread).unwrap();
         let is_first = thread.get() == pid;
