@@ -3,7 +3,10 @@
 //! module named after its backend; a backend that cannot be used here says so.
 
 use crate::churn::one_shot;
+use pagetide::{Checkpointer, Mode, Options, Request};
+use pagetide_snapshot::Store;
 use pagetide_tests::{Scratch, Target, TestStore, epochs, list, number, pagetide, skipped, text};
+use pagetide_tracker::Backend;
 
 /// Why `backend` cannot be used here, by the word of `pagetide probe`.
 fn refusal(backend: &str) -> Option<String> {
@@ -55,6 +58,25 @@ fn detached_and_begun_again(backend: &str) {
     assert!(target.is_alive());
 }
 
+/// Reading soft-dirty bits and clearing them are two steps: what is written between them would be lost if the process ran.
+fn copies_while_it_runs_only_if_nothing_is_lost(backend: &str) {
+    let directory = Scratch::new();
+    let target = Target::start("writer", ["4"]);
+    let store = Store::create_directory(directory.path().join("store")).expect("a new store");
+    let mut options = Options::default();
+    options.backend = Backend::ALL.into_iter().find(|of| of.name() == backend);
+    options.mode = Mode::Precopy;
+    let mut checkpointer =
+        Checkpointer::attach(target.pid(), store, options).expect("attach to the target");
+    let report = checkpointer.take(Request::default()).expect("a snapshot");
+    let (all, stopped) = (report.written_pages.0, report.window_pages.0);
+    assert!(all > 1024, "{report:?}");
+    match backend {
+        "wp-async" => assert!(stopped < 512, "{report:?}"),
+        _ => assert_eq!(stopped, all, "{report:?}"),
+    }
+}
+
 macro_rules! under_each_backend {
     ($($module:ident $backend:literal: $($test:ident)*;)*) => {$(
         mod $module {
@@ -71,7 +93,7 @@ macro_rules! under_each_backend {
 }
 
 under_each_backend! {
-    wp_async "wp-async": a_delta_holds_what_was_written every_change_is_in_the_next_snapshot detached_and_begun_again;
-    soft_dirty "soft-dirty": a_delta_holds_what_was_written every_change_is_in_the_next_snapshot detached_and_begun_again;
-    rehash "rehash": a_delta_holds_what_was_written every_change_is_in_the_next_snapshot detached_and_begun_again;
+    wp_async "wp-async": a_delta_holds_what_was_written every_change_is_in_the_next_snapshot detached_and_begun_again copies_while_it_runs_only_if_nothing_is_lost;
+    soft_dirty "soft-dirty": a_delta_holds_what_was_written every_change_is_in_the_next_snapshot detached_and_begun_again copies_while_it_runs_only_if_nothing_is_lost;
+    rehash "rehash": a_delta_holds_what_was_written every_change_is_in_the_next_snapshot detached_and_begun_again copies_while_it_runs_only_if_nothing_is_lost;
 }
