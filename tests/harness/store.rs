@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct TestStore {
     scratch: Scratch,
     exports: AtomicU64,
-    restorable: bool,
 }
 
 impl Default for TestStore {
@@ -26,15 +25,6 @@ impl TestStore {
         TestStore {
             scratch: Scratch::new(),
             exports: AtomicU64::new(0),
-            restorable: false,
-        }
-    }
-
-    /// The same for snapshots that can be restored.
-    pub fn for_restores() -> TestStore {
-        TestStore {
-            restorable: true,
-            ..TestStore::new()
         }
     }
 
@@ -63,9 +53,6 @@ impl TestStore {
             "--json".into(),
         ];
         words.extend(more.iter().map(|word| (*word).to_owned()));
-        if self.restorable {
-            words.push("--restorable".into());
-        }
         words
     }
 

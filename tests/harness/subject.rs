@@ -64,7 +64,7 @@ impl Subject {
             root,
             _first: child,
             members: vec![root],
-            store: TestStore::for_restores(),
+            store: TestStore::new(),
             scratch: directory,
             checkpoint_words: Vec::new(),
             restore_words: Vec::new(),

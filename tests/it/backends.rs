@@ -72,7 +72,8 @@ fn copies_while_it_runs_only_if_nothing_is_lost(backend: &str) {
     let (all, stopped) = (report.written_pages.0, report.window_pages.0);
     assert!(all > 1024, "{report:?}");
     match backend {
-        "wp-async" => assert!(stopped < 512, "{report:?}"),
+        // Of the four MiB nearly all.
+        "wp-async" => assert!(stopped + 1000 < all, "{report:?}"),
         _ => assert_eq!(stopped, all, "{report:?}"),
     }
 }

@@ -80,9 +80,9 @@ fn scheduled(name: &str, more: &[&str]) {
         let_it_work(seed, seen);
         let frozen = target.freeze();
         let stop = digests.len();
-        let early = (stop % 2 == 1).then(|| Image::of_process(&frozen));
+        let early = (stop % 2 == 1).then(|| Image::of_process_under_checkpoints(&frozen));
         let id = checkpoints.taken_from_now_on(&store);
-        let truth = early.unwrap_or_else(|| Image::of_process(&frozen));
+        let truth = early.unwrap_or_else(|| Image::of_process_under_checkpoints(&frozen));
         frozen.assert_still_stopped();
         drop(frozen);
         store.assert_equals(id, &truth, &format!("stop {stop}"));

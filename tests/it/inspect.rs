@@ -167,7 +167,7 @@ fn goes_through_it(state: &str, expected: &[&str]) -> Option<Vec<String>> {
     }
 
     // What allows no system calls inside of it can be checkpointed by comparison alone.
-    let store = TestStore::for_restores();
+    let store = TestStore::new();
     let report = store.checkpoint(pid.parse().expect("a number"), &["--backend", "rehash"]);
     assert_eq!(report["restorable"], false, "{state}: {report}");
     let told = sorted(list(&report, "blockers"));

@@ -121,7 +121,7 @@ fn fifty_snapshots_under_load() {
         for stop in 0..3 {
             let frozen = redis.target.freeze();
             let id = checkpoints.taken_from_now_on(&store);
-            let truth = Image::of_process(&frozen);
+            let truth = Image::of_process_under_checkpoints(&frozen);
             // Between this and the next nothing ran, so nothing was written.
             let idle = checkpoints.next_line().expect("another snapshot");
             assert_eq!(number(&idle, "stored_pages"), 0, "{idle}");

@@ -240,7 +240,11 @@ fn t06_exec_under_a_schedule() {
         assert_eq!(target.ask("write"), "done");
         let frozen = target.freeze();
         let id = checkpoints.taken_from_now_on(&store);
-        store.assert_equals(id, &Image::of_process(&frozen), &format!("round {round}"));
+        store.assert_equals(
+            id,
+            &Image::of_process_under_checkpoints(&frozen),
+            &format!("round {round}"),
+        );
         drop(frozen);
         before_exec = id;
         target.tell("exec");
@@ -248,7 +252,11 @@ fn t06_exec_under_a_schedule() {
     }
     let frozen = target.freeze();
     let id = checkpoints.taken_from_now_on(&store);
-    store.assert_equals(id, &Image::of_process(&frozen), "after the last exec");
+    store.assert_equals(
+        id,
+        &Image::of_process_under_checkpoints(&frozen),
+        "after the last exec",
+    );
     drop(frozen);
     checkpoints.signal(Signal::INT);
     checkpoints.wait().exits_with(130);

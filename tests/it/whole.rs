@@ -2,7 +2,7 @@
 //! a process that stands still, and must name each thing that a process changes of itself.
 
 use pagetide_tests::{Frozen, Scratch, Target, Whole};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// What the process does, and what must be named. An empty name: nothing beside memory and registers.
 const CHANGES: [(&str, &str); 54] = [
@@ -72,7 +72,9 @@ const LAST_CHANGES: [(&str, &str); 4] = [
 
 fn start(scratch: &Scratch) -> Target {
     let mut command = Command::new(pagetide_tests::compiled("changes"));
-    Target::start_by(command.arg(scratch.path()).env("A_WORD", "one"))
+    command.arg(scratch.path()).env("A_WORD", "one");
+    // What the tests write themselves, if that goes to a file, would move it on.
+    Target::start_by(command.stderr(Stdio::null()))
 }
 
 fn read(target: &Target) -> Whole {

@@ -66,8 +66,8 @@ pub struct Options {
     /// it is found by its path, only their hashes are, and whoever reads the snapshot needs the file.
     pub store_files: bool,
     /// Also what only a restore needs: open files, signals, timers and all else that the kernel keeps. Threads make system
-    /// calls for it while they are stopped, which makes the stop longer and leaves traces in what the kernel writes to
-    /// their memory (rseq(2)). Without it a snapshot cannot be restored, but all else can be done with it.
+    /// calls for it while they are stopped, which makes the stop longer. Without it a snapshot cannot be restored, but all
+    /// else can be done with it.
     pub restorable: bool,
     /// When pages are copied.
     pub mode: Mode,
@@ -91,7 +91,7 @@ impl Default for Options {
             residence: Residence::Target,
             tree: false,
             store_files: false,
-            restorable: false,
+            restorable: true,
             mode: Mode::Auto,
             buffer_bytes: 256 << 20,
             write: WriteOptions::default(),

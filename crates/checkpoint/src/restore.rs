@@ -133,7 +133,7 @@ pub enum RestoreError {
         source: std::io::Error,
     },
     /// The snapshot was taken without what a restore needs.
-    #[error("snapshot {id} holds memory and registers only: it was taken without --restorable")]
+    #[error("snapshot {id} holds memory and registers only: it was taken with --memory-only")]
     MemoryOnly {
         /// Its id.
         id: SnapshotId,

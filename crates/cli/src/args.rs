@@ -77,9 +77,9 @@ pub struct Taking {
     /// Store what mappings show of files, too, instead of relying on files that nobody writes to
     #[arg(long)]
     pub store_files: bool,
-    /// Also what `restore` needs: open files, signals, timers; the stop is longer
+    /// Without what only `restore` needs (open files, signals, timers): the stop is shorter
     #[arg(long)]
-    pub restorable: bool,
+    pub memory_only: bool,
     /// Copy while the process is stopped, or most of it while it runs [default: by the amount]
     #[arg(long, value_enum)]
     pub mode: Option<ModeName>,

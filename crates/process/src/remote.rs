@@ -11,6 +11,8 @@
 //!
 //! What is not done here: no code is written into the target, and no call is retried or undone.
 
+pub(crate) mod together;
+
 use std::io;
 
 use pagetide_kernel::ptrace::{self, FilterInstruction, ThreadId};

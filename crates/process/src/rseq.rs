@@ -7,6 +7,8 @@
 //! An abort is right at any time, it only costs the thread a retry.
 
 use std::fs::File;
+use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use pagetide_kernel::ptrace::{self, Registers, ThreadId};
@@ -35,6 +37,58 @@ pub(crate) fn aborted(thread: ThreadId, registers: &Registers, memory: &File) ->
         rip: abort,
         ..*registers
     })
+}
+
+/// Where a thread runs, as the kernel writes it into the thread's memory on each way to user mode: `cpu_id_start` and
+/// `cpu_id`, `node_id` and `mm_cid` of `struct rseq`.
+#[derive(Debug)]
+pub(crate) struct Whereabouts {
+    /// Address of the area.
+    pub(crate) area: u64,
+    bytes: [[u8; 8]; 2],
+}
+
+/// Offsets of these in `struct rseq`.
+const WRITTEN_BY_KERNEL: [Range<u64>; 2] = [0..8, 20..28];
+
+/// From this version on the kernel remembers what it wrote, and writes again only what has changed since: what was put
+/// back would stay, and might be wrong when the thread runs.
+const REMEMBERS: [u32; 2] = [6, 19];
+
+impl Whereabouts {
+    /// `None` if there is no such area, or if it must not be put back on this kernel.
+    pub(crate) fn of(thread: ThreadId, memory: &File) -> Option<Self> {
+        if kernel_version()? >= REMEMBERS {
+            return None;
+        }
+        let area = ptrace::rseq_configuration(thread).ok()??.address;
+        let mut bytes = [[0; 8]; 2];
+        for (bytes, place) in bytes.iter_mut().zip(WRITTEN_BY_KERNEL) {
+            let address = area.checked_add(place.start)?;
+            memory.read_exact_at(bytes, address).ok()?;
+        }
+        Some(Self { area, bytes })
+    }
+
+    /// To be called while the thread stands still. Because it does, the kernel writes anew before it runs.
+    pub(crate) fn put_back(&self, memory: &File) -> io::Result<()> {
+        for (bytes, place) in self.bytes.iter().zip(WRITTEN_BY_KERNEL) {
+            let mut now = [0; 8];
+            memory.read_exact_at(&mut now, self.area + place.start)?;
+            if now != *bytes {
+                memory.write_all_at(bytes, self.area + place.start)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn kernel_version() -> Option<[u32; 2]> {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_str().ok()?;
+    let mut numbers = release.split(|letter: char| !letter.is_ascii_digit());
+    let mut number = || numbers.next()?.parse().ok();
+    Some([number()?, number()?])
 }
 
 fn word(memory: &File, address: u64) -> Option<u64> {

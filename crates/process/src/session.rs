@@ -1,6 +1,8 @@
 //! The thread that runs remote calls, seen from the tracing thread: how it is chosen, led through a
 //! call, and made what it was. What may be called, and for whom, is decided in `remote`.
 
+mod call;
+
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -11,10 +13,13 @@ use rustix::io::Errno;
 
 use pagetide_kernel::ptrace::{self, Event, Options, Registers, ThreadId, WaitReport, XSTATE_ROOM};
 
+pub(crate) use call::{Step, UnderWay};
+
 use crate::landing::{Landing, StackMapping};
 use crate::proc_files::Status;
 use crate::remote_error::RemoteCallError;
 use crate::restart;
+use crate::rseq::Whereabouts;
 use crate::self_healing::{self, Frame, RED_ZONE, ThreadParts};
 use crate::syscall_names::SystemCall;
 use crate::tracees::{SessionReport, Tracees};
@@ -31,8 +36,6 @@ const CLONE3: i64 = 435;
 /// Words of `struct clone_args` up to `cgroup`, and which of them is `set_tid`.
 pub(crate) const CLONE_ARGUMENTS: usize = 11;
 const CLONE_SET_TID: usize = 8;
-/// How often a call is made again that a stop signal interrupted.
-const RESTARTS_MAX: usize = 16;
 
 /// The thread that runs the calls, seen from the tracing thread.
 #[derive(Debug)]
@@ -45,6 +48,8 @@ pub(crate) struct Session {
     /// What lets the thread find back by itself; written before the first call.
     pub(crate) frame: Option<Frame>,
     memory: Arc<File>,
+    /// What the kernel had told the thread of where it runs, before the first call.
+    whereabouts: Option<Whereabouts>,
     /// What the target had where the frame is.
     under_frame: Option<Vec<u8>>,
     /// What the target had where bytes of ours are, the oldest first.
@@ -59,6 +64,14 @@ pub(crate) struct Session {
     pub(crate) lost: bool,
     /// The process is being built, and must not outlive its tracer.
     is_new: bool,
+}
+
+/// A session that ends.
+#[derive(Debug)]
+pub(crate) struct Ending {
+    /// The thread is stopped where it was stopped before.
+    pub(crate) stands: bool,
+    memory_error: Option<RemoteCallError>,
 }
 
 struct Candidate {
@@ -127,6 +140,7 @@ impl Session {
             },
             frame,
             memory,
+            whereabouts: None,
             under_frame: None,
             overwritten: Vec::new(),
             free_below,
@@ -155,6 +169,7 @@ impl Session {
             landing,
             frame: None,
             memory,
+            whereabouts: None,
             under_frame: None,
             overwritten: Vec::new(),
             free_below: scratch.1,
@@ -227,43 +242,17 @@ impl Session {
     ) -> Result<u64, RemoteCallError> {
         let pid = tracees.pid();
         self.enter(pid)?;
-        let registers = Registers {
-            rip: self.landing,
-            rsp: self
-                .frame
-                .as_ref()
-                .map_or(self.original.rsp, |frame| frame.address),
-            rax: call.0.cast_unsigned(),
-            orig_rax: u64::MAX,
-            rdi: args[0],
-            rsi: args[1],
-            rdx: args[2],
-            r10: args[3],
-            r8: args[4],
-            r9: args[5],
-            ..self.original
-        };
         let deadline = Instant::now() + CALL_TIMEOUT;
-        let mut result = Err(RemoteCallError::TimedOut { call });
-        for _ in 0..RESTARTS_MAX {
-            // From here on the thread is not itself. With a frame, it would find back.
-            ptrace::set_registers(self.thread, &registers).map_err(kernel(
-                pid,
-                "set the registers of",
-                self.thread,
-            ))?;
-            self.block_signals(pid)?;
-            result = self.run_to_exit(tracees, call, deadline);
-            match &result {
-                // A stop signal interrupted the call before it did anything.
-                Ok(value) if (-516..=-512).contains(&value.cast_signed()) => {}
-                _ => break,
+        let mut under_way = UnderWay::new(call, args);
+        let result = loop {
+            let begun = self.begin(&mut under_way, pid);
+            match begun.and_then(|()| self.follow(tracees, &mut under_way, deadline)) {
+                Ok(None) => {}
+                Ok(Some(result)) => break Ok(result),
+                Err(error) => break Err(error),
             }
-        }
-        if self.frame.is_none() && !self.lost {
-            // Nothing would put it right without us: do so after every single call.
-            self.put_back(pid)?;
-        }
+        };
+        self.after_call(pid)?;
         result
     }
 
@@ -277,7 +266,7 @@ impl Session {
     }
 
     /// Before the first call: writes the frame.
-    fn enter(&mut self, pid: i32) -> Result<(), RemoteCallError> {
+    pub(crate) fn enter(&mut self, pid: i32) -> Result<(), RemoteCallError> {
         if self.entered {
             return Ok(());
         }
@@ -286,82 +275,15 @@ impl Session {
             "set the options of",
             self.thread,
         ))?;
+        if !self.is_new {
+            self.whereabouts = Whereabouts::of(self.thread, &self.memory);
+        }
         if let Some(frame) = &self.frame {
             self.under_frame = Some(self.read(frame.address, frame.bytes.len())?);
             self.write(frame.address, &frame.bytes)?;
         }
         self.entered = true;
         Ok(())
-    }
-
-    /// All but SIGKILL and SIGSTOP. With a frame, this comes after the registers are set: should we
-    /// die in between, it is the frame that knows the thread's own mask.
-    fn block_signals(&self, pid: i32) -> Result<(), RemoteCallError> {
-        ptrace::set_signal_mask(self.thread, u64::MAX).map_err(kernel(
-            pid,
-            "block the signals of",
-            self.thread,
-        ))
-    }
-
-    /// Lets the thread enter the call and leave it again.
-    fn run_to_exit(
-        &mut self,
-        tracees: &mut Tracees,
-        call: SystemCall,
-        deadline: Instant,
-    ) -> Result<u64, RemoteCallError> {
-        let pid = tracees.pid();
-        let thread = self.thread;
-        let mut stops = 0;
-        let mut signal = 0;
-        let mut deadline = deadline;
-        let mut interrupted = false;
-        while stops < 2 {
-            ptrace::resume_to_syscall(thread, signal).map_err(kernel(pid, "run", thread))?;
-            signal = 0;
-            let report = loop {
-                match tracees.wait_in_session(thread, deadline) {
-                    SessionReport::Report(report) => break report,
-                    SessionReport::Gone => return Err(RemoteCallError::Gone { pid }),
-                    SessionReport::Timeout if interrupted => {
-                        // It sleeps uninterruptibly. The end of the tracing thread lets it go,
-                        // and the frame leads it back.
-                        self.lost = true;
-                        tracees.abandon(thread);
-                        return Err(RemoteCallError::TimedOut { call });
-                    }
-                    SessionReport::Timeout => {
-                        interrupted = true;
-                        deadline = Instant::now() + INTERRUPT_TIMEOUT;
-                        ptrace::interrupt(thread).map_err(kernel(pid, "interrupt", thread))?;
-                    }
-                }
-            };
-            match report {
-                WaitReport::Syscall => stops += 1,
-                // A group-stop begins or ends; it takes effect when the thread is let go.
-                WaitReport::Event(_) => {}
-                WaitReport::Signal { signal: number } if number == SIGSTOP => signal = number,
-                WaitReport::Signal { signal: number } => {
-                    return Err(RemoteCallError::Unexpected {
-                        thread,
-                        call,
-                        what: format!("signal {number} came instead"),
-                    });
-                }
-                WaitReport::Exited { .. } | WaitReport::Killed { .. } => {
-                    return Err(RemoteCallError::Gone { pid });
-                }
-            }
-        }
-        if interrupted {
-            return Err(RemoteCallError::TimedOut { call });
-        }
-        let registers = ptrace::registers(thread)
-            .map_err(kernel(pid, "read the registers of", thread))?
-            .ok_or(RemoteCallError::NoThread { pid })?;
-        Ok(registers.rax)
     }
 
     /// The thread's own mask and registers, in this order: with a frame, it finds back until the
@@ -381,48 +303,92 @@ impl Session {
 
     /// Makes the thread what it was and stops it where it was stopped.
     pub(crate) fn end(mut self, tracees: &mut Tracees) -> Result<(), RemoteCallError> {
-        if self.lost {
-            return Ok(());
-        }
-        let pid = tracees.pid();
-        if self.entered {
-            self.put_back(pid)?;
-        }
-        // Only now: until here the thread might have needed the frame.
-        let mut memory_error = match (&self.frame, self.under_frame.take()) {
-            (Some(frame), Some(bytes)) => self.write(frame.address, &bytes).err(),
-            _ => None,
-        };
-        while !self.overwritten.is_empty() {
-            if let Err(error) = self.take_back_bytes() {
-                memory_error = Some(error);
-            }
-        }
-        if self.entered {
-            self.stop_in_signal_code(tracees)?;
-        }
-        memory_error.map_or(Ok(()), Err)
+        let ending = self.begin_end(tracees.pid())?;
+        self.end_now(tracees, ending)
     }
 
-    fn stop_in_signal_code(&mut self, tracees: &mut Tracees) -> Result<(), RemoteCallError> {
+    /// Waits until the end that has begun is complete.
+    pub(crate) fn end_now(
+        &mut self,
+        tracees: &mut Tracees,
+        mut ending: Ending,
+    ) -> Result<(), RemoteCallError> {
         let pid = tracees.pid();
-        let thread = self.thread;
         let deadline = Instant::now() + INTERRUPT_TIMEOUT;
-        let mut signal = 0;
-        loop {
-            ptrace::interrupt(thread).map_err(kernel(pid, "interrupt", thread))?;
-            ptrace::resume(thread, signal).map_err(kernel(pid, "run", thread))?;
-            match tracees.wait_in_session(thread, deadline) {
-                SessionReport::Report(WaitReport::Event(Event::Stop { .. })) => return Ok(()),
-                SessionReport::Report(WaitReport::Signal { signal: number }) => signal = number,
-                SessionReport::Report(_) => signal = 0,
+        while !ending.stands {
+            match tracees.wait_in_session(self.thread, deadline) {
+                SessionReport::Report(report) => self.step_to_end(&mut ending, report, pid)?,
                 SessionReport::Gone => return Err(RemoteCallError::Gone { pid }),
                 SessionReport::Timeout => {
-                    tracees.abandon(thread);
+                    tracees.abandon(self.thread);
                     return Err(RemoteCallError::Over);
                 }
             }
         }
+        self.complete_end(ending)
+    }
+
+    /// Gives the thread its registers and its memory back, and sends it through the kernel's signal code, where it will
+    /// stop again.
+    pub(crate) fn begin_end(&mut self, pid: i32) -> Result<Ending, RemoteCallError> {
+        let mut ending = Ending {
+            stands: self.lost || !self.entered,
+            memory_error: None,
+        };
+        if self.lost {
+            return Ok(ending);
+        }
+        if self.entered {
+            self.put_back(pid)?;
+        }
+        // Only now: until here the thread might have needed the frame.
+        if let (Some(frame), Some(bytes)) = (&self.frame, self.under_frame.take()) {
+            ending.memory_error = self.write(frame.address, &bytes).err();
+        }
+        while !self.overwritten.is_empty() {
+            if let Err(error) = self.take_back_bytes() {
+                ending.memory_error = Some(error);
+            }
+        }
+        if self.entered {
+            self.on_to_stop(0, pid)?;
+        }
+        Ok(ending)
+    }
+
+    /// Goes on to the end by what the thread reported.
+    pub(crate) fn step_to_end(
+        &self,
+        ending: &mut Ending,
+        report: WaitReport,
+        pid: i32,
+    ) -> Result<(), RemoteCallError> {
+        match report {
+            WaitReport::Event(Event::Stop { .. }) => ending.stands = true,
+            WaitReport::Exited { .. } | WaitReport::Killed { .. } => {
+                return Err(RemoteCallError::Gone { pid });
+            }
+            WaitReport::Signal { signal } => self.on_to_stop(signal, pid)?,
+            WaitReport::Syscall | WaitReport::Event(_) => self.on_to_stop(0, pid)?,
+        }
+        Ok(())
+    }
+
+    /// When the thread stands again.
+    pub(crate) fn complete_end(&mut self, ending: Ending) -> Result<(), RemoteCallError> {
+        let mut error = ending.memory_error;
+        if let Some(whereabouts) = self.whereabouts.take().filter(|_| !self.lost)
+            && let Err(source) = whereabouts.put_back(&self.memory)
+        {
+            error = Some(memory(whereabouts.area, 8)(source));
+        }
+        error.map_or(Ok(()), Err)
+    }
+
+    fn on_to_stop(&self, signal: i32, pid: i32) -> Result<(), RemoteCallError> {
+        let thread = self.thread;
+        ptrace::interrupt(thread).map_err(kernel(pid, "interrupt", thread))?;
+        ptrace::resume(thread, signal).map_err(kernel(pid, "run", thread))
     }
 
     pub(crate) fn put_bytes(&mut self, bytes: &[u8]) -> Result<u64, RemoteCallError> {

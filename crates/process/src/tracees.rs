@@ -374,9 +374,19 @@ impl Tracees {
             .map(|tracee| tracee.thread)
     }
 
-    /// The next report of `thread`. Another thread can report only its end, and only because the
-    /// whole process is being killed: then this one is lost, too.
+    /// The next report of `thread`.
     pub(crate) fn wait_in_session(&mut self, thread: ThreadId, deadline: Instant) -> SessionReport {
+        self.wait_in_sessions(&|reporter| reporter == thread, deadline)
+            .1
+    }
+
+    /// The next report of one of `ours`, and which it is. Another thread can report only its end, and only because the
+    /// whole process is being killed: then these are lost, too.
+    pub(crate) fn wait_in_sessions(
+        &mut self,
+        ours: &dyn Fn(ThreadId) -> bool,
+        deadline: Instant,
+    ) -> (Option<ThreadId>, SessionReport) {
         let mut pause = Pause::new();
         loop {
             match ptrace::wait_any(ThreadId::new(self.pid)) {
@@ -387,10 +397,10 @@ impl Tracees {
                     );
                     if ended {
                         self.remove(reporter, report);
-                        return SessionReport::Gone;
+                        return (None, SessionReport::Gone);
                     }
-                    if reporter == thread {
-                        return SessionReport::Report(report);
+                    if ours(reporter) {
+                        return (Some(reporter), SessionReport::Report(report));
                     }
                     if self.index(reporter).is_none() {
                         if self.keeps_newborns {
@@ -403,15 +413,19 @@ impl Tracees {
                     continue;
                 }
                 Ok(None) => {}
-                Err(_) => return SessionReport::Gone,
+                Err(_) => return (None, SessionReport::Gone),
             }
-            if pause.is_long()
-                && let Some(report) = self.stolen_report(thread)
-            {
-                return SessionReport::Report(report);
+            if pause.is_long() {
+                let threads = self.list.iter().map(|tracee| tracee.thread);
+                let stolen = threads
+                    .filter(|thread| ours(*thread))
+                    .find_map(|thread| Some((thread, self.stolen_report(thread)?)));
+                if let Some((thread, report)) = stolen {
+                    return (Some(thread), SessionReport::Report(report));
+                }
             }
             if Instant::now() >= deadline {
-                return SessionReport::Timeout;
+                return (None, SessionReport::Timeout);
             }
             pause.wait();
         }

@@ -254,7 +254,7 @@ fn options(taking: &Taking, residence: Residence, signals: &Signals) -> Options 
     options.residence = residence;
     options.tree = taking.tree;
     options.store_files = taking.store_files;
-    options.restorable = taking.restorable;
+    options.restorable = !taking.memory_only;
     if residence == Residence::Here {
         // The threads that have stopped wait for those that have not, and there will be another try.
         options.stop_timeout = Duration::from_secs(2);

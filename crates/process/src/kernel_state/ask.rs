@@ -3,8 +3,11 @@
 //! Each answer is the result of a call and what it wrote. A call that the kernel does not know or refuses leaves no
 //! answer; that the calls cannot be made at all is an error.
 
+use pagetide_kernel::ptrace::ThreadId;
+
 use crate::remote::RemoteCalls;
 use crate::remote_error::RemoteCallError;
+use crate::stop::StoppedProcess;
 
 /// Most bytes for answers at a time. There has to be as much room below the stack pointer of the thread.
 const BYTES_AT_ONCE: usize = 2048;
@@ -83,11 +86,41 @@ impl Answer {
     }
 }
 
-/// The answers, one a question.
-pub(super) fn ask(
-    calls: &mut RemoteCalls<'_>,
+/// One a question; none: the kernel does not know the call, or refuses it.
+pub(super) type Answers = Vec<Option<Answer>>;
+
+/// The answers of one thread.
+pub(super) fn ask_one(
+    stopped: &mut StoppedProcess,
+    thread: ThreadId,
     questions: &[Question],
-) -> Result<Vec<Option<Answer>>, RemoteCallError> {
+) -> Result<Answers, RemoteCallError> {
+    let mut calls = stopped.remote_calls_by(thread)?;
+    let answers = ask(&mut calls, questions);
+    let finished = calls.finish();
+    let answers = answers?;
+    finished.map(|()| answers)
+}
+
+/// The same of many threads at the same time. Together the answers are not longer than can be put to one at a time.
+pub(super) fn ask_together(
+    stopped: &mut StoppedProcess,
+    threads: Vec<ThreadId>,
+    questions: &[Question],
+) -> Result<Vec<Result<Answers, RemoteCallError>>, RemoteCallError> {
+    let room_bytes = questions.iter().map(Question::room_bytes).sum();
+    let asked = questions.to_vec();
+    let outcomes = stopped.call_in_all(threads, room_bytes, move |address| {
+        calls_at(&asked, address)
+    })?;
+    let answers = outcomes
+        .into_iter()
+        .map(|outcome| outcome.map(|(results, bytes)| answers(questions, results, &bytes)));
+    Ok(answers.collect())
+}
+
+/// The answers, one a question.
+fn ask(calls: &mut RemoteCalls<'_>, questions: &[Question]) -> Result<Answers, RemoteCallError> {
     let mut answers = Vec::with_capacity(questions.len());
     let mut rest = questions;
     while !rest.is_empty() {
@@ -110,23 +143,32 @@ pub(super) fn ask(
 fn ask_at_once(
     calls: &mut RemoteCalls<'_>,
     questions: &[Question],
-) -> Result<Vec<Option<Answer>>, RemoteCallError> {
+) -> Result<Answers, RemoteCallError> {
     let length = questions.iter().map(Question::room_bytes).sum();
     let mut bytes = vec![0; length];
     let results = calls.with_bytes(&bytes.clone(), |calls, address| {
-        let mut place = address;
-        let numbered = questions.iter().map(|question| {
-            let call = (question.number, question.args_at(place));
-            place += u64::try_from(question.room_bytes()).unwrap_or(0);
-            call
-        });
-        let results = calls.call_each(numbered.collect())?;
+        let results = calls.call_each(calls_at(questions, address))?;
         if length > 0 {
             calls.read(address, &mut bytes)?;
         }
         Ok(results)
     })?;
-    let mut rest = bytes.as_slice();
+    Ok(answers(questions, results, &bytes))
+}
+
+/// The calls, if their answers go to `address` and behind.
+fn calls_at(questions: &[Question], address: u64) -> Vec<(i64, [u64; 6])> {
+    let mut place = address;
+    let calls = questions.iter().map(|question| {
+        let call = (question.number, question.args_at(place));
+        place += u64::try_from(question.room_bytes()).unwrap_or(0);
+        call
+    });
+    calls.collect()
+}
+
+fn answers(questions: &[Question], results: Vec<Option<u64>>, bytes: &[u8]) -> Answers {
+    let mut rest = bytes;
     let answers = questions.iter().zip(results).map(|(question, result)| {
         let (here, later) = rest.split_at(question.room_bytes());
         rest = later;
@@ -135,5 +177,5 @@ fn ask_at_once(
             bytes: here[..question.length_bytes].to_vec(),
         })
     });
-    Ok(answers.collect())
+    answers.collect()
 }

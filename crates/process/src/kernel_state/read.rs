@@ -9,7 +9,7 @@ use pagetide_kernel::robust_list::robust_list;
 use pagetide_kernel::scheduling::SchedulingAttributes;
 
 use crate::blocker::Blocker;
-use crate::kernel_state::ask::{Answer, Question, ask};
+use crate::kernel_state::ask::{Answer, Question, ask_one, ask_together};
 use crate::kernel_state::calls::{MODIFY_LDT, PRCTL};
 use crate::kernel_state::credentials::{self, Credentials};
 use crate::kernel_state::error::KernelStateError;
@@ -101,9 +101,10 @@ impl Reading {
         };
         let mut threads = Vec::with_capacity(traced.len());
         for traced in traced {
-            let process = (traced.thread.get() == pid).then_some(&mut process);
-            threads.push(reading.thread(stopped, traced, process)?);
+            threads.push(reading.outside_of(traced)?);
         }
+        reading.ask_all(stopped, &mut threads, &mut process)?;
+        let threads = threads.into_iter().map(|(state, _)| state).collect();
         if process.asked.has_ldt {
             reading.blockers.push(blockers::local_descriptor_table(pid));
         }
@@ -226,12 +227,10 @@ impl Reading {
         Ok(timers)
     }
 
-    fn thread(
+    fn outside_of(
         &mut self,
-        stopped: &mut StoppedProcess,
         traced: Traced,
-        process: Option<&mut ProcessParts>,
-    ) -> Result<ThreadKernelState, KernelStateError> {
+    ) -> Result<(ThreadKernelState, Status), KernelStateError> {
         let (pid, thread) = (self.pid, traced.thread);
         let status = self.status(thread)?;
         self.blockers
@@ -245,7 +244,7 @@ impl Reading {
         let mut name = self.file(&thread, "comm")?;
         name.pop_if(|last| *last == b'\n');
         let robust_list = robust_list(thread).map_err(self.failed("robust list", thread))?;
-        let mut state = ThreadKernelState {
+        let state = ThreadKernelState {
             thread: thread.get(),
             name,
             alternate_stack: AlternateStack::default(),
@@ -261,12 +260,7 @@ impl Reading {
             parent_death_signal: 0,
             pending_signals: signals::pending(traced.pending, &status, "SigPnd"),
         };
-        match self.ask(stopped, thread, &status, &mut state, process) {
-            Ok(()) => {}
-            Err(RemoteCallError::Gone { pid }) => return Err(KernelStateError::Gone { pid }),
-            Err(error) => self.blockers.push(blockers::unknown(pid, thread, &error)),
-        }
-        Ok(state)
+        Ok((state, status))
     }
 
     fn personality(&self, thread: ThreadId) -> Result<u32, KernelStateError> {
@@ -279,34 +273,75 @@ impl Reading {
         })
     }
 
-    /// What the thread itself has to ask, and the first one for the process.
-    fn ask(
+    /// What each thread itself has to ask, and the first one for the process.
+    fn ask_all(
         &mut self,
         stopped: &mut StoppedProcess,
-        thread: ThreadId,
-        status: &Status,
-        state: &mut ThreadKernelState,
-        process: Option<&mut ProcessParts>,
-    ) -> Result<(), RemoteCallError> {
-        let mut questions = thread_questions();
-        let of_thread = questions.len();
-        if let Some(process) = &process {
-            questions.extend(process.questions());
+        threads: &mut [(ThreadKernelState, Status)],
+        process: &mut ProcessParts,
+    ) -> Result<(), KernelStateError> {
+        let questions = thread_questions();
+        // Seccomp has to be asked of each call.
+        let (alone, together): (Vec<_>, Vec<_>) = threads
+            .iter_mut()
+            .partition(|(state, status)| state.thread == self.pid || status.number("Seccomp") != 0);
+        for (state, status) in alone {
+            let mut all = questions.clone();
+            if state.thread == self.pid {
+                all.extend(process.questions());
+            }
+            let thread = ThreadId::new(state.thread);
+            let mut answers = self.known(ask_one(stopped, thread, &all), thread)?;
+            let of_process = answers.split_off(questions.len().min(answers.len()));
+            self.answered(state, status, &answers);
+            if state.thread == self.pid {
+                process.answered(&of_process);
+            }
         }
-        let mut calls = stopped.remote_calls_by(thread)?;
-        let answers = ask(&mut calls, &questions);
-        let finished = calls.finish();
-        let answers = answers?;
-        finished?;
-        let (of_thread, of_process) = answers.split_at(of_thread);
-        if !thread_answered(state, status, of_thread) {
+        if together.is_empty() {
+            return Ok(());
+        }
+        let numbers = together
+            .iter()
+            .map(|(state, _)| ThreadId::new(state.thread))
+            .collect();
+        let outcomes = ask_together(stopped, numbers, &questions)
+            .or_else(|error| self.known(Err(error), ThreadId::new(self.pid)))?;
+        for ((state, status), outcome) in together.into_iter().zip(outcomes) {
+            let answers = self.known(outcome, ThreadId::new(state.thread))?;
+            self.answered(state, status, &answers);
+        }
+        Ok(())
+    }
+
+    /// A thread that cannot be asked is no failure, but keeps its process from being restored.
+    fn known<T: Default>(
+        &mut self,
+        asked: Result<T, RemoteCallError>,
+        thread: ThreadId,
+    ) -> Result<T, KernelStateError> {
+        match asked {
+            Ok(answers) => Ok(answers),
+            Err(RemoteCallError::Gone { pid }) => Err(KernelStateError::Gone { pid }),
+            Err(error) => {
+                let blocker = blockers::unknown(self.pid, thread, &error);
+                self.blockers.push(blocker);
+                Ok(T::default())
+            }
+        }
+    }
+
+    fn answered(
+        &mut self,
+        state: &mut ThreadKernelState,
+        status: &Status,
+        answers: &[Option<Answer>],
+    ) {
+        if !answers.is_empty() && !thread_answered(state, status, answers) {
+            let thread = ThreadId::new(state.thread);
             let blocker = blockers::untold(self.pid, thread, "tid address");
             self.blockers.push(blocker);
         }
-        if let Some(process) = process {
-            process.answered(of_process);
-        }
-        Ok(())
     }
 }
 

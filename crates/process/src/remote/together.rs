@@ -1,0 +1,241 @@
+//! The same system calls run by many threads of the stopped target at the same time. That takes little longer than by one:
+//! most of the time of a call goes by while its thread is put on a processor and taken off again.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use pagetide_kernel::ptrace::{ThreadId, WaitReport};
+
+use crate::remote::checked;
+use crate::remote_error::RemoteCallError;
+use crate::session::{Ending, Session, Step, UnderWay};
+use crate::stop::StoppedProcess;
+use crate::syscall_names::SystemCall;
+use crate::tracees::{SessionReport, Tracees};
+
+/// How long all of them together may take before they are ended one by one.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Numbers and arguments of calls.
+pub(crate) type Calls = Vec<(i64, [u64; 6])>;
+
+/// What the calls of one thread gave: their results (none: the kernel refused it), and what they wrote.
+pub(crate) type Answers = (Vec<Option<u64>>, Vec<u8>);
+
+impl StoppedProcess {
+    /// Has each of the threads run the calls that `calls` gives for the address of `room_bytes` bytes of its own, which are
+    /// put back afterwards. The results are in the order of `threads`.
+    ///
+    /// Not for threads under seccomp, nor for calls that may wait or that make threads.
+    pub(crate) fn call_in_all(
+        &mut self,
+        threads: Vec<ThreadId>,
+        room_bytes: usize,
+        calls: impl Fn(u64) -> Calls + Send + 'static,
+    ) -> Result<Vec<Result<Answers, RemoteCallError>>, RemoteCallError> {
+        let no_landing = RemoteCallError::NoLanding {
+            pid: self.identity().pid,
+        };
+        let (Some(landing), Some(memory)) = (self.landing(), self.terrain.memory()) else {
+            return Err(no_landing);
+        };
+        let stacks = self.terrain.stacks();
+        Ok(self.tracer().run(move |tracees| {
+            let prepared = threads.into_iter().map(|thread| {
+                let memory = memory.clone();
+                let mut session =
+                    Session::prepare(tracees, Some(thread), &landing, &stacks, memory)?;
+                let address = session.put_bytes(&vec![0; room_bytes])?;
+                Ok(Caller {
+                    waiting: calls(address),
+                    answers: (Vec::new(), vec![0; room_bytes]),
+                    address,
+                    session,
+                    doing: Doing::Nothing,
+                    error: None,
+                })
+            });
+            let mut callers: Vec<Result<Caller, RemoteCallError>> = prepared.collect();
+            run_all(tracees, &mut callers);
+            let result = |caller: Caller| match caller.error {
+                Some(error) => Err(error),
+                None => Ok(caller.answers),
+            };
+            callers
+                .into_iter()
+                .map(|caller| caller.and_then(result))
+                .collect()
+        }))
+    }
+}
+
+/// One of the threads.
+struct Caller {
+    session: Session,
+    /// The calls that it has not begun, the next one first.
+    waiting: Calls,
+    answers: Answers,
+    /// Where the bytes are that calls write.
+    address: u64,
+    doing: Doing,
+    error: Option<RemoteCallError>,
+}
+
+enum Doing {
+    Nothing,
+    Call(UnderWay),
+    Ending(Ending),
+}
+
+/// Until each has ended its session.
+fn run_all(tracees: &mut Tracees, callers: &mut [Result<Caller, RemoteCallError>]) {
+    let pid = tracees.pid();
+    let mut going = HashMap::with_capacity(callers.len());
+    for (index, caller) in callers.iter_mut().enumerate() {
+        if let Ok(caller) = caller {
+            let begun = match caller.session.enter(pid) {
+                Ok(()) => caller.next_call(pid),
+                error => error,
+            };
+            caller.go_on(begun, pid);
+            if caller.is_under_way() {
+                going.insert(caller.session.thread, index);
+            }
+        }
+    }
+    let deadline = Instant::now() + TIMEOUT;
+    while !going.is_empty() {
+        let (thread, report) =
+            tracees.wait_in_sessions(&|thread| going.contains_key(&thread), deadline);
+        let whose = thread.and_then(|thread| going.get(&thread).copied());
+        match (report, whose) {
+            (SessionReport::Report(report), Some(index)) => {
+                let Ok(caller) = &mut callers[index] else {
+                    continue;
+                };
+                caller.take(report, pid);
+                if !caller.is_under_way() {
+                    going.remove(&caller.session.thread);
+                }
+            }
+            (SessionReport::Report(_), None) => {}
+            (SessionReport::Gone, _) => {
+                for index in going.into_values() {
+                    callers[index] = Err(RemoteCallError::Gone { pid });
+                }
+                return;
+            }
+            (SessionReport::Timeout, _) => {
+                for index in going.into_values() {
+                    if let Ok(caller) = &mut callers[index] {
+                        caller.give_up(tracees);
+                    }
+                }
+                return;
+            }
+        }
+    }
+}
+
+impl Caller {
+    fn is_under_way(&self) -> bool {
+        !matches!(self.doing, Doing::Nothing)
+    }
+
+    /// Begins the next call, or the end.
+    fn next_call(&mut self, pid: i32) -> Result<(), RemoteCallError> {
+        if self.waiting.is_empty() {
+            let (_, bytes) = &mut self.answers;
+            *bytes = self.session.read(self.address, bytes.len())?;
+            return self.begin_end(pid);
+        }
+        let (number, args) = self.waiting.remove(0);
+        let mut under_way = UnderWay::new(SystemCall(number), args);
+        self.session.begin(&mut under_way, pid)?;
+        self.doing = Doing::Call(under_way);
+        Ok(())
+    }
+
+    fn begin_end(&mut self, pid: i32) -> Result<(), RemoteCallError> {
+        let ending = self.session.begin_end(pid)?;
+        self.doing = Doing::Ending(ending);
+        Ok(())
+    }
+
+    fn take(&mut self, report: WaitReport, pid: i32) {
+        let done = match std::mem::replace(&mut self.doing, Doing::Nothing) {
+            Doing::Nothing => Ok(()),
+            Doing::Call(under_way) => self.step(under_way, report, pid),
+            Doing::Ending(ending) => self.step_to_end(ending, report, pid),
+        };
+        self.go_on(done, pid);
+    }
+
+    fn step(
+        &mut self,
+        mut under_way: UnderWay,
+        report: WaitReport,
+        pid: i32,
+    ) -> Result<(), RemoteCallError> {
+        match self.session.step(&mut under_way, report, pid)? {
+            Step::Goes => {}
+            Step::Again => self.session.begin(&mut under_way, pid)?,
+            Step::Done(result) => {
+                self.session.after_call(pid)?;
+                let (results, _) = &mut self.answers;
+                results.push(checked(under_way.call(), result).ok());
+                return self.next_call(pid);
+            }
+        }
+        self.doing = Doing::Call(under_way);
+        Ok(())
+    }
+
+    fn step_to_end(
+        &mut self,
+        mut ending: Ending,
+        report: WaitReport,
+        pid: i32,
+    ) -> Result<(), RemoteCallError> {
+        self.session.step_to_end(&mut ending, report, pid)?;
+        match ending.stands {
+            true => self.session.complete_end(ending),
+            false => {
+                self.doing = Doing::Ending(ending);
+                Ok(())
+            }
+        }
+    }
+
+    /// After an error the thread is made what it was, unless that is what failed.
+    fn go_on(&mut self, done: Result<(), RemoteCallError>, pid: i32) {
+        let Err(error) = done else { return };
+        let is_first = self.error.is_none();
+        self.error.get_or_insert(error);
+        if is_first && self.begin_end(pid).is_err() {
+            self.doing = Doing::Nothing;
+        }
+    }
+
+    /// The time is over: the call is interrupted, and the thread made what it was, with nobody else meanwhile.
+    fn give_up(&mut self, tracees: &mut Tracees) {
+        let pid = tracees.pid();
+        if let Doing::Call(mut under_way) = std::mem::replace(&mut self.doing, Doing::Nothing) {
+            let late = self.session.follow(tracees, &mut under_way, Instant::now());
+            self.error.get_or_insert(match late {
+                Err(error) => error,
+                Ok(_) => RemoteCallError::TimedOut {
+                    call: under_way.call(),
+                },
+            });
+            if self.begin_end(pid).is_err() {
+                return;
+            }
+        }
+        if let Doing::Ending(ending) = std::mem::replace(&mut self.doing, Doing::Nothing)
+            && let Err(error) = self.session.end_now(tracees, ending)
+        {
+            self.error.get_or_insert(error);
+        }
+    }
+}

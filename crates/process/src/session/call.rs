@@ -1,0 +1,185 @@
+//! One system call, made by the thread of a session: sent into it, and followed until it is out of it again.
+
+use super::{INTERRUPT_TIMEOUT, SIGSTOP, Session, kernel};
+use crate::remote_error::RemoteCallError;
+use crate::syscall_names::SystemCall;
+use crate::tracees::{SessionReport, Tracees};
+use pagetide_kernel::ptrace::{self, Registers, WaitReport};
+use std::time::Instant;
+
+/// How often a call is begun that a stop signal interrupts.
+const BEGUN_MAX: u32 = 16;
+
+/// A call that the thread is in.
+#[derive(Debug)]
+pub(crate) struct UnderWay {
+    call: SystemCall,
+    args: [u64; 6],
+    /// How often it was begun.
+    begun: u32,
+    /// System call stops since: one on the way in, one on the way out.
+    stops: u32,
+}
+
+impl UnderWay {
+    pub(crate) fn new(call: SystemCall, args: [u64; 6]) -> Self {
+        Self {
+            call,
+            args,
+            begun: 0,
+            stops: 0,
+        }
+    }
+
+    pub(crate) fn call(&self) -> SystemCall {
+        self.call
+    }
+}
+
+/// What a report means for a call.
+#[derive(Debug)]
+pub(crate) enum Step {
+    Goes,
+    /// It has to be begun again.
+    Again,
+    Done(u64),
+}
+
+impl Session {
+    /// Sets the thread going into a call.
+    pub(crate) fn begin(
+        &mut self,
+        under_way: &mut UnderWay,
+        pid: i32,
+    ) -> Result<(), RemoteCallError> {
+        let UnderWay { call, args, .. } = *under_way;
+        let registers = Registers {
+            rip: self.landing,
+            rsp: self
+                .frame
+                .as_ref()
+                .map_or(self.original.rsp, |frame| frame.address),
+            rax: call.0.cast_unsigned(),
+            orig_rax: u64::MAX,
+            rdi: args[0],
+            rsi: args[1],
+            rdx: args[2],
+            r10: args[3],
+            r8: args[4],
+            r9: args[5],
+            ..self.original
+        };
+        under_way.stops = 0;
+        under_way.begun += 1;
+        // From here on the thread is not itself. With a frame, it would find back.
+        ptrace::set_registers(self.thread, &registers).map_err(kernel(
+            pid,
+            "set the registers of",
+            self.thread,
+        ))?;
+        self.block_signals(pid)?;
+        self.run_on(0, pid)
+    }
+
+    /// Where there is no frame, nothing would put the thread right without us: it is done after every single call.
+    pub(crate) fn after_call(&self, pid: i32) -> Result<(), RemoteCallError> {
+        match self.frame.is_none() && !self.lost {
+            true => self.put_back(pid),
+            false => Ok(()),
+        }
+    }
+
+    /// Waits until the thread has come out of the call. `None`: it has to be begun again.
+    pub(crate) fn follow(
+        &mut self,
+        tracees: &mut Tracees,
+        under_way: &mut UnderWay,
+        deadline: Instant,
+    ) -> Result<Option<u64>, RemoteCallError> {
+        let pid = tracees.pid();
+        let (thread, call) = (self.thread, under_way.call);
+        let mut deadline = deadline;
+        let mut interrupted = false;
+        loop {
+            let report = match tracees.wait_in_session(thread, deadline) {
+                SessionReport::Report(report) => report,
+                SessionReport::Gone => return Err(RemoteCallError::Gone { pid }),
+                SessionReport::Timeout if interrupted => {
+                    // It sleeps uninterruptibly. The end of the tracing thread lets it go,
+                    // and the frame leads it back.
+                    self.lost = true;
+                    tracees.abandon(thread);
+                    return Err(RemoteCallError::TimedOut { call });
+                }
+                SessionReport::Timeout => {
+                    interrupted = true;
+                    deadline = Instant::now() + INTERRUPT_TIMEOUT;
+                    ptrace::interrupt(thread).map_err(kernel(pid, "interrupt", thread))?;
+                    continue;
+                }
+            };
+            match self.step(under_way, report, pid)? {
+                Step::Goes => {}
+                Step::Again | Step::Done(_) if interrupted => {
+                    return Err(RemoteCallError::TimedOut { call });
+                }
+                Step::Again => return Ok(None),
+                Step::Done(result) => return Ok(Some(result)),
+            }
+        }
+    }
+
+    /// Goes on with a call by what the thread reported.
+    pub(crate) fn step(
+        &mut self,
+        under_way: &mut UnderWay,
+        report: WaitReport,
+        pid: i32,
+    ) -> Result<Step, RemoteCallError> {
+        let (thread, call) = (self.thread, under_way.call);
+        let mut signal = 0;
+        match report {
+            WaitReport::Syscall => under_way.stops += 1,
+            // A group-stop begins or ends; it takes effect when the thread is let go.
+            WaitReport::Event(_) => {}
+            WaitReport::Signal { signal: number } if number == SIGSTOP => signal = number,
+            WaitReport::Signal { signal: number } => {
+                return Err(RemoteCallError::Unexpected {
+                    thread,
+                    call,
+                    what: format!("signal {number} came instead"),
+                });
+            }
+            WaitReport::Exited { .. } | WaitReport::Killed { .. } => {
+                return Err(RemoteCallError::Gone { pid });
+            }
+        }
+        if under_way.stops < 2 {
+            return self.run_on(signal, pid).map(|()| Step::Goes);
+        }
+        let registers = ptrace::registers(thread)
+            .map_err(kernel(pid, "read the registers of", thread))?
+            .ok_or(RemoteCallError::NoThread { pid })?;
+        // A stop signal interrupted the call before it did anything.
+        let unheard = (-516..=-512).contains(&registers.rax.cast_signed());
+        Ok(match unheard && under_way.begun < BEGUN_MAX {
+            true => Step::Again,
+            false => Step::Done(registers.rax),
+        })
+    }
+
+    fn run_on(&self, signal: i32, pid: i32) -> Result<(), RemoteCallError> {
+        let thread = self.thread;
+        ptrace::resume_to_syscall(thread, signal).map_err(kernel(pid, "run", thread))
+    }
+
+    /// All but SIGKILL and SIGSTOP. With a frame, this comes after the registers are set: should we
+    /// die in between, it is the frame that knows the thread's own mask.
+    fn block_signals(&self, pid: i32) -> Result<(), RemoteCallError> {
+        ptrace::set_signal_mask(self.thread, u64::MAX).map_err(kernel(
+            pid,
+            "block the signals of",
+            self.thread,
+        ))
+    }
+}
