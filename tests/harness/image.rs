@@ -95,9 +95,6 @@ fn end_of_file(pid: i32, mapped: &Mapped) -> Option<(u64, usize)> {
     (rest != 0 && inside).then_some((page, rest))
 }
 
-/// How often a process under checkpoints is read; then something else changes it.
-const READS_MAX: u32 = 20;
-
 impl Image {
     /// What the stopped process holds.
     pub fn of_process(frozen: &Frozen) -> Image {
@@ -119,20 +116,6 @@ impl Image {
             image.map(mapped.start, mapped.end, mapped.permissions, &mapped.name);
         }
         image
-    }
-
-    /// The same while somebody else takes snapshots of the process. In each of them a thread has, for a moment, bytes
-    /// below its stack pointer that are taken back: what stays is read twice.
-    pub fn of_process_under_checkpoints(frozen: &Frozen) -> Image {
-        let mut last = Image::of_process(frozen);
-        for _ in 0..READS_MAX {
-            let next = Image::of_process(frozen);
-            if last.difference(&next).is_none() {
-                return next;
-            }
-            last = next;
-        }
-        panic!("process {}: it changes while it stands still", frozen.pid());
     }
 
     fn map(&mut self, start: u64, end: u64, permissions: String, name: &str) {

@@ -1,12 +1,14 @@
 //! Running `pagetide` as a user would, and looking at what it says.
 
 use crate::binary::pagetide_path;
+use crate::{Frozen, Image, thread_states};
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::time::Duration;
 
 /// What a run of `pagetide` came to.
 #[derive(Debug)]
@@ -152,6 +154,26 @@ impl Background {
             None => {
                 let outcome = self.ended();
                 panic!("no more snapshots: {outcome:#?}")
+            }
+        }
+    }
+
+    /// What a stopped process holds while no snapshot of it is under way: in each of them its threads have, for a moment,
+    /// bytes below their stack pointers that are taken back.
+    pub fn image_of(&mut self, frozen: &Frozen) -> Image {
+        let pid = self.pid();
+        let still = |pid| thread_states(pid).iter().all(|&state| state == 'T');
+        loop {
+            self.signal(Signal::STOP);
+            while !still(pid) {
+                std::thread::sleep(Duration::from_micros(100));
+            }
+            let image = still(frozen.pid()).then(|| Image::of_process(frozen));
+            self.signal(Signal::CONT);
+            match image {
+                Some(image) => return image,
+                // It was in the middle of one.
+                None => std::thread::sleep(Duration::from_millis(1)),
             }
         }
     }

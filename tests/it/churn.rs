@@ -1,9 +1,7 @@
 //! Prevents that a snapshot differs from the process in any region or byte, whatever the process does
 //! to its memory between two snapshots, and that an old snapshot changes when new ones are taken.
 
-use pagetide_tests::{
-    Image, Scratch, Target, TestStore, background, epochs, list, number, seed, text,
-};
+use pagetide_tests::{Scratch, Target, TestStore, background, epochs, list, number, seed, text};
 use rustix::process::Signal;
 use std::time::Duration;
 
@@ -80,9 +78,9 @@ fn scheduled(name: &str, more: &[&str]) {
         let_it_work(seed, seen);
         let frozen = target.freeze();
         let stop = digests.len();
-        let early = (stop % 2 == 1).then(|| Image::of_process_under_checkpoints(&frozen));
+        let early = (stop % 2 == 1).then(|| checkpoints.image_of(&frozen));
         let id = checkpoints.taken_from_now_on(&store);
-        let truth = early.unwrap_or_else(|| Image::of_process_under_checkpoints(&frozen));
+        let truth = early.unwrap_or_else(|| checkpoints.image_of(&frozen));
         frozen.assert_still_stopped();
         drop(frozen);
         store.assert_equals(id, &truth, &format!("stop {stop}"));

@@ -2,7 +2,7 @@
 //! of with what it writes, or that a snapshot under load is not what it held.
 
 use pagetide_tests::{
-    Image, Scratch, Target, TestStore, background, list, number, pagetide, skipped, text,
+    Scratch, Target, TestStore, background, list, number, pagetide, skipped, text,
 };
 use std::net::TcpListener;
 use std::process::{Command, Stdio};
@@ -121,7 +121,7 @@ fn fifty_snapshots_under_load() {
         for stop in 0..3 {
             let frozen = redis.target.freeze();
             let id = checkpoints.taken_from_now_on(&store);
-            let truth = Image::of_process_under_checkpoints(&frozen);
+            let truth = checkpoints.image_of(&frozen);
             // Between this and the next nothing ran, so nothing was written.
             let idle = checkpoints.next_line().expect("another snapshot");
             assert_eq!(number(&idle, "stored_pages"), 0, "{idle}");

@@ -242,7 +242,7 @@ fn t06_exec_under_a_schedule() {
         let id = checkpoints.taken_from_now_on(&store);
         store.assert_equals(
             id,
-            &Image::of_process_under_checkpoints(&frozen),
+            &checkpoints.image_of(&frozen),
             &format!("round {round}"),
         );
         drop(frozen);
@@ -252,11 +252,7 @@ fn t06_exec_under_a_schedule() {
     }
     let frozen = target.freeze();
     let id = checkpoints.taken_from_now_on(&store);
-    store.assert_equals(
-        id,
-        &Image::of_process_under_checkpoints(&frozen),
-        "after the last exec",
-    );
+    store.assert_equals(id, &checkpoints.image_of(&frozen), "after the last exec");
     drop(frozen);
     checkpoints.signal(Signal::INT);
     checkpoints.wait().exits_with(130);
