@@ -187,10 +187,15 @@ pub fn spawn(seed: &Seed) -> Result<Vec<i32>, SpawnError> {
     Ok(numbers)
 }
 
-/// Ends a child of this process and takes its status away. Its own children are killed by its end.
-pub fn kill_and_reap(pid: i32) {
+/// Ends a process that [`spawn`] made, or that one of those made. It may have ended.
+pub fn kill(pid: i32) {
     // SAFETY: the call takes numbers only.
     unsafe { libc::kill(pid, libc::SIGKILL) };
+}
+
+/// Ends a child of this process and takes its status away. Its own children are killed by its end.
+pub fn kill_and_reap(pid: i32) {
+    kill(pid);
     // SAFETY: a null pointer says that the status is not wanted.
     unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::__WALL) };
 }

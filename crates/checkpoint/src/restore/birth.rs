@@ -81,6 +81,11 @@ impl Born {
         self.roots.contains(&self.now(then))
     }
 
+    /// Ends them all. One that was built already does not end with its parent any more.
+    pub fn kill(&self) {
+        self.numbers.values().for_each(|&pid| spawn::kill(pid));
+    }
+
     /// They are left to themselves.
     pub fn live(mut self) {
         self.roots.clear();
@@ -89,10 +94,29 @@ impl Born {
 
 impl Drop for Born {
     fn drop(&mut self) {
+        if self.roots.is_empty() {
+            return;
+        }
+        self.kill();
         for &root in &self.roots {
             spawn::kill_and_reap(root);
         }
     }
+}
+
+/// Refuses numbers that somebody has, before anything is touched: it may be the very process, which still runs.
+pub(super) fn check_free(view: &View, plans: &[Plan<'_>]) -> Result<(), RestoreError> {
+    let tree = tree_of(view).unwrap_or_default();
+    let processes = tree.iter().map(|process| process.pid);
+    let threads = plans.iter().flat_map(|plan| &plan.state.threads);
+    let numbers = processes.chain(threads.map(|state| state.thread.get()));
+    for pid in numbers {
+        if Path::new(&format!("/proc/{pid}")).exists() {
+            let owner = owner_of(pid);
+            return Err(RestoreError::Taken { pid, owner });
+        }
+    }
+    Ok(())
 }
 
 struct Family<'a> {
