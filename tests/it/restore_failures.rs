@@ -1,274 +1,17 @@
 //! Prevents that a restore that cannot be done leaves anything behind (a process, a file, a name of a socket), spoils what is
 //! there, or does not say why; and that a store which others could have written to is run.
 
+mod killed;
+
 use crate::bad::{Mounted, contents, fails, is_root};
-use pagetide_tests::{
-    Outcome, Scratch, Subject, Target, compiled, family, pagetide_by, pagetide_path,
-};
-use rustix::process::{Pid, WaitOptions, waitpid};
-use std::collections::BTreeMap;
+use killed::{Killed, MARK, PATIENCE, steps};
+use pagetide_tests::{Scratch, Target, pagetide_by, pagetide_path};
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-
-/// So long what was killed may take to be gone.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// By this variable of the environment all processes of a test are known: those of the program and those of pagetide.
-const MARK: &str = "PAGETIDE_TEST_MARK";
-
-/// The program `targets/failing.c`, with a full snapshot and a delta, killed.
-struct Killed {
-    subject: Subject,
-    directory: PathBuf,
-    /// A file in memory that the program maps.
-    memory: PathBuf,
-    /// All processes and threads that it had.
-    numbers: Vec<i32>,
-    /// The System V segments that it had.
-    segments: Vec<String>,
-}
-
-impl Killed {
-    fn new(more: &[&str]) -> Killed {
-        let scratch = Scratch::new();
-        let name = scratch.path().file_name().expect("it has a name");
-        let memory = Path::new("/dev/shm").join(name);
-        Killed::with_memory(scratch, memory, more)
-    }
-
-    fn with_memory(scratch: Scratch, memory: PathBuf, more: &[&str]) -> Killed {
-        let directory = scratch.path().to_owned();
-        let program = directory.join("program");
-        fs::copy(compiled("failing"), &program).expect("copy the program");
-        fs::create_dir(directory.join("temporary")).expect("make a directory");
-        for name in ["data", "mapped"] {
-            fs::write(directory.join(name), name).expect("write a file");
-        }
-        let mut command = Command::new(&program);
-        command.arg(directory.join("log")).arg(&directory);
-        command.arg(&memory).args(more);
-        command.stdin(Stdio::null()).env(MARK, &directory);
-        let mut subject = Subject::start(&command, scratch);
-        let log = directory.join("log");
-        subject.wait_until("steps", || steps(&log) > 2);
-        subject.checkpoint(more_of_checkpoint(more));
-        subject.wait_until("steps", || steps(&log) > 6);
-        subject.checkpoint(more_of_checkpoint(more));
-        let numbers = family(subject.pid())
-            .into_iter()
-            .flat_map(threads)
-            .collect();
-        let segments = segments(subject.pid());
-        assert_eq!(segments.len(), 1);
-        subject.kill();
-        Killed {
-            subject,
-            directory,
-            memory,
-            numbers,
-            segments,
-        }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.join(name)
-    }
-
-    fn store(&self) -> PathBuf {
-        self.subject.store().path()
-    }
-
-    /// `BY pagetide restore STORE --detach MORE`
-    fn command(&self, by: &[&str], more: &[&str]) -> Command {
-        let words = by.iter().map(AsRef::as_ref);
-        let mut words = words.chain([pagetide_path().as_os_str()]);
-        let mut command = Command::new(words.next().expect("a program"));
-        command.args(words).arg("restore").arg(self.store());
-        command.arg("--detach").args(more);
-        command.env("TMPDIR", self.path("temporary"));
-        command.env(MARK, &self.directory);
-        command
-    }
-
-    /// A restore fails so, and leaves nothing; whether what the program made is still there or not.
-    #[track_caller]
-    fn fails_by(&self, by: &[&str], more: &[&str], code: i32, says: &[&str]) {
-        for is_there in [true, false] {
-            if !is_there {
-                for path in [&self.path("socket"), &self.memory] {
-                    fs::remove_file(path).ok();
-                }
-            }
-            let before = self.there();
-            let outcome = pagetide_by(&mut self.command(by, more));
-            fails(&outcome, code, says);
-            self.assert_no_process();
-            assert_eq!(before, self.there(), "{outcome:#?}");
-        }
-    }
-
-    #[track_caller]
-    fn fails(&self, code: i32, says: &[&str]) {
-        self.fails_by(&[], &[], code, says);
-    }
-
-    /// What can be seen of files and segments.
-    fn there(&self) -> BTreeMap<PathBuf, String> {
-        let mut found = BTreeMap::new();
-        list(&self.directory, &mut found);
-        if let Ok(bytes) = fs::read(&self.memory) {
-            found.insert(self.memory.clone(), shown(&bytes));
-        }
-        let all = fs::read_to_string("/proc/sysvipc/shm").expect("list segments");
-        let ids = all
-            .lines()
-            .filter_map(|line| line.split_whitespace().nth(1));
-        for id in ids.filter(|id| self.segments.iter().any(|own| own == id)) {
-            found.insert(PathBuf::from(id), String::from("a segment"));
-        }
-        found
-    }
-
-    /// The processes of the test that there are.
-    fn processes(&self) -> Vec<i32> {
-        for pid in self.numbers.iter().filter_map(|pid| Pid::from_raw(*pid)) {
-            // Orphans are adopted by the tests.
-            let _ = waitpid(Some(pid), WaitOptions::NOHANG);
-        }
-        let wanted = format!("{MARK}={}", self.directory.display());
-        let all = fs::read_dir("/proc").expect("list processes").flatten();
-        let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-        pids.filter(|pid| {
-            let read = |name| fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
-            let has_number = self.numbers.contains(pid)
-                && ["pagetide", "program"].contains(&String::from_utf8_lossy(&read("comm")).trim());
-            let marked = read("environ")
-                .split(|byte| *byte == 0)
-                .any(|variable| variable == wanted.as_bytes());
-            marked || has_number
-        })
-        .collect()
-    }
-
-    #[track_caller]
-    fn assert_no_process(&self) {
-        let since = Instant::now();
-        loop {
-            let left = self.processes();
-            if left.is_empty() {
-                return;
-            }
-            assert!(since.elapsed() < PATIENCE, "{left:?} are left");
-            std::thread::sleep(Duration::from_millis(2));
-        }
-    }
-
-    /// The store is whole, and the same restore works now: the program goes on. It is killed again.
-    #[track_caller]
-    fn works(&mut self) {
-        self.works_by(&[], &[]);
-    }
-
-    #[track_caller]
-    fn works_by(&mut self, by: &[&str], more: &[&str]) {
-        let log = self.path("log");
-        let before = steps(&log);
-        pagetide_by(&mut self.command(by, more)).done();
-        self.subject
-            .wait_until("steps", || steps(&log) > before + 3);
-        assert_eq!(threads(self.subject.pid()).len(), 3);
-        self.subject.kill();
-        self.assert_no_process();
-        self.subject.store().assert_sound();
-    }
-
-    /// While a file is moved away, and `instead` may have put another one there, it fails so. Then it works.
-    #[track_caller]
-    fn fails_without(&mut self, name: &str, instead: impl Fn(&Path), code: i32, says: &str) {
-        let (path, aside) = (self.path(name), self.path("aside"));
-        fs::rename(&path, &aside).expect("move a file away");
-        instead(&path);
-        let shown = path.to_str().expect("a plain path");
-        self.fails(code, &[shown, says]);
-        match path.is_dir() {
-            true => fs::remove_dir_all(&path).expect("remove a directory"),
-            false => drop(fs::remove_file(&path)),
-        }
-        fs::rename(&aside, &path).expect("move it back");
-        self.works();
-    }
-}
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        self.subject.kill();
-        fs::remove_file(&self.memory).ok();
-    }
-}
-
-fn more_of_checkpoint(more: &[&str]) -> &'static [&'static str] {
-    match more.contains(&"family") {
-        true => &["--tree"],
-        false => &[],
-    }
-}
-
-/// The number of whole lines of a log, none of which may tell of something wrong.
-fn steps(log: &Path) -> usize {
-    let text = fs::read_to_string(log).unwrap_or_default();
-    assert!(!text.contains("WRONG"), "{text}");
-    text.matches('\n').count()
-}
-
-fn threads(pid: i32) -> Vec<i32> {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("list threads");
-    let names = tasks.flatten().map(|task| task.file_name());
-    names
-        .map(|name| name.to_string_lossy().parse().expect("a number"))
-        .collect()
-}
-
-/// The numbers of the System V segments that a process has attached.
-fn segments(pid: i32) -> Vec<String> {
-    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).expect("read its mappings");
-    let lines = maps.lines().filter(|line| line.contains("/SYSV"));
-    lines
-        .filter_map(|line| line.split_whitespace().nth(4).map(str::to_owned))
-        .collect()
-}
-
-/// Short, and different for different bytes.
-fn shown(bytes: &[u8]) -> String {
-    use std::hash::{DefaultHasher, Hash, Hasher};
-    let mut hasher = DefaultHasher::new();
-    bytes.hash(&mut hasher);
-    format!("{} bytes, {:x}", bytes.len(), hasher.finish())
-}
-
-/// Every file below a directory, and what it is.
-fn list(directory: &Path, found: &mut BTreeMap<PathBuf, String>) {
-    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        let path = entry.path();
-        let metadata = fs::symlink_metadata(&path).expect("look at a file");
-        let mode = metadata.mode();
-        let kind = metadata.file_type();
-        let what = if kind.is_file() {
-            shown(&fs::read(&path).expect("read a file"))
-        } else if kind.is_dir() {
-            list(&path, found);
-            String::from("a directory")
-        } else if kind.is_socket() {
-            String::from("a socket")
-        } else {
-            String::from("something else")
-        };
-        found.insert(path, format!("{mode:o} {what}"));
-    }
-}
 
 #[test]
 fn a_number_that_somebody_else_has() {
@@ -287,6 +30,7 @@ fn a_number_that_somebody_else_has() {
         killed.fails(3, &[&says, "belongs to the process occupy"]);
         killed.numbers = others;
         drop(occupant);
+        killed.assert_no_process();
     }
     killed.works();
     assert_eq!(killed.subject.pid(), root);
@@ -386,7 +130,7 @@ fn a_store_that_is_damaged() {
     killed.works();
     let aside = killed.path("aside");
     fs::rename(&first, &aside).expect("move a snapshot away");
-    killed.fails(1, &["snapshot 1"]);
+    killed.fails(1, &["needs its parent 1, which does not exist"]);
     fs::rename(&aside, &first).expect("move it back");
     killed.works();
 }
@@ -408,7 +152,7 @@ fn too_few_open_files() {
         killed.fails_by(&["prlimit", &limit], &[], 1, &says);
     }
     // A low soft limit is raised.
-    killed.works_by(&["prlimit", "--nofile=256:8192"], &[]);
+    killed.works_by(&["prlimit", "--nofile=256:"], &[]);
 }
 
 #[test]
@@ -419,8 +163,9 @@ fn no_room_for_a_file_of_memory() {
     let scratch = Scratch::new();
     let place = Scratch::new();
     let mounted = Mounted::on(&place.join("memory"), "size=16m");
-    let mut killed = Killed::with_memory(scratch, place.join("memory/file"), &[]);
-    fs::remove_file(&killed.memory).expect("remove the file");
+    let mut killed = Killed::with_memory(scratch, place.join("memory/file"), &["family"]);
+    // It is shorter now. What was written to it before the file system was full is taken back.
+    fs::write(&killed.memory, [7; 8 * 4096]).expect("write the file");
     mounted.remount("size=64k");
     let path = killed.memory.clone();
     let path = path.to_str().expect("a plain path");
@@ -436,6 +181,7 @@ fn pagetide_killed_at_any_moment() {
     let since = Instant::now();
     pagetide_by(&mut killed.command(&[], &[])).done();
     let usual = since.elapsed();
+    killed.subject.is_back();
     killed.subject.kill();
     let log = killed.path("log");
     let (mut early, mut whole) = (0, 0);
@@ -469,6 +215,7 @@ fn pagetide_killed_at_any_moment() {
             assert!(since.elapsed() < PATIENCE, "round {round}: {left:?}");
             std::thread::sleep(Duration::from_millis(2));
         }
+        killed.subject.is_back();
         killed.subject.kill();
         killed.assert_no_process();
     }
@@ -526,21 +273,10 @@ fn a_store_behind_a_link() {
     fs::set_permissions(&store, fs::Permissions::from_mode(0o700)).expect("change permissions");
     killed.assert_no_process();
     restore(&killed).done();
+    killed.subject.is_back();
     killed.subject.assert_alive();
     killed.subject.kill();
     killed.works();
-}
-
-impl Killed {
-    #[track_caller]
-    fn refuses(&self, says: &[&str]) {
-        fails(&pagetide_by(&mut self.command(&[], &[])), 3, says);
-        self.assert_no_process();
-    }
-
-    fn listed(&self) -> Outcome {
-        pagetide_by(&mut self.command(&[], &["--dry-run"])).done()
-    }
 }
 
 #[test]
