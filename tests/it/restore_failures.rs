@@ -177,7 +177,8 @@ fn no_room_for_a_file_of_memory() {
 #[test]
 fn pagetide_killed_at_any_moment() {
     let mut random = pagetide_tests::seed("pagetide_killed_at_any_moment");
-    let mut killed = Killed::new(&["family"]);
+    // Of a tree each process is let go by itself, and some of them may be there.
+    let mut killed = Killed::new(&[]);
     let since = Instant::now();
     pagetide_by(&mut killed.command(&[], &[])).done();
     let usual = since.elapsed();
@@ -208,7 +209,7 @@ fn pagetide_killed_at_any_moment() {
             if left.is_empty() {
                 break;
             }
-            if left.len() == 2 && steps(&log) > before + 3 {
+            if left.len() == 1 && steps(&log) > before + 3 {
                 whole += 1;
                 break;
             }

@@ -301,11 +301,21 @@ impl NewProcess {
         Ok(self.stopped().set_thread_states(states)?)
     }
 
-    /// It is built: a process like any other, which stands still.
+    /// It is built: a process like any other, which stands still. If this program ends from here on, it runs.
     pub fn finish(mut self) -> StoppedProcess {
-        self.stopped
+        let stopped = self
+            .stopped
             .take()
-            .expect("it is taken out only when the value ends")
+            .expect("it is taken out only when the value ends");
+        for &thread in stopped.threads() {
+            let unbound = ptrace::Options::default();
+            // One that was killed just now tells that when it is resumed.
+            stopped
+                .tracer()
+                .run(move |_| ptrace::set_options(thread, unbound))
+                .ok();
+        }
+        stopped
     }
 
     /// The process, for what is asked of any that stands still.
