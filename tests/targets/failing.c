@@ -114,7 +114,8 @@ int main(int count, char **words) {
         for (size_t at = 0; at < FILLED_PAGES * PAGE / 8; at++) must(filled[at] == next_random(&seed));
         must(pread(data, here, 4, 0) == 4 && !memcmp(here, "data", 4) && !memcmp(mapped, "mapped", 6));
         must(getcwd(here, sizeof here) != NULL && !strcmp(here, work));
-        call_oneself(listener, &address);
+        /* Not always: a call that was not answered yet could not be brought back. */
+        if (access("../call", F_OK) == 0) call_oneself(listener, &address);
         if (family) {
             turn[0]++;
             wait_until(turn[0] % 2 == 0);

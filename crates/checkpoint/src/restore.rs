@@ -190,9 +190,7 @@ impl RestoreError {
                     | RestoreError::MemoryOnly { .. }
                     | RestoreError::NotAllowed { .. }
                     | RestoreError::Spawn(SpawnError::NotPermitted { .. })
-                    | RestoreError::Rebuild(
-                        RebuildError::KernelMappings(_) | RebuildError::ThreadTaken { .. }
-                    )
+                    | RestoreError::Rebuild(RebuildError::KernelMappings(_))
             )
     }
 }

@@ -176,10 +176,13 @@ impl Killed {
         let before = steps(&log);
         pagetide_by(&mut self.command(by, more)).done();
         self.subject.is_back();
+        let call = self.path("call");
+        fs::write(&call, "").expect("make a file");
         self.subject
             .wait_until("steps", || steps(&log) > before + 3);
         assert_eq!(threads(self.subject.pid()).len(), 3);
         self.subject.kill();
+        fs::remove_file(call).expect("remove the file");
         self.assert_no_process();
         self.subject.store().assert_sound();
     }

@@ -178,7 +178,7 @@ const TRIES_FOR_A_NUMBER: usize = 100;
 const PAUSE_BETWEEN_TRIES: Duration = Duration::from_millis(5);
 
 /// Who has a number, for people.
-fn owner_of(pid: i32) -> String {
+pub(super) fn owner_of(pid: i32) -> String {
     let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let value = |key| {
