@@ -181,13 +181,16 @@ fn pagetide_killed_at_any_moment() {
     let mut killed = Killed::new(&[]);
     let since = Instant::now();
     pagetide_by(&mut killed.command(&[], &[])).done();
-    let usual = since.elapsed();
+    let mut usual = since.elapsed();
     killed.subject.is_back();
     killed.subject.kill();
     let log = killed.path("log");
     let (mut early, mut whole) = (0, 0);
     let kills = pagetide_tests::from_environment("PAGETIDE_KILLS", 20);
-    for round in 0..kills {
+    for round in 0.. {
+        if early == kills {
+            break;
+        }
         random = random
             .wrapping_mul(6364136223846793005)
             .wrapping_add(1442695040888963407);
@@ -201,7 +204,11 @@ fn pagetide_killed_at_any_moment() {
         std::thread::sleep(usual.mul_f64(share));
         child.kill().expect("kill pagetide");
         let status = child.wait().expect("wait for pagetide");
-        early += u64::from(!status.success());
+        match status.success() {
+            // It is quicker than it was; so are we.
+            true => usual = usual.mul_f64(0.9),
+            false => early += 1,
+        }
         let before = steps(&log);
         let since = Instant::now();
         loop {
@@ -220,8 +227,7 @@ fn pagetide_killed_at_any_moment() {
         killed.subject.kill();
         killed.assert_no_process();
     }
-    println!("{kills} kills: {early} while it ran; {whole} processes were whole");
-    assert!(early * 3 > kills, "most came too late: {early} of {kills}");
+    println!("{kills} kills while it ran; {whole} processes were whole");
     killed.works();
 }
 

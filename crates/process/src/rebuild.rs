@@ -76,8 +76,8 @@ const SCRATCH_BYTES: u64 = 128 << 10;
 /// `CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM`
 const THREAD: u64 = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_0000;
 
-/// How often a number is asked for that nobody is seen to have.
-const TRIES_FOR_A_NUMBER: u32 = 100;
+/// How often a number is asked for that nobody is seen to have: whoever had it may wait long for a processor to end on.
+const TRIES_FOR_A_NUMBER: u32 = 2000;
 const PAUSE_BETWEEN_TRIES: Duration = Duration::from_millis(5);
 
 const SYS_MMAP: i64 = 9;

@@ -173,8 +173,8 @@ fn spawn_patiently(seed: &Seed) -> Result<Vec<i32>, SpawnError> {
     spawn::spawn(seed)
 }
 
-/// How often a number is asked for that nobody is seen to have.
-const TRIES_FOR_A_NUMBER: usize = 100;
+/// How often a number is asked for that nobody is seen to have: whoever had it may wait long for a processor to end on.
+const TRIES_FOR_A_NUMBER: usize = 2000;
 const PAUSE_BETWEEN_TRIES: Duration = Duration::from_millis(5);
 
 /// Who has a number, for people.
