@@ -210,11 +210,16 @@ impl Subject {
         pagetide(words)
     }
 
+    /// Somebody has restored it, with the numbers that it had.
+    pub fn is_back(&mut self) {
+        self.members = vec![self.root];
+    }
+
     /// Restores the newest snapshot, or the one that is named by `--at`. It must have the process id it had.
     #[track_caller]
     pub fn restore(&mut self, more: &[&str]) -> Value {
         let report = self.try_restore(more).done().json();
-        self.members = vec![self.root];
+        self.is_back();
         assert_eq!(
             number(&report, "pid"),
             u64::from(self.root.unsigned_abs()),

@@ -11,6 +11,7 @@
 mod birth;
 mod build;
 mod fill;
+mod made;
 mod mappings;
 mod objects;
 mod paths;
@@ -20,8 +21,9 @@ mod sources;
 use crate::file_pages::FilePagesError;
 use crate::restorable::blockers_of;
 use crate::tree::members_of;
-use birth::Born;
+use birth::{Born, check_free};
 use build::Building;
+use made::Made;
 use pagetide_kernel::memory::MemoryError;
 use pagetide_kernel::spawn::SpawnError;
 use pagetide_pages::PageCount;
@@ -82,7 +84,7 @@ pub enum RestoreError {
         id: SnapshotId,
     },
     /// A number that the process had belongs to another.
-    #[error("the number {pid} that a process of the snapshot had belongs to {owner} now")]
+    #[error("the number {pid} that a process or thread of the snapshot had belongs to {owner} now")]
     Taken {
         /// The number.
         pid: i32,
@@ -157,7 +159,7 @@ pub enum RestoreError {
     #[error(transparent)]
     FilePages(#[from] FilePagesError),
     /// No descriptor could be made.
-    #[error("cannot open another file descriptor")]
+    #[error("cannot have another file descriptor: the limit of open files is too low")]
     Descriptors(#[source] std::io::Error),
     /// It did not stop when it was told to.
     #[error("process {pid} did not stop before its first instruction")]
@@ -176,26 +178,20 @@ pub enum RestoreError {
 impl RestoreError {
     /// True if the snapshot cannot be restored here, as opposed to something that failed.
     pub fn is_refusal(&self) -> bool {
-        matches!(
-            self,
-            RestoreError::NotAProcess { .. }
-                | RestoreError::Blocked { .. }
-                | RestoreError::File { .. }
-                | RestoreError::Vdso { .. }
-                | RestoreError::Taken { .. }
-                | RestoreError::Session { .. }
-                | RestoreError::MemoryOnly { .. }
-                | RestoreError::NotAllowed { .. }
-                | RestoreError::Reopen(
-                    ReopenError::Blocked { .. }
-                        | ReopenError::FileChanged { .. }
-                        | ReopenError::Locked { .. }
-                )
-                | RestoreError::Spawn(SpawnError::NotPermitted { .. })
-                | RestoreError::Rebuild(
-                    RebuildError::KernelMappings(_) | RebuildError::ThreadTaken { .. }
-                )
-        )
+        matches!(self, RestoreError::Reopen(error) if error.is_refusal())
+            || matches!(
+                self,
+                RestoreError::NotAProcess { .. }
+                    | RestoreError::Blocked { .. }
+                    | RestoreError::File { .. }
+                    | RestoreError::Vdso { .. }
+                    | RestoreError::Taken { .. }
+                    | RestoreError::Session { .. }
+                    | RestoreError::MemoryOnly { .. }
+                    | RestoreError::NotAllowed { .. }
+                    | RestoreError::Spawn(SpawnError::NotPermitted { .. })
+                    | RestoreError::Rebuild(RebuildError::KernelMappings(_))
+            )
     }
 }
 
@@ -310,6 +306,9 @@ pub fn restore(
         None => return Err(RestoreError::MemoryOnly { id: view.id() }),
     };
     paths::check_allowed(&paths::paths(&plans, &files), &options.allow)?;
+    if !options.new_pid {
+        check_free(view, &plans)?;
+    }
     let own = kernel_mappings_of(std::process::id().cast_signed());
     let own = own.map_err(RebuildError::from)?;
     let mut sources = Sources::new(OUT_OF_THE_WAY);
@@ -320,7 +319,8 @@ pub fn restore(
         programs.push(sources.program(&plan.state.outside.exe)?);
     }
     let regions = plans.iter().flat_map(|plan| plan.regions);
-    objects::make_all(view, regions, &mut sources, &options.accept)?;
+    let mut made = Made::default();
+    objects::make_all(view, regions, &mut sources, &mut made, &options.accept)?;
 
     let choices = ReopenChoices {
         accepted: options.accept.clone(),
@@ -329,7 +329,7 @@ pub fn restore(
         tcp: options.tcp,
         without_streams: options.without_streams,
     };
-    let reopened = files.reopen(&choices)?;
+    let mut reopened = files.reopen(&choices)?;
 
     let born = Born::bear(view, &plans, options.new_pid)?;
     let mut building = Building {
@@ -354,21 +354,28 @@ pub fn restore(
     for (plan, new) in plans.iter().zip(&mut built) {
         states.push(building.make_ready(plan, new)?);
     }
+    made.put_back()?;
+    files.connect(&reopened)?;
     let (restored_pages, not_tracked) = (building.restored_pages, building.not_tracked);
     let mut built: Vec<StoppedProcess> = built.into_iter().map(NewProcess::finish).collect();
     if options.stopped {
         built = built
             .into_iter()
             .zip(&states)
-            .map(|(process, states)| halt(process, states, options.stop))
+            .map(|(process, states)| {
+                // Those that are let go by a failure must not run.
+                halt(process, states, options.stop).inspect_err(|_| born.kill())
+            })
             .collect::<Result<_, _>>()?;
     }
     let first_instruction = started.elapsed();
     for process in built {
-        process.resume()?;
+        process.resume().inspect_err(|_| born.kill())?;
     }
     let pids: Vec<i32> = plans.iter().map(|plan| born.now(plan.pid)).collect();
     born.live();
+    made.keep();
+    reopened.keep();
     Ok(Restored {
         pid: pids[0],
         pids,

@@ -124,6 +124,11 @@ fn unwrapped(cause: Cause<'_>) -> Cause<'_> {
             InspectError::Member { source, .. } => Some(&**source),
             _ => None,
         }
+    } else if let Some(error) = cause.downcast_ref() {
+        match error {
+            RestoreError::Store(inner) => Some(inner),
+            _ => None,
+        }
     } else {
         match cause.downcast_ref() {
             Some(TrackingError::Stop(inner)) => Some(inner),

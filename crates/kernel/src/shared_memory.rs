@@ -85,7 +85,7 @@ pub fn segment(id: i32) -> io::Result<Segment> {
     })
 }
 
-/// Makes a segment with the number that it is to have. EEXIST: the key or the number is taken.
+/// Makes a segment with the number that it is to have. EEXIST: the key or the number is taken. On a failure there is none.
 pub fn make_segment(wanted: &Segment) -> io::Result<()> {
     std::fs::write("/proc/sys/kernel/shm_next_id", wanted.id.to_string())?;
     let flags = libc::IPC_CREAT | libc::IPC_EXCL | (wanted.mode & 0o777).cast_signed();
@@ -96,11 +96,16 @@ pub fn make_segment(wanted: &Segment) -> io::Result<()> {
         remove_segment(made)?;
         return Err(io::Error::from_raw_os_error(libc::EEXIST));
     }
-    let mut found = status(made)?;
-    found.shm_perm.uid = wanted.uid;
-    found.shm_perm.gid = wanted.gid;
-    // SAFETY: the call reads the structure that it is given.
-    check(unsafe { libc::shmctl(made, libc::IPC_SET, &raw mut found) }).map(|_| ())
+    let owned = status(made).and_then(|mut found| {
+        found.shm_perm.uid = wanted.uid;
+        found.shm_perm.gid = wanted.gid;
+        // SAFETY: the call reads the structure that it is given.
+        check(unsafe { libc::shmctl(made, libc::IPC_SET, &raw mut found) })
+    });
+    if owned.is_err() {
+        remove_segment(made)?;
+    }
+    owned.map(|_| ())
 }
 
 /// Removes the segment as soon as nobody has it attached (IPC_RMID).
@@ -134,6 +139,14 @@ impl AttachedSegment {
     /// Its length in bytes.
     pub fn length(&self) -> usize {
         self.length
+    }
+
+    /// A copy of all that it holds.
+    pub fn to_vec(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.length];
+        // SAFETY: both ranges are `length` bytes long; the segment stays attached as long as `self` lives, and the vector is new.
+        unsafe { std::ptr::copy_nonoverlapping(self.address, bytes.as_mut_ptr(), self.length) };
+        bytes
     }
 
     /// Writes `bytes` from `offset` on. What would lie past the end is left out.

@@ -187,10 +187,15 @@ pub fn spawn(seed: &Seed) -> Result<Vec<i32>, SpawnError> {
     Ok(numbers)
 }
 
-/// Ends a child of this process and takes its status away. Its own children are killed by its end.
-pub fn kill_and_reap(pid: i32) {
+/// Ends a process that [`spawn`] made, or that one of those made. It may have ended.
+pub fn kill(pid: i32) {
     // SAFETY: the call takes numbers only.
     unsafe { libc::kill(pid, libc::SIGKILL) };
+}
+
+/// Ends a child of this process and takes its status away. Its own children are killed by its end.
+pub fn kill_and_reap(pid: i32) {
+    kill(pid);
     // SAFETY: a null pointer says that the status is not wanted.
     unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::__WALL) };
 }
@@ -211,7 +216,7 @@ fn explain(seed: &Seed, source: io::Error) -> SpawnError {
 struct Birth {
     /// The writing end of the pipe for reports.
     tell: libc::c_int,
-    /// The process that all come from.
+    /// Its parent.
     maker: i32,
 }
 
@@ -250,11 +255,15 @@ impl Birth {
         if bound != 0 {
             self.fail(number, 3);
         }
-        // Whoever made it may have ended before it was bound to that.
+        // Whoever made it may have ended before it was bound to that; then somebody has adopted it.
         // SAFETY: the call takes nothing.
-        if unsafe { libc::getppid() } == 1 && self.maker != 1 {
+        if unsafe { libc::getppid() } != self.maker {
             end(1);
         }
+        let own = Birth {
+            maker: own_number(),
+            ..self
+        };
         for signal in 1..=64 {
             forget_action(signal);
         }
@@ -264,7 +273,7 @@ impl Birth {
         }
         let mut next = number + 1;
         for child in &seed.children {
-            if let Err(errno) = self.give(child, next) {
+            if let Err(errno) = own.give(child, next) {
                 self.tell(next, 1, errno);
                 end(1);
             }
@@ -299,8 +308,7 @@ impl Birth {
     fn tell(self, seed: u32, step: u32, errno: i32) {
         let report = Report {
             seed,
-            // SAFETY: the call takes nothing. (Not what the libc remembers: that is the parent's.)
-            pid: i32::try_from(unsafe { libc::syscall(libc::SYS_getpid) }).unwrap_or(0),
+            pid: own_number(),
             step,
             errno,
         };
@@ -308,6 +316,12 @@ impl Birth {
         // SAFETY: the pointer and the length are those of a live array.
         unsafe { libc::write(self.tell, bytes.as_ptr().cast(), bytes.len()) };
     }
+}
+
+/// The number of the calling process. Not what the libc remembers: that is the parent's.
+fn own_number() -> i32 {
+    // SAFETY: the call takes nothing.
+    i32::try_from(unsafe { libc::syscall(libc::SYS_getpid) }).unwrap_or(0)
 }
 
 fn end(status: i32) -> ! {

@@ -65,6 +65,8 @@ pub use socket::{SocketError, SocketState, TcpChoice};
 pub use terminal::{StandardStream, TerminalState};
 pub use timerfd::TimerfdState;
 
+use std::path::Path;
+
 use bincode::{Decode, Encode};
 
 use crate::blocker::Blocker;
@@ -192,7 +194,7 @@ impl OpenFiles {
         of_descriptions.chain(self.tables.iter().flat_map(|one| &one.blockers))
     }
 
-    /// All paths that a restore opens; those of sockets are not among them.
+    /// All paths that a restore opens; those of sockets are not among them, nor the root directory as a place to stand in.
     pub fn paths(&self) -> impl Iterator<Item = &FilePath> {
         let descriptions = self.descriptions.iter().filter_map(|one| match &one.kind {
             Kind::File(state) => Some(&state.at.path),
@@ -208,6 +210,8 @@ impl OpenFiles {
         });
         let tables = self.tables.iter();
         let directories = tables.flat_map(|table| [&table.cwd, &table.root]).flatten();
+        // Every process stands somewhere in the root directory.
+        let directories = directories.filter(|at| at.path.as_path() != Path::new("/"));
         let pipes = self.pipes.iter().filter_map(|pipe| pipe.at.as_ref());
         let objects = self
             .objects

@@ -76,8 +76,8 @@ const SCRATCH_BYTES: u64 = 128 << 10;
 /// `CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM`
 const THREAD: u64 = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_0000;
 
-/// How often a number is asked for that nobody is seen to have.
-const TRIES_FOR_A_NUMBER: u32 = 100;
+/// How often a number is asked for that nobody is seen to have: whoever had it may wait long for a processor to end on.
+const TRIES_FOR_A_NUMBER: u32 = 2000;
 const PAUSE_BETWEEN_TRIES: Duration = Duration::from_millis(5);
 
 const SYS_MMAP: i64 = 9;
@@ -301,11 +301,21 @@ impl NewProcess {
         Ok(self.stopped().set_thread_states(states)?)
     }
 
-    /// It is built: a process like any other, which stands still.
+    /// It is built: a process like any other, which stands still. If this program ends from here on, it runs.
     pub fn finish(mut self) -> StoppedProcess {
-        self.stopped
+        let stopped = self
+            .stopped
             .take()
-            .expect("it is taken out only when the value ends")
+            .expect("it is taken out only when the value ends");
+        for &thread in stopped.threads() {
+            let unbound = ptrace::Options::default();
+            // One that was killed just now tells that when it is resumed.
+            stopped
+                .tracer()
+                .run(move |_| ptrace::set_options(thread, unbound))
+                .ok();
+        }
+        stopped
     }
 
     /// The process, for what is asked of any that stands still.

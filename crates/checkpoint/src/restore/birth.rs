@@ -81,6 +81,11 @@ impl Born {
         self.roots.contains(&self.now(then))
     }
 
+    /// Ends them all. One that was built already does not end with its parent any more.
+    pub fn kill(&self) {
+        self.numbers.values().for_each(|&pid| spawn::kill(pid));
+    }
+
     /// They are left to themselves.
     pub fn live(mut self) {
         self.roots.clear();
@@ -89,10 +94,29 @@ impl Born {
 
 impl Drop for Born {
     fn drop(&mut self) {
+        if self.roots.is_empty() {
+            return;
+        }
+        self.kill();
         for &root in &self.roots {
             spawn::kill_and_reap(root);
         }
     }
+}
+
+/// Refuses numbers that somebody has, before anything is touched: it may be the very process, which still runs.
+pub(super) fn check_free(view: &View, plans: &[Plan<'_>]) -> Result<(), RestoreError> {
+    let tree = tree_of(view).unwrap_or_default();
+    let processes = tree.iter().map(|process| process.pid);
+    let threads = plans.iter().flat_map(|plan| &plan.state.threads);
+    let numbers = processes.chain(threads.map(|state| state.thread.get()));
+    for pid in numbers {
+        if Path::new(&format!("/proc/{pid}")).exists() {
+            let owner = owner_of(pid);
+            return Err(RestoreError::Taken { pid, owner });
+        }
+    }
+    Ok(())
 }
 
 struct Family<'a> {
@@ -149,12 +173,12 @@ fn spawn_patiently(seed: &Seed) -> Result<Vec<i32>, SpawnError> {
     spawn::spawn(seed)
 }
 
-/// How often a number is asked for that nobody is seen to have.
-const TRIES_FOR_A_NUMBER: usize = 100;
+/// How often a number is asked for that nobody is seen to have: whoever had it may wait long for a processor to end on.
+const TRIES_FOR_A_NUMBER: usize = 2000;
 const PAUSE_BETWEEN_TRIES: Duration = Duration::from_millis(5);
 
 /// Who has a number, for people.
-fn owner_of(pid: i32) -> String {
+pub(super) fn owner_of(pid: i32) -> String {
     let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let value = |key| {

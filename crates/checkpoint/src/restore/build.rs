@@ -1,6 +1,6 @@
 //! One new process built: its memory, its tracking, its threads.
 
-use super::birth::Born;
+use super::birth::{Born, owner_of};
 use super::plan::Plan;
 use super::sources::Sources;
 use super::{RestoreError, fill, mappings};
@@ -94,7 +94,10 @@ impl Building<'_> {
             let was = state.thread;
             state.thread = match number {
                 0 => first,
-                _ => new.add_thread((!self.new_pid).then_some(was.get()))?,
+                _ => {
+                    let wanted = (!self.new_pid).then_some(was.get());
+                    new.add_thread(wanted).map_err(taken)?
+                }
             };
             threads.push((was, state.thread));
         }
@@ -195,6 +198,17 @@ impl Building<'_> {
         }
         let phase = Phase::Committed(self.view.id(), self.view.info().content_hash);
         member.set_phase(phase)
+    }
+}
+
+/// With who has the number.
+fn taken(error: RebuildError) -> RestoreError {
+    match error {
+        RebuildError::ThreadTaken { thread } => RestoreError::Taken {
+            pid: thread.get(),
+            owner: owner_of(thread.get()),
+        },
+        other => other.into(),
     }
 }
 

@@ -2,6 +2,7 @@
 //! where it still is; a file on a disk has to be what it was.
 
 use super::RestoreError;
+use super::made::Made;
 use super::sources::{Source, Sources};
 use crate::capture::SIZE;
 use crate::file_pages::OutsideFiles;
@@ -22,9 +23,10 @@ use std::path::Path;
 
 /// Makes every object that one of `regions` shows.
 pub(super) fn make_all<'a>(
-    view: &View,
+    view: &'a View,
     regions: impl Iterator<Item = &'a Region>,
     sources: &mut Sources,
+    made_now: &mut Made<'a>,
     accepted: &[String],
 ) -> Result<(), RestoreError> {
     let records = records_of(view);
@@ -46,7 +48,7 @@ pub(super) fn make_all<'a>(
             region,
             record: record.cloned().unwrap_or_else(|| unrecorded(view, space)),
         };
-        let source = object.make(accepted)?;
+        let source = object.make(made_now, accepted)?;
         sources.put(region, source)?;
     }
     Ok(())
@@ -68,14 +70,15 @@ fn unrecorded(view: &View, space: usize) -> ObjectRecord {
     }
 }
 
-struct Object<'a> {
+#[derive(Clone)]
+pub(super) struct Object<'a> {
     view: &'a View,
     space: usize,
     region: &'a Region,
     record: ObjectRecord,
 }
 
-impl Object<'_> {
+impl<'a> Object<'a> {
     fn path(&self) -> &[u8] {
         match &self.region.backing {
             Backing::File { path, .. } | Backing::SharedMemory { path, .. } => path,
@@ -103,9 +106,9 @@ impl Object<'_> {
         PageRange::new(PageIndex(0), end)
     }
 
-    fn make(&self, accepted: &[String]) -> Result<Source, RestoreError> {
+    fn make(&self, made: &mut Made<'a>, accepted: &[String]) -> Result<Source, RestoreError> {
         if let Some(key) = self.record.segment_key {
-            return self.segment(key);
+            return self.segment(key, made);
         }
         let path = self.path();
         if !self.record.in_memory && !path.ends_with(b" (deleted)") {
@@ -129,7 +132,7 @@ impl Object<'_> {
         }
         match path.strip_suffix(b" (deleted)") {
             Some(path) => self.without_name(Path::new(OsStr::from_bytes(path))),
-            None => self.with_name(Path::new(OsStr::from_bytes(path))),
+            None => self.with_name(Path::new(OsStr::from_bytes(path)), made),
         }
     }
 
@@ -174,7 +177,7 @@ impl Object<'_> {
     }
 
     /// Memory with a name in a file system. Where it still is, it is put back; where it is not, it is made.
-    fn with_name(&self, path: &Path) -> Result<Source, RestoreError> {
+    fn with_name(&self, path: &Path, made: &mut Made<'a>) -> Result<Source, RestoreError> {
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let mode = Mode::from_raw_mode(0o600);
         match rustix::fs::open(path, flags, mode) {
@@ -185,30 +188,43 @@ impl Object<'_> {
                 if !is_file || !same {
                     return Err(self.refused("is something else now"));
                 }
-                let file = File::from(file);
-                file.set_len(self.record.size_bytes)
-                    .map_err(self.failed())?;
-                self.put_back(&file)?;
-                Ok(Source::File(file.into()))
+                let again = file.try_clone().map_err(self.failed())?;
+                made.present_file(self.clone(), again.into());
+                Ok(Source::File(file))
             }
             Err(Errno::NOENT) => {
                 let flags = flags | OFlags::CREATE | OFlags::EXCL;
                 let file = rustix::fs::open(path, flags, mode);
                 let file = file.map_err(|errno| self.failed()(errno.into()))?;
-                let made = self.own(&file).and_then(|()| self.filled(file));
-                if made.is_err() {
-                    // It was not there before. Whatever failed is told.
-                    rustix::fs::unlink(path).ok();
-                }
-                made
+                made.file(path.to_owned(), &file);
+                self.own(&file)?;
+                self.filled(file)
             }
             Err(errno) => Err(self.failed()(errno.into())),
         }
     }
 
-    /// Writes what differs.
-    fn put_back(&self, file: &File) -> Result<(), RestoreError> {
+    /// Where the object ends, and what a file has behind that.
+    pub fn tail_of(&self, file: &File) -> Result<(u64, Vec<u8>), RestoreError> {
+        let length = file.metadata().map_err(self.failed())?.len();
+        let at = self.record.size_bytes.min(length);
+        let length = usize::try_from(length - at).unwrap_or(usize::MAX);
+        let mut tail = Vec::new();
+        let room = tail.try_reserve_exact(length);
+        room.map_err(|_| self.failed()(io::ErrorKind::OutOfMemory.into()))?;
+        tail.resize(length, 0);
+        file.read_exact_at(&mut tail, at).map_err(self.failed())?;
+        Ok((at, tail))
+    }
+
+    /// Writes what differs, and tells `overwrites` before it does where that is and what is there.
+    pub fn put_back(
+        &self,
+        file: &File,
+        overwrites: &(impl Fn(u64, &[u8]) + Sync),
+    ) -> Result<(), RestoreError> {
         let size = self.record.size_bytes;
+        file.set_len(size).map_err(self.failed())?;
         self.view
             .read_parallel::<RestoreError>(self.space, self.all(), 0, |pages, content| {
                 let mut now = vec![0; SIZE.len()];
@@ -224,6 +240,7 @@ impl Object<'_> {
                     let now = &mut now[..length];
                     file.read_exact_at(now, at).map_err(self.failed())?;
                     if now != wanted {
+                        overwrites(at, now);
                         file.write_all_at(wanted, at).map_err(self.failed())?;
                     }
                 }
@@ -281,7 +298,7 @@ impl Object<'_> {
     }
 
     /// A System V segment: the one that is still there, or a new one with the same number.
-    fn segment(&self, key: i32) -> Result<Source, RestoreError> {
+    fn segment(&self, key: i32, made: &mut Made<'a>) -> Result<Source, RestoreError> {
         let id = match self.region.backing {
             Backing::SharedMemory { inode, .. } => i32::try_from(inode).unwrap_or(-1),
             _ => -1,
@@ -304,14 +321,29 @@ impl Object<'_> {
             Ok(found) if found.attached > 0 => {
                 return Err(self.refused("is attached to another process"));
             }
-            Ok(_) => {}
+            Ok(_) => {
+                let attached = AttachedSegment::attach(id).map_err(self.failed())?;
+                made.present_segment(self.clone(), attached);
+                return Ok(Source::Segment(id));
+            }
             Err(_) => shared_memory::make_segment(&wanted).map_err(|error| {
                 self.refused(format!(
                     "cannot be made again with key {key:#x} and number {id}: {error}"
                 ))
             })?,
         }
+        made.segment(id);
         let attached = AttachedSegment::attach(id).map_err(self.failed())?;
+        if wanted.mode & SHM_DEST != 0 {
+            shared_memory::remove_segment(id).map_err(self.failed())?;
+        }
+        self.fill_segment(&attached)?;
+        made.hold(attached);
+        Ok(Source::Segment(id))
+    }
+
+    /// Writes all of a segment.
+    pub fn fill_segment(&self, attached: &AttachedSegment) -> Result<(), RestoreError> {
         self.view
             .read::<RestoreError>(self.space, self.all(), |pages, content| {
                 let at = usize::try_from(SIZE.address_of(pages.start())).unwrap_or(usize::MAX);
@@ -324,10 +356,12 @@ impl Object<'_> {
                     _ => {}
                 }
                 Ok(())
-            })?;
-        Ok(Source::Segment(id))
+            })
     }
 }
+
+/// Of the mode of a segment: it goes when nobody has it attached any more (shmctl(2)).
+const SHM_DEST: u32 = 0o1000;
 
 /// The part of a page's bytes that lies in the file: what a mapping shows past the end is not kept.
 fn tail_cut(bytes: &[u8], at: u64, size_bytes: u64) -> &[u8] {

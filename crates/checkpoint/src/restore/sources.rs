@@ -123,14 +123,18 @@ impl Sources {
     pub fn program(&self, path: &Path) -> Result<OwnedFd, RestoreError> {
         if let Some(path) = path.as_os_str().as_bytes().strip_suffix(b" (deleted)") {
             // Its code is in the snapshot as far as it was mapped; this is only what the kernel shows as the program.
-            let file = nameless(Path::new(OsStr::from_bytes(path)), 0)?;
+            let path_of_program = Path::new(OsStr::from_bytes(path));
+            let file = nameless(path_of_program, 0)?;
             let mode = Mode::from_raw_mode(0o700);
             // A program may be open for writing to nobody.
             let link = format!("/proc/self/fd/{}", file.as_raw_fd());
             let flags = OFlags::RDONLY | OFlags::CLOEXEC;
             let read_only = rustix::fs::fchmod(&file, mode)
                 .and_then(|()| rustix::fs::open(link, flags, Mode::empty()));
-            let read_only = read_only.map_err(|errno| RestoreError::Descriptors(errno.into()))?;
+            let read_only = read_only.map_err(|errno| RestoreError::Object {
+                name: path_of_program.to_string_lossy().into_owned(),
+                source: errno.into(),
+            })?;
             return self.put_away(&read_only);
         }
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;

@@ -13,6 +13,7 @@ use pagetide_snapshot::View;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
 use serde::Serialize;
 use std::borrow::Cow;
+use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::ExitCode;
@@ -118,15 +119,16 @@ fn list(view: &View, json: bool) -> anyhow::Result<ExitCode> {
 /// A restore runs what is in the store, with the rights of root if root asks for it. So nobody else may have been able
 /// to write to it.
 fn refuse_foreign_hands(store: &Path) -> anyhow::Result<()> {
-    let own = rustix::process::geteuid().as_raw();
-    if own != 0 {
+    if !rustix::process::geteuid().is_root() {
         return Ok(());
     }
     let mut directories = vec![store.to_owned()];
+    // It may be a link: whoever made that chooses, too.
+    refuse_foreign(store, &std::fs::symlink_metadata(store))?;
     while let Some(directory) = directories.pop() {
         let inside = std::fs::read_dir(&directory)
             .with_context(|| format!("look at {}", directory.display()))?;
-        let mut all = vec![directory.clone()];
+        let mut all = Vec::new();
         for entry in inside {
             let entry = entry.with_context(|| format!("look at {}", directory.display()))?;
             match entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -134,22 +136,31 @@ fn refuse_foreign_hands(store: &Path) -> anyhow::Result<()> {
                 false => all.push(entry.path()),
             }
         }
+        refuse_foreign(&directory, &std::fs::metadata(&directory))?;
         for path in all {
-            let metadata = std::fs::symlink_metadata(&path)
-                .with_context(|| format!("look at {}", path.display()))?;
-            let writable = metadata.mode() & 0o022 != 0 && !metadata.file_type().is_symlink();
-            if metadata.uid() != own || writable {
-                let message = format!(
-                    "{}: others can write to it (owner {}, mode {:o}), and a restore runs what is in it",
-                    path.display(),
-                    metadata.uid(),
-                    metadata.mode() & 0o7777
-                );
-                return Err(Wrong::Refused(message).into());
-            }
+            refuse_foreign(&path, &std::fs::symlink_metadata(&path))?;
         }
     }
     Ok(())
+}
+
+/// Refuses what is not root's, or what others may write to.
+fn refuse_foreign(path: &Path, looked: &std::io::Result<Metadata>) -> anyhow::Result<()> {
+    let metadata = match looked {
+        Ok(metadata) => metadata,
+        Err(error) => anyhow::bail!("look at {}: {error}", path.display()),
+    };
+    let writable = metadata.mode() & 0o022 != 0 && !metadata.file_type().is_symlink();
+    if metadata.uid() == 0 && !writable {
+        return Ok(());
+    }
+    let message = format!(
+        "{}: others can write to it (owner {}, mode {:o}), and a restore runs what is in it",
+        path.display(),
+        metadata.uid(),
+        metadata.mode() & 0o7777
+    );
+    Err(Wrong::Refused(message).into())
 }
 
 /// Waits for the process and takes over its exit status. A signal to us is passed on to it.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
@@ -13,7 +13,9 @@ use crate::remote_error::RemoteCallError;
 use super::again::set_flags;
 use super::path::{FilePath, PathIdentity};
 use super::read::raise_limit;
-use super::socket::{SocketChoices, SocketError, SocketState, TcpChoice, reopen_sockets};
+use super::socket::{
+    SocketChoices, SocketError, SocketFiles, SocketState, TcpChoice, let_go, reopen_sockets,
+};
 use super::{
     Description, Kind, OpenFiles, device, directory, epoll, eventfd, inotify, locks, path, pipe,
     regular, signalfd, terminal, timerfd,
@@ -42,7 +44,7 @@ impl ReopenChoices {
     }
 }
 
-/// All descriptions, opened again. Dropping it closes them.
+/// All descriptions, opened again. Dropping it closes them, and removes what files were made unless they are kept.
 #[derive(Debug)]
 pub struct Reopened {
     /// As in [`OpenFiles::descriptions`]; none for what stays closed, and for what comes later
@@ -52,6 +54,17 @@ pub struct Reopened {
     pub directories: Vec<(Option<OwnedFd>, Option<OwnedFd>)>,
     /// What is otherwise than it was, for people.
     pub notes: Vec<String>,
+    /// Files of sockets.
+    made: SocketFiles,
+    /// What becomes of TCP connections.
+    tcp: TcpChoice,
+}
+
+impl Reopened {
+    /// The files that were made for sockets stay: there is somebody now who has the sockets.
+    pub fn keep(&mut self) {
+        std::mem::take(&mut self.made).keep();
+    }
 }
 
 /// Why open files were not brought back.
@@ -152,6 +165,16 @@ pub enum ReopenError {
 }
 
 impl ReopenError {
+    /// True if something here is not as it has to be, as opposed to something that failed.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Blocked { .. } | Self::FileChanged { .. } | Self::Locked { .. } => true,
+            Self::Open { source, .. } => matches!(*source, Errno::NOENT | Errno::NOTDIR),
+            Self::Socket(error) => error.is_refusal(),
+            _ => false,
+        }
+    }
+
     pub(crate) fn changed(path: &FilePath, what: &str) -> Self {
         Self::FileChanged {
             path: path.as_path().to_owned(),
@@ -162,7 +185,8 @@ impl ReopenError {
 
 impl OpenFiles {
     /// Opens every description again in this process, with nothing left behind on failure but FIFOs' content. To be
-    /// called before any process of the restore exists: they are forked from this one, and inherit what was opened.
+    /// called before any process of the restore exists: they are forked from this one, and inherit what was opened. Two things
+    /// are left for the end: [`OpenFiles::connect`] and [`Reopened::keep`].
     ///
     /// Refused if something cannot be brought back and was not accepted. Raises the soft limit of open files of this
     /// program to the hard one.
@@ -201,13 +225,29 @@ impl OpenFiles {
                 .filter(|at| at.path.as_path() != Path::new("/"));
             directories.push((open(table.cwd.as_ref())?, open(root)?));
         }
-        // They come last: a connection that goes on does so from here.
-        reopening.open_sockets(&mut descriptions)?;
+        let made = reopening.open_sockets(&mut descriptions)?;
         Ok(Reopened {
             descriptions,
             directories,
             notes: reopening.notes,
+            made,
+            tcp: choices.tcp,
         })
+    }
+
+    /// TCP connections go on: a late step, for until then they can be closed without a word to the peer.
+    pub fn connect(&self, reopened: &Reopened) -> Result<(), ReopenError> {
+        if reopened.tcp != TcpChoice::Restore {
+            return Ok(());
+        }
+        let all = self.descriptions.iter().zip(&reopened.descriptions);
+        for (index, (description, socket)) in all.enumerate() {
+            if let (Kind::Socket(state), Some(socket)) = (&description.kind, socket) {
+                let_go(index, state, socket.as_fd())
+                    .map_err(|error| ReopenError::Socket(Box::new(error)))?;
+            }
+        }
+        Ok(())
     }
 
     /// The first number that no process wants.
@@ -311,7 +351,7 @@ impl Reopening<'_> {
         Ok(())
     }
 
-    fn open_sockets(&self, opened: &mut [Option<OwnedFd>]) -> Result<(), ReopenError> {
+    fn open_sockets(&self, opened: &mut [Option<OwnedFd>]) -> Result<SocketFiles, ReopenError> {
         let descriptions = self.files.descriptions.iter().enumerate();
         let states: Vec<(usize, &SocketState)> = descriptions
             .filter_map(|(index, one)| match &one.kind {
@@ -323,7 +363,7 @@ impl Reopening<'_> {
             accepted: self.choices.accepted.iter().cloned().collect(),
             tcp: self.choices.tcp,
         };
-        let sockets = reopen_sockets(&states, &choices)
+        let (sockets, made) = reopen_sockets(&states, &choices)
             .map_err(|error| ReopenError::Socket(Box::new(error)))?;
         for ((index, _), socket) in states.iter().zip(sockets) {
             let flags = self.files.descriptions[*index].status_flags;
@@ -333,7 +373,7 @@ impl Reopening<'_> {
             })?;
             opened[*index] = Some(self.raise(socket)?);
         }
-        Ok(())
+        Ok(made)
     }
 
     /// The same description under a number that is out of the way.

@@ -34,8 +34,9 @@ use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::BorrowedFd;
 
+pub(crate) use place::Files as SocketFiles;
 pub(crate) use read::read_sockets;
-pub(crate) use reopen::reopen_sockets;
+pub(crate) use reopen::{let_go, reopen_sockets};
 pub use state::SocketState;
 
 use crate::blocker::Blocker;
@@ -70,6 +71,17 @@ pub enum TcpChoice {
     Restore,
     /// They are reset: the program reads ECONNRESET.
     Reset,
+}
+
+impl SocketError {
+    /// True if something that is here now is in the way.
+    pub(crate) fn is_refusal(&self) -> bool {
+        match self {
+            SocketError::Refused(_) => true,
+            SocketError::Open { source, .. } => source.kind() == io::ErrorKind::AddrInUse,
+            _ => false,
+        }
+    }
 }
 
 impl SocketChoices {

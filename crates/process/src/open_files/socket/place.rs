@@ -88,18 +88,18 @@ impl Place {
     }
 }
 
-/// Files made for sockets, which are removed again unless they are to be kept.
-#[derive(Default)]
-pub(super) struct Files {
+/// Files made for sockets, which are removed again unless they are to be kept. One in whose place was a stale one stays, stale.
+#[derive(Debug, Default)]
+pub(crate) struct Files {
     made: Vec<PathBuf>,
 }
 
 impl Files {
-    pub(super) fn keep(mut self) {
+    pub(crate) fn keep(mut self) {
         self.made.clear();
     }
 
-    /// Binds `socket` to the path `name` as it was. A stale file of a socket nobody listens on is removed first. EADDRINUSE if
+    /// Binds `socket` to the path `name` as it was. A stale file of a socket nobody listens on is replaced. EADDRINUSE if
     /// another socket is there, or a file that is none.
     pub(super) fn bind(
         &mut self,
@@ -114,13 +114,15 @@ impl Files {
         let place = Place::Directory(directory);
         let bound = &mut self.made;
         place.enter(|| {
-            remove_stale(&path, shape, &address)?;
+            let was_there = remove_stale(&path, shape, &address)?;
             // The mask is this thread's own, as is the directory.
             let before = umask(Mode::from_raw_mode(!file.mode & 0o777));
             let result = bind(socket, &address);
             umask(before);
             result?;
-            bound.push(path.clone());
+            if !was_there {
+                bound.push(path.clone());
+            }
             let [user, group] = file.owner;
             chown(&path, Some(user), Some(group))
         })?;
@@ -137,17 +139,20 @@ impl Drop for Files {
     }
 }
 
-fn remove_stale(path: &Path, shape: Shape, address: &[u8]) -> io::Result<()> {
+/// True if there was one.
+fn remove_stale(path: &Path, shape: Shape, address: &[u8]) -> io::Result<bool> {
     match fs::symlink_metadata(path) {
         Ok(found) if found.file_type().is_socket() => {}
         // Nothing there, or something that is not to be touched, of which bind(2) tells.
-        _ => return Ok(()),
+        _ => return Ok(false),
     }
     let probe = shape.open()?;
     rustix::io::ioctl_fionbio(&probe, true)?;
     match connect(probe.as_fd(), address) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map(|()| true)
+        }
         // Somebody is there: bind(2) will say that the address is in use.
-        _ => Ok(()),
+        _ => Ok(false),
     }
 }

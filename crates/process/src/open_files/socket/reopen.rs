@@ -7,6 +7,7 @@ use pagetide_kernel::socket_option::SocketOption;
 use rustix::fs::{Gid, Uid, fchown, fstat};
 
 use super::options::{KeptOption, Shape};
+use super::place::Files;
 use super::state::{NetlinkSocket, SocketKind, SocketState, TcpRole};
 use super::{SocketChoices, SocketError, TcpChoice, tcp_reopen, udp, unix_reopen};
 
@@ -17,13 +18,13 @@ use super::{SocketChoices, SocketError, TcpChoice, tcp_reopen, udp, unix_reopen}
 /// Sockets with blockers that were accepted are opened as the blockers' `instead` says. Status flags (O_NONBLOCK, O_ASYNC) and the
 /// owner for signals are the caller's business.
 ///
-/// If it fails, nothing is open: TCP connections were not spoken on, and files of Unix sockets are removed again.
-/// A stale file of a socket nobody listens on may be gone. Needs CAP_NET_ADMIN for TCP connections, and the privileges of the
-/// options set.
+/// The files of Unix sockets are removed again unless the caller keeps them; a stale one where one is made may be gone.
+/// Connections of TCP say nothing until [`let_go`]. If it fails, nothing is open. Needs CAP_NET_ADMIN for TCP connections,
+/// and the privileges of the options set.
 pub(crate) fn reopen_sockets(
     states: &[(usize, &SocketState)],
     choices: &SocketChoices,
-) -> Result<Vec<OwnedFd>, SocketError> {
+) -> Result<(Vec<OwnedFd>, Files), SocketError> {
     for (_, state) in states {
         if let Some(blocker) = choices.refused(state).next() {
             return Err(SocketError::Refused(Box::new(blocker.clone())));
@@ -59,17 +60,22 @@ pub(crate) fn reopen_sockets(
             own(*index, state, socket.as_fd())?;
         }
     }
-    let opened: Vec<OwnedFd> = slots.into_iter().flatten().collect();
-    for ((index, state), socket) in states.iter().zip(&opened) {
-        let SocketKind::Tcp(tcp) = &state.kind else {
-            continue;
-        };
-        if matches!(tcp.role, TcpRole::Connected(_)) && choices.tcp == TcpChoice::Restore {
-            tcp_reopen::let_go(*index, state, socket.as_fd())?;
-        }
+    Ok((slots.into_iter().flatten().collect(), files))
+}
+
+/// A connection of TCP that was mended goes on. Nothing is done about other sockets.
+pub(crate) fn let_go(
+    index: usize,
+    state: &SocketState,
+    socket: BorrowedFd<'_>,
+) -> Result<(), SocketError> {
+    let SocketKind::Tcp(tcp) = &state.kind else {
+        return Ok(());
+    };
+    match tcp.role {
+        TcpRole::Connected(_) => tcp_reopen::let_go(index, state, socket),
+        _ => Ok(()),
     }
-    files.keep();
-    Ok(opened)
 }
 
 /// Gives the socket the user and group it had.

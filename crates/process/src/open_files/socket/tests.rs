@@ -9,7 +9,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use pagetide_kernel::socket_option::SocketOption;
 
 use super::state::SocketState;
-use super::{ForeignSocket, SocketChoices, SocketError, read_sockets, reopen_sockets};
+use super::{
+    ForeignSocket, SocketChoices, SocketError, TcpChoice, let_go, read_sockets, reopen_sockets,
+};
 use crate::blocker::Blocker;
 
 /// The sockets as those of this process, but numbered from 3.
@@ -67,7 +69,14 @@ fn settled(mut states: Vec<SocketState>) -> Vec<SocketState> {
 
 fn reopen(states: &[SocketState], choices: &SocketChoices) -> Result<Vec<OwnedFd>, SocketError> {
     let states: Vec<_> = states.iter().enumerate().collect();
-    reopen_sockets(&states, choices)
+    let (sockets, files) = reopen_sockets(&states, choices)?;
+    files.keep();
+    if choices.tcp == TcpChoice::Restore {
+        for ((index, state), socket) in states.iter().zip(&sockets) {
+            let_go(*index, state, socket.as_fd())?;
+        }
+    }
+    Ok(sockets)
 }
 
 /// Opens all again, which has to succeed.

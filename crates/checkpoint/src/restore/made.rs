@@ -1,0 +1,150 @@
+//! What a restore makes in the system before it is certain, and what it overwrites: taken away again, and put as it was, if
+//! nothing comes of it.
+
+use super::RestoreError;
+use super::objects::Object;
+use pagetide_kernel::shared_memory::{self, AttachedSegment};
+use rustix::fs::fstat;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+/// An object that was there already, and what it held where it was overwritten. That takes as much memory.
+enum Present {
+    File {
+        file: File,
+        /// Its length, once it may have changed.
+        length_bytes: Option<u64>,
+        overwritten: Mutex<Vec<(u64, Vec<u8>)>>,
+    },
+    Segment {
+        attached: AttachedSegment,
+        held: Vec<u8>,
+    },
+}
+
+impl Present {
+    fn overwrite(&mut self, object: &Object<'_>) -> Result<(), RestoreError> {
+        match self {
+            Present::File {
+                file,
+                length_bytes,
+                overwritten,
+            } => {
+                let overwritten = &*overwritten;
+                let note = |at, bytes: &[u8]| {
+                    let mut all = overwritten.lock().unwrap_or_else(PoisonError::into_inner);
+                    all.push((at, bytes.to_vec()));
+                };
+                let tail = object.tail_of(file)?;
+                *length_bytes = Some(tail.0 + tail.1.len() as u64);
+                note(tail.0, &tail.1);
+                object.put_back(file, &note)
+            }
+            Present::Segment { attached, held } => {
+                *held = attached.to_vec();
+                object.fill_segment(attached)
+            }
+        }
+    }
+
+    /// Undoes that. Whatever failed has been told; more cannot be done about what cannot be written.
+    fn undo(&mut self) {
+        match self {
+            Present::File {
+                file,
+                length_bytes: Some(length_bytes),
+                overwritten,
+            } => {
+                let overwritten = overwritten.get_mut();
+                for (at, bytes) in overwritten.unwrap_or_else(PoisonError::into_inner) {
+                    file.write_all_at(bytes, *at).ok();
+                }
+                file.set_len(*length_bytes).ok();
+            }
+            Present::File { .. } => {}
+            Present::Segment { attached, held } => attached.write_at(0, held),
+        }
+    }
+}
+
+/// See the head of this file. Dropping it takes all away that was made.
+#[derive(Default)]
+pub(super) struct Made<'a> {
+    files: Vec<(PathBuf, u64, u64)>,
+    segments: Vec<i32>,
+    /// Segments that go with the last one who has them attached, which must not happen yet.
+    held: Vec<AttachedSegment>,
+    present: Vec<(Object<'a>, Present)>,
+}
+
+impl<'a> Made<'a> {
+    /// A file with this name was made.
+    pub fn file(&mut self, path: PathBuf, file: impl AsFd) {
+        // Without knowing which it is nobody may remove it.
+        if let Ok(stat) = fstat(file) {
+            self.files.push((path, stat.st_dev, stat.st_ino));
+        }
+    }
+
+    /// A System V segment was made.
+    pub fn segment(&mut self, id: i32) {
+        self.segments.push(id);
+    }
+
+    /// Keeps a segment from going before the processes have it.
+    pub fn hold(&mut self, attached: AttachedSegment) {
+        self.held.push(attached);
+    }
+
+    /// This file was there already, and is to be written.
+    pub fn present_file(&mut self, object: Object<'a>, file: File) {
+        let present = Present::File {
+            file,
+            length_bytes: None,
+            overwritten: Mutex::default(),
+        };
+        self.present.push((object, present));
+    }
+
+    /// This segment was there already, and is to be written.
+    pub fn present_segment(&mut self, object: Object<'a>, attached: AttachedSegment) {
+        let held = Vec::new();
+        self.present
+            .push((object, Present::Segment { attached, held }));
+    }
+
+    /// Makes what was there already as it was in the snapshot: a late step, for others may see it.
+    pub fn put_back(&mut self) -> Result<(), RestoreError> {
+        for (object, present) in &mut self.present {
+            present.overwrite(object)?;
+        }
+        Ok(())
+    }
+
+    /// The processes have it now.
+    pub fn keep(mut self) {
+        self.files.clear();
+        self.segments.clear();
+        self.present.clear();
+    }
+}
+
+impl Drop for Made<'_> {
+    fn drop(&mut self) {
+        for (path, device, inode) in &self.files {
+            let found = std::fs::symlink_metadata(path);
+            if found.is_ok_and(|found| (found.dev(), found.ino()) == (*device, *inode)) {
+                std::fs::remove_file(path).ok();
+            }
+        }
+        for &id in &self.segments {
+            shared_memory::remove_segment(id).ok();
+        }
+        for (_, present) in &mut self.present {
+            present.undo();
+        }
+    }
+}
