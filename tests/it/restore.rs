@@ -1,7 +1,11 @@
 //! Restores: programs that are checkpointed, killed and started again, see the modules.
 
+mod clocks;
 mod command;
+mod database_server;
 mod descriptors;
 mod interpreters;
 mod mechanisms;
+mod objects;
 mod servers;
+mod trees;

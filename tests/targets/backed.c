@@ -1,13 +1,13 @@
 /* Memory with all kinds of objects behind it, each page of which is counted up in each round: deleted files, memfd, System V,
- * shared anonymous memory, private copies of files; with protections, guards, names and holes. The word `family` adds a child and a
- * grandchild, which count up what they share with us in turn. */
+ * shared anonymous memory, private copies of files (files mapped shared would have to be what they were); with protections,
+ * guards, names and holes. The word `family` adds a child and a grandchild, which count up what they share with us in turn. */
 #include "steps.h"
 #include <sys/shm.h>
 
 #define PAGES 8
-#define KINDS 9
+#define KINDS 8
 
-enum kind { ANONYMOUS, SHARED, DELETED_SHARED, PRIVATE_OF_OLD, FILE_SHARED, FILE_PRIVATE, MEMFD, SYSTEM_V, GROWN };
+enum kind { ANONYMOUS, SHARED, DELETED_SHARED, PRIVATE_OF_OLD, FILE_PRIVATE, MEMFD, SYSTEM_V, GROWN };
 static uint64_t *kinds[KINDS];
 static uint64_t *turn;
 
@@ -74,7 +74,6 @@ int main(int count, char **words) {
     int private = file(directory, "private-of-old", alone);
     kinds[PRIVATE_OF_OLD] = map(MAP_PRIVATE, private, PAGES);
     if (alone) must(close(private) == 0);
-    kinds[FILE_SHARED] = map(MAP_SHARED, file(directory, "shared", 0), PAGES);
     kinds[FILE_PRIVATE] = map(MAP_PRIVATE, file(directory, "private", 0), PAGES);
     int memory = memfd_create("counted", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     must(memory >= 0 && ftruncate(memory, PAGES * PAGE) == 0 && fcntl(memory, F_ADD_SEALS, F_SEAL_SHRINK) == 0);

@@ -232,13 +232,18 @@ fn open_behind(pid: i32, mapping: &Mapping) -> Option<OwnedFd> {
         "/proc/{pid}/map_files/{:x}-{:x}",
         mapping.start, mapping.end
     ));
-    let by_path = match &mapping.name {
+    let (by_path, by_our_path) = match &mapping.name {
         MappingName::Path(path) if path.is_absolute() => {
-            Some(PathBuf::from(format!("/proc/{pid}/root")).join(path.strip_prefix("/").ok()?))
+            let root = PathBuf::from(format!("/proc/{pid}/root"));
+            (
+                Some(root.join(path.strip_prefix("/").ok()?)),
+                // A process that has ended meanwhile leads nowhere.
+                Some(path.clone()),
+            )
         }
-        _ => None,
+        _ => (None, None),
     };
-    [Some(by_mapping), by_path]
+    [Some(by_mapping), by_path, by_our_path]
         .into_iter()
         .flatten()
         .find_map(|path| {

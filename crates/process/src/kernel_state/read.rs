@@ -1,5 +1,6 @@
 //! Reading a kernel state, in the stop: from outside what can be, the rest by each thread itself.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
@@ -104,6 +105,20 @@ impl Reading {
             threads.push(reading.outside_of(traced)?);
         }
         reading.ask_all(stopped, &mut threads, &mut process)?;
+        // Time goes by for timers. The signal of one that has gone off before it was asked must not be missing.
+        let (late_shared, mut late) = stopped
+            .tracer()
+            .run(read_pending)
+            .map_err(|(what, thread, source)| reading.failed(what, thread)(source))?;
+        process.gone_off(&shared, &late_shared);
+        for (state, status) in &mut threads {
+            let Some(late) = late.remove(&state.thread) else {
+                continue;
+            };
+            let late = signals::pending(late, status, "SigPnd");
+            let early = std::mem::replace(&mut state.pending_signals, late);
+            timers::gone_off(&mut process.posix_timers, &early, &state.pending_signals);
+        }
         let threads = threads.into_iter().map(|(state, _)| state).collect();
         if process.asked.has_ldt {
             reading.blockers.push(blockers::local_descriptor_table(pid));
@@ -116,7 +131,7 @@ impl Reading {
         let state = KernelState {
             pid,
             signal_actions: process.asked.signal_actions,
-            pending_signals: signals::pending(shared, &process.status, "ShdPnd"),
+            pending_signals: signals::pending(late_shared, &process.status, "ShdPnd"),
             group_stop: stopped.group_stop().unwrap_or(0),
             interval_timers: process.asked.interval_timers,
             posix_timers: process.posix_timers,
@@ -419,6 +434,14 @@ impl ProcessParts {
             timers::posix_answered(timer, time, overrun);
         }
     }
+
+    /// Notes which timers went off while they were asked, by the signals that wait for the process since.
+    fn gone_off(&mut self, early: &[SignalInfo], late: &[SignalInfo]) {
+        let queued = |queue: &[SignalInfo]| signals::pending(queue.to_vec(), &self.status, "");
+        let (early, late) = (queued(early), queued(late));
+        timers::gone_off(&mut self.posix_timers, &early, &late);
+        timers::interval_gone_off(&mut self.asked.interval_timers, &early, &late);
+    }
 }
 
 type TracedFailure = (&'static str, ThreadId, io::Error);
@@ -453,4 +476,21 @@ fn read_traced(tracees: &mut Tracees) -> Result<(Vec<SignalInfo>, Vec<Traced>), 
         });
     }
     Ok((shared.unwrap_or_default(), all))
+}
+
+type Queues = (Vec<SignalInfo>, HashMap<i32, Vec<SignalInfo>>);
+
+/// The signals that wait, for the process and for each thread.
+fn read_pending(tracees: &mut Tracees) -> Result<Queues, TracedFailure> {
+    let mut queues = HashMap::new();
+    let mut shared = None;
+    for thread in tracees.stopped() {
+        let failed = |error| ("pending signals", thread, error);
+        let queue = |of| ptrace::pending_signals(thread, of).map_err(failed);
+        if shared.is_none() {
+            shared = Some(queue(SignalQueue::OfProcess)?);
+        }
+        queues.insert(thread.get(), queue(SignalQueue::OfThread)?);
+    }
+    Ok((shared.unwrap_or_default(), queues))
 }

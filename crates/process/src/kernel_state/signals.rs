@@ -49,7 +49,13 @@ impl PendingSignal {
         self.number(0)
     }
 
-    fn number(&self, offset: usize) -> i32 {
+    /// Where it comes from: `si_code` of `sigaction(2)`.
+    pub(super) fn code(&self) -> i32 {
+        self.number(8)
+    }
+
+    /// The number of 4 bytes at this offset.
+    pub(super) fn number(&self, offset: usize) -> i32 {
         let bytes = self.info.get(offset..).and_then(<[u8]>::first_chunk);
         bytes.copied().map_or(0, i32::from_le_bytes)
     }

@@ -12,6 +12,7 @@ use crate::kernel_state::calls::{
     TIMER_GETTIME, TIMER_SETTIME, signed,
 };
 use crate::kernel_state::error::KernelStateApplyError;
+use crate::kernel_state::signals::PendingSignal;
 use crate::system_calls::SystemCalls;
 
 /// `struct itimerspec` and `struct itimerval`: interval and value, of two words each.
@@ -20,6 +21,13 @@ const SIGEVENT_BYTES: usize = 64;
 const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
 /// How many numbers are tried out on a kernel that gives them in order.
 const NUMBERS_TRIED_MAX: i32 = 100_000;
+
+const SIGALRM: i32 = 14;
+const SIGVTALRM: i32 = 26;
+const SIGPROF: i32 = 27;
+/// Of the signal of a timer of `timer_create(2)`: its code, and where it has the number of the timer.
+const SI_TIMER: i32 = -2;
+const TIMER_ID: usize = 16;
 
 const NOTIFY_NONE: i32 = 1;
 const NOTIFY_THREAD_ID: i32 = 4;
@@ -227,6 +235,37 @@ pub(super) fn posix_answered(
     }
     if let Some(answer) = overrun {
         timer.overrun = u32::try_from(answer.result).unwrap_or(u32::MAX);
+    }
+}
+
+/// The number of the timer that a signal is of, if it is of one of `timer_create(2)`.
+fn timer_of(pending: &PendingSignal) -> Option<i32> {
+    (pending.code() == SI_TIMER).then(|| pending.number(TIMER_ID))
+}
+
+/// Timers whose signal waits in `late` and not yet in `early` went off in between, perhaps after they had told how much
+/// time is left.
+pub(super) fn gone_off(timers: &mut [PosixTimer], early: &[PendingSignal], late: &[PendingSignal]) {
+    for timer in timers.iter_mut() {
+        let waits =
+            |queue: &[PendingSignal]| queue.iter().any(|one| timer_of(one) == Some(timer.id));
+        if waits(late) && !waits(early) {
+            timer.remaining_ns = timer.interval_ns;
+        }
+    }
+}
+
+/// The same for the three of `setitimer(2)`.
+pub(super) fn interval_gone_off(
+    timers: &mut [IntervalTimer; 3],
+    early: &[PendingSignal],
+    late: &[PendingSignal],
+) {
+    for (timer, signal) in timers.iter_mut().zip([SIGALRM, SIGVTALRM, SIGPROF]) {
+        let waits = |queue: &[PendingSignal]| queue.iter().any(|one| one.signal() == signal);
+        if waits(late) && !waits(early) {
+            timer.remaining_us = timer.interval_us;
+        }
     }
 }
 
