@@ -75,7 +75,7 @@ pub fn inspect(pid: i32, tree: bool, options: StopOptions) -> Result<Inspection,
         }
         at += 1;
     }
-    let mut restorable = Restorable::read(&mut stopped);
+    let mut restorable = Restorable::read(&mut stopped, tree);
     let mut inspection = Inspection {
         processes: stopped.len(),
         threads: 0,

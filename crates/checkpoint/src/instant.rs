@@ -279,7 +279,7 @@ impl Checkpointer {
         // Before any page is copied: threads make system calls for it, on whose way the kernel writes the number of the
         // processor into their memory (rseq(2)).
         let restorable = match self.options.restorable {
-            true => Restorable::read(stopped),
+            true => Restorable::read(stopped, self.options.tree),
             false => Restorable::default(),
         };
         let mut objects = Objects::default();

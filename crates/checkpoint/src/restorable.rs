@@ -6,7 +6,9 @@ use crate::report::NotCaptured;
 use crate::tracking;
 use crate::tree::AllStopped;
 use pagetide_kernel::maps::Mapping;
-use pagetide_process::{Blocker, KernelState, OPEN_FILES_ATTACHMENT, OpenFiles};
+use pagetide_process::{
+    Blocker, KernelState, OPEN_FILES_ATTACHMENT, OpenFiles, StoppedProcess,
+};
 use pagetide_snapshot::{SnapshotWriter, View, WriteError};
 use std::path::Path;
 
@@ -32,7 +34,7 @@ pub(crate) struct Restorable {
 impl Restorable {
     /// Reads it from the stopped processes. What cannot be read cannot be brought back, and the rest of the snapshot is as
     /// good without it.
-    pub fn read(stopped: &mut AllStopped) -> Restorable {
+    pub fn read(stopped: &mut AllStopped, tree: bool) -> Restorable {
         let pids = stopped.iter().flatten().map(|one| one.identity().pid);
         let ours: Vec<(i32, i32)> = pids
             .flat_map(|pid| {
@@ -52,6 +54,10 @@ impl Restorable {
                 read.blockers = blockers;
             }
             Err(error) => read.unreadable(first, "open-files", "its open files", &error),
+        }
+        if !tree {
+            let children = all.iter().flat_map(|process| children_of(process));
+            read.blockers.extend(children);
         }
         for process in stopped.iter_mut().flatten() {
             let pid = process.identity().pid;
@@ -159,6 +165,30 @@ impl Restorable {
             None => Ok(()),
         }
     }
+}
+
+/// Names the children of a process that is not checkpointed with them.
+fn children_of(process: &StoppedProcess) -> Vec<Blocker> {
+    let pid = process.identity().pid;
+    let lists = process.threads().iter().map(|thread| {
+        let path = format!("/proc/{pid}/task/{thread}/children");
+        std::fs::read_to_string(path).unwrap_or_default()
+    });
+    let lists: Vec<String> = lists.collect();
+    let children = lists.iter().flat_map(|list| list.split_whitespace());
+    children
+        .map(|child| {
+            let name = std::fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
+            Blocker {
+                pid,
+                kind: "child".to_owned(),
+                place: format!("process:{child}"),
+                what: format!("its child {child} ({}) is not in the checkpoint", name.trim_end()),
+                advice: "take the checkpoint with --tree".to_owned(),
+                instead: Some("it has no such child".to_owned()),
+            }
+        })
+        .collect()
 }
 
 /// An error with its causes.

@@ -87,7 +87,9 @@ pub enum ReopenError {
         source: Errno,
     },
     /// A file is not what it was.
-    #[error("{path} has changed since the snapshot: {what}")]
+    #[error(
+        "{path} has changed since the snapshot: {what}; --accept file-changed:{path} uses it as it is"
+    )]
     FileChanged {
         /// The file.
         path: PathBuf,
