@@ -15,6 +15,7 @@ mod pages;
 mod postgres;
 mod redis;
 mod restore;
+mod restore_lazy;
 mod rollback;
 mod shared;
 mod shell;

@@ -25,6 +25,7 @@
 mod blocker;
 mod descriptors;
 mod examine;
+mod guard;
 mod identity;
 mod kernel_state;
 mod landing;
@@ -50,6 +51,7 @@ mod tracer;
 pub use blocker::Blocker;
 pub use descriptors::{DescriptorError, FileDescriptor};
 pub use examine::{Examined, NoPrivilege, RefusalError, examine, examine_for_reading};
+pub use guard::Guard;
 pub use identity::{IdentityError, ProcessIdentity};
 pub use kernel_state::{
     AlternateStack, Credentials, IntervalTimer, KERNEL_STATE_ATTACHMENT, KernelState,

@@ -91,6 +91,7 @@ const DENIALS_MAX: u32 = 20;
 
 const SEIZE_OPTIONS: Options = Options {
     trace_clone: true,
+    trace_fork: false,
     trace_exec: true,
     mark_syscall_stops: true,
     kill_with_tracer: false,
@@ -288,7 +289,9 @@ impl Tracees {
             }
             // On its way into a handler, or to its default action: let it go there, then stop.
             WaitReport::Signal { signal } => go_on_to_stop(thread, signal),
-            WaitReport::Syscall | WaitReport::Event(Event::Other(_)) => go_on_to_stop(thread, 0),
+            WaitReport::Syscall | WaitReport::Event(Event::Fork | Event::Other(_)) => {
+                go_on_to_stop(thread, 0)
+            }
             WaitReport::Exited { .. } | WaitReport::Killed { .. } => {
                 self.remove(thread, report);
                 if thread.get() == self.pid {
@@ -460,6 +463,13 @@ impl Tracees {
 
     pub(crate) fn ending(&self) -> Option<Ending> {
         self.ending
+    }
+
+    /// The threads that are stopped, which are somebody else's business from now on.
+    pub(crate) fn give_away(&mut self) -> Vec<ThreadId> {
+        let stopped = self.stopped();
+        self.list.clear();
+        stopped
     }
 
     /// Detaches all that are stopped. True if none is left to the end of this thread, and none had ended before the first

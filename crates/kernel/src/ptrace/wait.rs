@@ -42,6 +42,8 @@ pub enum Event {
     },
     /// PTRACE_EVENT_CLONE: it made a thread, whose number is [`super::event_message`].
     Clone,
+    /// PTRACE_EVENT_FORK or PTRACE_EVENT_VFORK: it made a process, whose number is [`super::event_message`].
+    Fork,
     /// PTRACE_EVENT_EXEC: the process runs another program now.
     Exec,
     /// Any other, by number.
@@ -182,6 +184,7 @@ fn decode(status: libc::c_int) -> WaitReport {
             group_stop: (signal != libc::SIGTRAP).then_some(signal),
         }),
         libc::PTRACE_EVENT_CLONE => WaitReport::Event(Event::Clone),
+        libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK => WaitReport::Event(Event::Fork),
         libc::PTRACE_EVENT_EXEC => WaitReport::Event(Event::Exec),
         other => WaitReport::Event(Event::Other(other)),
     }
