@@ -1,7 +1,9 @@
 //! Prevents that a program sees wrong memory while its memory is still coming in, that it outlives whoever serves it, and that a
 //! damaged store keeps it waiting or goes unsaid.
 
-use pagetide_tests::{Scratch, Subject, background, compiled, number, pagetide, text};
+use pagetide_tests::{
+    Background, Program, Scratch, Steps, Subject, background, compiled, number, pagetide, text,
+};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -35,6 +37,36 @@ fn ending(pid: i32) -> WaitStatus {
         assert!(since.elapsed() < PATIENCE, "{pid} does not end");
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+fn kill(pid: i32) {
+    let pid = Pid::from_raw(pid).expect("a process id");
+    kill_process(pid, Signal::KILL).expect("it lives");
+}
+
+/// True if somebody traces it: it is under guard until all of its memory is there.
+fn is_guarded(pid: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"));
+    status.is_ok_and(|status| !status.contains("TracerPid:\t0\n"))
+}
+
+/// Restores it such that whoever serves its memory stands still in the middle.
+fn in_the_middle(subject: &Subject) -> Background {
+    let store = subject.store().text();
+    for _ in 0..20 {
+        let mut restore = background(["restore", &store, "--lazy", "--json"]);
+        restore.next_line().expect("its report");
+        restore.signal(Signal::STOP);
+        if is_guarded(subject.pid()) {
+            return restore;
+        }
+        // All was there before.
+        restore.signal(Signal::KILL);
+        restore.wait();
+        kill(subject.pid());
+        ending(subject.pid());
+    }
+    panic!("all was there each time");
 }
 
 fn children(pid: i32) -> Vec<i32> {
@@ -92,19 +124,11 @@ fn it_and_its_child_are_killed_with_whoever_serves_them() {
         while born.is_empty() && restore.is_running() && since.elapsed() < PATIENCE {
             born = children(subject.pid());
         }
-        let status = format!("/proc/{}/status", born[0]);
-        let is_served =
-            fs::read_to_string(&status).is_ok_and(|status| !status.contains("TracerPid:\t0\n"));
+        let is_served = is_guarded(born[0]);
         restore.signal(Signal::KILL);
         restore.wait();
         if !is_served {
-            for pid in [subject.pid(), born[0]]
-                .map(Pid::from_raw)
-                .into_iter()
-                .flatten()
-            {
-                kill_process(pid, Signal::KILL).expect("it lives");
-            }
+            [subject.pid(), born[0]].into_iter().for_each(kill);
         }
         let mut killed = 0;
         for pid in [subject.pid(), born[0]] {
@@ -158,4 +182,89 @@ fn a_damaged_store_is_a_sigbus_and_is_told() {
         Some(Signal::BUS.as_raw()),
         "{status:?}"
     );
+}
+
+#[test]
+fn who_is_killed_with_its_server_has_seen_nothing_wrong() {
+    let subject = late("touch");
+    for _ in 0..10 {
+        let mut restore = in_the_middle(&subject);
+        restore.signal(Signal::CONT);
+        restore.signal(Signal::KILL);
+        restore.wait();
+        let signal = ending(subject.pid()).terminating_signal();
+        assert_eq!(signal, Some(Signal::KILL.as_raw()));
+        assert!(!subject.output().contains("wrong"), "{}", subject.output());
+    }
+}
+
+#[test]
+fn it_is_checkpointed_when_all_is_there_and_not_before() {
+    let subject = late("stay");
+    let mut restore = in_the_middle(&subject);
+    let more = pagetide_tests::TestStore::for_restores();
+    more.try_checkpoint(subject.pid(), &[])
+        .refused("its memory is still coming in");
+    restore.signal(Signal::CONT);
+    subject.wait_until("its memory", || subject.output().contains("right so far"));
+    subject.wait_until("the end of the guard", || !is_guarded(subject.pid()));
+    let report = subject.checkpoint(&[]).remove(0);
+    assert_eq!(text(&report, "kind"), "full", "{report}");
+    let report = subject.checkpoint(&[]).remove(0);
+    assert_eq!(text(&report, "kind"), "delta", "{report}");
+    kill(subject.pid());
+    restore.wait();
+    fs::write(subject.path("again"), "").expect("let it go on");
+    let outcome = pagetide(["restore", &subject.store().text(), "--lazy"]);
+    assert_eq!(outcome.code, Some(0), "{outcome:#?} {}", subject.output());
+    assert!(subject.output().ends_with("right\n"));
+}
+
+/// A program that is restored twice, and is each time before its first instruction what it was; the second time from a
+/// snapshot that was taken after the first.
+#[track_caller]
+fn goes_through_it(subject: Subject, checkpoint: &[&'static str]) {
+    let mut subject = subject
+        .checkpoint_with(checkpoint)
+        .restore_with(&["--lazy"]);
+    let mut program = Steps::new(5);
+    program.goes_on(&subject);
+    for mark in 1..3 {
+        program.mark(&subject, mark);
+        let (report, truth) = subject.stop_and_read();
+        let id = number(&report, "id");
+        assert_eq!(text(&report, "kind"), "full");
+        program.stands_still(&subject, id);
+        subject.kill();
+        program.killed(&subject, id);
+        subject.restore_and_compare(id, &truth);
+        program.restored(&subject, id, mark);
+        program.goes_on(&subject);
+        subject.wait_until("the end of the guard", || !is_guarded(subject.pid()));
+    }
+}
+
+#[test]
+fn memory_with_objects_behind_it() {
+    goes_through_it(Subject::target("backed", &[]), &[]);
+}
+
+#[test]
+fn memory_that_a_family_shares() {
+    goes_through_it(Subject::target("backed", &["family"]), &["--tree"]);
+}
+
+#[test]
+fn stacks_and_heap() {
+    goes_through_it(Subject::target("stacks", &[]), &[]);
+}
+
+#[test]
+fn locks() {
+    goes_through_it(Subject::target("locks", &[]), &[]);
+}
+
+#[test]
+fn restartable_sequences() {
+    goes_through_it(Subject::target("sequences", &[]), &[]);
 }

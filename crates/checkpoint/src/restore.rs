@@ -344,7 +344,7 @@ pub fn restore(
     let reopened = files.reopen(&choices)?;
 
     let born = Born::bear(view, &plans, options.new_pid)?;
-    let lazy = options.lazy.then(|| Lazy::new(view)).transpose()?;
+    let lazy = options.lazy.then(|| Lazy::new(store, view)).transpose()?;
     let mut building = Building {
         lazy: lazy.as_ref(),
         store,
@@ -382,7 +382,9 @@ pub fn restore(
     let mut guards = Vec::new();
     for (plan, process) in plans.iter().zip(built) {
         match filling {
-            Some(_) => guards.push(process.resume_guarded(born.is_root(plan.pid))),
+            Some(ref filling) => {
+                guards.push(filling.resume_guarded(process, born.is_root(plan.pid))?);
+            }
             None => process.resume()?,
         }
     }

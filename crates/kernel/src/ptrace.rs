@@ -18,11 +18,15 @@ use nix::libc;
 
 mod io_ports;
 mod pending_signals;
+mod syscall_entry;
 mod wait;
 
 pub use io_ports::may_use_io_ports;
 pub use pending_signals::{SIGNAL_INFO_BYTES, SignalInfo, SignalQueue, pending_signals};
-pub use wait::{Event, WaitReport, current_stop, reap_for_tracer, wait_any, wait_thread};
+pub use syscall_entry::{SyscallEntry, syscall_entry};
+pub use wait::{
+    Event, WaitReport, current_stop, reap_for_tracer, wait_any, wait_any_long, wait_thread,
+};
 
 /// Number of a thread, as the kernel counts them. The first thread's is that of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

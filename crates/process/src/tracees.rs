@@ -5,13 +5,16 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread::{sleep, yield_now};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use pagetide_kernel::ptrace::{self, Event, Options, ThreadId, WaitReport};
 
+mod pause;
+
 use crate::proc_files::{self, Stat, Status};
 use crate::tracer::{Shared, is_gone, lock};
+use pause::Pause;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Now {
@@ -583,34 +586,5 @@ fn interrupt(thread: ThreadId) -> Result<(), StopFailure> {
             thread,
             source,
         }),
-    }
-}
-
-/// `wait4` has no time limit, and what it waits for takes a few microseconds as a rule: try at
-/// once and again for a while, then sleep, longer each time.
-#[derive(Debug)]
-struct Pause {
-    tries: u32,
-}
-
-impl Pause {
-    const TRIES_BEFORE_SLEEP: u32 = 200;
-
-    fn new() -> Self {
-        Self { tries: 0 }
-    }
-
-    fn is_long(&self) -> bool {
-        self.tries > Self::TRIES_BEFORE_SLEEP
-    }
-
-    fn wait(&mut self) {
-        self.tries += 1;
-        if self.is_long() {
-            let step = (self.tries - Self::TRIES_BEFORE_SLEEP).min(20);
-            sleep(Duration::from_micros(u64::from(step) * 50));
-        } else {
-            yield_now();
-        }
     }
 }

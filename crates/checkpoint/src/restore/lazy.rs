@@ -2,7 +2,8 @@
 //! `pagetide_kernel::userfaultfd::missing`), and all others meanwhile, what was written last first.
 //!
 //! Until all is there the processes are under guard (see `pagetide_process::Guard`): should this program end, they are
-//! killed, and so is what they forked, for they would read zeros where their memory is missing.
+//! killed, and so is what they forked, for they would read zeros where their memory is missing. Some of their system
+//! calls have to wait until the memory that they are about is there (see `gate`).
 //!
 //! A page that cannot be fetched, because the store is damaged, is poisoned: whoever touches it gets a SIGBUS. Where the
 //! kernel has no poison, the processes are killed.
@@ -10,6 +11,7 @@
 //! Nothing is tracked meanwhile, because a mapping belongs to one userfaultfd at most: the next snapshot is full.
 
 mod chosen;
+mod gate;
 mod missing;
 mod serve;
 mod spaces;
@@ -21,8 +23,10 @@ use pagetide_kernel::pidfd::{PidFd, PidFdError};
 use pagetide_kernel::userfaultfd::UserfaultfdError;
 use pagetide_kernel::userfaultfd::missing::{MISSING_CREATION_FLAGS, MissingPages};
 use pagetide_pages::PageCount;
-use pagetide_process::{Guard, NewProcess, RebuildError, RemoteCallError, ThreadId};
-use pagetide_snapshot::{ReadError, View};
+use pagetide_process::{
+    Guard, KeeperError, NewProcess, RebuildError, RemoteCallError, StoppedProcess, ThreadId,
+};
+use pagetide_snapshot::{ReadError, Store, View, WriterLock};
 use rustix::io::Errno;
 use serve::Shared;
 use std::sync::Arc;
@@ -61,6 +65,9 @@ pub enum LazyError {
     /// The userfaultfd could not be used.
     #[error(transparent)]
     Userfaultfd(#[from] UserfaultfdError),
+    /// Nothing keeps the userfaultfd open when this program is killed.
+    #[error(transparent)]
+    Keeper(#[from] KeeperError),
     /// No thread could be started.
     #[error("cannot start a thread that serves memory")]
     Thread(#[source] std::io::Error),
@@ -112,6 +119,8 @@ pub struct Filling {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
     guards: Vec<Guard>,
+    /// Nobody may remove snapshots meanwhile.
+    lock: Option<WriterLock>,
 }
 
 impl Filling {
@@ -140,9 +149,21 @@ impl Filling {
             self.guards.clear();
         }
         self.shared.close();
+        // Whoever sees that a process has no guard may take its next snapshot.
+        self.lock = None;
         for guard in self.guards.drain(..) {
             guard.let_go();
         }
+    }
+
+    /// Lets a process run under guard.
+    pub(super) fn resume_guarded(
+        &self,
+        process: StoppedProcess,
+        is_own_child: bool,
+    ) -> Result<Guard, LazyError> {
+        let gate = Arc::clone(&self.shared);
+        Ok(process.resume_guarded(is_own_child, gate)?)
     }
 
     /// The processes run, under guard.
@@ -159,12 +180,16 @@ impl Drop for Filling {
 
 /// Processes in the making whose memory comes later. Dropping it serves nothing any more.
 pub(super) struct Lazy {
+    lock: Option<WriterLock>,
     shared: Arc<Shared>,
     server: Option<JoinHandle<()>>,
 }
 
 impl Lazy {
-    pub fn new(view: &View) -> Result<Lazy, RestoreError> {
+    pub fn new(store: &Store, view: &View) -> Result<Lazy, RestoreError> {
+        // Where it cannot be locked, it cannot be written to either, or somebody else does and keeps what is needed or not:
+        // what is no longer there is lost memory, and told.
+        let lock = store.lock().ok();
         let shared = Arc::new(Shared::new(view.clone())?);
         let there = Arc::clone(&shared);
         let server = std::thread::Builder::new()
@@ -172,6 +197,7 @@ impl Lazy {
             .spawn(move || there.serve())
             .map_err(LazyError::Thread)?;
         Ok(Lazy {
+            lock,
             shared,
             server: Some(server),
         })
@@ -222,6 +248,7 @@ impl Lazy {
             shared: Arc::clone(&self.shared),
             threads,
             guards: Vec::new(),
+            lock: self.lock.take(),
         })
     }
 }

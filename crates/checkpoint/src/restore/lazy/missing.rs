@@ -85,6 +85,17 @@ impl Missing {
         found.first().map(|&(_, then)| then)
     }
 
+    /// The first page in `now` that is missing.
+    pub fn first_in(&self, now: PageRange) -> Option<PageIndex> {
+        let (start, end) = (now.start().0, now.end().0);
+        let holder = self.now.0.range(..=start).next_back();
+        if holder.is_some_and(|(_, &(till, _))| till > start && start < end) {
+            return Some(now.start());
+        }
+        let next = self.now.0.range(start..end.max(start)).next();
+        next.map(|(&from, _)| PageIndex(from))
+    }
+
     /// Where pages of the snapshot are missing: ranges of now, and where each begins in the snapshot.
     pub fn places(&self, then: PageRange) -> Vec<(PageRange, PageIndex)> {
         let found = self.then.within(then);
@@ -155,6 +166,11 @@ mod tests {
                         .into_iter()
                         .map(|(page, then)| (page - start + to, then)),
                 );
+            }
+            for start in (80..520).step_by(7) {
+                let found = missing.first_in(range(start, start + 9));
+                let expected = pages.range(start..start + 9).next();
+                assert_eq!(found, expected.map(|(page, _)| PageIndex(*page)));
             }
             for page in 80..520 {
                 let found = missing.at(PageIndex(page)).map(|then| then.0);

@@ -7,7 +7,7 @@ use pagetide_pages::{PageCount, PageRange, PageSet};
 use pagetide_snapshot::{Batch, BatchReader, ReadError, View};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -52,6 +52,8 @@ pub(super) struct Shared {
     served: AtomicU64,
     background: AtomicU64,
     lost: Mutex<Option<(Reason, u64)>>,
+    /// Pages that a system call waits for.
+    urgent: Mutex<VecDeque<PageRange>>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -83,6 +85,7 @@ impl Shared {
             served: AtomicU64::new(0),
             background: AtomicU64::new(0),
             lost: Mutex::new(None),
+            urgent: Mutex::new(VecDeque::new()),
         })
     }
 
@@ -140,6 +143,7 @@ impl Shared {
     pub fn serve(&self) {
         let mut reader = BatchReader::new();
         let mut waiting = Vec::new();
+        let mut hastens = false;
         while !self.is_over() {
             let descriptors = lock(&self.spaces).descriptors();
             let mut fds: Vec<PollFd<'_>> = descriptors
@@ -148,9 +152,10 @@ impl Shared {
                 .collect();
             let patience = Timespec {
                 tv_sec: 0,
-                tv_nsec: match waiting.is_empty() {
-                    true => LOOK_NS,
-                    false => SOON.subsec_nanos().into(),
+                tv_nsec: match (waiting.is_empty(), hastens) {
+                    (_, true) => 0,
+                    (true, false) => LOOK_NS,
+                    (false, false) => SOON.subsec_nanos().into(),
                 },
             };
             // An interruption is as good as nothing to do.
@@ -160,6 +165,34 @@ impl Shared {
                 return;
             }
             waiting.retain(|&one| !self.serve_one(one, &mut reader));
+            hastens = self.hasten(&mut reader);
+        }
+    }
+
+    /// True if some address space misses any of these pages. Then they come at once.
+    pub fn has_to_hasten(&self, pages: PageRange) -> bool {
+        if self.is_over() || lock(&self.spaces).missed_in(pages).is_none() {
+            return false;
+        }
+        let mut urgent = lock(&self.urgent);
+        if !urgent.contains(&pages) {
+            urgent.push_back(pages);
+        }
+        true
+    }
+
+    /// Brings some of what system calls wait for. True if there is more to be brought.
+    fn hasten(&self, reader: &mut Result<BatchReader, ReadError>) -> bool {
+        let Some(pages) = lock(&self.urgent).front().copied() else {
+            return false;
+        };
+        let missed = lock(&self.spaces).missed_in(pages);
+        match missed {
+            Some(one) => self.serve_one(one, reader),
+            None => {
+                lock(&self.urgent).pop_front();
+                true
+            }
         }
     }
 

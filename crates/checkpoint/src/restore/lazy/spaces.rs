@@ -18,6 +18,8 @@ struct AddressSpace {
     missing: Missing,
     /// It was forked from this one, which had changes under way: it is not known yet which of them came first.
     unsettled: Option<u64>,
+    /// All who had it have ended.
+    is_gone: bool,
 }
 
 /// Somebody who waits for a page.
@@ -88,6 +90,7 @@ impl Spaces {
             source,
             missing,
             unsettled: of,
+            is_gone: false,
         });
     }
 
@@ -108,6 +111,15 @@ impl Spaces {
         spaces.any(|space| !space.missing.places(then).is_empty())
     }
 
+    /// The first page of this range that some address space misses.
+    pub fn missed_in(&self, now: PageRange) -> Option<Waiting> {
+        self.list.iter().find_map(|space| {
+            let page = space.missing.first_in(now)?;
+            let number = space.number;
+            Some(Waiting { number, page })
+        })
+    }
+
     /// Reads all events and heeds them; whoever waits is added to `waiting`.
     pub fn heed(&mut self, waiting: &mut Vec<Waiting>) -> Result<(), Errno> {
         let mut at = 0;
@@ -121,6 +133,7 @@ impl Spaces {
             self.settle(at);
             at += 1;
         }
+        self.list.retain(|space| !space.is_gone);
         Ok(())
     }
 
@@ -162,7 +175,9 @@ impl Spaces {
     fn settle(&mut self, at: usize) {
         let number = self.list[at].number;
         let has_children = |space: &AddressSpace| space.unsettled == Some(number);
-        if self.list.iter().any(has_children) && !self.list[at].uffd.is_changing() {
+        let space = &self.list[at];
+        let is_quiet = space.is_gone || !space.uffd.is_changing();
+        if is_quiet && self.list.iter().any(has_children) {
             for space in &mut self.list {
                 if space.unsettled == Some(number) {
                     space.unsettled = None;
@@ -188,7 +203,7 @@ impl Spaces {
         match space.uffd.zero(address, SIZE.bytes()).stopped {
             None => {}
             Some(NotPut::Changing) => return Wanted::Later,
-            Some(NotPut::SpaceGone) => space.missing = Missing::default(),
+            Some(NotPut::SpaceGone) => space.is_gone = true,
             // There is something, or no place for it any more: it looks again.
             Some(_) => space.uffd.wake(address, SIZE.bytes()),
         }
@@ -234,7 +249,7 @@ impl Spaces {
 }
 
 impl AddressSpace {
-    /// Puts pages, all of which are missing. Where no mapping takes them they stay missing: it may have moved just now.
+    /// Puts pages, all of which are missing.
     fn put(&mut self, now: PageRange, what: What<'_>) -> Result<Done, Errno> {
         let mut done = Done::default();
         let mut at = now.start();
@@ -272,9 +287,19 @@ impl AddressSpace {
                 }
                 // It may reach over the end of a mapping.
                 Some(NotPut::NotThere) if count > PageCount(1) => one_by_one = true,
-                Some(NotPut::NotThere) => at = at.plus(PageCount(1)),
+                // The mapping may have moved just now, which will be told.
+                Some(NotPut::NotThere) if self.uffd.is_changing() => {
+                    done.later = true;
+                    break;
+                }
+                // It is gone, as in a child that did not get it.
+                Some(NotPut::NotThere) => {
+                    self.missing.remove(PageRange::single(at));
+                    at = at.plus(PageCount(1));
+                }
                 Some(NotPut::SpaceGone) => {
                     self.missing = Missing::default();
+                    self.is_gone = true;
                     break;
                 }
                 Some(NotPut::Kernel(errno)) => return Err(errno),

@@ -50,14 +50,15 @@ impl Behind {
             Err(_) => nothing()?,
         };
         rustix::stdio::dup2_stdin(&input)?;
-        // Signals to the command's group or from its terminal are not meant for this one.
-        rustix::process::setsid()?;
         Ok(Behind { tell })
     }
 
     /// The processes run: lets the command end, and whoever reads its output.
     pub fn done(self) -> anyhow::Result<()> {
         File::from(self.tell).write_all(&[1])?;
+        // Signals to the command's group or from its terminal are not meant for this one. The processes were born before and
+        // stay where they are.
+        rustix::process::setsid()?;
         let nothing = nothing()?;
         rustix::stdio::dup2_stdin(&nothing)?;
         rustix::stdio::dup2_stdout(&nothing)?;
