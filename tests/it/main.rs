@@ -16,6 +16,7 @@ mod postgres;
 mod redis;
 mod restore;
 mod restore_failures;
+mod restore_lazy;
 mod rollback;
 mod shared;
 mod shell;

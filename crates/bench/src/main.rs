@@ -3,6 +3,7 @@
 
 mod limits;
 mod mappings;
+mod restore;
 mod scan;
 mod target;
 mod throughput;
@@ -22,19 +23,25 @@ struct Row {
 
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
+    let mut rows = Vec::new();
     match arguments.next().as_deref() {
         Some("target") => return target::serve(),
         Some("mappings") => return mappings::serve(),
+        Some(size) if size.starts_with("restore-") => {
+            return restore::serve(size.trim_start_matches("restore-"));
+        }
         Some("peak") => return throughput::serve_peak(arguments),
+        Some("restore") => rows.extend(restore::measure()?),
         // cargo bench passes this on.
-        None | Some("--bench") => {}
-        Some(other) => anyhow::bail!("{other} is not known: run without arguments"),
+        None | Some("--bench") => {
+            rows.extend(scan::measure()?);
+            rows.extend(window::measure()?);
+            rows.extend(mappings::measure()?);
+            rows.extend(throughput::measure()?);
+            rows.extend(restore::measure()?);
+        }
+        Some(other) => anyhow::bail!("{other} is not known: run without arguments, or `restore`"),
     }
-    let mut rows = Vec::new();
-    rows.extend(scan::measure()?);
-    rows.extend(window::measure()?);
-    rows.extend(mappings::measure()?);
-    rows.extend(throughput::measure()?);
 
     let release = rustix::system::uname()
         .release()

@@ -3,6 +3,7 @@
 
 use anyhow::{Context, ensure};
 use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
@@ -73,7 +74,12 @@ impl Target {
 
     /// Starts this program with another argument, to be such a process as it says.
     pub fn start_as(argument: &str) -> anyhow::Result<Target> {
-        let mut child = Command::new(std::env::current_exe()?)
+        Target::start_program(&std::env::current_exe()?, argument)
+    }
+
+    /// As [`Self::start_as`], from a copy of this program.
+    pub fn start_program(program: &Path, argument: &str) -> anyhow::Result<Target> {
+        let mut child = Command::new(program)
             .arg(argument)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

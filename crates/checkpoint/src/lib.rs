@@ -96,7 +96,10 @@ pub use own_memory::{
 };
 pub use report::{NotCaptured, NotTracked, Report};
 pub use restorable::blockers_of;
-pub use restore::{RestoreError, RestoreOptions, Restored, paths_of, restore};
+pub use restore::{
+    FillError, FilledReport, Filling, LazyError, RestoreError, RestoreOptions, Restored, paths_of,
+    restore,
+};
 pub use rollback::{RollbackError, RolledBack, roll_back};
 pub use take::TakeError;
 pub use tracking::{Detached, TrackingError, detach};

@@ -6,9 +6,7 @@ use crate::report::NotCaptured;
 use crate::tracking;
 use crate::tree::AllStopped;
 use pagetide_kernel::maps::Mapping;
-use pagetide_process::{
-    Blocker, KernelState, OPEN_FILES_ATTACHMENT, OpenFiles, StoppedProcess,
-};
+use pagetide_process::{Blocker, KernelState, OPEN_FILES_ATTACHMENT, OpenFiles, StoppedProcess};
 use pagetide_snapshot::{SnapshotWriter, View, WriteError};
 use std::path::Path;
 
@@ -183,7 +181,10 @@ fn children_of(process: &StoppedProcess) -> Vec<Blocker> {
                 pid,
                 kind: "child".to_owned(),
                 place: format!("process:{child}"),
-                what: format!("its child {child} ({}) is not in the checkpoint", name.trim_end()),
+                what: format!(
+                    "its child {child} ({}) is not in the checkpoint",
+                    name.trim_end()
+                ),
                 advice: "take the checkpoint with --tree".to_owned(),
                 instead: Some("it has no such child".to_owned()),
             }

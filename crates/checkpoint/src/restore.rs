@@ -11,6 +11,7 @@
 mod birth;
 mod build;
 mod fill;
+mod lazy;
 mod made;
 mod mappings;
 mod objects;
@@ -23,6 +24,8 @@ use crate::restorable::blockers_of;
 use crate::tree::members_of;
 use birth::{Born, check_free};
 use build::Building;
+use lazy::Lazy;
+pub use lazy::{FillError, FilledReport, Filling, LazyError};
 use made::Made;
 use pagetide_kernel::memory::MemoryError;
 use pagetide_kernel::spawn::SpawnError;
@@ -170,6 +173,9 @@ pub enum RestoreError {
     /// This process could not be examined.
     #[error("cannot read what /proc says of this process")]
     Own(#[source] std::io::Error),
+    /// Its memory could not be made to come later.
+    #[error(transparent)]
+    Lazy(#[from] LazyError),
     /// It was killed before it ran.
     #[error(transparent)]
     Resume(#[from] ResumeError),
@@ -203,6 +209,9 @@ pub struct RestoreOptions {
     pub new_pid: bool,
     /// Leave the processes stopped (SIGSTOP) before their first instruction.
     pub stopped: bool,
+    /// Let them run as soon as the memory is there that they need first. All else comes meanwhile, see
+    /// [`Restored::filling`].
+    pub lazy: bool,
     /// The names of things that cannot be brought back and that the process may go without.
     pub accept: Vec<String>,
     /// Directories in which all paths that the snapshot names must lie, see [`paths_of`]; if there are none, all paths are
@@ -218,19 +227,22 @@ pub struct RestoreOptions {
 }
 
 /// What a restore did.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 #[non_exhaustive]
 pub struct Restored {
     /// The process, or the first of the tree. It is a child of this process.
     pub pid: i32,
     /// All processes, the first one first.
     pub pids: Vec<i32>,
-    /// Pages that were written.
+    /// Pages that were written before the first instruction.
     pub restored_pages: PageCount,
     /// From the beginning until the first instruction could run.
     pub first_instruction: Duration,
     /// Why what is written from now on is not tracked, if it is not: the next snapshot is full then.
     pub not_tracked: Option<String>,
+    /// With [`RestoreOptions::lazy`]: the memory that still comes. If this program ends before all is there, the processes are
+    /// killed.
+    pub filling: Option<Filling>,
 }
 
 /// Refuses what cannot be brought back and was not accepted.
@@ -332,7 +344,9 @@ pub fn restore(
     let mut reopened = files.reopen(&choices)?;
 
     let born = Born::bear(view, &plans, options.new_pid)?;
+    let lazy = options.lazy.then(|| Lazy::new(store, view)).transpose()?;
     let mut building = Building {
+        lazy: lazy.as_ref(),
         store,
         view,
         sources: &sources,
@@ -368,9 +382,21 @@ pub fn restore(
             })
             .collect::<Result<_, _>>()?;
     }
+    let mut filling = lazy.map(Lazy::fill).transpose()?;
     let first_instruction = started.elapsed();
-    for process in built {
-        process.resume().inspect_err(|_| born.kill())?;
+    let mut guards = Vec::new();
+    for (plan, process) in plans.iter().zip(built) {
+        let resumed = match filling {
+            Some(ref filling) => filling
+                .resume_guarded(process, born.is_root(plan.pid))
+                .map(|guard| guards.push(guard))
+                .map_err(RestoreError::from),
+            None => process.resume().map_err(RestoreError::from),
+        };
+        resumed.inspect_err(|_| born.kill())?;
+    }
+    if let Some(filling) = &mut filling {
+        filling.guard(guards);
     }
     let pids: Vec<i32> = plans.iter().map(|plan| born.now(plan.pid)).collect();
     born.live();
@@ -382,5 +408,6 @@ pub fn restore(
         restored_pages,
         first_instruction,
         not_tracked,
+        filling,
     })
 }

@@ -219,6 +219,13 @@ pub struct Restore {
     /// Let the kernel choose its number: for a program that does not hold it
     #[arg(long)]
     pub new_pid: bool,
+    /// Let it run as soon as the memory is there that it needs first; the rest comes meanwhile. If pagetide is killed before
+    /// all is there, so is the process. Its next snapshot is full
+    #[arg(long)]
+    pub lazy: bool,
+    /// This is the process that serves memory behind a command that has ended
+    #[arg(long, hide = true, requires = "lazy", requires = "detach")]
+    pub behind: bool,
     /// What becomes of TCP connections: gone on with, or reset
     #[arg(long, value_enum, default_value_t = TcpName::Restore)]
     pub tcp: TcpName,

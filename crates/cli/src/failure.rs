@@ -217,11 +217,16 @@ fn advice(cause: Cause<'_>) -> Option<&'static str> {
 
 const ONE_TRACER: &str =
     "end the debugger (or detach it) first: a process can have only one tracer";
+const BY_US: &str =
+    "wait until that command has ended; after `restore --lazy` its memory is still coming in";
 const ONLY_64_BIT: &str = "only 64-bit programs can be checkpointed";
 
 fn refusal_advice(error: &RefusalError) -> Option<&'static str> {
     Some(match error {
         RefusalError::NoPrivilege { reason, .. } => privilege_advice(*reason),
+        RefusalError::AlreadyTraced { tracer_comm, .. } if tracer_comm.starts_with("pagetide") => {
+            BY_US
+        }
         RefusalError::AlreadyTraced { .. } => ONE_TRACER,
         RefusalError::NotAProcess { .. } => "name the process, not one of its threads",
         RefusalError::ThirtyTwoBit { .. } => ONLY_64_BIT,

@@ -16,6 +16,7 @@ mod frame_file;
 pub mod inotify;
 pub mod io_priority;
 pub mod kcmp;
+pub mod keeper;
 pub mod kpagecgroup;
 pub mod kpagecount;
 pub mod kpageflags;

@@ -18,11 +18,15 @@ use nix::libc;
 
 mod io_ports;
 mod pending_signals;
+mod syscall_entry;
 mod wait;
 
 pub use io_ports::may_use_io_ports;
 pub use pending_signals::{SIGNAL_INFO_BYTES, SignalInfo, SignalQueue, pending_signals};
-pub use wait::{Event, WaitReport, current_stop, reap_for_tracer, wait_any, wait_thread};
+pub use syscall_entry::{SyscallEntry, syscall_entry};
+pub use wait::{
+    Event, WaitReport, current_stop, reap_for_tracer, wait_any, wait_any_long, wait_thread,
+};
 
 /// Number of a thread, as the kernel counts them. The first thread's is that of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -198,6 +202,9 @@ pub struct Options {
     /// A new thread is traced from its first instruction, and the creator reports
     /// [`Event::Clone`] (PTRACE_O_TRACECLONE).
     pub trace_clone: bool,
+    /// A new process is traced from its first instruction, and the creator reports [`Event::Fork`]
+    /// (PTRACE_O_TRACEFORK, PTRACE_O_TRACEVFORK).
+    pub trace_fork: bool,
     /// `execve` is reported as [`Event::Exec`] (PTRACE_O_TRACEEXEC).
     pub trace_exec: bool,
     /// System call stops are told apart from SIGTRAP (PTRACE_O_TRACESYSGOOD).
@@ -211,6 +218,8 @@ impl Options {
         let mut bits = 0;
         for (wanted, bit) in [
             (self.trace_clone, libc::PTRACE_O_TRACECLONE),
+            (self.trace_fork, libc::PTRACE_O_TRACEFORK),
+            (self.trace_fork, libc::PTRACE_O_TRACEVFORK),
             (self.trace_exec, libc::PTRACE_O_TRACEEXEC),
             (self.mark_syscall_stops, libc::PTRACE_O_TRACESYSGOOD),
             (self.kill_with_tracer, libc::PTRACE_O_EXITKILL),
@@ -251,6 +260,12 @@ pub fn resume(thread: ThreadId, signal: i32) -> io::Result<()> {
 /// As [`resume`], but to stop at the next entry to or exit from a system call: PTRACE_SYSCALL.
 pub fn resume_to_syscall(thread: ThreadId, signal: i32) -> io::Result<()> {
     request(libc::PTRACE_SYSCALL, thread, 0, signal_argument(signal))
+}
+
+/// Leaves a thread in the group-stop that it reports ([`Event::Stop`] with a signal) until SIGCONT or [`interrupt`]:
+/// PTRACE_LISTEN.
+pub fn listen(thread: ThreadId) -> io::Result<()> {
+    request(libc::PTRACE_LISTEN, thread, 0, 0)
 }
 
 /// Lets a stopped thread run and traces it no longer: PTRACE_DETACH. A thread of a process in

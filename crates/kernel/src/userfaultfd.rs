@@ -11,6 +11,8 @@
 
 #![allow(unsafe_code)]
 
+pub mod missing;
+
 use linux_raw_sys::general::{
     UFFD_API, UFFD_FEATURE_WP_ASYNC, UFFD_FEATURE_WP_HUGETLBFS_SHMEM, UFFD_FEATURE_WP_UNPOPULATED,
     uffdio_api,

@@ -25,6 +25,7 @@
 mod blocker;
 mod descriptors;
 mod examine;
+mod guard;
 mod identity;
 mod kernel_state;
 mod landing;
@@ -50,6 +51,7 @@ mod tracer;
 pub use blocker::Blocker;
 pub use descriptors::{DescriptorError, FileDescriptor};
 pub use examine::{Examined, NoPrivilege, RefusalError, examine, examine_for_reading};
+pub use guard::{Gate, Guard};
 pub use identity::{IdentityError, ProcessIdentity};
 pub use kernel_state::{
     AlternateStack, Credentials, IntervalTimer, KERNEL_STATE_ATTACHMENT, KernelState,
@@ -69,7 +71,8 @@ pub use page_usage::{
     ExplainedPage, PageUsage, PageUsageError, RegionUsage, SwapEntry, SwapKind, Unavailable, Usage,
     explain_page, page_usage,
 };
-pub use pagetide_kernel::ptrace::{Registers, ThreadId};
+pub use pagetide_kernel::keeper::KeeperError;
+pub use pagetide_kernel::ptrace::{Registers, SyscallEntry, ThreadId};
 pub use rebuild::{
     KernelMapping, KernelMappingsError, NewProcess, RebuildError, kernel_mappings_of,
 };

@@ -5,13 +5,16 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread::{sleep, yield_now};
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use pagetide_kernel::ptrace::{self, Event, Options, ThreadId, WaitReport};
 
+mod pause;
+
 use crate::proc_files::{self, Stat, Status};
 use crate::tracer::{Shared, is_gone, lock};
+use pause::Pause;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Now {
@@ -91,6 +94,7 @@ const DENIALS_MAX: u32 = 20;
 
 const SEIZE_OPTIONS: Options = Options {
     trace_clone: true,
+    trace_fork: false,
     trace_exec: true,
     mark_syscall_stops: true,
     kill_with_tracer: false,
@@ -288,7 +292,9 @@ impl Tracees {
             }
             // On its way into a handler, or to its default action: let it go there, then stop.
             WaitReport::Signal { signal } => go_on_to_stop(thread, signal),
-            WaitReport::Syscall | WaitReport::Event(Event::Other(_)) => go_on_to_stop(thread, 0),
+            WaitReport::Syscall | WaitReport::Event(Event::Fork | Event::Other(_)) => {
+                go_on_to_stop(thread, 0)
+            }
             WaitReport::Exited { .. } | WaitReport::Killed { .. } => {
                 self.remove(thread, report);
                 if thread.get() == self.pid {
@@ -476,6 +482,13 @@ impl Tracees {
         self.ending
     }
 
+    /// The threads that are stopped, which are somebody else's business from now on.
+    pub(crate) fn give_away(&mut self) -> Vec<ThreadId> {
+        let stopped = self.stopped();
+        self.list.clear();
+        stopped
+    }
+
     /// Detaches all that are stopped. True if none is left to the end of this thread, and none had ended before the first
     /// one ran.
     pub(crate) fn let_all_go(&mut self) -> bool {
@@ -587,34 +600,5 @@ fn interrupt(thread: ThreadId) -> Result<(), StopFailure> {
             thread,
             source,
         }),
-    }
-}
-
-/// `wait4` has no time limit, and what it waits for takes a few microseconds as a rule: try at
-/// once and again for a while, then sleep, longer each time.
-#[derive(Debug)]
-struct Pause {
-    tries: u32,
-}
-
-impl Pause {
-    const TRIES_BEFORE_SLEEP: u32 = 200;
-
-    fn new() -> Self {
-        Self { tries: 0 }
-    }
-
-    fn is_long(&self) -> bool {
-        self.tries > Self::TRIES_BEFORE_SLEEP
-    }
-
-    fn wait(&mut self) {
-        self.tries += 1;
-        if self.is_long() {
-            let step = (self.tries - Self::TRIES_BEFORE_SLEEP).min(20);
-            sleep(Duration::from_micros(u64::from(step) * 50));
-        } else {
-            yield_now();
-        }
     }
 }

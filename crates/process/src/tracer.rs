@@ -121,6 +121,15 @@ impl Tracer {
 }
 
 impl Tracer {
+    /// Has `job` run in the tracing thread and does not wait.
+    pub(crate) fn begin(&self, job: impl FnOnce(&mut Tracees) + Send + 'static) {
+        let job: Job = Box::new(job);
+        // Fails only if an earlier job panicked, and all has been let go then.
+        if let Some(jobs) = &self.jobs {
+            jobs.send(job).ok();
+        }
+    }
+
     /// The result of a job, or `None` if it panicked.
     fn wait_for<R>(&self, result: &Receiver<R>) -> Option<R> {
         let mut seen = None;

@@ -33,6 +33,7 @@
 
 #![forbid(unsafe_code)]
 
+mod batches;
 mod changed;
 mod dedup;
 mod error;
@@ -52,6 +53,7 @@ mod verify;
 mod view;
 mod writer;
 
+pub use batches::{Batch, BatchReader};
 pub use error::{LockError, OpenError, ReadError, WriteError};
 pub use model::{
     Attachment, Backing, Capture, ContentHash, PageHash, PageState, Protection, Region, Sharing,

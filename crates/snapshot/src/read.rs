@@ -50,13 +50,13 @@ impl FrameCache {
 
 /// Pages in one frame, or pages of which the store has no bytes.
 #[derive(Clone, Copy)]
-struct Piece<'a> {
-    pages: PageRange,
-    state: PageState,
-    layer: u32,
-    frame: usize,
+pub(crate) struct Piece<'a> {
+    pub pages: PageRange,
+    pub state: PageState,
+    pub layer: u32,
+    pub frame: usize,
     /// The position of the first page in the frame.
-    position: u64,
+    pub position: u64,
     /// The hashes of pages in a file.
     hashes: &'a [PageHash],
 }
@@ -141,12 +141,19 @@ impl View {
         threads: usize,
         visit: impl Fn(PageRange, PageContent<'_>) -> Result<(), E> + Sync,
     ) -> Result<(), E> {
+        self.read_ranges_parallel(space, &[range], threads, visit)
+    }
+
+    /// As `read_parallel`, of several ranges.
+    pub fn read_ranges_parallel<E: From<ReadError> + Send>(
+        &self,
+        space: usize,
+        ranges: &[PageRange],
+        threads: usize,
+        visit: impl Fn(PageRange, PageContent<'_>) -> Result<(), E> + Sync,
+    ) -> Result<(), E> {
         let page_bytes = self.checked_space(space)?.page_size.len();
-        let mut pieces: Vec<Piece<'_>> = self
-            .inner
-            .parts(space, range)
-            .flat_map(|run| self.inner.pieces(run))
-            .collect();
+        let mut pieces = self.inner.pieces_in(space, ranges);
         // Pieces of one frame stand together then, in the order of the files.
         pieces.sort_by_key(|piece| (piece.layer, piece.frame));
         let same_frame = |a: &Piece<'_>, b: &Piece<'_>| {
@@ -248,6 +255,12 @@ impl Inner {
         let first = run.ordinal as usize;
         let hashes = &self.layers[run.layer as usize].index.hashes;
         &hashes[first..first + run.pages.count().0 as usize]
+    }
+
+    /// The pieces of all pages of `ranges`.
+    pub(crate) fn pieces_in(&self, space: usize, ranges: &[PageRange]) -> Vec<Piece<'_>> {
+        let runs = ranges.iter().flat_map(|&range| self.parts(space, range));
+        runs.flat_map(|run| self.pieces(run)).collect()
     }
 
     /// `run` cut where frames end.

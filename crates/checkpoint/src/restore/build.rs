@@ -1,6 +1,7 @@
 //! One new process built: its memory, its tracking, its threads.
 
 use super::birth::{Born, owner_of};
+use super::lazy::{self, Chosen, Lazy};
 use super::plan::Plan;
 use super::sources::Sources;
 use super::{RestoreError, fill, mappings};
@@ -21,6 +22,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 /// What all processes of a restore have in common, and what came of it so far.
 pub(super) struct Building<'a> {
+    pub lazy: Option<&'a Lazy>,
     pub store: &'a Store,
     pub view: &'a View,
     pub sources: &'a Sources,
@@ -51,13 +53,19 @@ impl Building<'_> {
         let layout = &outside.layout;
         mappings::set_layout(new, layout, plan.heap_end(), &outside.auxv, program)?;
         let memory = ProcessMemory::open(new.pid())?;
-        let filled = fill::fill(self.view, plan.space, &memory)?;
+        let later = self.lazy.map(|lazy| (lazy, Chosen::of(self.view, plan)));
+        let pages = later.as_ref().map(|(_, chosen)| &chosen.pages);
+        let filled = fill::fill(self.view, plan.space, pages, &memory)?;
         self.restored_pages += filled.pages;
         mappings::seal(new, plan.regions, &filled.guards)?;
         let pid = new.pid();
         let mut calls = new.calls(ThreadId::new(pid))?;
         self.files.place(plan.pid, self.reopened, &mut calls)?;
-        end(calls, pid)
+        end(calls, pid)?;
+        match later {
+            Some((lazy, chosen)) => lazy.arm(plan, &chosen, new),
+            None => Ok(()),
+        }
     }
 
     /// Makes `new`, whose memory is filled, ready for its first instruction. All processes are there.
@@ -74,7 +82,9 @@ impl Building<'_> {
             .place_late(plan.pid, self.reopened, &now, &mut calls)?;
         end(calls, pid)?;
         // Whatever is written from here on is not what the snapshot has, and is to be seen.
-        if let Err(error) = self.track(plan, new) {
+        if self.lazy.is_some() {
+            self.not_tracked.get_or_insert(lazy::NOT_TRACKED.to_owned());
+        } else if let Err(error) = self.track(plan, new) {
             tracing::debug!(%error, pid, "not tracked");
             self.not_tracked.get_or_insert(error.to_string());
         }

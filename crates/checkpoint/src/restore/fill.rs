@@ -3,7 +3,7 @@
 use super::RestoreError;
 use crate::capture::SIZE;
 use pagetide_kernel::memory::ProcessMemory;
-use pagetide_pages::{PageCount, PageIndex, PageRange};
+use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet};
 use pagetide_snapshot::{Backing, Capture, PageContent, Region, Sharing, View};
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -42,10 +42,11 @@ fn way(region: &Region) -> Way {
     }
 }
 
-/// Writes the pages of space number `space`, whose regions are mapped already.
+/// Writes the pages of space number `space`, whose regions are mapped already, but for those that come later.
 pub(super) fn fill(
     view: &View,
     space: usize,
+    later: Option<&PageSet>,
     memory: &ProcessMemory,
 ) -> Result<Filled, RestoreError> {
     let regions = &view.spaces()[space].regions;
@@ -53,9 +54,13 @@ pub(super) fn fill(
         (Some(first), Some(last)) => PageRange::new(first.pages.start(), last.pages.end()),
         _ => PageRange::new(PageIndex(0), PageIndex(0)),
     };
+    let now = match later {
+        Some(later) => PageSet::from(all).subtract(later),
+        None => PageSet::from(all),
+    };
     let written = AtomicU64::new(0);
     let guards = Mutex::new(Vec::new());
-    view.read_parallel::<RestoreError>(space, all, 0, |pages, content| {
+    view.read_ranges_parallel::<RestoreError>(space, now.ranges(), 0, |pages, content| {
         match content {
             PageContent::Unbacked | PageContent::File(_) => return Ok(()),
             PageContent::Guard => {

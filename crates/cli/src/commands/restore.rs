@@ -1,5 +1,7 @@
 //! `pagetide restore`: a process started again from a snapshot.
 
+mod behind;
+
 use super::{open_store, stop_options, view_at};
 use crate::args::{Restore, TcpName};
 use crate::blockers::{self, Listed};
@@ -7,7 +9,8 @@ use crate::failure::Wrong;
 use crate::output;
 use crate::signals::Signals;
 use anyhow::Context;
-use pagetide::RestoreOptions;
+use behind::Behind;
+use pagetide::{Filling, RestoreOptions};
 use pagetide_process::TcpChoice;
 use pagetide_snapshot::View;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
@@ -24,6 +27,7 @@ struct Answer {
     pid: i32,
     at: u64,
     processes: usize,
+    lazy: bool,
     restored_pages: u64,
     first_instruction_us: u64,
     not_tracked: Option<String>,
@@ -38,6 +42,11 @@ struct Listing<'a> {
 }
 
 pub fn run(arguments: &Restore) -> anyhow::Result<ExitCode> {
+    let is_served_later = arguments.lazy && arguments.detach && !arguments.dry_run;
+    if is_served_later && !arguments.behind {
+        return behind::start();
+    }
+    let behind = is_served_later.then(Behind::new).transpose()?;
     let store = open_store(&arguments.store)?;
     let view = view_at(&store, arguments.at)?;
     if arguments.dry_run {
@@ -48,6 +57,7 @@ pub fn run(arguments: &Restore) -> anyhow::Result<ExitCode> {
     let mut options = RestoreOptions::default();
     options.new_pid = arguments.new_pid;
     options.stopped = arguments.stopped;
+    options.lazy = arguments.lazy;
     options.accept.clone_from(&arguments.accept);
     options.allow.clone_from(&arguments.allow);
     options.tcp = match arguments.tcp {
@@ -62,6 +72,7 @@ pub fn run(arguments: &Restore) -> anyhow::Result<ExitCode> {
         pid: done.pid,
         at: view.id().0,
         processes: done.pids.len(),
+        lazy: arguments.lazy,
         restored_pages: done.restored_pages.0,
         first_instruction_us: output::microseconds(done.first_instruction),
         not_tracked: done.not_tracked,
@@ -78,9 +89,50 @@ pub fn run(arguments: &Restore) -> anyhow::Result<ExitCode> {
             output::duration(done.first_instruction)
         );
     }
-    match arguments.detach {
-        true => Ok(ExitCode::SUCCESS),
-        false => follow(done.pid, &signals),
+    if let Some(behind) = behind {
+        behind.done()?;
+    }
+    let filled = done
+        .filling
+        .map(|filling| fill(filling, done.pid, &signals));
+    let filled = filled.unwrap_or(Ok(()));
+    if let Err(error) = &filled {
+        // It may run on for long.
+        crate::failure::report(error);
+    }
+    match (arguments.detach, filled) {
+        (true, Ok(())) => Ok(ExitCode::SUCCESS),
+        (true, Err(_)) => Ok(ExitCode::FAILURE),
+        (false, filled) => {
+            let code = follow(done.pid, &signals)?;
+            Ok(filled.map_or(ExitCode::FAILURE, |()| code))
+        }
+    }
+}
+
+/// Waits until all memory is there. A signal to us is passed on to the process, but for one that is left to itself.
+fn fill(filling: Filling, pid: i32, signals: &Signals) -> anyhow::Result<()> {
+    let mut passed_on = false;
+    while !filling.is_done() {
+        if signals.came() && !passed_on {
+            passed_on = true;
+            pass_on(pid, signals);
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let report = filling.wait()?;
+    tracing::debug!(?report, "all memory is there");
+    Ok(())
+}
+
+/// Sends the signal that came to the process. It may have ended just now.
+fn pass_on(pid: i32, signals: &Signals) {
+    let signal = match signals.exit_status() {
+        Some(143) => Signal::TERM,
+        _ => Signal::INT,
+    };
+    if let Some(pid) = Pid::from_raw(pid) {
+        kill_process(pid, signal).ok();
     }
 }
 
@@ -175,16 +227,7 @@ fn follow(pid: i32, signals: &Signals) -> anyhow::Result<ExitCode> {
         }
         if signals.came() && !passed_on {
             passed_on = true;
-            if let Some(number) = number {
-                let terminates = signals.exit_status() == Some(143);
-                let signal = if terminates {
-                    Signal::TERM
-                } else {
-                    Signal::INT
-                };
-                // It may have ended just now.
-                kill_process(number, signal).ok();
-            }
+            pass_on(pid, signals);
         }
         std::thread::sleep(Duration::from_millis(20));
     }

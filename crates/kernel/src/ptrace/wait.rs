@@ -1,4 +1,4 @@
-//! What traced threads report: `wait4(2)` and `waitid(2)`, never waiting. Who is to be let go after
+//! What traced threads report: `wait4(2)` and `waitid(2)`, without waiting unless that is asked for. Who is to be let go after
 //! a report, and with which signal, is not decided here.
 
 use std::io;
@@ -42,6 +42,8 @@ pub enum Event {
     },
     /// PTRACE_EVENT_CLONE: it made a thread, whose number is [`super::event_message`].
     Clone,
+    /// PTRACE_EVENT_FORK or PTRACE_EVENT_VFORK: it made a process, whose number is [`super::event_message`].
+    Fork,
     /// PTRACE_EVENT_EXEC: the process runs another program now.
     Exec,
     /// Any other, by number.
@@ -58,7 +60,18 @@ pub enum Event {
 /// # Errors
 /// ECHILD if the caller traces nothing.
 pub fn wait_any(kept: ThreadId) -> io::Result<Option<(ThreadId, WaitReport)>> {
-    wait(libc::P_ALL, 0, kept)
+    wait(libc::P_ALL, 0, kept, libc::WNOHANG)
+}
+
+/// As [`wait_any`], but waits until there is something. A signal to the caller ends that, too, with `None`.
+///
+/// # Errors
+/// ECHILD if the caller traces nothing and has no child.
+pub fn wait_any_long(kept: ThreadId) -> io::Result<Option<(ThreadId, WaitReport)>> {
+    match wait(libc::P_ALL, 0, kept, 0) {
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(None),
+        result => result,
+    }
 }
 
 /// As [`wait_any`], of one thread only.
@@ -67,16 +80,18 @@ pub fn wait_any(kept: ThreadId) -> io::Result<Option<(ThreadId, WaitReport)>> {
 /// ECHILD if the caller does not trace it, or it has been reaped.
 pub fn wait_thread(thread: ThreadId, kept: ThreadId) -> io::Result<Option<WaitReport>> {
     let id = libc::id_t::try_from(thread.0).unwrap_or(0);
-    Ok(wait(libc::P_PID, id, kept)?.map(|(_, report)| report))
+    Ok(wait(libc::P_PID, id, kept, libc::WNOHANG)?.map(|(_, report)| report))
 }
 
 fn wait(
     kind: libc::idtype_t,
     id: libc::id_t,
     kept: ThreadId,
+    patience: libc::c_int,
 ) -> io::Result<Option<(ThreadId, WaitReport)>> {
-    let how = libc::__WALL | libc::__WNOTHREAD | libc::WNOHANG;
-    let look_only = how | libc::WEXITED | libc::WSTOPPED | libc::WNOWAIT;
+    let whose = libc::__WALL | libc::__WNOTHREAD;
+    let how = whose | libc::WNOHANG;
+    let look_only = whose | patience | libc::WEXITED | libc::WSTOPPED | libc::WNOWAIT;
     // SAFETY: all bytes zero are a valid `siginfo_t`.
     let mut seen: libc::siginfo_t = unsafe { std::mem::zeroed() };
     // SAFETY: `seen` is a valid place for one `siginfo_t`, and `waitid` writes nothing else.
@@ -182,6 +197,7 @@ fn decode(status: libc::c_int) -> WaitReport {
             group_stop: (signal != libc::SIGTRAP).then_some(signal),
         }),
         libc::PTRACE_EVENT_CLONE => WaitReport::Event(Event::Clone),
+        libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK => WaitReport::Event(Event::Fork),
         libc::PTRACE_EVENT_EXEC => WaitReport::Event(Event::Exec),
         other => WaitReport::Event(Event::Other(other)),
     }

@@ -1,5 +1,6 @@
 //! The integration tests of the chain, as one binary. Each module names the failure it prevents.
 
+mod batches;
 mod bounds;
 mod chain;
 mod common;

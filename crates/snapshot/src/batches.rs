@@ -1,0 +1,111 @@
+//! Fetching pages in an order of the caller's, a frame at a time: for whoever needs some page at once and all others
+//! soon. A batch is the pages of one frame that are wanted; fetching one that is damaged keeps no other from being fetched.
+
+use crate::error::ReadError;
+use crate::layer::{FrameReader, io_error};
+use crate::model::PageState;
+use crate::read::Piece;
+use crate::view::View;
+use pagetide_pages::{PageCount, PageRange, PageSet};
+
+/// Wanted pages whose bytes lie in one frame.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    layer: u32,
+    frame: usize,
+    page_bytes: usize,
+    /// Pages, and the position of the first of them in the frame.
+    pieces: Vec<(PageRange, u64)>,
+}
+
+impl Batch {
+    /// Its pages: disjoint ranges, ascending.
+    pub fn ranges(&self) -> impl Iterator<Item = PageRange> + '_ {
+        self.pieces.iter().map(|&(pages, _)| pages)
+    }
+}
+
+/// Fetches batches. Keeps the last file open and the memory for bytes.
+pub struct BatchReader {
+    reader: FrameReader,
+    raw: Vec<u8>,
+}
+
+impl BatchReader {
+    /// A new one.
+    pub fn new() -> Result<BatchReader, ReadError> {
+        let reader = FrameReader::new()
+            .map_err(|error| io_error("memory", "prepare to decompress".to_owned(), error))?;
+        Ok(BatchReader {
+            reader,
+            raw: Vec::new(),
+        })
+    }
+
+    /// The bytes of a batch of `view`, a range of pages at a time.
+    pub fn read<'a>(
+        &'a mut self,
+        view: &View,
+        batch: &'a Batch,
+    ) -> Result<impl Iterator<Item = (PageRange, &'a [u8])>, ReadError> {
+        let layer = &view.inner.layers[batch.layer as usize];
+        self.reader
+            .read(layer, batch.frame, batch.page_bytes, &mut self.raw)?;
+        let (raw, page_bytes) = (&self.raw, batch.page_bytes);
+        Ok(batch.pieces.iter().map(move |&(pages, position)| {
+            let start = position as usize * page_bytes;
+            let length = pages.count().0 as usize * page_bytes;
+            (pages, &raw[start..start + length])
+        }))
+    }
+}
+
+impl View {
+    /// Those of the pages `wanted` of a space that have bytes in the store, in batches: what was written last comes first.
+    pub fn batches(&self, space: usize, wanted: &PageSet) -> Vec<Batch> {
+        let Some(page_bytes) = self.spaces().get(space).map(|space| space.page_size.len()) else {
+            return Vec::new();
+        };
+        let mut pieces: Vec<Piece<'_>> = self.inner.pieces_in(space, wanted.ranges());
+        pieces.retain(|piece| piece.state == PageState::Data);
+        pieces.sort_by_key(|piece| (u32::MAX - piece.layer, piece.frame, piece.pages.start()));
+        let same_frame = |a: &Piece<'_>, b: &Piece<'_>| (a.layer, a.frame) == (b.layer, b.frame);
+        let batch = |group: &[Piece<'_>]| Batch {
+            layer: group[0].layer,
+            frame: group[0].frame,
+            page_bytes,
+            pieces: group
+                .iter()
+                .map(|piece| (piece.pages, piece.position))
+                .collect(),
+        };
+        pieces.chunk_by(same_frame).map(batch).collect()
+    }
+
+    /// Those of the pages `among` of a space that the newest deltas of the chain wrote: of as many deltas, the newest first,
+    /// as together wrote no more than `most` pages of them.
+    pub fn written_last(&self, space: usize, among: &PageSet, most: PageCount) -> PageSet {
+        let inner = &self.inner;
+        let mut by_layer = vec![Vec::new(); inner.layers.len()];
+        for &range in among.ranges() {
+            let runs = inner.parts(space, range);
+            for run in runs.filter(|run| run.state == PageState::Data) {
+                by_layer[run.layer as usize].push(run.pages);
+            }
+        }
+        let mut last = PageSet::new();
+        let mut count = PageCount(0);
+        for (layer, ranges) in inner.layers.iter().zip(&by_layer).rev() {
+            count += ranges.iter().map(|range| range.count()).sum();
+            // The first of the chain is full: it does not tell what was written.
+            if inner.chain.first() == Some(&layer.id) || count > most {
+                break;
+            }
+            let mut ranges = ranges.clone();
+            ranges.sort_by_key(|range| range.start());
+            let of_layer: PageSet = ranges.into_iter().collect();
+            last = last.union(&of_layer);
+        }
+        last
+    }
+}
