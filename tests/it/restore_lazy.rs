@@ -202,7 +202,7 @@ fn who_is_killed_with_its_server_has_seen_nothing_wrong() {
 fn it_is_checkpointed_when_all_is_there_and_not_before() {
     let subject = late("stay");
     let mut restore = in_the_middle(&subject);
-    let more = pagetide_tests::TestStore::for_restores();
+    let more = pagetide_tests::TestStore::new();
     more.try_checkpoint(subject.pid(), &[])
         .refused("its memory is still coming in");
     restore.signal(Signal::CONT);

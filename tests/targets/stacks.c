@@ -18,7 +18,7 @@ static struct alternate alternates[THREADS];
 static __thread struct alternate *own;
 static __thread uint64_t locals[LOCALS];
 static pthread_key_t key;
-static atomic_uint ready;
+static atomic_uint begun;
 
 static void on_signal(int signal, siginfo_t *info, void *context) {
     char here;
@@ -36,7 +36,7 @@ static void *with_stack(void *which) {
     stack_t stack = {.ss_sp = own->memory, .ss_size = ALTERNATE};
     must(sigaltstack(&stack, NULL) == 0 && pthread_setspecific(key, own) == 0);
     for (size_t at = 0; at < LOCALS; at++) locals[at] = at * (uintptr_t)own;
-    atomic_fetch_add(&ready, 1);
+    atomic_fetch_add(&begun, 1);
     for (;;) {
         stack_t now;
         must(sigaltstack(NULL, &now) == 0 && now.ss_flags == 0 && now.ss_sp == own->memory);
@@ -66,7 +66,7 @@ int main(int count, char **words) {
         alternates[at].memory = map_anonymous(ALTERNATE);
         alternates[at].thread = start_thread(with_stack, &alternates[at]);
     }
-    wait_until(atomic_load(&ready) == THREADS);
+    wait_until(atomic_load(&begun) == THREADS);
     char *heap = sbrk(0), *pieces[ROUNDS_MAX];
     for (unsigned round = 1; round < ROUNDS_MAX; round++) {
         unsigned before[THREADS];
