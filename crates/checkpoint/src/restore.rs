@@ -371,7 +371,12 @@ pub fn restore(
     made.put_back()?;
     files.connect(&reopened)?;
     let (restored_pages, not_tracked) = (building.restored_pages, building.not_tracked);
-    let mut built: Vec<StoppedProcess> = built.into_iter().map(NewProcess::finish).collect();
+    // One whose memory is not there must never run without whoever serves it.
+    let finish = match lazy {
+        Some(_) => NewProcess::finish_bound,
+        None => NewProcess::finish,
+    };
+    let mut built: Vec<StoppedProcess> = built.into_iter().map(finish).collect();
     if options.stopped {
         built = built
             .into_iter()

@@ -302,11 +302,8 @@ impl NewProcess {
     }
 
     /// It is built: a process like any other, which stands still. If this program ends from here on, it runs.
-    pub fn finish(mut self) -> StoppedProcess {
-        let stopped = self
-            .stopped
-            .take()
-            .expect("it is taken out only when the value ends");
+    pub fn finish(self) -> StoppedProcess {
+        let stopped = self.finish_bound();
         for &thread in stopped.threads() {
             let unbound = ptrace::Options::default();
             // One that was killed just now tells that when it is resumed.
@@ -316,6 +313,13 @@ impl NewProcess {
                 .ok();
         }
         stopped
+    }
+
+    /// The same, but if this program ends before it lets the process go, the kernel kills it.
+    pub fn finish_bound(mut self) -> StoppedProcess {
+        self.stopped
+            .take()
+            .expect("it is taken out only when the value ends")
     }
 
     /// The process, for what is asked of any that stands still.
