@@ -118,8 +118,8 @@ impl Checkpointer {
                     *found = Before::default();
                 }
             }
-            for member in &mut self.members[before.len()..] {
-                leave.stop_now(member.pid())?;
+            let known = before.len();
+            for member in &mut self.members[known..] {
                 member.set_phase(Phase::Harvesting)?;
             }
             before.resize_with(self.members.len(), Before::default);
@@ -144,6 +144,10 @@ impl Checkpointer {
                 )
                 .map_err(|error| self.explain(error))?;
             copy += found.copy;
+            for member in &self.members[known..] {
+                // Not before: the signal must not be found waiting.
+                leave.stop_now(member.pid())?;
+            }
             for process in stopped.into_iter().flatten() {
                 let pid = process.identity().pid;
                 match process.resume() {

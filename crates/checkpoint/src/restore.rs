@@ -38,7 +38,6 @@ use pagetide_process::{
 use pagetide_snapshot::{ReadError, SnapshotId, Store, View};
 pub use paths::paths_of;
 use plan::Plan;
-use rustix::process::{Signal, kill_process};
 use sources::Sources;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -268,34 +267,19 @@ fn halt(
     states: &[ThreadState],
     options: StopOptions,
 ) -> Result<StoppedProcess, RestoreError> {
-    let identity = process.identity().clone();
     let mut deaf = states.to_vec();
     deaf.iter_mut()
         .for_each(|state| state.signal_mask = u64::MAX);
     process
         .set_thread_states(&deaf)
         .map_err(RebuildError::from)?;
-    if let Some(pid) = rustix::process::Pid::from_raw(identity.pid) {
-        let sent = kill_process(pid, Signal::STOP);
-        sent.map_err(|errno| RestoreError::Own(errno.into()))?;
-    }
-    process.resume()?;
-    let deadline = Instant::now() + options.timeout;
-    loop {
-        let mut stopped = StoppedProcess::stop(&identity, options).map_err(RebuildError::from)?;
-        if stopped.group_stop().is_some() {
-            stopped
-                .set_thread_states(states)
-                .map_err(RebuildError::from)?;
-            return Ok(stopped);
-        }
-        stopped.resume()?;
-        if Instant::now() >= deadline {
-            let pid = identity.pid;
-            return Err(RestoreError::NotHalted { pid });
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    process
+        .enter_group_stop(options.timeout)
+        .map_err(RebuildError::from)?;
+    process
+        .set_thread_states(states)
+        .map_err(RebuildError::from)?;
+    Ok(process)
 }
 
 /// Starts the process or the processes of `view`, a snapshot in `store`, again. They are children of this process,
@@ -387,7 +371,11 @@ pub fn restore(
             })
             .collect::<Result<_, _>>()?;
     }
-    let mut filling = lazy.map(Lazy::fill).transpose()?;
+    // Those that are let go by a failure must not run.
+    let mut filling = lazy
+        .map(Lazy::fill)
+        .transpose()
+        .inspect_err(|_| born.kill())?;
     let first_instruction = started.elapsed();
     let mut guards = Vec::new();
     for (plan, process) in plans.iter().zip(built) {

@@ -68,7 +68,7 @@ impl StoppedProcess {
     /// to be left to whoever waits for it later.
     ///
     /// # Errors
-    /// If no process can be made that keeps the descriptors of this program open. The process runs on without a guard.
+    /// If no process can be made that keeps the descriptors of this program open. The process is killed then.
     pub fn resume_guarded(
         self,
         is_own_child: bool,
@@ -78,7 +78,12 @@ impl StoppedProcess {
         let seen = Arc::clone(&wish);
         let kept = ThreadId::new(if is_own_child { self.identity().pid } else { 0 });
         let is_group_stopped = self.group_stop().is_some();
-        let keeper = self.tracer().run(|_| Keeper::new())?;
+        let keeper = self.tracer().run(|_| Keeper::new()).inspect_err(|_| {
+            if let Some(pid) = rustix::process::Pid::from_raw(self.identity().pid) {
+                // It may have ended.
+                rustix::process::kill_process(pid, Signal::KILL).ok();
+            }
+        })?;
         let alarm = keeper.handle();
         self.tracer().begin(move |tracees| {
             Watch::over(tracees, kept, is_group_stopped, keeper, gate).run(&seen);

@@ -274,6 +274,17 @@ impl StoppedProcess {
         self.tracer.run(|tracees| tracees.group_stop())
     }
 
+    /// Puts the process into the group-stop of SIGSTOP, while it stays stopped by us. All signals must be blocked in its first
+    /// thread, or others may be delivered before.
+    pub fn enter_group_stop(&mut self, timeout: Duration) -> Result<(), StopError> {
+        let pid = self.identity.pid;
+        let begin = Instant::now();
+        let deadline = begin + timeout;
+        self.tracer
+            .run(move |tracees| tracees.enter_group_stop(deadline))
+            .map_err(|failure| explain(failure, pid, begin.elapsed()))
+    }
+
     /// Reads all threads: some 3 us a thread, and as much again for its name. Threads of the process
     /// that only ever run kernel code (workers of io_uring) have no state and are left out.
     pub fn thread_states(&self) -> Result<Vec<ThreadState>, ThreadStateError> {

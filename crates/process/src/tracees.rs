@@ -11,10 +11,12 @@ use std::time::{Duration, Instant};
 use pagetide_kernel::ptrace::{self, Event, Options, ThreadId, WaitReport};
 
 mod pause;
+mod sessions;
 
 use crate::proc_files::{self, Stat, Status};
 use crate::tracer::{Shared, is_gone, lock};
 use pause::Pause;
+pub(crate) use sessions::SessionReport;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Now {
@@ -79,14 +81,6 @@ pub(crate) struct Tracees {
     keeps_newborns: bool,
     /// Set while a remote call session holds a thread whose registers are not its own.
     pub(crate) session: Option<crate::session::Session>,
-}
-
-/// What a stopped target reports while one of its threads runs a remote call.
-#[derive(Debug)]
-pub(crate) enum SessionReport {
-    Report(WaitReport),
-    Gone,
-    Timeout,
 }
 
 /// Denials that may be due to a change under way.
@@ -378,88 +372,6 @@ impl Tracees {
             .iter()
             .find(|tracee| tracee.now == Now::Running)
             .map(|tracee| tracee.thread)
-    }
-
-    /// The next report of `thread`.
-    pub(crate) fn wait_in_session(&mut self, thread: ThreadId, deadline: Instant) -> SessionReport {
-        self.wait_in_sessions(&|reporter| reporter == thread, deadline)
-            .1
-    }
-
-    /// The next report of one of `ours`, and which it is. Another thread can report only its end, and only because the
-    /// whole process is being killed: then these are lost, too.
-    pub(crate) fn wait_in_sessions(
-        &mut self,
-        ours: &dyn Fn(ThreadId) -> bool,
-        deadline: Instant,
-    ) -> (Option<ThreadId>, SessionReport) {
-        let mut pause = Pause::new();
-        loop {
-            match ptrace::wait_any(ThreadId::new(self.pid)) {
-                Ok(Some((reporter, report))) => {
-                    let ended = matches!(
-                        report,
-                        WaitReport::Exited { .. } | WaitReport::Killed { .. }
-                    );
-                    if ended {
-                        self.remove(reporter, report);
-                        return (None, SessionReport::Gone);
-                    }
-                    if ours(reporter) {
-                        return (Some(reporter), SessionReport::Report(report));
-                    }
-                    if self.index(reporter).is_none() {
-                        if self.keeps_newborns {
-                            self.add(reporter, Now::Stopped);
-                        } else {
-                            // Made by a remote call, so nobody waits for it.
-                            ptrace::detach(reporter).ok();
-                        }
-                    }
-                    continue;
-                }
-                Ok(None) => {}
-                Err(_) => return (None, SessionReport::Gone),
-            }
-            if pause.is_long() {
-                let threads = self.list.iter().map(|tracee| tracee.thread);
-                let stolen = threads
-                    .filter(|thread| ours(*thread))
-                    .find_map(|thread| Some((thread, self.stolen_report(thread)?)));
-                if let Some((thread, report)) = stolen {
-                    return (Some(thread), SessionReport::Report(report));
-                }
-            }
-            if Instant::now() >= deadline {
-                return (None, SessionReport::Timeout);
-            }
-            pause.wait();
-        }
-    }
-
-    /// From now on, what becomes of threads that remote calls make.
-    pub(crate) fn keep_newborns(&mut self, keep: bool) {
-        self.keeps_newborns = keep;
-    }
-
-    /// Waits until a thread that a remote call has made stands. False if it does not in time.
-    pub(crate) fn wait_for_newborn(&mut self, newborn: ThreadId, deadline: Instant) -> bool {
-        while self.index(newborn).is_none() {
-            match self.wait_in_session(newborn, deadline) {
-                SessionReport::Report(WaitReport::Event(Event::Stop { .. })) => {
-                    self.add(newborn, Now::Stopped);
-                }
-                SessionReport::Report(_) => {}
-                SessionReport::Gone | SessionReport::Timeout => return false,
-            }
-        }
-        true
-    }
-
-    /// The registers of this thread could not be put back by us (it would not stop). It is left to
-    /// the end of the tracing thread.
-    pub(crate) fn abandon(&mut self, thread: ThreadId) {
-        self.set(thread, Now::Running);
     }
 
     /// Takes note of threads that were killed while all were stopped.

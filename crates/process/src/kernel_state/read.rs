@@ -18,8 +18,8 @@ use crate::kernel_state::switches::{self, ProcessSwitches};
 use crate::kernel_state::thread_addresses::{self, RobustFutexes};
 use crate::kernel_state::timers::{self, IntervalTimer, PosixTimer};
 use crate::kernel_state::{
-    AlternateStack, KernelState, MemoryPolicy, ThreadKernelState, blockers, memory_policy,
-    namespaces, processor, scheduling, signals, tracing,
+    AlternateStack, KernelState, MemoryPolicy, PendingSignal, ThreadKernelState, blockers,
+    memory_policy, namespaces, processor, scheduling, signals, tracing,
 };
 use crate::proc_files::{self, Status};
 use crate::remote_error::RemoteCallError;
@@ -110,12 +110,14 @@ impl Reading {
             .tracer()
             .run(read_pending)
             .map_err(|(what, thread, source)| reading.failed(what, thread)(source))?;
+        let shared = signals::pending(shared, &process.status, "ShdPnd");
+        let late_shared = signals::still_pending(late_shared, &shared);
         process.gone_off(&shared, &late_shared);
-        for (state, status) in &mut threads {
+        for (state, _) in &mut threads {
             let Some(late) = late.remove(&state.thread) else {
                 continue;
             };
-            let late = signals::pending(late, status, "SigPnd");
+            let late = signals::still_pending(late, &state.pending_signals);
             let early = std::mem::replace(&mut state.pending_signals, late);
             timers::gone_off(&mut process.posix_timers, &early, &state.pending_signals);
         }
@@ -131,7 +133,7 @@ impl Reading {
         let state = KernelState {
             pid,
             signal_actions: process.asked.signal_actions,
-            pending_signals: signals::pending(late_shared, &process.status, "ShdPnd"),
+            pending_signals: late_shared,
             group_stop: stopped.group_stop().unwrap_or(0),
             interval_timers: process.asked.interval_timers,
             posix_timers: process.posix_timers,
@@ -436,11 +438,9 @@ impl ProcessParts {
     }
 
     /// Notes which timers went off while they were asked, by the signals that wait for the process since.
-    fn gone_off(&mut self, early: &[SignalInfo], late: &[SignalInfo]) {
-        let queued = |queue: &[SignalInfo]| signals::pending(queue.to_vec(), &self.status, "");
-        let (early, late) = (queued(early), queued(late));
-        timers::gone_off(&mut self.posix_timers, &early, &late);
-        timers::interval_gone_off(&mut self.asked.interval_timers, &early, &late);
+    fn gone_off(&mut self, early: &[PendingSignal], late: &[PendingSignal]) {
+        timers::gone_off(&mut self.posix_timers, early, late);
+        timers::interval_gone_off(&mut self.asked.interval_timers, early, late);
     }
 }
 

@@ -88,6 +88,21 @@ pub(super) fn pending(queue: Vec<SignalInfo>, status: &Status, set: &str) -> Vec
     pending
 }
 
+/// The same some time later, while the process stood still: the queue as it is now, and what was pending outside of it.
+pub(super) fn still_pending(queue: Vec<SignalInfo>, early: &[PendingSignal]) -> Vec<PendingSignal> {
+    let mut pending: Vec<_> = queue.into_iter().map(PendingSignal::from_queue).collect();
+    let plain = |one: &&PendingSignal| **one == PendingSignal::plain(one.signal());
+    for outside in early.iter().filter(plain) {
+        if !pending
+            .iter()
+            .any(|pending| pending.signal() == outside.signal())
+        {
+            pending.push(outside.clone());
+        }
+    }
+    pending
+}
+
 fn signal_set(status: &Status, key: &str) -> u64 {
     status
         .value(key)

@@ -25,6 +25,8 @@ const NUMBERS_TRIED_MAX: i32 = 100_000;
 const SIGALRM: i32 = 14;
 const SIGVTALRM: i32 = 26;
 const SIGPROF: i32 = 27;
+/// The code of a signal that the kernel sends of its own.
+const SI_KERNEL: i32 = 0x80;
 /// Of the signal of a timer of `timer_create(2)`: its code, and where it has the number of the timer.
 const SI_TIMER: i32 = -2;
 const TIMER_ID: usize = 16;
@@ -262,7 +264,8 @@ pub(super) fn interval_gone_off(
     late: &[PendingSignal],
 ) {
     for (timer, signal) in timers.iter_mut().zip([SIGALRM, SIGVTALRM, SIGPROF]) {
-        let waits = |queue: &[PendingSignal]| queue.iter().any(|one| one.signal() == signal);
+        let is_its = |one: &PendingSignal| one.signal() == signal && one.code() == SI_KERNEL;
+        let waits = |queue: &[PendingSignal]| queue.iter().any(is_its);
         if waits(late) && !waits(early) {
             timer.remaining_us = timer.interval_us;
         }

@@ -1,0 +1,137 @@
+//! The stopped threads of the target while some of them run: remote calls, and the way into a group-stop.
+
+use std::time::Instant;
+
+use pagetide_kernel::ptrace::{self, Event, ThreadId, WaitReport};
+use rustix::process::{Signal, kill_process};
+
+use super::{Ending, Now, Pause, StopFailure, Tracees};
+
+/// What a stopped target reports while one of its threads runs a remote call.
+#[derive(Debug)]
+pub(crate) enum SessionReport {
+    Report(WaitReport),
+    Gone,
+    Timeout,
+}
+
+impl Tracees {
+    /// The first thread takes the signal; the others join when they are let go.
+    pub(crate) fn enter_group_stop(&mut self, deadline: Instant) -> Result<(), StopFailure> {
+        let first = ThreadId::new(self.pid);
+        let kernel = |what| {
+            move |source| StopFailure::Kernel {
+                what,
+                thread: first,
+                source,
+            }
+        };
+        let pid = rustix::process::Pid::from_raw(self.pid);
+        let sent = pid.map_or(Ok(()), |pid| kill_process(pid, Signal::STOP));
+        sent.map_err(|errno| kernel("signal")(errno.into()))?;
+        let mut signal = 0;
+        while self.group_stop.is_none() {
+            ptrace::resume(first, signal).map_err(kernel("resume"))?;
+            signal = match self.wait_in_session(first, deadline) {
+                SessionReport::Report(WaitReport::Signal { signal }) => signal,
+                SessionReport::Report(WaitReport::Event(Event::Stop { group_stop })) => {
+                    self.group_stop = group_stop;
+                    0
+                }
+                SessionReport::Report(_) => 0,
+                SessionReport::Gone => {
+                    let ending = self.ending.unwrap_or(Ending::Unknown);
+                    return Err(StopFailure::Ended(ending));
+                }
+                SessionReport::Timeout => {
+                    return Err(StopFailure::Timeout {
+                        thread: Some(first),
+                    });
+                }
+            };
+        }
+        Ok(())
+    }
+
+    /// The next report of `thread`.
+    pub(crate) fn wait_in_session(&mut self, thread: ThreadId, deadline: Instant) -> SessionReport {
+        self.wait_in_sessions(&|reporter| reporter == thread, deadline)
+            .1
+    }
+
+    /// The next report of one of `ours`, and which it is. Another thread can report only its end, and only because the
+    /// whole process is being killed: then these are lost, too.
+    pub(crate) fn wait_in_sessions(
+        &mut self,
+        ours: &dyn Fn(ThreadId) -> bool,
+        deadline: Instant,
+    ) -> (Option<ThreadId>, SessionReport) {
+        let mut pause = Pause::new();
+        loop {
+            match ptrace::wait_any(ThreadId::new(self.pid)) {
+                Ok(Some((reporter, report))) => {
+                    let ended = matches!(
+                        report,
+                        WaitReport::Exited { .. } | WaitReport::Killed { .. }
+                    );
+                    if ended {
+                        self.remove(reporter, report);
+                        return (None, SessionReport::Gone);
+                    }
+                    if ours(reporter) {
+                        return (Some(reporter), SessionReport::Report(report));
+                    }
+                    if self.index(reporter).is_none() {
+                        if self.keeps_newborns {
+                            self.add(reporter, Now::Stopped);
+                        } else {
+                            // Made by a remote call, so nobody waits for it.
+                            ptrace::detach(reporter).ok();
+                        }
+                    }
+                    continue;
+                }
+                Ok(None) => {}
+                Err(_) => return (None, SessionReport::Gone),
+            }
+            if pause.is_long() {
+                let threads = self.list.iter().map(|tracee| tracee.thread);
+                let stolen = threads
+                    .filter(|thread| ours(*thread))
+                    .find_map(|thread| Some((thread, self.stolen_report(thread)?)));
+                if let Some((thread, report)) = stolen {
+                    return (Some(thread), SessionReport::Report(report));
+                }
+            }
+            if Instant::now() >= deadline {
+                return (None, SessionReport::Timeout);
+            }
+            pause.wait();
+        }
+    }
+
+    /// From now on, what becomes of threads that remote calls make.
+    pub(crate) fn keep_newborns(&mut self, keep: bool) {
+        self.keeps_newborns = keep;
+    }
+
+    /// Waits until a thread that a remote call has made stands. False if it does not in time.
+    pub(crate) fn wait_for_newborn(&mut self, newborn: ThreadId, deadline: Instant) -> bool {
+        while self.index(newborn).is_none() {
+            match self.wait_in_session(newborn, deadline) {
+                SessionReport::Report(WaitReport::Event(Event::Stop { .. })) => {
+                    self.add(newborn, Now::Stopped);
+                }
+                SessionReport::Report(_) => {}
+                SessionReport::Gone | SessionReport::Timeout => return false,
+            }
+        }
+        true
+    }
+
+    /// The registers of this thread could not be put back by us (it would not stop). It is left to
+    /// the end of the tracing thread.
+    pub(crate) fn abandon(&mut self, thread: ThreadId) {
+        self.set(thread, Now::Running);
+    }
+}
