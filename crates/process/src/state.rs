@@ -8,6 +8,8 @@ use std::fs;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use bincode::{Decode, Encode};
 use pagetide_kernel::ptrace::{REGISTER_COUNT, Registers, ThreadId};
@@ -140,6 +142,22 @@ pub enum StateDecodeError {
 impl OutsideState {
     /// Reads it. Needs ptrace access to the process, which need not be stopped.
     pub fn read(identity: &ProcessIdentity) -> Result<Self, StateReadError> {
+        let failed = match Self::read_once(identity) {
+            Err(failed) => failed,
+            read => return read,
+        };
+        // One that ends loses its memory, and with it its program, some time before it is seen to have ended.
+        let since = Instant::now();
+        while since.elapsed() < ENDING && has_no_program(identity.pid) {
+            if !identity.is_alive_and_same() {
+                return Err(StateReadError::Gone { pid: identity.pid });
+            }
+            sleep(Duration::from_millis(1));
+        }
+        Err(failed)
+    }
+
+    fn read_once(identity: &ProcessIdentity) -> Result<Self, StateReadError> {
         let pid = identity.pid;
         let base = PathBuf::from(format!("/proc/{pid}"));
         let failed = |name: &str| {
@@ -187,6 +205,14 @@ impl OutsideState {
             Err(StateReadError::Gone { pid })
         }
     }
+}
+
+/// How long the end of a process may take.
+const ENDING: Duration = Duration::from_secs(5);
+
+fn has_no_program(pid: i32) -> bool {
+    let link = fs::read_link(format!("/proc/{pid}/exe"));
+    link.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 fn four(status: &Status, key: &str) -> [u32; 4] {
