@@ -22,6 +22,7 @@ use pagetide_kernel::ptrace::{
 };
 use rustix::process::Signal;
 
+use crate::proc_files;
 use crate::restart;
 use crate::stop::StoppedProcess;
 use crate::tracees::Tracees;
@@ -30,6 +31,9 @@ use crate::tracees::Tracees;
 const PAUSE: Duration = Duration::from_micros(100);
 /// How long those that were killed may take to be gone.
 const DYING: Duration = Duration::from_secs(2);
+
+/// How long threads that stand wait for the others of their process before they are let go.
+const LETTING_GO_PATIENCE: Duration = Duration::from_millis(200);
 
 const OPTIONS: Options = Options {
     trace_clone: true,
@@ -136,6 +140,11 @@ struct Watch {
     /// Those that stand before a system call that has to wait.
     held: HashMap<ThreadId, SyscallEntry>,
     letting_go: bool,
+    /// Those that stand and are let go with all of their process. A thread that runs while another is still traced could be
+    /// woken by a signal that the program ignores.
+    standing: HashSet<ThreadId>,
+    /// When they are let go whatever the others do.
+    patience_ends: Option<Instant>,
     keeper: Option<Keeper>,
     gate: Arc<dyn Gate>,
 }
@@ -167,6 +176,8 @@ impl Watch {
             known,
             held: HashMap::new(),
             letting_go: false,
+            standing: HashSet::new(),
+            patience_ends: None,
             keeper: Some(keeper),
             gate,
         }
@@ -178,6 +189,7 @@ impl Watch {
                 KILLING => return self.kill(),
                 LETTING_GO if !self.letting_go => {
                     self.letting_go = true;
+                    self.patience_ends = Some(Instant::now() + LETTING_GO_PATIENCE);
                     for &thread in &self.known {
                         // One that has ended reports that.
                         ptrace::interrupt(thread).ok();
@@ -190,6 +202,7 @@ impl Watch {
                 any = true;
                 self.handle(thread, report);
             }
+            self.let_go_processes();
             self.ask_again();
             if self.known.is_empty() {
                 return;
@@ -258,6 +271,7 @@ impl Watch {
             WaitReport::Exited { .. } | WaitReport::Killed { .. } => {
                 self.known.remove(&thread);
                 self.held.remove(&thread);
+                self.standing.remove(&thread);
                 self.kept_has_ended |= thread == self.kept;
                 let ended = self.keeper.take_if(|keeper| keeper.pid() == thread.get());
                 if let Some(keeper) = ended {
@@ -297,7 +311,9 @@ impl Watch {
                 ptrace::interrupt(thread).ok();
                 ptrace::resume(thread, signal_of(report)).ok();
             }
-            _ if self.letting_go => self.let_go(thread),
+            _ if self.letting_go => {
+                self.standing.insert(thread);
+            }
             WaitReport::Syscall => match ptrace::syscall_entry(thread) {
                 Ok(Some(call)) if !self.gate.lets_pass(thread, &call) => {
                     self.held.insert(thread, call);
@@ -327,6 +343,27 @@ impl Watch {
                 self.handle(thread, report);
             }
             sleep(PAUSE);
+        }
+    }
+
+    /// Lets go each process all of whose threads stand.
+    fn let_go_processes(&mut self) {
+        let is_late = self.patience_ends.is_some_and(|end| Instant::now() >= end);
+        let mut looked_at = HashSet::new();
+        for thread in self.standing.iter().copied().collect::<Vec<_>>() {
+            if looked_at.contains(&thread) {
+                continue;
+            }
+            let mut all = proc_files::threads(thread.get()).unwrap_or_default();
+            all.push(thread);
+            let runs = |one| self.known.contains(one) && !self.standing.contains(one);
+            let has_to_wait = all.iter().any(runs) && !is_late;
+            for one in all {
+                if !has_to_wait && self.standing.remove(&one) {
+                    self.let_go(one);
+                }
+                looked_at.insert(one);
+            }
         }
     }
 
