@@ -32,6 +32,10 @@ fn main() -> anyhow::Result<()> {
         }
         Some("peak") => return throughput::serve_peak(arguments),
         Some("restore") => rows.extend(restore::measure()?),
+        Some("stops") => {
+            rows.extend(window::measure()?);
+            rows.extend(mappings::measure()?);
+        }
         // cargo bench passes this on.
         None | Some("--bench") => {
             rows.extend(scan::measure()?);
@@ -40,7 +44,9 @@ fn main() -> anyhow::Result<()> {
             rows.extend(throughput::measure()?);
             rows.extend(restore::measure()?);
         }
-        Some(other) => anyhow::bail!("{other} is not known: run without arguments, or `restore`"),
+        Some(other) => {
+            anyhow::bail!("{other} is not known: run without arguments, `restore` or `stops`")
+        }
     }
 
     let release = rustix::system::uname()
