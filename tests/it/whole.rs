@@ -1,7 +1,7 @@
 //! Prevents that the comparison by which restores are judged passes over a change: it must find nothing between two readings of
 //! a process that stands still, and must name each thing that a process changes of itself.
 
-use pagetide_tests::{Frozen, Scratch, Target, Whole};
+use pagetide_tests::{Frozen, Scratch, Target, Whole, thread_states};
 use std::process::{Command, Stdio};
 
 /// What the process does, and what must be named. An empty name: nothing beside memory and registers.
@@ -105,6 +105,12 @@ fn every_change_is_named() {
     let scratch = Scratch::new();
     let mut target = start(&scratch);
     target.ask("nothing");
+    while thread_states(target.pid())
+        .iter()
+        .any(|&state| state != 'S')
+    {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
     let mut before = read(&target);
     // Its threads may still be on their way to where they wait.
     for _ in 0..100 {
