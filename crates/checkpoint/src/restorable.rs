@@ -4,9 +4,9 @@
 use crate::mapping_blockers::{AIO, mapping_blockers};
 use crate::report::NotCaptured;
 use crate::tracking;
-use crate::tree::AllStopped;
+use crate::tree::{AllStopped, children};
 use pagetide_kernel::maps::Mapping;
-use pagetide_process::{Blocker, KernelState, OPEN_FILES_ATTACHMENT, OpenFiles, StoppedProcess};
+use pagetide_process::{Blocker, KernelState, OPEN_FILES_ATTACHMENT, OpenFiles};
 use pagetide_snapshot::{SnapshotWriter, View, WriteError};
 use std::path::Path;
 
@@ -54,8 +54,8 @@ impl Restorable {
             Err(error) => read.unreadable(first, "open-files", "its open files", &error),
         }
         if !tree {
-            let children = all.iter().flat_map(|process| children_of(process));
-            read.blockers.extend(children);
+            let pids = all.iter().map(|process| process.identity().pid);
+            read.blockers.extend(pids.flat_map(children_of));
         }
         for process in stopped.iter_mut().flatten() {
             let pid = process.identity().pid;
@@ -166,15 +166,9 @@ impl Restorable {
 }
 
 /// Names the children of a process that is not checkpointed with them.
-fn children_of(process: &StoppedProcess) -> Vec<Blocker> {
-    let pid = process.identity().pid;
-    let lists = process.threads().iter().map(|thread| {
-        let path = format!("/proc/{pid}/task/{thread}/children");
-        std::fs::read_to_string(path).unwrap_or_default()
-    });
-    let lists: Vec<String> = lists.collect();
-    let children = lists.iter().flat_map(|list| list.split_whitespace());
-    children
+fn children_of(pid: i32) -> Vec<Blocker> {
+    children(pid)
+        .into_iter()
         .map(|child| {
             let name = std::fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
             Blocker {

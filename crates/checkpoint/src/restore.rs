@@ -163,12 +163,6 @@ pub enum RestoreError {
     /// No descriptor could be made.
     #[error("cannot have another file descriptor: the limit of open files is too low")]
     Descriptors(#[source] std::io::Error),
-    /// It did not stop when it was told to.
-    #[error("process {pid} did not stop before its first instruction")]
-    NotHalted {
-        /// The process.
-        pid: i32,
-    },
     /// This process could not be examined.
     #[error("cannot read what /proc says of this process")]
     Own(#[source] std::io::Error),

@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
 
 use pagetide_kernel::ptrace::{self, Registers, ThreadId};
 
@@ -55,10 +56,13 @@ const WRITTEN_BY_KERNEL: [Range<u64>; 2] = [0..8, 20..28];
 /// back would stay, and might be wrong when the thread runs.
 const REMEMBERS: [u32; 2] = [6, 19];
 
+/// True before that version. It is asked for each thread, in the stop.
+static IS_WRITTEN_ANEW: OnceLock<bool> = OnceLock::new();
+
 impl Whereabouts {
     /// `None` if there is no such area, or if it must not be put back on this kernel.
     pub(crate) fn of(thread: ThreadId, memory: &File) -> Option<Self> {
-        if kernel_version()? >= REMEMBERS {
+        if !IS_WRITTEN_ANEW.get_or_init(|| kernel_version().is_some_and(|own| own < REMEMBERS)) {
             return None;
         }
         let area = ptrace::rseq_configuration(thread).ok()??.address;

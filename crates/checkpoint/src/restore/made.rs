@@ -38,9 +38,7 @@ impl Present {
                     let mut all = overwritten.lock().unwrap_or_else(PoisonError::into_inner);
                     all.push((at, bytes.to_vec()));
                 };
-                let tail = object.tail_of(file)?;
-                *length_bytes = Some(tail.0 + tail.1.len() as u64);
-                note(tail.0, &tail.1);
+                *length_bytes = Some(object.tell_tail(file, &note)?);
                 object.put_back(file, &note)
             }
             Present::Segment { attached, held } => {

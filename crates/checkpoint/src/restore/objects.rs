@@ -204,17 +204,26 @@ impl<'a> Object<'a> {
         }
     }
 
-    /// Where the object ends, and what a file has behind that.
-    pub fn tail_of(&self, file: &File) -> Result<(u64, Vec<u8>), RestoreError> {
+    /// Tells `overwrites` what a file has behind the end of the object, but for zeros. Returns the file's length.
+    pub fn tell_tail(
+        &self,
+        file: &File,
+        overwrites: &impl Fn(u64, &[u8]),
+    ) -> Result<u64, RestoreError> {
         let length = file.metadata().map_err(self.failed())?.len();
-        let at = self.record.size_bytes.min(length);
-        let length = usize::try_from(length - at).unwrap_or(usize::MAX);
-        let mut tail = Vec::new();
-        let room = tail.try_reserve_exact(length);
-        room.map_err(|_| self.failed()(io::ErrorKind::OutOfMemory.into()))?;
-        tail.resize(length, 0);
-        file.read_exact_at(&mut tail, at).map_err(self.failed())?;
-        Ok((at, tail))
+        let mut chunk = vec![0; TAIL_AT_ONCE];
+        let mut at = self.record.size_bytes;
+        while at < length {
+            let count =
+                usize::try_from(length - at).map_or(TAIL_AT_ONCE, |rest| rest.min(TAIL_AT_ONCE));
+            let chunk = &mut chunk[..count];
+            file.read_exact_at(chunk, at).map_err(self.failed())?;
+            if chunk.iter().any(|byte| *byte != 0) {
+                overwrites(at, chunk);
+            }
+            at += count as u64;
+        }
+        Ok(length)
     }
 
     /// Writes what differs, and tells `overwrites` before it does where that is and what is there.
@@ -359,6 +368,9 @@ impl<'a> Object<'a> {
             })
     }
 }
+
+/// So many bytes behind the end of an object are read at once: it may be a long hole.
+const TAIL_AT_ONCE: usize = 64 << 10;
 
 /// Of the mode of a segment: it goes when nobody has it attached any more (shmctl(2)).
 const SHM_DEST: u32 = 0o1000;
