@@ -6,6 +6,7 @@
 mod binary;
 mod client;
 mod cycle;
+mod failures;
 mod frozen;
 mod image;
 mod machine;
@@ -50,6 +51,7 @@ impl Default for Scratch {
 impl Scratch {
     /// A new and empty directory on the disk that holds temporary files.
     pub fn new() -> Scratch {
+        failures::tell_at_once();
         let directory = tempfile::Builder::new()
             .prefix("pagetide-it-")
             .tempdir()

@@ -18,12 +18,13 @@ pub fn epochs(otherwise: usize) -> usize {
     from_environment("PAGETIDE_EPOCHS", otherwise)
 }
 
-/// A seed that differs from run to run, unless `PAGETIDE_SEED` gives one. It is printed, so a test that
-/// fails says how to run it again.
+/// A seed that differs from run to run, unless `PAGETIDE_SEED` gives one. A test that fails says it, so that it
+/// can be run again.
 pub fn seed(test: &str) -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let fresh = now.map_or(1, |since| since.as_nanos() as u64 % 1_000_000_007);
     let seed = from_environment("PAGETIDE_SEED", fresh);
     println!("{test}: PAGETIDE_SEED={seed}");
+    crate::failures::needed_again(&format!("PAGETIDE_SEED={seed}"));
     seed
 }
