@@ -15,11 +15,12 @@ pub(crate) fn tell_at_once() {
     ONCE.call_once(|| {
         let usual = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
-            let thread = std::thread::current();
-            let name = thread.name().unwrap_or("a thread without a name");
-            let needed = NEEDED.with_borrow(String::clone);
-            // Not by eprintln!, which libtest keeps.
-            let _ = writeln!(std::io::stderr(), "FAILING {name}: {needed}{panic}");
+            // The thread of a test has its name. In the first thread of a program a panic may well be caught.
+            if let Some(name) = std::thread::current().name().filter(|name| *name != "main") {
+                let needed = NEEDED.with_borrow(String::clone);
+                // Not by eprintln!, which libtest keeps.
+                let _ = writeln!(std::io::stderr(), "FAILING {name}: {needed}{panic}");
+            }
             usual(panic);
         }));
     });

@@ -118,12 +118,25 @@ impl Subject {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
+    fn is_alive(&self) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.root));
+        stat.is_ok_and(|stat| !stat.contains(") Z"))
+    }
+
     /// Fails if it has ended.
     #[track_caller]
     pub fn assert_alive(&self) {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.root));
-        let lives = stat.is_ok_and(|stat| !stat.contains(") Z"));
-        assert!(lives, "process {} has ended: {}", self.root, self.output());
+        if self.is_alive() {
+            return;
+        }
+        // What a program says of itself last, if it keeps a log.
+        let log = std::fs::read(self.path("log")).unwrap_or_default();
+        let tail = String::from_utf8_lossy(&log[log.len().saturating_sub(200)..]).into_owned();
+        let output = self.output();
+        panic!(
+            "process {} has ended: {output}; its log ends with {tail:?}",
+            self.root
+        );
     }
 
     /// Waits until `is_so`, as long as it lives.
@@ -131,6 +144,9 @@ impl Subject {
     pub fn wait_until(&self, what: &str, mut is_so: impl FnMut() -> bool) {
         let since = Instant::now();
         while !is_so() {
+            if !self.is_alive() && is_so() {
+                return;
+            }
             self.assert_alive();
             assert!(
                 since.elapsed() < PATIENCE,

@@ -83,7 +83,8 @@ int main(int count, char **words) {
             must(pieces[old][17] == (char)(old * 7) && pieces[old][HEAP_STEP - 1] == (char)(old * 7));
         must(piece[0] == (char)round && piece[HEAP_STEP - 1] == (char)round && (char *)sbrk(0) >= piece + HEAP_STEP);
         for (int at = 0; at < THREADS; at++) wait_until(atomic_load(&alternates[at].handled) != before[at]);
-        sleep_ms(20);
+        /* Long enough for all rounds to last longer than a test. */
+        sleep_ms(80);
         step("grown");
     }
 }

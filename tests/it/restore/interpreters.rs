@@ -9,7 +9,8 @@ use std::process::{Command, Stdio};
 
 const SCHEDULE: [&str; 4] = ["--every", "80ms", "--count", "3"];
 /// So many steps are known.
-const STEPS: usize = 1500;
+/// So many that no test lasts as long.
+const STEPS: usize = 5000;
 
 fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -59,7 +60,7 @@ fn python_with_threads_and_numpy() {
     let truth: Vec<String> = truth.lines().map(str::to_owned).collect();
     assert_eq!(truth.len(), STEPS);
 
-    let interrupted = command(&scratch.join("log"), "8");
+    let interrupted = command(&scratch.join("log"), "20");
     let mut subject = Subject::start(&interrupted, scratch);
     cycle(
         &mut subject,
@@ -86,7 +87,7 @@ fn node_with_timers_and_a_worker() {
     command
         .arg(script("timers.js"))
         .arg(scratch.join("log"))
-        .arg("5");
+        .arg("20");
     let mut subject = Subject::start(&command, scratch);
     cycle(
         &mut subject,
