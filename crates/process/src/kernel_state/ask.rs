@@ -3,6 +3,9 @@
 //! Each answer is the result of a call and what it wrote. A call that the kernel does not know or refuses leaves no
 //! answer; that the calls cannot be made at all is an error.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use pagetide_kernel::ptrace::ThreadId;
 
 use crate::remote::RemoteCalls;
@@ -89,12 +92,15 @@ impl Answer {
 /// One a question; none: the kernel does not know the call, or refuses it.
 pub(super) type Answers = Vec<Option<Answer>>;
 
+/// What a thread told.
+pub(super) type Told = Result<Answers, RemoteCallError>;
+
 /// The answers of one thread.
 pub(super) fn ask_one(
     stopped: &mut StoppedProcess,
     thread: ThreadId,
     questions: &[Question],
-) -> Result<Answers, RemoteCallError> {
+) -> Told {
     let mut calls = stopped.remote_calls_by(thread)?;
     let answers = ask(&mut calls, questions);
     let finished = calls.finish();
@@ -102,21 +108,36 @@ pub(super) fn ask_one(
     finished.map(|()| answers)
 }
 
-/// The same of many threads at the same time. Together the answers are not longer than can be put to one at a time.
+/// Whether these can be put to a thread together with others.
+pub(super) fn fit_at_once(questions: &[Question]) -> bool {
+    length_of(questions) <= BYTES_AT_ONCE
+}
+
+/// What to ask whom.
+pub(super) type Asked = HashMap<ThreadId, Vec<Question>>;
+
+/// The answers of many threads that are asked at the same time. The questions to each fit at once.
 pub(super) fn ask_together(
     stopped: &mut StoppedProcess,
-    threads: Vec<ThreadId>,
-    questions: &[Question],
-) -> Result<Vec<Result<Answers, RemoteCallError>>, RemoteCallError> {
-    let room_bytes = questions.iter().map(Question::room_bytes).sum();
-    let asked = questions.to_vec();
-    let outcomes = stopped.call_in_all(threads, room_bytes, move |address| {
-        calls_at(&asked, address)
+    asked: &Arc<Asked>,
+) -> Result<Vec<(ThreadId, Told)>, RemoteCallError> {
+    let rooms = asked.iter().map(|(thread, all)| (*thread, length_of(all)));
+    let rooms: Vec<(ThreadId, usize)> = rooms.collect();
+    let threads: Vec<ThreadId> = rooms.iter().map(|(thread, _)| *thread).collect();
+    let asked_there = Arc::clone(asked);
+    let outcomes = stopped.call_in_all(rooms, move |thread, address| {
+        calls_at(&asked_there[&thread], address)
     })?;
-    let answers = outcomes
-        .into_iter()
-        .map(|outcome| outcome.map(|(results, bytes)| answers(questions, results, &bytes)));
-    Ok(answers.collect())
+    let answered = threads.into_iter().zip(outcomes);
+    let answered = answered.map(|(thread, outcome)| {
+        let read = |(results, bytes): (_, Vec<u8>)| answers(&asked[&thread], results, &bytes);
+        (thread, outcome.map(read))
+    });
+    Ok(answered.collect())
+}
+
+fn length_of(questions: &[Question]) -> usize {
+    questions.iter().map(Question::room_bytes).sum()
 }
 
 /// The answers, one a question.
@@ -144,7 +165,7 @@ fn ask_at_once(
     calls: &mut RemoteCalls<'_>,
     questions: &[Question],
 ) -> Result<Answers, RemoteCallError> {
-    let length = questions.iter().map(Question::room_bytes).sum();
+    let length = length_of(questions);
     let mut bytes = vec![0; length];
     let results = calls.with_bytes(&bytes.clone(), |calls, address| {
         let results = calls.call_each(calls_at(questions, address))?;

@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use pagetide_kernel::ptrace::{self, RseqConfiguration, SignalInfo, SignalQueue, ThreadId};
 use pagetide_kernel::robust_list::robust_list;
 use pagetide_kernel::scheduling::SchedulingAttributes;
 
 use crate::blocker::Blocker;
-use crate::kernel_state::ask::{Answer, Question, ask_one, ask_together};
+use crate::kernel_state::ask::{Answer, Asked, Question, ask_one, ask_together, fit_at_once};
 use crate::kernel_state::calls::{MODIFY_LDT, PRCTL};
 use crate::kernel_state::credentials::{self, Credentials};
 use crate::kernel_state::error::KernelStateError;
@@ -297,36 +298,41 @@ impl Reading {
         threads: &mut [(ThreadKernelState, Status)],
         process: &mut ProcessParts,
     ) -> Result<(), KernelStateError> {
-        let questions = thread_questions();
-        // Seccomp has to be asked of each call.
-        let (alone, together): (Vec<_>, Vec<_>) = threads
-            .iter_mut()
-            .partition(|(state, status)| state.thread == self.pid || status.number("Seccomp") != 0);
-        for (state, status) in alone {
-            let mut all = questions.clone();
-            if state.thread == self.pid {
-                all.extend(process.questions());
-            }
+        let of_thread = thread_questions();
+        let mut asked = Asked::with_capacity(threads.len());
+        let mut answered = Vec::with_capacity(threads.len());
+        for (state, status) in threads.iter() {
             let thread = ThreadId::new(state.thread);
-            let mut answers = self.known(ask_one(stopped, thread, &all), thread)?;
-            let of_process = answers.split_off(questions.len().min(answers.len()));
+            let mut questions = of_thread.clone();
+            if state.thread == self.pid {
+                questions.extend(process.questions());
+            }
+            // Seccomp has to be asked of each call.
+            if status.number("Seccomp") != 0 || !fit_at_once(&questions) {
+                answered.push((thread, ask_one(stopped, thread, &questions)));
+            } else {
+                asked.insert(thread, questions);
+            }
+        }
+        if !asked.is_empty() {
+            let asked = Arc::new(asked);
+            match ask_together(stopped, &asked) {
+                Ok(answers) => answered.extend(answers),
+                Err(error) => self.known(Err(error), ThreadId::new(self.pid))?,
+            }
+        }
+        let mut answered: HashMap<_, _> = answered.into_iter().collect();
+        for (state, status) in threads {
+            let thread = ThreadId::new(state.thread);
+            let Some(answers) = answered.remove(&thread) else {
+                continue;
+            };
+            let mut answers = self.known(answers, thread)?;
+            let of_process = answers.split_off(of_thread.len().min(answers.len()));
             self.answered(state, status, &answers);
             if state.thread == self.pid {
                 process.answered(&of_process);
             }
-        }
-        if together.is_empty() {
-            return Ok(());
-        }
-        let numbers = together
-            .iter()
-            .map(|(state, _)| ThreadId::new(state.thread))
-            .collect();
-        let outcomes = ask_together(stopped, numbers, &questions)
-            .or_else(|error| self.known(Err(error), ThreadId::new(self.pid)))?;
-        for ((state, status), outcome) in together.into_iter().zip(outcomes) {
-            let answers = self.known(outcome, ThreadId::new(state.thread))?;
-            self.answered(state, status, &answers);
         }
         Ok(())
     }

@@ -23,15 +23,14 @@ pub(crate) type Calls = Vec<(i64, [u64; 6])>;
 pub(crate) type Answers = (Vec<Option<u64>>, Vec<u8>);
 
 impl StoppedProcess {
-    /// Has each of the threads run the calls that `calls` gives for the address of `room_bytes` bytes of its own, which are
-    /// put back afterwards. The results are in the order of `threads`.
+    /// Has each of the threads run the calls that `calls` gives for it and the address of as many bytes of its own as are
+    /// asked for, which are put back afterwards. The results are in the order of `threads`.
     ///
     /// Not for threads under seccomp, nor for calls that may wait or that make threads.
     pub(crate) fn call_in_all(
         &mut self,
-        threads: Vec<ThreadId>,
-        room_bytes: usize,
-        calls: impl Fn(u64) -> Calls + Send + 'static,
+        threads: Vec<(ThreadId, usize)>,
+        calls: impl Fn(ThreadId, u64) -> Calls + Send + 'static,
     ) -> Result<Vec<Result<Answers, RemoteCallError>>, RemoteCallError> {
         let no_landing = RemoteCallError::NoLanding {
             pid: self.identity().pid,
@@ -41,13 +40,13 @@ impl StoppedProcess {
         };
         let stacks = self.terrain.stacks();
         Ok(self.tracer().run(move |tracees| {
-            let prepared = threads.into_iter().map(|thread| {
+            let prepared = threads.into_iter().map(|(thread, room_bytes)| {
                 let memory = memory.clone();
                 let mut session =
                     Session::prepare(tracees, Some(thread), &landing, &stacks, memory)?;
                 let address = session.put_bytes(&vec![0; room_bytes])?;
                 Ok(Caller {
-                    waiting: calls(address),
+                    waiting: calls(thread, address),
                     answers: (Vec::new(), vec![0; room_bytes]),
                     address,
                     session,
