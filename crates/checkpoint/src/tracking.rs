@@ -165,7 +165,11 @@ impl Tracking {
             }
             _ => {
                 let protector = WriteProtector::already_enabled(fetch(&pidfd, pid, number)?);
-                Box::new(WpAsync::with(protector, Pagemap::of_process(pid)?))
+                let tracker = WpAsync::with(protector, Pagemap::of_process(pid)?);
+                match mark.content().phase {
+                    Phase::Committed(..) => Box::new(tracker),
+                    Phase::Armed | Phase::Harvesting => Box::new(tracker.distrusting()),
+                }
             }
         };
         Ok(Some(Tracking {

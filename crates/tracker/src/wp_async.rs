@@ -10,6 +10,10 @@
 //! with a userfaultfd of its own. So before every harvest everything is registered once more, which
 //! changes nothing where it is ours and is refused where it is not.
 //!
+//! A mapping can lose its registration and keep the marks in its page tables: what mremap(2) moves may
+//! join a neighbour, which loses the registration with it. A page that is written then is writable and
+//! marked, and would read clean for ever. So what is newly registered has its marks taken away first.
+//!
 //! Some kernels scan a dead address space as empty, without an error. So every harvest asks, last of
 //! all, whether the address space still exists.
 
@@ -35,6 +39,8 @@ pub struct WpAsync {
     ledger: Arc<Ledger>,
     /// What is registered with this tracker's userfaultfd out of the mappings it was last given.
     registered: PageSet,
+    /// No mark in the page tables is to be believed, until all are taken away once.
+    distrusts: bool,
     vector: Vec<ScannedRange>,
 }
 
@@ -58,7 +64,18 @@ impl WpAsync {
                 mark_written(&marker, &reader, pages)
             })),
             registered: PageSet::new(),
+            distrusts: false,
             vector: vec![ScannedRange::EMPTY; VECTOR_SLOTS],
+        }
+    }
+
+    /// Has everything count as written at first, whatever its marks say. For a userfaultfd whose last user may have
+    /// been killed at any point of a harvest.
+    #[must_use]
+    pub fn distrusting(self) -> WpAsync {
+        WpAsync {
+            distrusts: true,
+            ..self
         }
     }
 
@@ -91,34 +108,36 @@ impl WpAsync {
         mappings: &[PageRange],
         refused: &mut Vec<Refused>,
     ) -> Result<(), TrackError> {
-        match self.register_one(span) {
-            Ok(()) => Ok(()),
-            Err(UserfaultfdError::SpaceGone { .. }) => Err(TrackError::SpaceGone),
-            Err(_) => {
-                let first = mappings.partition_point(|mapping| mapping.end() <= span.start());
-                let inside = mappings[first..]
-                    .iter()
-                    .map_while(|mapping| mapping.intersection(span));
-                for mapping in inside {
-                    match self.register_one(mapping) {
-                        Ok(()) => {}
-                        Err(UserfaultfdError::SpaceGone { .. }) => {
-                            return Err(TrackError::SpaceGone);
-                        }
-                        Err(reason) => refused.push(Refused {
-                            pages: mapping,
-                            reason: reason.into(),
-                        }),
-                    }
-                }
-                Ok(())
-            }
-        }
+        for_each_mapping(span, mappings, |range| {
+            let (start, end) = SIZE.span_of(range);
+            self.protector.register(start, end - start)
+        })
+        .map(|failed| {
+            refused.extend(failed.into_iter().map(|(pages, error)| Refused {
+                pages,
+                reason: error.into(),
+            }));
+        })
     }
 
-    fn register_one(&self, range: PageRange) -> Result<(), UserfaultfdError> {
-        let (start, end) = SIZE.span_of(range);
-        self.protector.register(start, end - start)
+    /// Takes the marks of earlier registrations from `pages`. Where that fails, the registration ends, so that the
+    /// next harvest finds it missing; until then the pages count as written.
+    fn take_stale_marks(&self, pages: &PageSet, mappings: &[PageRange]) -> Result<(), TrackError> {
+        for &span in pages.ranges() {
+            let failed = for_each_mapping(span, mappings, |range| {
+                let (start, end) = SIZE.span_of(range);
+                self.protector.mark_written(start, end - start)
+            })?;
+            for (range, error) in failed {
+                tracing::debug!(%error, "marks of an earlier registration stay");
+                self.ledger.owe(&PageSet::from_iter([range]));
+                let (start, end) = SIZE.span_of(range);
+                if let Err(error) = self.protector.unregister(start, end - start) {
+                    tracing::debug!(%error, "a mapping is gone");
+                }
+            }
+        }
+        Ok(())
     }
 
     fn check_alive(&self) -> Result<(), TrackError> {
@@ -146,6 +165,33 @@ impl WpAsync {
         }
         Ok(())
     }
+}
+
+/// Does it to `span`, and if that fails because of one mapping in it, to each mapping on its own. Returns those for
+/// which it failed, and why.
+fn for_each_mapping(
+    span: PageRange,
+    mappings: &[PageRange],
+    act: impl Fn(PageRange) -> Result<(), UserfaultfdError>,
+) -> Result<Vec<(PageRange, UserfaultfdError)>, TrackError> {
+    match act(span) {
+        Ok(()) => return Ok(Vec::new()),
+        Err(UserfaultfdError::SpaceGone { .. }) => return Err(TrackError::SpaceGone),
+        Err(_) => {}
+    }
+    let first = mappings.partition_point(|mapping| mapping.end() <= span.start());
+    let inside = mappings[first..]
+        .iter()
+        .map_while(|mapping| mapping.intersection(span));
+    let mut failed = Vec::new();
+    for mapping in inside {
+        match act(mapping) {
+            Ok(()) => {}
+            Err(UserfaultfdError::SpaceGone { .. }) => return Err(TrackError::SpaceGone),
+            Err(error) => failed.push((mapping, error)),
+        }
+    }
+    Ok(failed)
 }
 
 /// Tells the kernel to count the pages as written again, and looks whether it does: it takes the
@@ -215,6 +261,11 @@ impl Tracker for WpAsync {
         let refused: PageSet = change.refused.iter().map(|refused| refused.pages).collect();
         change.fresh = fresh.subtract(&refused);
         self.registered = spans.subtract(&refused);
+        let doubtful = match std::mem::take(&mut self.distrusts) {
+            true => self.registered.clone(),
+            false => change.fresh.clone(),
+        };
+        self.take_stale_marks(&doubtful, mappings)?;
         Ok(change)
     }
 

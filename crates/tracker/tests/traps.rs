@@ -166,6 +166,66 @@ fn t04_shrunk_and_regrown_is_written() {
     );
 }
 
+/// Watched memory that was joined by a mapping that mremap(2) moved to its side, which took the registration from
+/// both, and page 9 of which was written then.
+fn joined() -> (Region, WpAsync) {
+    let region = Region::filled(16, 1);
+    region.unmap(0..4);
+    // Never touched: only then does it forget the place where it was made.
+    let from = Region::private(4);
+    let mut tracker = WpAsync::of_self().unwrap();
+    let both = listed(&[&from, &region]);
+    tracker.harvest(&both).unwrap().commit();
+    tracker.harvest(&both).unwrap().commit();
+    from.move_to(0..4, &region, 0, false);
+    assert_eq!(listed(&[&region]).len(), 1, "they are one mapping");
+    region.store(9, 2);
+    (region, tracker)
+}
+
+#[test]
+fn t33_joined_by_a_moved_mapping_and_written_meanwhile() {
+    needs!(wp_async);
+    let (region, mut tracker) = joined();
+    let harvest = harvest(&mut tracker, &region);
+    assert_eq!(fresh(harvest.layout(), &region).len(), 16);
+    harvest.commit();
+    assert_eq!(written(&mut tracker, &region), []);
+    region.store(9, 3);
+    region.store(12, 3);
+    assert_eq!(written(&mut tracker, &region), [9, 12]);
+}
+
+#[test]
+fn t33_moved_and_written_meanwhile() {
+    needs!(wp_async);
+    let from = Region::filled(8, 1);
+    let to = Region::private(8);
+    to.unmap(0..8);
+    let mut tracker = settled(&from);
+    from.move_to(0..8, &to, 0, false);
+    to.store(3, 2);
+    harvest(&mut tracker, &to).commit();
+    to.store(3, 3);
+    assert_eq!(written(&mut tracker, &to), [3]);
+}
+
+#[test]
+fn t33_registered_by_a_tracker_that_was_killed_then() {
+    needs!(wp_async);
+    use std::os::fd::AsFd;
+    let (region, tracker) = joined();
+    let (start, end) = PageSize::KIB_4.span_of(region.pages());
+    tracker.protector().register(start, end - start).unwrap();
+    let kept = tracker.protector().as_fd().try_clone_to_owned().unwrap();
+    drop(tracker);
+    let protector = WriteProtector::already_enabled(kept);
+    let mut second = WpAsync::with(protector, Pagemap::of_self().unwrap()).distrusting();
+    assert_eq!(written(&mut second, &region).len(), 16);
+    region.store(9, 3);
+    assert_eq!(written(&mut second, &region), [9]);
+}
+
 #[test]
 fn t05_a_childs_stores_are_not_the_parents_and_the_child_is_all_written() {
     needs!(wp_async);
