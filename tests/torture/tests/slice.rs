@@ -17,7 +17,10 @@ use std::time::Duration;
 const SEEDS: [u64; 2] = [3, 19];
 
 /// Programs in which a page was lost once, as they were found and cut down.
-const REMEMBERED: [&str; 1] = [include_str!("../programs/poisoned_here_written_there.txt")];
+const REMEMBERED: [&str; 2] = [
+    include_str!("../programs/poisoned_here_written_there.txt"),
+    include_str!("../programs/joined_by_a_moved_mapping.txt"),
+];
 
 /// Nothing, or why this kernel cannot use the backend.
 fn obstacle(backend: &str) -> Option<String> {
