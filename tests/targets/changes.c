@@ -104,7 +104,7 @@ static const char *perform(const char *command) {
     CHANGE("queue", queue(SIGRTMIN + 1, 0));
     CHANGE("queue for a thread", queue(SIGRTMIN + 2, 1));
     CHANGE("handler", signal(SIGUSR1, handler) == SIG_ERR ? -1 : 0);
-    CHANGE("ignore", signal(SIGHUP, SIG_IGN) == SIG_ERR ? -1 : 0);
+    CHANGE("ignore", signal(SIGVTALRM, SIG_IGN) == SIG_ERR ? -1 : 0);
     CHANGE("position", (int)lseek(file, 77, SEEK_SET));
     CHANGE("nonblocking", add_flags(file, F_GETFL, F_SETFL, O_NONBLOCK));
     CHANGE("close on exec", add_flags(file, F_GETFD, F_SETFD, FD_CLOEXEC));
