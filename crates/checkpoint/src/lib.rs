@@ -54,6 +54,7 @@
 mod arena;
 mod capture;
 mod checkpointer;
+mod compared;
 mod describe;
 mod export;
 mod file_pages;
@@ -85,6 +86,7 @@ mod window;
 
 pub use capture::CaptureError;
 pub use checkpointer::{AttachError, Checkpointer, backends};
+pub use compared::ComparedBecause;
 pub use export::{CoreError, ExportError, write_core, write_region};
 pub use file_pages::FilePagesError;
 pub use inspect::{InspectError, Inspection, inspect};

@@ -1,5 +1,6 @@
 //! What one snapshot was: counts, times and what is missing from it. Plain values.
 
+use crate::compared::ComparedBecause;
 use pagetide_pages::PageCount;
 use pagetide_process::Blocker;
 use pagetide_snapshot::{SnapshotId, SnapshotKind};
@@ -21,18 +22,35 @@ pub struct NotCaptured {
     pub reason: String,
 }
 
-/// A mapping that the tracker could not watch. Its contents are in the snapshot: they were read and
-/// compared in full.
+/// A mapping that was not tracked, or all memory of a process. Its contents are in the snapshot: they were
+/// read and compared in full.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NotTracked {
     /// The process.
     pub pid: i32,
-    /// First address.
+    /// First address; 0 if all memory of the process is concerned.
     pub start: u64,
-    /// Address past the last byte.
+    /// Address past the last byte; 0 if all memory of the process is concerned.
     pub end: u64,
-    /// Why not, for people.
-    pub reason: String,
+    /// Why not.
+    pub reason: ComparedBecause,
+}
+
+impl NotTracked {
+    /// All memory of process `pid`.
+    pub fn whole(pid: i32, reason: ComparedBecause) -> NotTracked {
+        NotTracked {
+            pid,
+            start: 0,
+            end: 0,
+            reason,
+        }
+    }
+
+    /// True if all memory of the process is concerned.
+    pub fn is_whole(&self) -> bool {
+        self.end == 0
+    }
 }
 
 /// What one snapshot was.

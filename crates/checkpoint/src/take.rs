@@ -415,7 +415,7 @@ impl Checkpointer {
             let number = spaces.number_of(&member.names.space);
             spaces.describe(number, regions);
             not_captured.extend(missing);
-            not_tracked.append(&mut stopped.refused);
+            not_tracked.append(&mut stopped.not_tracked);
         }
         found
             .objects

@@ -2,6 +2,7 @@
 //! rounds of copying before that are in `precopy`, the copying itself is in `capture`.
 
 use crate::capture::{ASK_FROM, CaptureError, Copied, SIZE, Source};
+use crate::compared::ComparedBecause;
 use crate::file_pages::{FileHashes, file_page};
 use crate::files::{self, FileReport, Files, Stamps};
 use crate::layout::{self, Layout, Watch};
@@ -48,6 +49,8 @@ pub(crate) struct Looked {
     pub layout: Layout,
     written: PageSet,
     pub refused: Vec<NotTracked>,
+    /// Why all memory is compared, if it is.
+    whole: Vec<ComparedBecause>,
     pub scan: Duration,
 }
 
@@ -60,7 +63,7 @@ pub(crate) struct Stopped {
     /// Pages that are those of their file.
     pub in_file: PageSet,
     pub memo: Memo,
-    pub refused: Vec<NotTracked>,
+    pub not_tracked: Vec<NotTracked>,
     /// Pages that were copied, or that have a state in `states`.
     pub read: PageSet,
     pub unreadable: PageSet,
@@ -142,13 +145,9 @@ impl Member {
     ) -> Result<Looked, TakeError> {
         let pid = self.pid();
         let threads = process.thread_states()?;
-        let distrusted = self
-            .memo_of(window.parent)
-            .is_some_and(|memo| memo.unlisted_ring);
         let is_object = |mapping: &Mapping| files.is_object(mapping, window.report);
-        // The kernel's own reads go on while the threads are stopped.
-        let unsettled = window.io.unlisted_ring || window.io.any && self.needs_stop();
-        let layout = self.layout(!unsettled && !distrusted, is_object)?;
+        let whole = self.why_all_is_compared(window);
+        let layout = self.layout(whole.is_empty(), is_object)?;
         let started = Instant::now();
         let mut refused = Vec::new();
         let mut written = PageSet::new();
@@ -164,8 +163,30 @@ impl Member {
             layout,
             written,
             refused,
+            whole,
             scan: started.elapsed(),
         })
+    }
+
+    /// Why all memory of the process is compared; nothing if the tracker's word is enough.
+    fn why_all_is_compared(&self, window: &Window<'_>) -> Vec<ComparedBecause> {
+        if self.tracking.is_none() {
+            return Vec::new();
+        }
+        let mut reasons = Vec::new();
+        if window.io.unlisted_ring {
+            reasons.push(ComparedBecause::UnlistedRing);
+        } else if self
+            .memo_of(window.parent)
+            .is_some_and(|memo| memo.unlisted_ring)
+        {
+            reasons.push(ComparedBecause::UnlistedRingBefore);
+        }
+        // The kernel's own reads go on while the threads are stopped.
+        if window.io.any && self.needs_stop() {
+            reasons.push(ComparedBecause::ReadsUnderWay);
+        }
+        reasons
     }
 
     /// Copies what has to be copied of the stopped process.
@@ -177,6 +198,10 @@ impl Member {
     ) -> Result<Stopped, TakeError> {
         let plan = self.plan(&looked, window)?;
         let layout = looked.layout;
+        let pid = self.pid();
+        let mut not_tracked = looked.refused;
+        let whole = looked.whole.into_iter();
+        not_tracked.extend(whole.map(|reason| NotTracked::whole(pid, reason)));
         let parent = window
             .parent
             .filter(|_| self.memo.is_some())
@@ -218,7 +243,7 @@ impl Member {
             states,
             in_file: plan.in_file,
             memo: plan.memo,
-            refused: looked.refused,
+            not_tracked,
             unreadable,
             scan: looked.scan,
         })
@@ -504,6 +529,6 @@ fn not_tracked(pid: i32, refused: &pagetide_tracker::Refused) -> NotTracked {
         pid,
         start,
         end,
-        reason: refused.reason.to_string(),
+        reason: ComparedBecause::Refused(refused.reason.to_string()),
     }
 }

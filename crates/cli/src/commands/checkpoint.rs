@@ -41,7 +41,7 @@ struct Line<'a> {
     copy_us: u64,
     total_us: u64,
     not_captured: Vec<Missing<'a>>,
-    not_tracked: Vec<Missing<'a>>,
+    not_tracked: Vec<Compared>,
     restorable: bool,
     blockers: Vec<Listed<'a>>,
     why_full: Option<&'static str>,
@@ -54,6 +54,19 @@ struct Missing<'a> {
     end: String,
     name: &'a str,
     reason: &'a str,
+}
+
+/// Memory that is compared. All memory of the process if `start` and `end` are 0.
+#[derive(Serialize)]
+struct Compared {
+    pid: i32,
+    start: String,
+    end: String,
+    /// Empty; there since the first version.
+    name: &'static str,
+    /// The kind of reason, for machines.
+    because: &'static str,
+    reason: String,
 }
 
 pub fn run(arguments: &Checkpoint) -> anyhow::Result<ExitCode> {
@@ -403,10 +416,12 @@ impl Printer {
             eprintln!("pagetide: snapshot {} is full: {why}", report.id);
         }
         for missing in &report.not_tracked {
-            eprintln!(
-                "pagetide: {:#x}-{:#x} cannot be tracked and is compared each time: {}",
-                missing.start, missing.end, missing.reason
-            );
+            let what = match missing.is_whole() {
+                true => format!("all memory of process {}", missing.pid),
+                false => format!("{:#x}-{:#x}", missing.start, missing.end),
+            };
+            let reason = &missing.reason;
+            eprintln!("pagetide: {what} cannot be tracked and is compared each time: {reason}");
         }
         let kernel_data = |missing: &&NotCaptured| {
             !["[vvar]", "[vvar_vclock]", "[vsyscall]"].contains(&missing.name.as_str())
@@ -473,12 +488,13 @@ fn line(report: &Report) -> Line<'_> {
         not_tracked: report
             .not_tracked
             .iter()
-            .map(|missing| Missing {
+            .map(|missing| Compared {
                 pid: missing.pid,
                 start: address(missing.start),
                 end: address(missing.end),
                 name: "",
-                reason: &missing.reason,
+                because: missing.reason.name(),
+                reason: missing.reason.to_string(),
             })
             .collect(),
         restorable: report.blockers.as_ref().is_some_and(Vec::is_empty),
