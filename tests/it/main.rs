@@ -24,4 +24,5 @@ mod signals;
 mod traps;
 mod tree;
 mod unseen;
+mod untrusted_store;
 mod whole;

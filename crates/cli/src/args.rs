@@ -68,6 +68,9 @@ pub struct Taking {
     /// Directory of the store; it is made if it does not exist
     #[arg(long, value_name = "DIR")]
     pub store: PathBuf,
+    /// Rely on the store though others can write to it, or to a directory on the way to it
+    #[arg(long)]
+    pub trust_store: bool,
     /// How written pages are found
     #[arg(long, value_enum, default_value_t = BackendName::Auto)]
     pub backend: BackendName,
@@ -183,6 +186,9 @@ pub struct Export {
     /// Where to write: a directory for raw, a file for core; it must not exist yet (raw: or be empty)
     #[arg(short, long, value_name = "PATH")]
     pub output: PathBuf,
+    /// Rely on the store though others can write to it, or to a directory on the way to it
+    #[arg(long)]
+    pub trust_store: bool,
 }
 
 /// Options of `rollback`.
@@ -196,6 +202,9 @@ pub struct Rollback {
     /// The snapshot [default: the newest]
     #[arg(long, value_name = "ID")]
     pub at: Option<u64>,
+    /// Rely on the store though others can write to it, or to a directory on the way to it
+    #[arg(long)]
+    pub trust_store: bool,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -235,6 +244,9 @@ pub struct Restore {
     /// Start nothing: list the paths that would be opened, and what cannot be brought back
     #[arg(long)]
     pub dry_run: bool,
+    /// Rely on the store though others can write to it, or to a directory on the way to it
+    #[arg(long)]
+    pub trust_store: bool,
     /// Something that cannot be brought back, by its name, and that the process may go without
     #[arg(long, value_name = "NAME")]
     pub accept: Vec<String>,

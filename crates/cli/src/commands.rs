@@ -18,9 +18,10 @@ use crate::args::Command;
 use crate::failure::Wrong;
 use anyhow::Context;
 use pagetide_process::StopOptions;
-use pagetide_snapshot::{SnapshotId, Store, View};
+use pagetide_snapshot::{DirectoryStorage, SnapshotId, Storage, Store, View};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Does what the user asked for.
@@ -51,9 +52,27 @@ fn stop_options() -> StopOptions {
     StopOptions::with_timeout(Duration::from_secs(5))
 }
 
-/// The store in a directory, which must be there.
+/// The store in a directory, which must be there, for a command that only tells what is in it: whoever could write to it.
 fn open_store(path: &Path) -> anyhow::Result<Store> {
-    Ok(Store::open_directory(path)?)
+    Ok(Store::open(Arc::new(DirectoryStorage::trusting(path)))?)
+}
+
+/// The store in a directory, which must be there, for a command that acts on what is in it: nobody but root and the caller
+/// may be able to write to it, unless the user says that it can be relied on.
+fn open_store_to_act(path: &Path, trust: bool) -> anyhow::Result<Store> {
+    Ok(Store::open(storage_to_act(path, trust))?)
+}
+
+/// See `open_store_to_act`.
+fn storage_to_act(path: &Path, trust: bool) -> Arc<dyn Storage> {
+    if !trust {
+        return Arc::new(DirectoryStorage::new(path));
+    }
+    eprintln!(
+        "pagetide: --trust-store: who can write to {} was not checked",
+        path.display()
+    );
+    Arc::new(DirectoryStorage::trusting(path))
 }
 
 /// A snapshot of a store: the one asked for, or the newest.

@@ -3,7 +3,7 @@
 use crate::blockers;
 use pagetide::{AttachError, InspectError, RestoreError, RollbackError, TakeError, TrackingError};
 use pagetide_process::{NoPrivilege, PageUsageError, RefusalError, RemoteCallError, StopError};
-use pagetide_snapshot::{LockError, OpenError, ReadError};
+use pagetide_snapshot::{LockError, OpenError, ReadError, Untrusted};
 use rustix::io::Errno;
 use std::fmt;
 use std::io::ErrorKind;
@@ -154,6 +154,9 @@ fn is_refusal(cause: Cause<'_>) -> bool {
     if let Some(error) = cause.downcast_ref::<LockError>() {
         return !matches!(error, LockError::Io { .. });
     }
+    if let Some(error) = cause.downcast_ref() {
+        return Untrusted::is(error);
+    }
     if let Some(error) = cause.downcast_ref::<RestoreError>() {
         return error.is_refusal();
     }
@@ -284,6 +287,8 @@ fn call_advice(error: &RemoteCallError) -> Option<&'static str> {
 fn store_advice(cause: Cause<'_>) -> Option<&'static str> {
     const WRITABLE: &str = "a store must be writable to take snapshots into it";
     const NEWER: &str = "use the version of pagetide that wrote it, or a newer";
+    const RELIABLE: &str = "name a store that nobody but root and you can write to, in directories \
+                            of which that is true, too; if you know better, add `--trust-store`";
     if let Some(error) = cause.downcast_ref() {
         return Some(match error {
             OpenError::Missing { .. } => {
@@ -293,6 +298,7 @@ fn store_advice(cause: Cause<'_>) -> Option<&'static str> {
                 "name a store; `checkpoint` also takes a directory that is empty or not there yet"
             }
             OpenError::FutureFormat { .. } => NEWER,
+            OpenError::Untrusted { .. } => RELIABLE,
             OpenError::ReadOnly { .. } => WRITABLE,
             _ => return None,
         });
@@ -308,6 +314,7 @@ fn store_advice(cause: Cause<'_>) -> Option<&'static str> {
     }
     if let Some(error) = cause.downcast_ref::<std::io::Error>() {
         return Some(match error.kind() {
+            _ if Untrusted::is(error) => RELIABLE,
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
                 "nothing is lost: free some space and run it again"
             }

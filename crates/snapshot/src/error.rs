@@ -2,6 +2,7 @@
 //! caller to say.
 
 use crate::model::{ContentHash, SnapshotId};
+use crate::storage::Untrusted;
 use pagetide_pages::PageRange;
 use std::io;
 
@@ -44,6 +45,14 @@ pub enum OpenError {
         found: u32,
         /// The newest format this version reads.
         supported: u32,
+    },
+    /// Others can have written to it, or something in it is not what a store has there.
+    #[error("{location}: the store cannot be relied on")]
+    Untrusted {
+        /// The place.
+        location: String,
+        /// What, and why.
+        source: Untrusted,
     },
     /// The store cannot be written.
     #[error("{location}: cannot be written")]

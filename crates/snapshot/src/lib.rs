@@ -60,7 +60,7 @@ pub use model::{
     Shown, SnapshotId, SnapshotInfo, SnapshotKind, Space, StoreId,
 };
 pub use options::{DEFAULT_FRAME_BYTES, WriteCounters, WriteOptions};
-pub use storage::{DirectoryStorage, MemoryStorage, Storage};
+pub use storage::{DirectoryStorage, MemoryStorage, Storage, Untrusted};
 pub use store::{DamagedSnapshot, Snapshots, Store, WriterLock};
 pub use verify::{Damage, VerifyProgress, VerifyReport};
 pub use view::{PageContent, View};

@@ -11,7 +11,7 @@ use crate::layer::{self, Layer, SnapshotFile, io_error};
 use crate::model::{PageState, SnapshotId, SnapshotInfo, StoreId};
 use crate::options::WriteOptions;
 use crate::runs::Resolved;
-use crate::storage::{DirectoryStorage, LockFailure, Storage, StorageLock};
+use crate::storage::{DirectoryStorage, LockFailure, Storage, StorageLock, Untrusted};
 use crate::verify::{self, VerifyProgress, VerifyReport};
 use crate::view::View;
 use crate::writer::SnapshotWriter;
@@ -128,6 +128,9 @@ impl Store {
                     Err(error) if error.kind() == ErrorKind::NotFound => {
                         OpenError::Missing { location }
                     }
+                    Err(error) if Untrusted::is(&error) => {
+                        open_failure(location, "list its files", error)
+                    }
                     _ => OpenError::NotAStore { location },
                 });
             }
@@ -147,12 +150,14 @@ impl Store {
         }
     }
 
-    /// As `create`, in a directory that does not exist or is empty.
+    /// As `create`, in a directory that does not exist or is empty. Nobody but root and the caller may be able to write to
+    /// it, see [`DirectoryStorage::new`].
     pub fn create_directory(path: impl AsRef<Path>) -> Result<Store, OpenError> {
         Store::create(Arc::new(DirectoryStorage::new(path.as_ref())))
     }
 
-    /// As `open`, in a directory.
+    /// As `open`, in a directory. Nobody but root and the caller may be able to write to it, see
+    /// [`DirectoryStorage::new`].
     pub fn open_directory(path: impl AsRef<Path>) -> Result<Store, OpenError> {
         Store::open(Arc::new(DirectoryStorage::new(path.as_ref())))
     }
@@ -406,6 +411,10 @@ fn is_refusal(error: &io::Error) -> bool {
 }
 
 fn open_failure(location: String, operation: &str, source: io::Error) -> OpenError {
+    let source = match source.downcast::<Untrusted>() {
+        Ok(source) => return OpenError::Untrusted { location, source },
+        Err(source) => source,
+    };
     if is_refusal(&source) && operation.starts_with("create") {
         return OpenError::ReadOnly { location, source };
     }

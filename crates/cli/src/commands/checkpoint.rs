@@ -1,6 +1,6 @@
 //! `pagetide checkpoint` and `pagetide run`: snapshots of one process, once or on a schedule.
 
-use super::stop_options;
+use super::{stop_options, storage_to_act};
 use crate::args::{BackendName, Checkpoint, LeaveName, ModeName, Run, Taking};
 use crate::blockers::{self, Listed};
 use crate::failure::{Signalled, Wrong, message};
@@ -17,7 +17,6 @@ use pagetide_tracker::Backend;
 use serde::Serialize;
 use std::io::IsTerminal;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
 use std::process::{Child, Command, ExitCode, ExitStatus};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -73,7 +72,7 @@ pub fn run(arguments: &Checkpoint) -> anyhow::Result<ExitCode> {
     let signals = Signals::catch()?;
     // The process is looked at first: a pid that cannot be handled leaves no store behind.
     pagetide_process::examine(arguments.pid)?;
-    let store = open_or_create(&arguments.taking.store)?;
+    let store = open_or_create(&arguments.taking)?;
     let residence = match arguments.every {
         None => Residence::Target,
         Some(_) => Residence::Here,
@@ -154,7 +153,7 @@ fn told(error: TakeError, signals: &Signals, taken: u64) -> anyhow::Error {
 }
 
 pub fn run_command(arguments: &Run) -> anyhow::Result<ExitCode> {
-    let store = open_or_create(&arguments.taking.store)?;
+    let store = open_or_create(&arguments.taking)?;
     let (program, words) = arguments
         .command
         .split_first()
@@ -241,12 +240,11 @@ fn end(child: &mut Child, signals: &Signals) -> anyhow::Result<ExitStatus> {
 }
 
 /// The store in a directory; a new one if there is no directory, or an empty one.
-fn open_or_create(path: &Path) -> anyhow::Result<Store> {
-    match Store::open_directory(path) {
+fn open_or_create(taking: &Taking) -> anyhow::Result<Store> {
+    let storage = storage_to_act(&taking.store, taking.trust_store);
+    match Store::open(Arc::clone(&storage)) {
         // Creating looks whether there is anything, and takes over what an attempt that failed left.
-        Err(OpenError::Missing { .. } | OpenError::NotAStore { .. }) => {
-            Ok(Store::create_directory(path)?)
-        }
+        Err(OpenError::Missing { .. } | OpenError::NotAStore { .. }) => Ok(Store::create(storage)?),
         other => Ok(other?),
     }
 }

@@ -1,6 +1,6 @@
 //! `pagetide export`: a snapshot as plain files or as an ELF core.
 
-use super::{open_store, show, view_at};
+use super::{open_store_to_act, show, view_at};
 use crate::args::{Export, ExportFormat};
 use crate::failure::Wrong;
 use anyhow::Context;
@@ -23,7 +23,7 @@ struct Map {
 }
 
 pub fn run(options: &Export) -> anyhow::Result<()> {
-    let store = open_store(&options.store)?;
+    let store = open_store_to_act(&options.store, options.trust_store)?;
     let view = view_at(&store, options.at)?;
     let members = members(&view, options.pid)?;
     match options.format {

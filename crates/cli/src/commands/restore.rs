@@ -2,13 +2,11 @@
 
 mod behind;
 
-use super::{open_store, stop_options, view_at};
+use super::{open_store_to_act, stop_options, view_at};
 use crate::args::{Restore, TcpName};
 use crate::blockers::{self, Listed};
-use crate::failure::Wrong;
 use crate::output;
 use crate::signals::Signals;
-use anyhow::Context;
 use behind::Behind;
 use pagetide::{Filling, RestoreOptions};
 use pagetide_process::TcpChoice;
@@ -16,9 +14,6 @@ use pagetide_snapshot::View;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
 use serde::Serialize;
 use std::borrow::Cow;
-use std::fs::Metadata;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -47,12 +42,12 @@ pub fn run(arguments: &Restore) -> anyhow::Result<ExitCode> {
         return behind::start();
     }
     let behind = is_served_later.then(Behind::new).transpose()?;
-    let store = open_store(&arguments.store)?;
+    // What is in the store is run, with the rights of root if root asks for it.
+    let store = open_store_to_act(&arguments.store, arguments.trust_store)?;
     let view = view_at(&store, arguments.at)?;
     if arguments.dry_run {
         return list(&view, arguments.json);
     }
-    refuse_foreign_hands(&arguments.store)?;
     let signals = Signals::catch()?;
     let mut options = RestoreOptions::default();
     options.new_pid = arguments.new_pid;
@@ -166,53 +161,6 @@ fn list(view: &View, json: bool) -> anyhow::Result<ExitCode> {
         true => ExitCode::SUCCESS,
         false => ExitCode::from(3),
     })
-}
-
-/// A restore runs what is in the store, with the rights of root if root asks for it. So nobody else may have been able
-/// to write to it.
-fn refuse_foreign_hands(store: &Path) -> anyhow::Result<()> {
-    if !rustix::process::geteuid().is_root() {
-        return Ok(());
-    }
-    let mut directories = vec![store.to_owned()];
-    // It may be a link: whoever made that chooses, too.
-    refuse_foreign(store, &std::fs::symlink_metadata(store))?;
-    while let Some(directory) = directories.pop() {
-        let inside = std::fs::read_dir(&directory)
-            .with_context(|| format!("look at {}", directory.display()))?;
-        let mut all = Vec::new();
-        for entry in inside {
-            let entry = entry.with_context(|| format!("look at {}", directory.display()))?;
-            match entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                true => directories.push(entry.path()),
-                false => all.push(entry.path()),
-            }
-        }
-        refuse_foreign(&directory, &std::fs::metadata(&directory))?;
-        for path in all {
-            refuse_foreign(&path, &std::fs::symlink_metadata(&path))?;
-        }
-    }
-    Ok(())
-}
-
-/// Refuses what is not root's, or what others may write to.
-fn refuse_foreign(path: &Path, looked: &std::io::Result<Metadata>) -> anyhow::Result<()> {
-    let metadata = match looked {
-        Ok(metadata) => metadata,
-        Err(error) => anyhow::bail!("look at {}: {error}", path.display()),
-    };
-    let writable = metadata.mode() & 0o022 != 0 && !metadata.file_type().is_symlink();
-    if metadata.uid() == 0 && !writable {
-        return Ok(());
-    }
-    let message = format!(
-        "{}: others can write to it (owner {}, mode {:o}), and a restore runs what is in it",
-        path.display(),
-        metadata.uid(),
-        metadata.mode() & 0o7777
-    );
-    Err(Wrong::Refused(message).into())
 }
 
 /// Waits for the process and takes over its exit status. A signal to us is passed on to it.

@@ -1,6 +1,6 @@
 //! `pagetide rollback`: a live process's memory and registers put back to a snapshot.
 
-use super::{open_store, stop_options, view_at};
+use super::{open_store_to_act, stop_options, view_at};
 use crate::args::Rollback;
 use crate::output;
 use serde::Serialize;
@@ -15,7 +15,7 @@ struct Answer {
 }
 
 pub fn run(options: &Rollback) -> anyhow::Result<()> {
-    let store = open_store(&options.store)?;
+    let store = open_store_to_act(&options.store, options.trust_store)?;
     let view = view_at(&store, options.at)?;
     let done = pagetide::roll_back(options.pid, &store, &view, stop_options())?;
     let answer = Answer {

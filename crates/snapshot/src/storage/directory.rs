@@ -1,140 +1,268 @@
 //! A store in a directory of the local file system. Not a cache and not a database: one file a
-//! snapshot, written beside its final name, synced, renamed, and the directory synced.
+//! snapshot, written beside its final name, synced, renamed, and the directory synced. All of it goes
+//! by descriptors that are held (`held`); no path is followed twice.
 
+use super::held::{self, Reliance, Untrusted};
 use super::{LockFailure, PartialFile, Storage, StorageLock, StoredFile};
-use rustix::fs::{FlockOperation, RenameFlags, flock, renameat_with};
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use rustix::fs::{
+    AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, flock, fsync, mkdirat, openat,
+    renameat, renameat_with, statat, unlinkat,
+};
+use rustix::io::Errno;
+use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 /// The one directory inside the store's directory.
 const SNAPSHOTS: &str = "snapshots";
 /// The file whose lock is the right to write. It is never removed: removing it would let two
 /// writers lock two files of the same name.
 const LOCK: &str = "lock";
+/// A note in it is not longer.
+const NOTE_BYTES_MAX: u64 = 64;
+const NOTE_BEGINS: &str = "process ";
 
 /// Files in a directory of the local file system.
+///
+/// The directory is opened when it is first needed and held from then on, so that what was looked at is what is used. No
+/// link in it is followed. Clones share it.
 #[derive(Clone, Debug)]
 pub struct DirectoryStorage {
+    place: Arc<Place>,
+}
+
+#[derive(Debug)]
+struct Place {
     root: PathBuf,
+    reliance: Reliance,
+    held: OnceLock<OwnedFd>,
+    snapshots: OnceLock<OwnedFd>,
 }
 
 impl DirectoryStorage {
-    /// The directory `root`; nothing is read or made yet.
+    /// The directory `root`, if only root and the caller can have written to it: it, what is in it, and each directory on
+    /// the way to it must belong to one of them, and group and others must not be able to write to it (but to a directory
+    /// on the way that has the sticky bit). Otherwise operations fail with an [`Untrusted`]. Nothing is read or made yet.
     pub fn new(root: impl Into<PathBuf>) -> DirectoryStorage {
-        DirectoryStorage { root: root.into() }
+        DirectoryStorage::with(root.into(), Reliance::Checked)
+    }
+
+    /// The directory `root`, whoever may have written to it.
+    pub fn trusting(root: impl Into<PathBuf>) -> DirectoryStorage {
+        DirectoryStorage::with(root.into(), Reliance::Trusting)
+    }
+
+    fn with(root: PathBuf, reliance: Reliance) -> DirectoryStorage {
+        let place = Place {
+            root,
+            reliance,
+            held: OnceLock::new(),
+            snapshots: OnceLock::new(),
+        };
+        DirectoryStorage {
+            place: Arc::new(place),
+        }
     }
 
     /// The directory.
     pub fn root(&self) -> &Path {
-        &self.root
+        &self.place.root
     }
+}
+
+impl Place {
+    fn root(&self) -> io::Result<&OwnedFd> {
+        once(&self.held, || {
+            let held = held::hold(&self.root, self.reliance)?;
+            held::check_entries(&held, &self.root, self.reliance)?;
+            Ok(held)
+        })
+    }
+
+    fn snapshots(&self) -> io::Result<&OwnedFd> {
+        once(&self.snapshots, || {
+            let shown = self.root.join(SNAPSHOTS);
+            let held = held::hold_inside(self.root()?, SNAPSHOTS, &shown, self.reliance)?;
+            held::check_entries(&held, &shown, self.reliance)?;
+            Ok(held)
+        })
+    }
+
+    /// The directory that the file `name` of the store stands in, and its name there.
+    fn at<'a>(&self, name: &'a str) -> io::Result<(&OwnedFd, &'a str)> {
+        match name.split_once('/') {
+            None => Ok((self.root()?, name)),
+            Some((SNAPSHOTS, inner)) if !inner.contains('/') => Ok((self.snapshots()?, inner)),
+            Some(_) => Err(ErrorKind::InvalidInput.into()),
+        }
+    }
+
+    /// Removes a file, which must be one of the store.
+    fn remove(&self, name: &str) -> io::Result<()> {
+        let (directory, inner) = self.at(name)?;
+        let shown = self.root.join(name);
+        let stat = statat(directory, inner, AtFlags::SYMLINK_NOFOLLOW)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(Untrusted::error(&shown, "is not a regular file"));
+        }
+        self.reliance.check(&shown, &stat)?;
+        Ok(unlinkat(directory, inner, AtFlags::empty())?)
+    }
+
+    /// A file that was not there before.
+    fn create(&self, name: &str) -> io::Result<OwnedFd> {
+        let (directory, inner) = self.at(name)?;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        Ok(openat(directory, inner, flags, Mode::RUSR | Mode::WUSR)?)
+    }
+
+    fn lock_file(&self) -> io::Result<OwnedFd> {
+        match self.create(LOCK) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                let shown = self.root.join(LOCK);
+                held::open_file(self.root()?, LOCK, &shown, self.reliance, OFlags::RDWR)
+            }
+            other => other,
+        }
+    }
+}
+
+/// What is in `cell`, made if it is not there yet.
+fn once<T>(cell: &OnceLock<T>, make: impl FnOnce() -> io::Result<T>) -> io::Result<&T> {
+    if let Some(known) = cell.get() {
+        return Ok(known);
+    }
+    let made = make()?;
+    // Of two that come at the same time one is dropped.
+    Ok(cell.get_or_init(|| made))
 }
 
 impl Storage for DirectoryStorage {
     fn location(&self) -> String {
-        self.root.display().to_string()
+        self.place.root.display().to_string()
     }
 
     fn prepare(&self) -> io::Result<()> {
-        for directory in [self.root.clone(), self.root.join(SNAPSHOTS)] {
-            match DirBuilder::new().mode(0o700).create(&directory) {
-                Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
-                _ => {}
+        let Place { root, reliance, .. } = &*self.place;
+        let private = Mode::RWXU;
+        if let (Some(parent), Some(name)) = (root.parent(), root.file_name()) {
+            let parent = match parent.as_os_str().is_empty() {
+                true => Path::new("."),
+                false => parent,
+            };
+            let parent = held::walk(parent, *reliance)?;
+            match mkdirat(&parent, name, private) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(error.into()),
+            }
+            // Also the name of the root in its parent, if the parent may be opened.
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            if let Ok(parent) = openat(&parent, c".", flags, Mode::empty()) {
+                fsync(&parent)?;
             }
         }
-        sync_directory(&self.root)?;
-        // Also the name of the root in its parent, if the parent may be opened.
-        match self.root.parent() {
-            Some(parent) if parent.as_os_str().is_empty() => sync_directory(Path::new(".")),
-            Some(parent) => sync_directory(parent).or(Ok(())),
-            None => Ok(()),
+        let held = self.place.root()?;
+        match mkdirat(held, SNAPSHOTS, private) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
         }
+        self.place.snapshots()?;
+        Ok(fsync(held)?)
     }
 
     fn list(&self) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
-        for entry in fs::read_dir(&self.root)? {
-            let entry = entry?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if !entry.file_type()?.is_dir() {
-                names.push(name);
-            } else if name == SNAPSHOTS {
-                for inner in fs::read_dir(entry.path())? {
-                    let inner = inner?.file_name();
+        for (name, is_directory) in held::entries(self.place.root()?)? {
+            let name = name.to_string_lossy().into_owned();
+            if name == SNAPSHOTS {
+                for (inner, _) in held::entries(self.place.snapshots()?)? {
                     names.push(format!("{SNAPSHOTS}/{}", inner.to_string_lossy()));
                 }
-            } else {
+            } else if is_directory {
                 names.push(name + "/");
+            } else {
+                names.push(name);
             }
         }
         Ok(names)
     }
 
     fn open(&self, name: &str) -> io::Result<Box<dyn StoredFile>> {
-        let file = File::open(self.root.join(name))?;
-        if !file.metadata()?.is_file() {
-            return Err(io::Error::new(ErrorKind::InvalidInput, "not a file"));
-        }
-        Ok(Box::new(LocalFile { file }))
+        let (directory, inner) = self.place.at(name)?;
+        let shown = self.place.root.join(name);
+        let reliance = self.place.reliance;
+        let file = held::open_file(directory, inner, &shown, reliance, OFlags::RDONLY)?;
+        Ok(Box::new(LocalFile { file: file.into() }))
     }
 
     fn create(&self, name: &str) -> io::Result<Box<dyn PartialFile>> {
-        let path = self.root.join(name);
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&path)?;
+        match self.place.remove(name) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         Ok(Box::new(LocalPartial {
-            root: self.root.clone(),
-            path,
-            file,
+            file: self.place.create(name)?.into(),
+            place: Arc::clone(&self.place),
+            name: name.to_owned(),
             published: false,
         }))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        fs::remove_file(self.root.join(name))
+        self.place.remove(name)
     }
 
     fn lock(&self) -> Result<Box<dyn StorageLock>, LockFailure> {
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(self.root.join(LOCK))
-            .map_err(LockFailure::Io)?;
+        let mut file = File::from(self.place.lock_file().map_err(LockFailure::Io)?);
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
-            Err(error) if error == rustix::io::Errno::WOULDBLOCK => {
+            Err(Errno::WOULDBLOCK) => {
                 return Err(LockFailure::Held(holder(&mut file)));
             }
             Err(error) => return Err(LockFailure::Io(error.into())),
         }
         // Only for the message another writer gets; the lock itself is the kernel's.
-        let note = format!("process {}\n", std::process::id());
-        file.set_len(0)
+        let note = format!("{NOTE_BEGINS}{}\n", std::process::id());
+        is_note(&mut file)
+            .and_then(|is_note| match is_note {
+                true => Ok(()),
+                // It is another name of somebody's file, which must stay as it is.
+                false => {
+                    let shown = self.place.root.join(LOCK);
+                    Err(Untrusted::error(&shown, "is not the lock of a store"))
+                }
+            })
+            .and_then(|()| file.set_len(0))
             .and_then(|()| file.write_all_at(note.as_bytes(), 0))
             .map_err(LockFailure::Io)?;
         Ok(Box::new(LocalLock { _file: file }))
     }
 }
 
-/// Who wrote into the lock file last, if it reads like one of our notes.
-fn holder(file: &mut File) -> Option<String> {
-    let mut note = String::new();
-    file.take(64).read_to_string(&mut note).ok()?;
-    let note = note.trim();
-    note.starts_with("process ").then(|| note.to_owned())
+/// The text of a lock file, as long as one of our notes can be.
+fn note(file: &mut File) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    file.take(NOTE_BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
 }
 
-fn sync_directory(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
+/// True if the lock file has nothing in it but what we wrote, whole or in part.
+fn is_note(file: &mut File) -> io::Result<bool> {
+    let is_short = file.metadata()?.len() < NOTE_BYTES_MAX;
+    let note = note(file)?;
+    let number = note.strip_prefix(NOTE_BEGINS);
+    let is_number = |digits: &str| digits.bytes().all(|byte| byte.is_ascii_digit());
+    Ok(is_short && (NOTE_BEGINS.starts_with(&note) || number.is_some_and(is_number)))
+}
+
+/// Who wrote into the lock file last, if it reads like one of our notes.
+fn holder(file: &mut File) -> Option<String> {
+    let note = note(file).ok()?;
+    let number: u32 = note.strip_prefix(NOTE_BEGINS)?.parse().ok()?;
+    Some(format!("{NOTE_BEGINS}{number}"))
 }
 
 #[derive(Debug)]
@@ -159,8 +287,8 @@ impl StoredFile for LocalFile {
 }
 
 struct LocalPartial {
-    root: PathBuf,
-    path: PathBuf,
+    place: Arc<Place>,
+    name: String,
     file: File,
     published: bool,
 }
@@ -176,13 +304,15 @@ impl PartialFile for LocalPartial {
 
     fn publish(mut self: Box<Self>, name: &str) -> io::Result<()> {
         self.file.sync_all()?;
-        let target = self.root.join(name);
-        rename_without_replacing(&self.path, &target)?;
+        let from = self.place.at(&self.name)?;
+        let to = self.place.at(name)?;
+        rename_without_replacing(from, to)?;
         self.published = true;
-        let directory = target.parent().unwrap_or(&self.root);
-        sync_directory(directory).inspect_err(|_| {
+        let (directory, inner) = to;
+        fsync(directory).map_err(|error| {
             // Whoever asked is told that it failed, so the name must not stay.
-            let _ = fs::remove_file(&target);
+            let _ = unlinkat(directory, inner, AtFlags::empty());
+            error.into()
         })
     }
 }
@@ -191,21 +321,23 @@ impl Drop for LocalPartial {
     fn drop(&mut self) {
         if !self.published {
             // What cannot be removed now is removed by the next writer.
-            let _ = fs::remove_file(&self.path);
+            let _ = self.place.remove(&self.name);
         }
     }
 }
 
-fn rename_without_replacing(from: &Path, to: &Path) -> io::Result<()> {
-    let here = rustix::fs::CWD;
-    match renameat_with(here, from, here, to, RenameFlags::NOREPLACE) {
+/// A name in a directory that is held.
+type Entry<'a> = (&'a OwnedFd, &'a str);
+
+fn rename_without_replacing(from: Entry<'_>, to: Entry<'_>) -> io::Result<()> {
+    match renameat_with(from.0, from.1, to.0, to.1, RenameFlags::NOREPLACE) {
         Ok(()) => Ok(()),
         // Some file systems cannot. There is one writer at a time, so to look first is enough.
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
-            if to.symlink_metadata().is_ok() {
+        Err(Errno::INVAL | Errno::NOSYS) => {
+            if statat(to.0, to.1, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
                 return Err(ErrorKind::AlreadyExists.into());
             }
-            fs::rename(from, to)
+            Ok(renameat(from.0, from.1, to.0, to.1)?)
         }
         Err(error) => Err(error.into()),
     }

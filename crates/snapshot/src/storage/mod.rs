@@ -2,9 +2,11 @@
 //! store. Nothing here knows what the files mean.
 
 mod directory;
+mod held;
 mod memory;
 
 pub use directory::DirectoryStorage;
+pub use held::Untrusted;
 pub use memory::{AfterCrash, Fault, MemoryStorage};
 
 use std::fmt::Debug;

@@ -5,8 +5,9 @@ use crate::common::*;
 use pagetide_pages::PageIndex;
 use pagetide_snapshot::*;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
+use std::sync::Arc;
 
 fn fill(store: &Store) -> View {
     let lock = store.lock().expect("the lock");
@@ -112,4 +113,69 @@ fn a_file_that_is_there_is_not_replaced() {
     assert!(matches!(writer.commit(), Err(WriteError::Exists { .. })));
     assert_eq!(fs::read(&name).expect("it is there"), b"somebody else's");
     assert!(!name.with_extension("partial").exists());
+}
+
+#[test]
+fn what_was_looked_at_is_what_is_read_and_written() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let at = |name: &str| directory.path().join(name);
+    let store = Store::create_directory(at("store")).expect("a store");
+    fill(&store);
+    let held = Store::open_directory(at("store")).expect("a store");
+    let view = held.view(SnapshotId(1)).expect("readable");
+    // Another store takes its place.
+    fs::rename(at("store"), at("aside")).expect("moved");
+    let other = Store::create_directory(at("store")).expect("another store");
+    assert_ne!(other.id(), held.id());
+    let mut page = vec![0; 512];
+    view.read_page(0, PageIndex(3), &mut page)
+        .expect("readable");
+    assert_eq!(held.snapshots().expect("a list").good.len(), 1);
+    let lock = held.lock().expect("the lock");
+    other.lock().expect("the lock of the other is not taken");
+    let writer = held.begin(&lock, None, options()).expect("a writer");
+    writer.commit().expect("commit");
+    assert!(at("aside/snapshots/0000000002.snap").exists());
+    assert_eq!(other.snapshots().expect("a list").good.len(), 0);
+}
+
+#[test]
+fn what_others_can_write_to_is_not_believed() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let way = directory.path().join("way");
+    fs::create_dir(&way).expect("made");
+    let root = way.join("store");
+    fill(&Store::create_directory(&root).expect("a store"));
+    let set = |path: &Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("set");
+    };
+    let opened = |path: &Path| -> Result<(), String> {
+        let store = Store::open_directory(path).map_err(|error| format!("{error:?}"))?;
+        let view = store.view(SnapshotId(1));
+        view.map(drop).map_err(|error| format!("{error:?}"))
+    };
+    let names = [
+        "",
+        "pagetide-store",
+        "snapshots",
+        "snapshots/0000000001.snap",
+    ];
+    for path in names.map(|name| root.join(name)).iter().chain([&way]) {
+        let was = fs::metadata(path)
+            .expect("it is there")
+            .permissions()
+            .mode();
+        for more in [0o020, 0o002] {
+            set(path, was | more);
+            let error = opened(&root).expect_err("others can write to it");
+            assert!(error.contains("Untrusted"), "{error}");
+            let trusting = Store::open(Arc::new(DirectoryStorage::trusting(&root)));
+            see(&trusting.expect("a store"), 1).expect("readable");
+        }
+        set(path, was);
+    }
+    set(&way, 0o1777);
+    opened(&root).expect("the sticky bit keeps others from renaming it");
+    symlink("way/store", directory.path().join("link")).expect("a link");
+    opened(&directory.path().join("link")).expect("our own link");
 }
