@@ -18,7 +18,7 @@ impl SmallDisk {
     fn of(size: &str) -> SmallDisk {
         let store = TestStore::new();
         SmallDisk {
-            mounted: Mounted::on(&store.path(), size),
+            mounted: Mounted::on(&store.path(), &format!("{size},mode=700")),
             store,
         }
     }
