@@ -2,7 +2,8 @@
 //! of with what it writes, or that a snapshot under load is not what it held.
 
 use pagetide_tests::{
-    Scratch, Target, TestStore, background, list, number, pagetide, skipped, text,
+    Scratch, Target, TestStore, anonymous_kib, background, children, list, number, pagetide,
+    skipped, text,
 };
 use std::net::TcpListener;
 use std::process::{Command, Stdio};
@@ -180,4 +181,54 @@ fn a_key_goes_back() {
     let pid = redis.target.pid_text();
     pagetide(["rollback", &pid, &store.text(), "--at", &id]).done();
     assert_eq!(redis.ask(&["get", "tide"]), "low");
+}
+
+/// While it saves, a child shares its memory.
+#[test]
+fn t36_a_checkpoint_during_bgsave_leaves_shared_what_the_child_shares() {
+    let Some(redis) =
+        Redis::start("t36_a_checkpoint_during_bgsave_leaves_shared_what_the_child_shares")
+    else {
+        return;
+    };
+    assert_eq!(
+        redis.ask(&["debug", "populate", "50000", "key", "1000"]),
+        "OK"
+    );
+    // A millisecond a key: it saves as long as the test lasts.
+    assert_eq!(
+        redis.ask(&["config", "set", "rdb-key-save-delay", "1000"]),
+        "OK"
+    );
+    assert_eq!(redis.ask(&["bgsave"]), "Background saving started");
+    let pid = redis.target.pid();
+    let child = loop {
+        match children(pid)[..] {
+            [child] => break child,
+            _ => std::thread::yield_now(),
+        }
+    };
+    // It is killed whatever happens: nobody else would.
+    struct Killed(i32);
+    impl Drop for Killed {
+        fn drop(&mut self) {
+            let pid = rustix::process::Pid::from_raw(self.0).expect("a process id");
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+    let child = Killed(child);
+    let both = || anonymous_kib(&[pid, child.0]);
+    let before = both();
+    assert!(before > 50_000, "{before} KiB");
+    // Comparing leaves nothing behind in it.
+    for more in [&["--backend", "rehash"][..], &[]] {
+        let store = TestStore::new();
+        store.checkpoint(pid, more);
+        let after = both();
+        assert!(
+            after * 100 <= before * 102,
+            "{more:?}: {before} KiB became {after}"
+        );
+    }
+    assert_eq!(children(pid), [child.0], "it has saved all, and is gone");
 }

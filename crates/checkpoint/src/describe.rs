@@ -6,9 +6,14 @@ use crate::member::Member;
 use crate::objects;
 use crate::report::NotCaptured;
 use crate::rings::AsynchronousIo;
+use crate::sparse;
 use crate::window::Stopped;
 use pagetide_kernel::maps::Mapping;
 use pagetide_snapshot::{Capture, Region};
+
+/// To read them would be to allocate them.
+const BPF_MEMORY_UNSEEN: &str =
+    "pages of it that a BPF program may have used and the process has not are not seen";
 
 impl Member {
     /// The regions, and what the snapshot does not hold.
@@ -49,6 +54,15 @@ impl Member {
                     }
                 }
             };
+            if sparse::is_bpf_memory(mapping) && !stopped.is_read_in_full(mapping.pages()) {
+                not_captured.push(NotCaptured {
+                    pid,
+                    start: mapping.start,
+                    end: mapping.end,
+                    name: layout::display_name(mapping),
+                    reason: BPF_MEMORY_UNSEEN.to_owned(),
+                });
+            }
             let about = match mapping.has_file() {
                 true => FileDescription {
                     facts: report.facts(mapping),

@@ -11,8 +11,10 @@
 //! owner or CAP_LEASE; without, every file counts as unsettled: a cost, not a danger.
 
 use crate::layout::{self, FileFacts};
+use crate::sparse;
 use pagetide_kernel::lease;
 use pagetide_kernel::maps::{Mapping, MappingName};
+use pagetide_pages::PageSet;
 use rustix::fs::{Mode, OFlags};
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
@@ -33,7 +35,7 @@ const LOCAL_FILE_SYSTEMS: [i64; 7] = [
     0x9660,      // isofs
 ];
 
-const IN_MEMORY_FILE_SYSTEMS: [i64; 2] = [
+pub(crate) const IN_MEMORY_FILE_SYSTEMS: [i64; 2] = [
     0x0102_1994, // tmpfs, memfd, shared anonymous memory, System V
     0x9584_58F6, // hugetlbfs
 ];
@@ -57,6 +59,8 @@ pub(crate) struct Files {
     /// Files may stand for the pages that mappings show of them.
     files_stand: bool,
     open: HashMap<FileKey, OwnedFd>,
+    /// Memory of guests of KVM.
+    guests: HashMap<FileKey, OwnedFd>,
     build_ids: HashMap<FileKey, (Stamps, Vec<u8>)>,
 }
 
@@ -145,9 +149,18 @@ impl Files {
     ) -> FileReport {
         let mut report = FileReport::default();
         let mut refused = HashSet::new();
+        let mut guests = HashMap::new();
         for (pid, mappings) in processes {
             for mapping in mappings.iter().filter(|mapping| mapping.has_file()) {
                 let key = key(mapping);
+                if sparse::is_guest_memory(mapping) {
+                    if !guests.contains_key(&key) {
+                        let known = self.guests.remove(&key);
+                        let found = known.or_else(|| sparse::guest_memory(pid, mapping));
+                        guests.extend(found.map(|file| (key, file)));
+                    }
+                    continue;
+                }
                 if report.facts.contains_key(&key) || refused.contains(&key) {
                     continue;
                 }
@@ -170,6 +183,7 @@ impl Files {
                 }
             }
         }
+        self.guests = guests;
         self.open.retain(|key, _| report.facts.contains_key(key));
         self.build_ids
             .retain(|key, _| report.facts.contains_key(key));
@@ -180,6 +194,16 @@ impl Files {
     pub fn shared_memory(&self, mapping: &Mapping, report: &FileReport) -> Option<&OwnedFd> {
         report.facts(mapping).filter(|facts| facts.in_memory)?;
         self.open.get(&key(mapping))
+    }
+
+    /// The pages of a mapping that show nothing that was ever allocated, as far as the object behind it tells. The process
+    /// may have copies of its own there.
+    pub fn holes_in(&self, mapping: &Mapping, report: &FileReport) -> PageSet {
+        let object = match sparse::is_guest_memory(mapping) {
+            true => self.guests.get(&key(mapping)),
+            false => self.shared_memory(mapping, report),
+        };
+        object.map_or_else(PageSet::new, |object| sparse::holes_in(object, mapping))
     }
 
     /// True if the object behind a shared mapping can be read by itself, without waiting for anybody.
@@ -227,7 +251,7 @@ pub(crate) fn build_id_of(file: &OwnedFd) -> Option<Vec<u8>> {
 
 /// Opens what is behind a mapping: by the mapping itself (needs CAP_CHECKPOINT_RESTORE, works for
 /// deleted files and shared memory), else by path if that still is the same file.
-fn open_behind(pid: i32, mapping: &Mapping) -> Option<OwnedFd> {
+pub(crate) fn open_behind(pid: i32, mapping: &Mapping) -> Option<OwnedFd> {
     let by_mapping = PathBuf::from(format!(
         "/proc/{pid}/map_files/{:x}-{:x}",
         mapping.start, mapping.end

@@ -79,6 +79,7 @@ impl Checkpointer {
             for (number, member) in self.members.iter().enumerate() {
                 let pid = member.pid();
                 let mappings = member.unless_lost(maps::mappings(pid))?;
+                member.space.memory.expect(&mappings);
                 let io = rings::asynchronous_io(pid, &mappings);
                 let mut again = again.remove(&pid).unwrap_or_default();
                 if let Some(precopied) = precopied.get(number)
@@ -274,6 +275,7 @@ impl Checkpointer {
             precopied: precopied.get(number).unwrap_or(&nothing),
             again: &before[number].again,
             report,
+            files: &self.files,
             hashes: &hashes,
             io: &before[number].io,
         };

@@ -79,6 +79,7 @@ mod restore;
 mod rings;
 mod rollback;
 mod spaces;
+mod sparse;
 mod take;
 mod tracking;
 mod tree;

@@ -14,11 +14,11 @@ use crate::layout::{self, FileDescription};
 use crate::member::Member;
 use crate::object_records::ObjectRecord;
 use crate::spaces::Spaces;
+use crate::sparse::holes;
 use pagetide_kernel::maps::{Mapping, MappingName};
 use pagetide_kernel::shared_memory;
 use pagetide_pages::{PageIndex, PageRange, PageSet};
 use pagetide_snapshot::{Capture, PageHash, PageState, Protection, Region, Shown, View};
-use rustix::fs::SeekFrom;
 use rustix::io::{Errno, pread};
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
@@ -324,44 +324,4 @@ fn read_or_zero(file: &OwnedFd, buffer: &mut [u8], offset: u64) -> rustix::io::R
         }
     }
     Ok(())
-}
-
-/// The pages of a mapping that show holes of its object.
-pub(crate) fn holes_in(object: &OwnedFd, mapping: &Mapping) -> PageSet {
-    let Ok(stat) = rustix::fs::fstat(object) else {
-        return PageSet::new();
-    };
-    let all = mapping.pages();
-    let first = file_page(mapping, all.start());
-    let shown = PageRange::with_count(first, all.count());
-    let holes = holes(object, u64::try_from(stat.st_size).unwrap_or(0));
-    let shift = |range: &PageRange| {
-        let start = all.start().0 + (range.start().0 - first.0);
-        PageRange::with_count(PageIndex(start), range.count())
-    };
-    holes.within(shown).ranges().iter().map(shift).collect()
-}
-
-/// The pages of an object of `size_bytes` that were never allocated or were punched out. An object that
-/// does not say where its holes are has none.
-fn holes(object: &OwnedFd, size_bytes: u64) -> PageSet {
-    let page = |offset: u64| PageIndex(offset / SIZE.bytes());
-    let mut holes = PageSet::new();
-    let mut at = 0;
-    while at < size_bytes {
-        let data = match rustix::fs::seek(object, SeekFrom::Data(at)) {
-            Ok(data) => data.min(size_bytes),
-            Err(Errno::NXIO) => size_bytes,
-            Err(_) => return PageSet::new(),
-        };
-        // A hole is made of whole pages of the object; the page in which it ends is empty, too.
-        let end = PageIndex(data.div_ceil(SIZE.bytes()));
-        let end = if data < size_bytes { page(data) } else { end };
-        holes.insert(PageRange::new(page(at), end));
-        if data >= size_bytes {
-            break;
-        }
-        at = rustix::fs::seek(object, SeekFrom::Hole(data)).unwrap_or(size_bytes);
-    }
-    holes
 }

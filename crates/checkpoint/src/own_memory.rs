@@ -11,10 +11,11 @@
 
 use crate::arena::Arena;
 use crate::capture::{ASK_FROM, CaptureError, Copied, SIZE, Source};
-use pagetide_kernel::maps::{self, MapsError};
+use crate::sparse::Behind;
+use pagetide_kernel::maps::{self, Mapping, MapsError};
 use pagetide_kernel::memory::{MemoryError, ProcessMemory};
-use pagetide_kernel::pagemap_scan::Categories;
-use pagetide_kernel::pagemap_scan::{OpenPagemapError, Pagemap};
+use pagetide_kernel::pagemap_scan::{Categories, OpenPagemapError, Pagemap};
+use pagetide_kernel::pagemap_scan::{ScanRequest, ScannedRange};
 use pagetide_kernel::probe;
 use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet};
 use pagetide_snapshot::{
@@ -127,6 +128,8 @@ pub struct OwnMemory {
     placements: Vec<Placement>,
     /// Of the mapped pages, private anonymous ones.
     anonymous: PageSet,
+    /// The others.
+    behind: Behind,
     store: Store,
     lock: WriterLock,
     options: OwnMemoryOptions,
@@ -171,13 +174,19 @@ impl OwnMemory {
         let mut placements = placements.to_vec();
         placements.sort_by_key(|placement| placement.address);
         let pid = rustix::process::getpid().as_raw_nonzero().get();
-        let anonymous = check(&placements, pid)?;
+        let mappings = maps::mappings(pid)?;
+        let anonymous = check(&placements, &mappings)?;
+        let memory = ProcessMemory::open(pid)?;
+        memory.expect(&mappings);
+        let placed: PageSet = placements.iter().map(Placement::mapped).collect();
+        let behind = Behind::of(pid, &mappings, &placed);
         Ok(OwnMemory {
             anonymous,
+            behind,
             lock: store.lock()?,
             tracker: WpAsync::of_self()?,
             pagemap: Pagemap::of_self()?,
-            memory: ProcessMemory::open(pid)?,
+            memory,
             knows_guards: probe::known_categories().contains(Categories::GUARD),
             arena: Arena::new(SIZE, options.buffer_bytes),
             last: None,
@@ -201,6 +210,8 @@ impl OwnMemory {
         let mut writer = self.store.begin(&self.lock, self.last.as_ref(), options)?;
         writer.set_spaces(vec![space])?;
         let mapped: Vec<PageRange> = self.placements.iter().map(Placement::mapped).collect();
+        // Before the harvest leaves its marks in the page tables.
+        let empty = self.empty()?;
         let harvest = self.tracker.harvest(&mapped)?;
         if let Some(refused) = harvest.layout().refused.first() {
             let (start, end) = SIZE.span_of(refused.pages);
@@ -214,6 +225,8 @@ impl OwnMemory {
             None => mapped.iter().copied().collect(),
             Some(_) => harvest.written().clone(),
         };
+        let zero = pages.intersect(&empty);
+        let pages = pages.subtract(&empty);
         let source = Source {
             memory: &self.memory,
             pagemap: &self.pagemap,
@@ -227,6 +240,8 @@ impl OwnMemory {
         let mut copied = Copied::new(&mut self.arena, &mut spill);
         source.read(&pages, &self.anonymous, &mut copied)?;
         let mut states = std::mem::take(&mut copied.states);
+        let zeros = zero.ranges().iter();
+        states.extend(zeros.map(|&range| (range, PageState::Zero)));
         let unreadable = std::mem::take(&mut copied.unreadable);
         let written = copied.pages.subtract(&unreadable).count();
         states.extend(
@@ -257,6 +272,7 @@ impl OwnMemory {
         let mut restored = PageCount(0);
         let mut page_now = vec![0; SIZE.len()];
         let zeros = vec![0; SIZE.len()];
+        let empty = self.empty()?;
         for placement in &self.placements {
             let distance = placement
                 .mapped()
@@ -274,7 +290,11 @@ impl OwnMemory {
                 };
                 for (number, page) in pages.pages().enumerate() {
                     let bytes = &wanted[number * step..][..SIZE.len()];
-                    let address = SIZE.address_of(PageIndex(page.0.wrapping_add(distance)));
+                    let mapped = PageIndex(page.0.wrapping_add(distance));
+                    if step == 0 && empty.contains(mapped) {
+                        continue;
+                    }
+                    let address = SIZE.address_of(mapped);
                     self.memory.read(address, &mut page_now)?;
                     if PageHash::of(&page_now) != PageHash::of(bytes) {
                         self.memory.write(address, bytes)?;
@@ -285,6 +305,26 @@ impl OwnMemory {
             })?;
         }
         Ok(restored)
+    }
+
+    /// The mapped pages that show nothing that was ever allocated; they are zero, and reading would allocate them.
+    fn empty(&self) -> Result<PageSet, OwnMemoryError> {
+        let mut vector = vec![ScannedRange::EMPTY; 256];
+        self.behind.empty(|pages| {
+            let mut held = Vec::new();
+            for &range in pages.ranges() {
+                let (start, end) = SIZE.span_of(range);
+                let request = ScanRequest {
+                    any_of: Categories::PRESENT | Categories::SWAPPED,
+                    ..ScanRequest::over(start, end)
+                };
+                let scanned = self.pagemap.scan(&request, &mut vector, |found| {
+                    held.push(SIZE.covering(found.start(), found.end()));
+                });
+                scanned.map_err(CaptureError::from)?;
+            }
+            Ok(held.into_iter().collect())
+        })
     }
 
     fn space(&self) -> Space {
@@ -337,13 +377,12 @@ impl Captured<'_> {
 }
 
 /// Whole pages, mapped without a gap, not overlapping. Gives the private anonymous pages.
-fn check(placements: &[Placement], pid: i32) -> Result<PageSet, OwnMemoryError> {
-    let mappings = maps::mappings(pid)?;
-    let mapped: PageSet = mappings.iter().map(maps::Mapping::pages).collect();
+fn check(placements: &[Placement], mappings: &[Mapping]) -> Result<PageSet, OwnMemoryError> {
+    let mapped: PageSet = mappings.iter().map(Mapping::pages).collect();
     let anonymous: PageSet = mappings
         .iter()
         .filter(|mapping| !mapping.shared && !mapping.has_file())
-        .map(maps::Mapping::pages)
+        .map(Mapping::pages)
         .collect();
     let (mut taken, mut taken_in_space) = (PageSet::new(), PageSet::new());
     for placement in placements {

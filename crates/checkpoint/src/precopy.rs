@@ -58,6 +58,7 @@ impl Member {
         let mut precopied = Precopied::default();
         let parent = parent.filter(|_| self.memo.is_some());
         let mut layout = self.layout(true, |_| false)?;
+        self.space.memory.expect(&layout.mappings);
         let io = rings::asynchronous_io(self.pid(), &layout.mappings);
         let mut expected = self.expected(&layout, parent)?;
         let rounds = match options.mode {

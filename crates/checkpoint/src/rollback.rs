@@ -14,7 +14,6 @@ use crate::file_pages::FilePagesError;
 use crate::files::Files;
 use crate::mark::Phase;
 use crate::member::{MEMORY_SPACE, PROCESS_ATTACHMENT};
-use crate::objects::holes_in;
 use crate::rings;
 use crate::tracking::{Tracking, TrackingError};
 use crate::tree::TREE_ATTACHMENT;
@@ -203,7 +202,9 @@ pub fn roll_back(
     let memory = ProcessMemory::open(pid)?;
     let pagemap = Pagemap::of_process(pid)?;
     let mut files = Files::default();
-    let behind = files.look([(pid, &maps::mappings(pid)?[..])]);
+    let before = maps::mappings(pid)?;
+    memory.expect(&before);
+    let behind = files.look([(pid, &before[..])]);
 
     let mut stopped = StoppedProcess::stop(&identity, options)?;
     same_threads(pid, id, stopped.threads(), &state)?;
@@ -214,10 +215,13 @@ pub fn roll_back(
     let shape = Shape::plan(&mappings, regions)?;
     shape.check_files(pid)?;
     let mut empty = PageSet::new();
-    for mapping in mappings.iter().filter(|mapping| mapping.shared) {
-        if let Some(object) = files.shared_memory(mapping, &behind) {
-            empty = empty.union(&holes_in(object, mapping));
+    for mapping in mappings.iter().filter(|mapping| mapping.has_file()) {
+        let mut holes = files.holes_in(mapping, &behind);
+        if !mapping.shared {
+            // Where it has copies of its own they show, and not the hole.
+            holes = holes.subtract(&contents::holding(&pagemap, &holes)?);
         }
+        empty = empty.union(&holes);
     }
     let now = Now {
         memory: &memory,

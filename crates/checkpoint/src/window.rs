@@ -12,6 +12,7 @@ use crate::objects::{in_file, shown_in};
 use crate::precopy::Precopied;
 use crate::report::NotTracked;
 use crate::rings::{self, AsynchronousIo};
+use crate::sparse;
 use crate::take::TakeError;
 use pagetide_kernel::maps::{self, Mapping};
 use pagetide_kernel::pagemap_scan::{Categories, ScanError, ScanRequest, ScannedRange};
@@ -39,6 +40,7 @@ pub(crate) struct Window<'a> {
     /// Pages that an earlier attempt copied, and that must be copied again.
     pub again: &'a PageSet,
     pub report: &'a FileReport,
+    pub files: &'a Files,
     pub hashes: &'a FileHashes,
     pub io: &'a AsynchronousIo,
 }
@@ -62,6 +64,8 @@ pub(crate) struct Stopped {
     pub states: Vec<(PageRange, PageState)>,
     /// Pages that are those of their file.
     pub in_file: PageSet,
+    /// Pages that were never allocated, as far as it is known, and were not read.
+    empty: PageSet,
     pub memo: Memo,
     pub not_tracked: Vec<NotTracked>,
     /// Pages that were copied, or that have a state in `states`.
@@ -72,6 +76,13 @@ pub(crate) struct Stopped {
     /// Pages copied in the window.
     pub window: PageSet,
     pub scan: Duration,
+}
+
+impl Stopped {
+    /// True if none of `pages` was recorded without having been looked at.
+    pub fn is_read_in_full(&self, pages: PageRange) -> bool {
+        self.empty.within(pages).is_empty()
+    }
 }
 
 impl Member {
@@ -242,6 +253,7 @@ impl Member {
             threads: looked.threads,
             states,
             in_file: plan.in_file,
+            empty: plan.empty,
             memo: plan.memo,
             not_tracked,
             unreadable,
@@ -377,7 +389,8 @@ impl Member {
         let huge = layout.set(|_, watch| watch == Watch::CompareHeld);
         let held = self.held_in(&huge)?;
         compare = compare.union(&held);
-        let zero = layout.reserved.union(&huge.subtract(&held));
+        let empty = self.empty_pages(layout, window)?;
+        let zero = layout.reserved.union(&huge.subtract(&held)).union(&empty);
         // What was shown of an object then is not what the process itself had there.
         read = read.union(&compare.intersect(&shown_then)).subtract(&zero);
         Ok(Plan {
@@ -385,6 +398,7 @@ impl Member {
             read,
             zero,
             in_file: known,
+            empty,
             shown: layout.set(|_, watch| watch == Watch::Object),
             guards,
             memo: Memo {
@@ -438,10 +452,10 @@ impl Member {
         unchanged.intersect(&same.into_iter().collect())
     }
 
-    /// The pages of `huge` mappings that hold something.
-    fn held_in(&self, huge: &PageSet) -> Result<PageSet, TakeError> {
+    /// Those of `pages` that the page tables of the process have.
+    fn held_in(&self, pages: &PageSet) -> Result<PageSet, TakeError> {
         let mut held = Vec::new();
-        for &range in huge.ranges() {
+        for &range in pages.ranges() {
             let any_of = Categories::PRESENT | Categories::SWAPPED;
             self.scan(range, any_of, Categories::empty(), |pages, _| {
                 held.push(pages)
@@ -449,6 +463,23 @@ impl Member {
             .map_err(CaptureError::from)?;
         }
         Ok(held.into_iter().collect())
+    }
+
+    /// The pages of mappings that show nothing of what is behind them, and of which the process has no copies:
+    /// reading them would allocate them.
+    fn empty_pages(&self, layout: &Layout, window: &Window<'_>) -> Result<PageSet, TakeError> {
+        let mut empty = PageSet::new();
+        let read_here = |watch| matches!(watch, Watch::Compare | Watch::OverFile);
+        let mappings = layout.each().filter(|(_, watch)| read_here(*watch));
+        for (mapping, _) in mappings.filter(|(mapping, _)| mapping.has_file()) {
+            let pages = PageSet::from(mapping.pages());
+            let holes = match sparse::is_bpf_memory(mapping) {
+                true => pages,
+                false => window.files.holes_in(mapping, window.report),
+            };
+            empty = empty.union(&holes.subtract(&self.held_in(&holes)?));
+        }
+        Ok(empty)
     }
 
     /// Those of `pages` for which the hash of what their file has is known.
@@ -517,6 +548,7 @@ struct Plan {
     compare: PageSet,
     zero: PageSet,
     in_file: PageSet,
+    empty: PageSet,
     shown: PageSet,
     /// Guard regions over files.
     guards: PageSet,

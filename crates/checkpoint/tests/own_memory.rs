@@ -2,6 +2,8 @@
 //! is compared with a copy the test itself made, through commits, give-backs and rollbacks.
 
 use pagetide::{OwnMemory, OwnMemoryError, OwnMemoryOptions, Placement};
+use pagetide_kernel::maps::{self, Mapping, MappingName};
+use pagetide_kernel::shared_memory::{self, AttachedSegment, Segment};
 use pagetide_pages::{PageCount, PageIndex, PageSize};
 use pagetide_snapshot::{SnapshotKind, Store, View};
 
@@ -183,4 +185,73 @@ fn bad_ranges_are_named() {
     }
     let twice = OwnMemory::new(store, &[good, good], options());
     assert!(matches!(twice, Err(OwnMemoryError::Overlap { .. })));
+}
+
+/// A segment of System V shared memory, which goes when it is detached.
+fn sparse_segment(length_bytes: u64) -> Option<(AttachedSegment, u64)> {
+    let id = i32::try_from(std::process::id() % 30_000).expect("a small number");
+    let wanted = Segment {
+        id,
+        length_bytes,
+        key: 0,
+        mode: 0o600,
+        uid: 0,
+        gid: 0,
+        attached: 0,
+    };
+    // Choosing its number is for root.
+    shared_memory::make_segment(&wanted).ok()?;
+    let attached = AttachedSegment::attach(id).expect("attach it");
+    shared_memory::remove_segment(id).expect("let it go with us");
+    let mappings = maps::mappings(std::process::id().cast_signed()).expect("read the mappings");
+    let of_segment = |mapping: &&Mapping| {
+        matches!(mapping.name, MappingName::SystemV(_))
+            && mapping.inode == u64::from(id.unsigned_abs())
+    };
+    let mapping = mappings.iter().find(of_segment).expect("it is mapped");
+    Some((attached, mapping.start))
+}
+
+/// How many KiB of shared memory are allocated behind the mapping at `address`.
+fn allocated_kib(address: u64, length_bytes: u64) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let end = address + length_bytes;
+    let link = format!("/proc/self/map_files/{address:x}-{end:x}");
+    let metadata = std::fs::metadata(link).expect("look at what is mapped");
+    metadata.blocks() / 2
+}
+
+#[test]
+fn t37_holes_of_shared_memory_are_not_allocated() {
+    const LENGTH: u64 = 64 << 20;
+    let (_directory, store) = store();
+    let Some((memory, address)) = sparse_segment(LENGTH) else {
+        eprintln!("SKIPPED t37_holes_of_shared_memory_are_not_allocated: no segment can be made");
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "the number of a segment can be chosen by root"
+        );
+        return;
+    };
+    memory.write_at(5 * PAGE, &[1; PAGE]);
+    let place = Placement {
+        address,
+        length_bytes: LENGTH,
+        first_page: PageIndex(0),
+    };
+    let mut own = OwnMemory::new(store, &[place], options()).expect("a good range");
+    let full = own.capture().expect("captured").commit().expect("stored");
+    assert_eq!(allocated_kib(address, LENGTH), 4);
+    assert_eq!(full.written_pages, PageCount(1));
+    memory.write_at(9000 * PAGE, &[2; PAGE]);
+    let delta = own.capture().expect("captured").commit().expect("stored");
+    assert_eq!(delta.written_pages, PageCount(1));
+    own.roll_back(&full.view).expect("put back");
+    assert_eq!(allocated_kib(address, LENGTH), 8);
+    assert!(pages_of(&full.view, 0, 6)[5 * PAGE..] == [1; PAGE]);
+    assert!(pages_of(&delta.view, 9000, 1) == [2; PAGE]);
+    assert!(
+        memory.to_vec()[9000 * PAGE..][..PAGE] == [0; PAGE],
+        "it was put back"
+    );
 }

@@ -8,6 +8,7 @@
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!("pagetide knows the kernel interfaces of Linux on x86-64 only");
 
+pub mod cachestat;
 pub mod clear_refs;
 pub mod descriptor_owner;
 pub mod file_context;
@@ -35,6 +36,7 @@ pub mod robust_list;
 pub mod scan_by_entries;
 pub mod scheduling;
 pub mod shared_memory;
+mod sharing;
 pub mod signalfd;
 pub mod smaps;
 pub mod socket;

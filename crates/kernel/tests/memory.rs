@@ -7,9 +7,12 @@
 mod common;
 
 use common::child::{Child, execute_self};
+use common::machine::Machine;
 use common::{PAGE, Region, needs, skip};
 use nix::libc;
+use pagetide_kernel::maps;
 use pagetide_kernel::memory::{MemoryError, ProcessMemory};
+use pagetide_kernel::pagemap_scan::Pagemap;
 use pagetide_pages::{PageIndex, PageRange, PageSize};
 
 fn own_memory() -> ProcessMemory {
@@ -399,4 +402,137 @@ fn the_memory_of_nobody_cannot_be_opened() {
         }
         other => panic!("{other:?}"),
     }
+}
+
+/// How many pages of `region` this process has for itself.
+fn own_pages(region: &Region) -> usize {
+    let entries = Pagemap::of_self().unwrap().entries(region.pages()).unwrap();
+    entries.iter().filter(|entry| entry.is_exclusive()).count()
+}
+
+/// Other tests of this program have children of their own, which are not to share the region, too.
+fn keep_from_other_children(region: &Region) {
+    let whole = 0..region.page_count();
+    region.advise(whole, libc::MADV_DONTFORK).unwrap();
+}
+
+/// Why reads of what fork left shared do not go through process_vm_readv(2).
+#[test]
+fn t36_pinning_makes_shared_pages_the_process_s_own_and_proc_mem_leaves_them() {
+    use nix::sys::uio::{RemoteIoVec, process_vm_readv};
+    use std::os::unix::fs::FileExt;
+    let region = numbered();
+    let child = Child::run(|_| {});
+    keep_from_other_children(&region);
+    assert_eq!(own_pages(&region), 0);
+    let mut bytes = vec![0; 4 * PAGE];
+    let memory = std::fs::File::open(format!("/proc/{}/mem", child.pid())).unwrap();
+    memory.read_exact_at(&mut bytes, region.address(0)).unwrap();
+    assert_eq!(own_pages(&region), 0, "/proc/PID/mem un-shares");
+    let remote = RemoteIoVec {
+        base: region.address(0) as usize,
+        len: bytes.len(),
+    };
+    let pid = nix::unistd::Pid::from_raw(child.pid());
+    let local = &mut [std::io::IoSliceMut::new(&mut bytes)];
+    process_vm_readv(pid, local, &[remote]).unwrap();
+    assert_eq!(own_pages(&region), 4, "process_vm_readv does not un-share");
+}
+
+#[test]
+fn t36_what_fork_left_shared_stays_shared_when_it_is_read() {
+    let region = numbered();
+    let child = Child::run(|_| {});
+    keep_from_other_children(&region);
+    let own = std::process::id().cast_signed();
+    for pid in [child.pid(), own] {
+        let memory = ProcessMemory::open(pid).unwrap();
+        for knows_mappings in [false, true] {
+            if knows_mappings {
+                memory.expect(&maps::mappings(pid).unwrap());
+            }
+            let (bytes, unreadable) = read(&memory, &region, &[6..8, 0..1, 3..3, 2..4, 4..6]);
+            assert_eq!((bytes, unreadable), (vec![7, 8, 1, 3, 4, 5, 6], vec![]));
+            assert_eq!(own_pages(&region), 0, "{pid} {knows_mappings}");
+        }
+    }
+    // What is its own lies between what is shared.
+    region.fill(2..3, 9);
+    region.fill(5..7, 8);
+    let (bytes, unreadable) = read(&own_memory(), &region, &[0..8]);
+    assert_eq!((bytes, unreadable), (vec![1, 2, 9, 4, 5, 8, 8, 8], vec![]));
+    assert_eq!(own_pages(&region), 3);
+    let (bytes, _) = read(&ProcessMemory::open(child.pid()).unwrap(), &region, &[0..8]);
+    assert_eq!(bytes, (1..=8).collect::<Vec<u8>>());
+}
+
+/// What cannot be read lies beside what is shared.
+#[test]
+fn t36_pages_that_cannot_be_read_among_shared_ones_are_named() {
+    let region = numbered();
+    region.protect(5..6, libc::PROT_NONE);
+    region.unmap(3..4);
+    let child = Child::run(|_| {});
+    region.advise(0..3, libc::MADV_DONTFORK).unwrap();
+    region.advise(4..8, libc::MADV_DONTFORK).unwrap();
+    let memory = ProcessMemory::open(child.pid()).unwrap();
+    let (bytes, unreadable) = read(&memory, &region, &[0..8]);
+    assert_eq!((bytes, unreadable), (vec![1, 2, 3, 0, 5, 6, 7, 8], vec![3]));
+    assert_eq!(own_pages(&region), 0);
+}
+
+#[test]
+fn t36_merged_pages_stay_merged_when_they_are_read() {
+    let test = "t36_merged_pages_stay_merged_when_they_are_read";
+    let mut machine = Machine::lock();
+    let settings = [
+        ("/sys/kernel/mm/ksm/sleep_millisecs", "0"),
+        ("/sys/kernel/mm/ksm/pages_to_scan", "100000"),
+        ("/sys/kernel/mm/ksm/run", "1"),
+    ];
+    for (path, value) in settings {
+        if let Err(error) = machine.set(path, value) {
+            return skip(test, &format!("{path}: {error}"));
+        }
+    }
+    let region = Region::filled(16, 7);
+    keep_from_other_children(&region);
+    region.advise(0..16, libc::MADV_MERGEABLE).unwrap();
+    let scans = || std::fs::read_to_string("/sys/kernel/mm/ksm/full_scans").unwrap();
+    let enough: u64 = scans().trim().parse::<u64>().unwrap() + 20;
+    while own_pages(&region) > 1 && scans().trim().parse::<u64>().unwrap() < enough {
+        std::thread::yield_now();
+    }
+    machine.set("/sys/kernel/mm/ksm/run", "0").unwrap();
+    let merged = 16 - own_pages(&region);
+    if merged == 0 {
+        return skip(test, "nothing was merged");
+    }
+    let memory = own_memory();
+    memory.expect(&maps::mappings(std::process::id().cast_signed()).unwrap());
+    let (bytes, unreadable) = read(&memory, &region, &[0..16]);
+    assert_eq!((bytes, unreadable), (vec![7; 16], vec![]));
+    assert_eq!(16 - own_pages(&region), merged);
+}
+
+/// Without a page of the pool to spare, a pin could not be had at all.
+#[test]
+fn t36_huge_pages_that_fork_left_shared_take_none_from_the_pool() {
+    let test = "t36_huge_pages_that_fork_left_shared_take_none_from_the_pool";
+    let mut machine = Machine::lock();
+    if let Err(reason) = machine.huge_pages(4) {
+        return skip(test, &reason);
+    }
+    let region = Region::hugetlb(2, false).unwrap();
+    region.store(0, 1);
+    region.store(512, 2);
+    let child = Child::run(|_| {});
+    keep_from_other_children(&region);
+    let free =
+        || std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
+    let before = free().unwrap();
+    let memory = ProcessMemory::open(child.pid()).unwrap();
+    let (bytes, unreadable) = read(&memory, &region, &[0..2, 512..514]);
+    assert_eq!((bytes, unreadable), (vec![1, 0, 2, 0], vec![]));
+    assert_eq!(free().unwrap(), before);
 }

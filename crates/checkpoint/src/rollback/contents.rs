@@ -28,7 +28,7 @@ pub(super) struct Now<'a> {
     pub memory: &'a ProcessMemory,
     pub pagemap: &'a Pagemap,
     pub mappings: &'a [Mapping],
-    /// Pages of shared memory that were never allocated.
+    /// Pages of shared memory, and of mappings of files in memory, that were never allocated.
     pub empty: &'a PageSet,
 }
 
@@ -417,7 +417,7 @@ fn guards(pagemap: &Pagemap, pages: PageRange) -> Result<PageSet, RollbackError>
 }
 
 /// The pages among `pages` that may hold something.
-fn holding(pagemap: &Pagemap, pages: &PageSet) -> Result<PageSet, RollbackError> {
+pub(super) fn holding(pagemap: &Pagemap, pages: &PageSet) -> Result<PageSet, RollbackError> {
     let mut found = PageSet::new();
     for &range in pages.ranges() {
         let (start, end) = SIZE.span_of(range);
