@@ -147,7 +147,7 @@ impl Checkpointer {
             copy += found.copy;
             for member in &self.members[known..] {
                 // Not before: the signal must not be found waiting.
-                leave.stop_now(member.pid())?;
+                leave.stop_now(member)?;
             }
             for process in stopped.into_iter().flatten() {
                 let pid = process.identity().pid;

@@ -1,20 +1,33 @@
 //! How processes are left after a snapshot: running, stopped, or killed once the snapshot is durable. A
 //! snapshot that fails lets them run again.
 
+use crate::member::Member;
 use crate::options::Leave;
 use crate::take::TakeError;
-use rustix::process::{Pid, Signal};
+use pagetide_kernel::pidfd::{PidFd, PidFdError};
+use rustix::io::Errno;
+use rustix::process::Signal;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// See the head of this file.
 pub(crate) struct LeaveGuard {
     leave: Leave,
     timeout: Duration,
-    /// All processes of the snapshot.
-    all: Vec<i32>,
+    /// All processes of the snapshot. They are held by descriptor: until the snapshot is durable any of them may have ended,
+    /// and its number may belong to somebody else.
+    all: Vec<Held>,
     /// Those that were stopped here, and run again if nothing comes of the snapshot. A process that was
     /// stopped already is not ours to let run.
-    stopped: Vec<i32>,
+    stopped: Vec<Held>,
+}
+
+/// One process, with its number for messages.
+#[derive(Clone)]
+struct Held {
+    pid: i32,
+    /// `None` if it had ended before.
+    process: Option<Arc<PidFd>>,
 }
 
 impl LeaveGuard {
@@ -29,12 +42,13 @@ impl LeaveGuard {
 
     /// Stops the process by SIGSTOP before it is stopped by us, so that it does not run for a moment
     /// between the two.
-    pub fn stop(&mut self, pid: i32) -> Result<(), TakeError> {
+    pub fn stop(&mut self, member: &Member) -> Result<(), TakeError> {
         if self.leave == Leave::Running {
             return Ok(());
         }
+        let pid = member.pid();
         let was_stopped = is_stopped(pid);
-        self.stop_now(pid)?;
+        self.stop_now(member)?;
         let deadline = Instant::now() + self.timeout;
         while !was_stopped && may_run(pid) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_micros(200));
@@ -43,14 +57,18 @@ impl LeaveGuard {
     }
 
     /// The same for a process that is stopped by us already: it stops when it is let go.
-    pub fn stop_now(&mut self, pid: i32) -> Result<(), TakeError> {
+    pub fn stop_now(&mut self, member: &Member) -> Result<(), TakeError> {
         if self.leave == Leave::Running {
             return Ok(());
         }
-        self.all.push(pid);
-        if !is_stopped(pid) {
-            self.stopped.push(pid);
-            signal(pid, Signal::STOP)?;
+        let held = Held {
+            pid: member.pid(),
+            process: member.held(),
+        };
+        self.all.push(held.clone());
+        if !is_stopped(held.pid) {
+            self.stopped.push(held.clone());
+            held.signal(Signal::STOP)?;
         }
         Ok(())
     }
@@ -61,7 +79,7 @@ impl LeaveGuard {
             Leave::Killed => self
                 .all
                 .iter()
-                .try_for_each(|&pid| signal(pid, Signal::KILL)),
+                .try_for_each(|held| held.signal(Signal::KILL)),
             Leave::Running | Leave::Stopped => Ok(()),
         }
     }
@@ -69,24 +87,29 @@ impl LeaveGuard {
 
 impl Drop for LeaveGuard {
     fn drop(&mut self) {
-        for &pid in &self.stopped {
-            let _ = signal(pid, Signal::CONT);
+        for held in &self.stopped {
+            let _ = held.signal(Signal::CONT);
         }
     }
 }
 
-fn signal(pid: i32, signal: Signal) -> Result<(), TakeError> {
-    let Some(target) = Pid::from_raw(pid) else {
-        return Ok(());
-    };
-    match rustix::process::kill_process(target, signal) {
-        // It has ended by itself.
-        Err(rustix::io::Errno::SRCH) => Ok(()),
-        Err(errno) => Err(TakeError::Signal {
-            pid,
-            source: errno.into(),
-        }),
-        Ok(()) => Ok(()),
+impl Held {
+    fn signal(&self, signal: Signal) -> Result<(), TakeError> {
+        let Some(process) = &self.process else {
+            return Ok(());
+        };
+        match process.send_signal(signal) {
+            // It has ended by itself.
+            Err(PidFdError::SendSignal {
+                source: Errno::SRCH,
+                ..
+            }) => Ok(()),
+            Err(source) => Err(TakeError::Signal {
+                pid: self.pid,
+                source,
+            }),
+            Ok(()) => Ok(()),
+        }
     }
 }
 

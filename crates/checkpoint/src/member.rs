@@ -17,6 +17,7 @@ use pagetide_process::{
     Examined, KERNEL_STATE_ATTACHMENT, OutsideState, ProcessIdentity, ProcessState,
 };
 use pagetide_snapshot::View;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The name of the space that holds a process's memory by virtual address, if it is checkpointed alone.
@@ -106,8 +107,9 @@ pub(crate) struct Member {
     pub advice: AdviceCache,
     /// What /proc says of it, read for the snapshot under way.
     pub outside: Option<OutsideState>,
-    /// Its end is seen by this for sure; `None` where there are no pidfds.
-    pidfd: Option<PidFd>,
+    /// The process itself: its end is seen by this for sure, and signals reach no other. `None` if it ended before it could be
+    /// held.
+    pidfd: Option<Arc<PidFd>>,
     /// It was not named but found, so it may be lost.
     is_child: bool,
     /// Its address space was that of its parent when it was opened. Such a space outlives an execve(2) of
@@ -120,7 +122,7 @@ impl Member {
     pub fn new(examined: Examined, names: MemberNames) -> Result<Member, AttachError> {
         Ok(Member {
             space: AddressSpace::open(examined.identity.pid)?,
-            pidfd: PidFd::open(examined.identity.pid).ok(),
+            pidfd: examined.identity.hold().ok().map(Arc::new),
             examined,
             names,
             tracking: None,
@@ -144,9 +146,14 @@ impl Member {
     /// By what its end is seen.
     pub fn ending(&self) -> Ending<'_> {
         Ending {
-            pidfd: self.pidfd.as_ref(),
+            pidfd: self.pidfd.as_deref(),
             identity: self.identity(),
         }
+    }
+
+    /// The process itself, to send it signals when time has passed.
+    pub fn held(&self) -> Option<Arc<PidFd>> {
+        self.pidfd.clone()
     }
 
     /// True if it has ended, reaped or not.

@@ -28,6 +28,7 @@ use lazy::Lazy;
 pub use lazy::{FillError, FilledReport, Filling, LazyError};
 use made::Made;
 use pagetide_kernel::memory::MemoryError;
+use pagetide_kernel::pidfd::PidFdError;
 use pagetide_kernel::spawn::SpawnError;
 use pagetide_pages::PageCount;
 use pagetide_process::{
@@ -92,6 +93,15 @@ pub enum RestoreError {
         pid: i32,
         /// Who has it.
         owner: String,
+    },
+    /// A process that was made cannot be held.
+    #[error("cannot hold the new process {pid}")]
+    Held {
+        /// The process.
+        pid: i32,
+        /// What the kernel said.
+        #[source]
+        source: PidFdError,
     },
     /// Its parent began another session when it was born already.
     #[error(

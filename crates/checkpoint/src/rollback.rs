@@ -240,9 +240,8 @@ pub fn roll_back(
         .and_then(|()| contents.apply(pid, &mut stopped, view, space, &now))
         .and_then(|()| Ok(stopped.set_thread_states(&state.threads)?));
     if let Err(source) = put_back {
-        if let Some(pid) = rustix::process::Pid::from_raw(pid) {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::STOP);
-        }
+        // It may have been killed, which is as good.
+        let _ = stopped.signal(rustix::process::Signal::STOP);
         return Err(RollbackError::Partly {
             pid,
             source: Box::new(source),

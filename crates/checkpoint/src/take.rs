@@ -29,6 +29,7 @@ use crate::window::Stopped;
 use pagetide_kernel::maps::MapsError;
 use pagetide_kernel::memory::MemoryError;
 use pagetide_kernel::pagemap_scan::ScanError;
+use pagetide_kernel::pidfd::PidFdError;
 use pagetide_pages::{PageCount, PageIndex, PageRange};
 use pagetide_process::{
     OutsideState, ProcessState, RebuildError, ResumeError, StateReadError, StopError,
@@ -100,7 +101,7 @@ pub enum TakeError {
         pid: i32,
         /// What the kernel said.
         #[source]
-        source: std::io::Error,
+        source: PidFdError,
     },
 }
 
@@ -256,7 +257,7 @@ impl Checkpointer {
         }
         let mut leave = LeaveGuard::new(request.leave, self.options.stop_timeout);
         for member in &self.members {
-            leave.stop(member.pid())?;
+            leave.stop(member)?;
         }
         let mut found =
             self.stop_until_settled(parent, &mut precopied, &mut writing, harvests, &mut leave)?;

@@ -16,6 +16,7 @@ mod verify;
 
 use crate::args::Command;
 use crate::failure::Wrong;
+use crate::output;
 use anyhow::Context;
 use pagetide_process::StopOptions;
 use pagetide_snapshot::{DirectoryStorage, SnapshotId, Storage, Store, View};
@@ -68,7 +69,7 @@ fn storage_to_act(path: &Path, trust: bool) -> Arc<dyn Storage> {
     if !trust {
         return Arc::new(DirectoryStorage::new(path));
     }
-    eprintln!(
+    output::note!(
         "pagetide: --trust-store: who can write to {} was not checked",
         path.display()
     );

@@ -1,6 +1,7 @@
 //! How a failure is told: the message with its causes, what to do about it, and the exit code.
 
 use crate::blockers;
+use crate::output;
 use pagetide::{AttachError, InspectError, RestoreError, RollbackError, TakeError, TrackingError};
 use pagetide_process::{NoPrivilege, PageUsageError, RefusalError, RemoteCallError, StopError};
 use pagetide_snapshot::{LockError, OpenError, ReadError, Untrusted};
@@ -53,14 +54,14 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
     if causes().any(is_broken_pipe) {
         return ExitCode::SUCCESS;
     }
-    eprintln!("pagetide: {}", message(error));
+    output::note!("pagetide: {}", message(error));
     if let Some(RestoreError::Blocked { blockers, .. }) = error.downcast_ref() {
         for blocker in blockers {
-            eprintln!("  {}", blockers::told(blocker));
+            output::note!("  {}", blockers::told(blocker));
         }
     }
     if let Some(advice) = causes().find_map(advice) {
-        eprintln!("  {advice}");
+        output::note!("  {advice}");
     }
     if let Some(Signalled { status, .. }) = error.downcast_ref() {
         return ExitCode::from(*status);

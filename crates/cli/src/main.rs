@@ -1,11 +1,15 @@
 //! The command `pagetide`: flags, tables, JSON and exit codes over the libraries. What a command does
 //! lives in `commands`, one file each; how it failed and what to do about it, in `failure`.
 
+// Everything that is printed goes through `output`, which escapes what could deceive.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod args;
 mod blockers;
 mod commands;
 mod failure;
 mod output;
+mod shown;
 mod signals;
 
 use clap::Parser;

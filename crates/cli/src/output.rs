@@ -1,44 +1,127 @@
 //! Data to stdout: JSON for machines, tables for people. Progress to stderr, on a terminal only.
 
+use crate::shown;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
+use serde_json::ser::Formatter;
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 use std::time::Duration;
 
 /// Prints one JSON object on a line of its own.
 pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
-    let mut line = serde_json::to_string(value)?;
-    line.push('\n');
-    text(&line)
+    let mut line = Vec::new();
+    value.serialize(&mut serde_json::Serializer::with_formatter(
+        &mut line, Plain,
+    ))?;
+    line.push(b'\n');
+    write(&line)
 }
 
-/// Prints text as it is.
-pub fn text(text: &str) -> anyhow::Result<()> {
+/// JSON with the same values as ever, in which characters that could deceive a reader are escaped.
+struct Plain;
+
+impl Formatter for Plain {
+    fn write_string_fragment<W>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()>
+    where
+        W: ?Sized + Write,
+    {
+        let mut units = [0; 2];
+        for piece in fragment.split_inclusive(shown::is_deceiving) {
+            let last = piece
+                .chars()
+                .next_back()
+                .filter(|last| shown::is_deceiving(*last));
+            let kept = piece.len() - last.map_or(0, char::len_utf8);
+            writer.write_all(&piece.as_bytes()[..kept])?;
+            for unit in last.map_or(&[][..], |last| last.encode_utf16(&mut units)) {
+                write!(writer, "\\u{unit:04x}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Prints text of our own, as it is: a script, a manual.
+pub fn script(text: &[u8]) -> anyhow::Result<()> {
+    write(text)
+}
+
+/// Prints one line for people on stderr.
+#[expect(clippy::print_stderr, reason = "this is the one place that does")]
+pub fn note_line(line: &str) {
+    eprintln!("{}", shown::line(line));
+}
+
+/// As `note_line`, with the words of `format!`.
+macro_rules! note {
+    ($($words:tt)*) => { $crate::output::note_line(&format!($($words)*)) };
+}
+pub(crate) use note;
+
+fn write(bytes: &[u8]) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
-    stdout.write_all(text.as_bytes())?;
+    stdout.write_all(bytes)?;
     stdout.flush()?;
     Ok(())
 }
 
-/// A table without frames; the columns named in `right` are aligned to the right.
-pub fn table(header: &[&str], right: &[usize], rows: Vec<Vec<String>>) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(header);
-    for row in rows {
-        table.add_row(row);
+/// Lines for people. What is in a line, or in a cell of a table, cannot become another line, whoever chose it.
+#[derive(Default)]
+pub struct Page {
+    text: String,
+}
+
+impl Page {
+    /// Nothing yet.
+    pub fn new() -> Page {
+        Page::default()
     }
-    for &column in right {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
+
+    /// One more line.
+    pub fn line(&mut self, line: impl AsRef<str>) -> &mut Page {
+        self.text.push_str(&shown::line(line.as_ref()));
+        self.text.push('\n');
+        self
+    }
+
+    /// One more line that is a path.
+    pub fn path(&mut self, path: &Path) -> &mut Page {
+        self.text.push_str(&shown::path(path));
+        self.text.push('\n');
+        self
+    }
+
+    /// A table without frames; the columns named in `right` are aligned to the right.
+    pub fn table(&mut self, header: &[&str], right: &[usize], rows: Vec<Vec<String>>) -> &mut Page {
+        let mut table = Table::new();
+        table.load_style(presets::NOTHING).set_header(header);
+        for row in rows {
+            table.add_row(row.iter().map(|cell| shown::line(cell)));
         }
+        for &column in right {
+            if let Some(column) = table.column_mut(column) {
+                column.set_cell_alignment(CellAlignment::Right);
+            }
+        }
+        for line in table.to_string().lines() {
+            // The padding of the outermost columns.
+            let line = line.strip_prefix(' ').unwrap_or(line).trim_end();
+            self.text.push_str(line);
+            self.text.push('\n');
+        }
+        self
     }
-    let mut text = String::new();
-    for line in table.to_string().lines() {
-        // The padding of the outermost columns.
-        text.push_str(line.strip_prefix(' ').unwrap_or(line).trim_end());
-        text.push('\n');
+
+    /// Prints it on stdout.
+    pub fn print(&self) -> anyhow::Result<()> {
+        write(self.text.as_bytes())
     }
-    text
+}
+
+/// Prints one line for people on stdout.
+pub fn line(line: impl AsRef<str>) -> anyhow::Result<()> {
+    Page::new().line(line).print()
 }
 
 /// A number of bytes for people.
@@ -77,4 +160,29 @@ pub fn progress(what: &'static str) -> indicatif::ProgressBar {
 pub fn utc(unix_ns: u64) -> String {
     let moment = std::time::UNIX_EPOCH + Duration::from_nanos(unix_ns);
     humantime::format_rfc3339_seconds(moment).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_is_exact_and_plain() {
+        let text = "a\"\\\n\x1b\u{7f}\u{9b}\u{202e}é\u{e0041}世";
+        let mut line = Vec::new();
+        let mut serializer = serde_json::Serializer::with_formatter(&mut line, Plain);
+        text.serialize(&mut serializer).expect("it is text");
+        let line = String::from_utf8(line).expect("it is text");
+        assert!(!line.chars().any(shown::is_deceiving), "{line}");
+        let again: String = serde_json::from_str(&line).expect("it is JSON");
+        assert_eq!(again, text);
+    }
+
+    #[test]
+    fn a_cell_is_no_line() {
+        let mut page = Page::new();
+        page.table(&["a", "b"], &[], vec![vec!["x\ny".into(), "z\x1b".into()]]);
+        page.line("one\ntwo");
+        assert_eq!(page.text.lines().count(), 3, "{}", page.text);
+    }
 }

@@ -187,8 +187,8 @@ pub fn spawn(seed: &Seed) -> Result<Vec<i32>, SpawnError> {
     Ok(numbers)
 }
 
-/// Ends a process that [`spawn`] made, or that one of those made. It may have ended.
-pub fn kill(pid: i32) {
+/// Ends a process that [`spawn`] made. It has not been reaped, so its number is its own.
+fn kill(pid: i32) {
     // SAFETY: the call takes numbers only.
     unsafe { libc::kill(pid, libc::SIGKILL) };
 }

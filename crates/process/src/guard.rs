@@ -83,10 +83,8 @@ impl StoppedProcess {
         let kept = ThreadId::new(if is_own_child { self.identity().pid } else { 0 });
         let is_group_stopped = self.group_stop().is_some();
         let keeper = self.tracer().run(|_| Keeper::new()).inspect_err(|_| {
-            if let Some(pid) = rustix::process::Pid::from_raw(self.identity().pid) {
-                // It may have ended.
-                rustix::process::kill_process(pid, Signal::KILL).ok();
-            }
+            // It may have ended.
+            self.signal(Signal::KILL).ok();
         })?;
         let alarm = keeper.handle();
         self.tracer().begin(move |tracees| {
@@ -335,7 +333,7 @@ impl Watch {
         while !self.known.is_empty() && since.elapsed() < DYING {
             for thread in &self.known {
                 if let Some(thread) = rustix::process::Pid::from_raw(thread.get()) {
-                    // It may have ended.
+                    // It may have ended. Its number is nobody else's before its end is reported to us, its tracer.
                     rustix::process::kill_process(thread, Signal::KILL).ok();
                 }
             }

@@ -5,6 +5,8 @@ use std::io;
 use std::thread::sleep;
 use std::time::Duration;
 
+use pagetide_kernel::pidfd::{PidFd, PidFdError};
+
 use crate::proc_files::Stat;
 
 /// A process, named so that no other one ever has the same name.
@@ -55,6 +57,23 @@ impl ProcessIdentity {
             start_time_ticks: stat.start_time_ticks(),
             boot_id,
         })
+    }
+
+    /// The process by a descriptor, which never refers to another one: a signal that is sent through it reaches this process
+    /// or nobody.
+    ///
+    /// # Errors
+    /// If it has ended (the source is ESRCH then), or the descriptor cannot be had.
+    pub fn hold(&self) -> Result<PidFd, PidFdError> {
+        let held = PidFd::open(self.pid)?;
+        // The descriptor is open: if the start time is still right now, it refers to the right process.
+        match self.is_alive_and_same() {
+            true => Ok(held),
+            false => Err(PidFdError::Open {
+                pid: self.pid,
+                source: rustix::io::Errno::SRCH,
+            }),
+        }
     }
 
     /// Whether this very process still runs: not ended (a zombie has), and the number not given

@@ -336,11 +336,8 @@ impl NewProcess {
 impl Drop for NewProcess {
     fn drop(&mut self) {
         if let Some(stopped) = self.stopped.take() {
-            let pid = rustix::process::Pid::from_raw(stopped.identity().pid);
-            if let Some(pid) = pid {
-                // Half a process must never run. It may have ended already.
-                rustix::process::kill_process(pid, rustix::process::Signal::KILL).ok();
-            }
+            // Half a process must never run. It may have ended already.
+            stopped.signal(rustix::process::Signal::KILL).ok();
         }
     }
 }

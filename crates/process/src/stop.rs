@@ -2,9 +2,13 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pagetide_kernel::pidfd::{PidFd, PidFdError};
 use pagetide_kernel::ptrace::ThreadId;
+use rustix::io::Errno;
+use rustix::process::Signal;
 
 use crate::descriptors::{self, DescriptorError, FileDescriptor};
 use crate::examine::{NoPrivilege, why_no_privilege};
@@ -195,6 +199,8 @@ pub enum ResumeError {
 #[derive(Debug)]
 pub struct StoppedProcess {
     identity: ProcessIdentity,
+    /// Its number may be another's as soon as it is killed.
+    held: Arc<PidFd>,
     threads: Vec<ThreadId>,
     since: Instant,
     tracer: Tracer,
@@ -207,9 +213,15 @@ impl StoppedProcess {
     /// What a remote call needs to know of the target's code is looked up before the stop begins.
     pub fn stop(identity: &ProcessIdentity, options: StopOptions) -> Result<Self, StopError> {
         let pid = identity.pid;
-        if !identity.is_alive_and_same() {
-            return Err(StopError::Gone { pid });
-        }
+        let held = identity.hold().map_err(|error| match error {
+            PidFdError::Open { source, .. } if source != Errno::SRCH => StopError::Kernel {
+                what: "open a descriptor of the first",
+                pid,
+                thread: ThreadId::new(pid),
+                source: source.into(),
+            },
+            _ => StopError::Gone { pid },
+        })?;
         let terrain = Terrain::survey(identity);
         let tracer = Tracer::start(pid).map_err(StopError::Tracer)?;
         let memory = terrain.memory();
@@ -247,6 +259,7 @@ impl StoppedProcess {
         }
         Ok(Self {
             identity: identity.clone(),
+            held: Arc::new(held),
             threads,
             since: begin,
             tracer,
@@ -257,6 +270,11 @@ impl StoppedProcess {
     /// Which process it is.
     pub fn identity(&self) -> &ProcessIdentity {
         &self.identity
+    }
+
+    /// Sends it a signal, or nobody if it was killed meanwhile.
+    pub fn signal(&self, signal: Signal) -> Result<(), PidFdError> {
+        self.held.send_signal(signal)
     }
 
     /// When the first thread was asked to stop.
@@ -280,8 +298,9 @@ impl StoppedProcess {
         let pid = self.identity.pid;
         let begin = Instant::now();
         let deadline = begin + timeout;
+        let held = Arc::clone(&self.held);
         self.tracer
-            .run(move |tracees| tracees.enter_group_stop(deadline))
+            .run(move |tracees| tracees.enter_group_stop(&held, deadline))
             .map_err(|failure| explain(failure, pid, begin.elapsed()))
     }
 

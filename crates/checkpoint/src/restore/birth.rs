@@ -4,8 +4,10 @@
 use super::RestoreError;
 use super::plan::Plan;
 use crate::tree::{TreeProcess, tree_of};
+use pagetide_kernel::pidfd::PidFd;
 use pagetide_kernel::spawn::{self, Fate, Seed, SpawnError};
 use pagetide_snapshot::View;
+use rustix::process::Signal;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::time::Duration;
@@ -14,6 +16,8 @@ use std::time::Duration;
 pub(super) struct Born {
     roots: Vec<i32>,
     numbers: HashMap<i32, i32>,
+    /// They themselves: once one lives, it may end, and its parent may give its number free.
+    held: Vec<PidFd>,
 }
 
 /// How a process that ended is made to end again.
@@ -41,6 +45,7 @@ impl Born {
         let mut born = Born {
             roots: Vec::new(),
             numbers: HashMap::new(),
+            held: Vec::new(),
         };
         let family = Family {
             processes: &processes,
@@ -61,6 +66,12 @@ impl Born {
                 other => other.into(),
             })?;
             born.roots.extend(made.first());
+            // They wait for us now, and none of them waits for its children.
+            for &pid in &made {
+                let held = PidFd::open(pid);
+                born.held
+                    .push(held.map_err(|source| RestoreError::Held { pid, source })?);
+            }
             born.numbers.extend(order.into_iter().zip(made));
         }
         Ok(born)
@@ -83,7 +94,10 @@ impl Born {
 
     /// Ends them all. One that was built already does not end with its parent any more.
     pub fn kill(&self) {
-        self.numbers.values().for_each(|&pid| spawn::kill(pid));
+        for process in &self.held {
+            // It may have ended.
+            process.send_signal(Signal::KILL).ok();
+        }
     }
 
     /// They are left to themselves.

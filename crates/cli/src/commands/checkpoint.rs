@@ -321,7 +321,7 @@ impl Schedule {
     /// Tells why there is no snapshot for now. The process stood still for some of the time that was
     /// tried, so the next try is the longer away the more of them were in vain.
     fn put_off(&mut self, error: TakeError) {
-        eprintln!(
+        output::note!(
             "pagetide: no snapshot for now: {}",
             message(&anyhow::Error::new(error))
         );
@@ -388,13 +388,13 @@ impl Printer {
             return output::json(&line(report));
         }
         if std::mem::take(&mut self.header_due) {
-            output::text(&format!(
-                "{:>5} {:>6} {:<6} {:>10} {:>10} {:>12} {:>10} {:>10}\n",
+            output::line(format!(
+                "{:>5} {:>6} {:<6} {:>10} {:>10} {:>12} {:>10} {:>10}",
                 "id", "parent", "kind", "written", "stored", "size", "stopped", "total"
             ))?;
         }
-        output::text(&format!(
-            "{:>5} {:>6} {:<6} {:>10} {:>10} {:>12} {:>10} {:>10}\n",
+        output::line(format!(
+            "{:>5} {:>6} {:<6} {:>10} {:>10} {:>12} {:>10} {:>10}",
             report.id,
             report.parent.map_or("-".to_owned(), |id| id.to_string()),
             kind(report.kind),
@@ -411,7 +411,7 @@ impl Printer {
     /// What is missing or could not be tracked, to stderr, when it changes.
     fn tell(&mut self, report: &Report) {
         if let Some(why) = report.why_full {
-            eprintln!("pagetide: snapshot {} is full: {why}", report.id);
+            output::note!("pagetide: snapshot {} is full: {why}", report.id);
         }
         for missing in &report.not_tracked {
             let what = match missing.is_whole() {
@@ -419,7 +419,7 @@ impl Printer {
                 false => format!("{:#x}-{:#x}", missing.start, missing.end),
             };
             let reason = &missing.reason;
-            eprintln!("pagetide: {what} cannot be tracked and is compared each time: {reason}");
+            output::note!("pagetide: {what} cannot be tracked and is compared each time: {reason}");
         }
         let kernel_data = |missing: &&NotCaptured| {
             !["[vvar]", "[vvar_vclock]", "[vsyscall]"].contains(&missing.name.as_str())
@@ -430,9 +430,10 @@ impl Printer {
                     0 => format!("process {}", missing.pid),
                     end => format!("{:#x}-{end:#x}", missing.start),
                 };
-                eprintln!(
+                output::note!(
                     "pagetide: not captured: {place} {}: {}",
-                    missing.name, missing.reason
+                    missing.name,
+                    missing.reason
                 );
             }
             self.told.clone_from(&report.not_captured);
@@ -440,7 +441,7 @@ impl Printer {
         let blockers = report.blockers.as_deref().unwrap_or_default();
         if self.told_blockers != blockers {
             for blocker in blockers {
-                eprintln!("pagetide: cannot be restored: {}", blockers::told(blocker));
+                output::note!("pagetide: cannot be restored: {}", blockers::told(blocker));
             }
             self.told_blockers = blockers.to_vec();
         }

@@ -21,10 +21,10 @@ pub fn run(options: &Detach) -> anyhow::Result<()> {
     if options.json {
         return output::json(&answer);
     }
-    output::text(&match answer.closed_descriptors {
-        0 => format!("process {}: there was nothing to remove\n", answer.pid),
+    output::line(match answer.closed_descriptors {
+        0 => format!("process {}: there was nothing to remove", answer.pid),
         _ => format!(
-            "process {}: tracking removed; the next snapshot is full\n",
+            "process {}: tracking removed; the next snapshot is full",
             answer.pid
         ),
     })

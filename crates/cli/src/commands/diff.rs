@@ -2,7 +2,7 @@
 
 use super::{open_store, view_at};
 use crate::args::Diff;
-use crate::output;
+use crate::output::{self, Page};
 use pagetide_pages::{PageSet, PageSize};
 use pagetide_snapshot::{Region, View};
 use serde::Serialize;
@@ -55,9 +55,10 @@ pub fn run(options: &Diff) -> anyhow::Result<()> {
     };
     let rows = answer.regions.iter().map(cells).collect();
     let header = ["region", "change", "pages", "name"];
-    let mut text = output::table(&header, &[2], rows);
-    text += &format!("\n{} pages differ\n", answer.changed_pages);
-    output::text(&text)
+    let mut page = Page::new();
+    page.table(&header, &[2], rows).line("");
+    page.line(format!("{} pages differ", answer.changed_pages));
+    page.print()
 }
 
 /// The regions of one space that differ: those of the later snapshot, then those it lacks.

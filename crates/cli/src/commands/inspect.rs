@@ -3,7 +3,7 @@
 use super::stop_options;
 use crate::args::Inspect;
 use crate::blockers::{self, Listed};
-use crate::output;
+use crate::output::{self, Page};
 use serde::Serialize;
 
 #[derive(Serialize)]
@@ -32,22 +32,25 @@ pub fn run(options: &Inspect) -> anyhow::Result<()> {
             blockers: blockers::listed(&found.blockers),
         });
     }
-    let mut text = format!(
-        "{} processes, {} threads, {} mappings of {}, {} file descriptors\n",
+    let mut page = Page::new();
+    page.line(format!(
+        "{} processes, {} threads, {} mappings of {}, {} file descriptors",
         found.processes,
         found.threads,
         found.mappings,
         output::bytes(found.mapped_bytes),
         found.descriptors
-    );
+    ));
     match &found.blockers[..] {
-        [] => text.push_str("a checkpoint can be restored\n"),
+        [] => {
+            page.line("a checkpoint can be restored");
+        }
         all => {
-            text.push_str("a checkpoint can not be restored as it is:\n");
+            page.line("a checkpoint can not be restored as it is:");
             for blocker in all {
-                text.push_str(&format!("  {}\n", blockers::told(blocker)));
+                page.line(format!("  {}", blockers::told(blocker)));
             }
         }
     }
-    output::text(&text)
+    page.print()
 }

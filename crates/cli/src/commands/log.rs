@@ -2,7 +2,7 @@
 
 use super::open_store;
 use crate::args::StoreOnly;
-use crate::output;
+use crate::output::{self, Page};
 use pagetide_snapshot::{SnapshotInfo, SnapshotKind};
 use serde::Serialize;
 
@@ -59,9 +59,9 @@ pub fn run(options: &StoreOnly) -> anyhow::Result<()> {
     };
     let rows = answer.snapshots.iter().map(cells).collect();
     let header = ["id", "parent", "kind", "created", "pages", "size"];
-    output::text(&output::table(&header, &[0, 1, 4, 5], rows))?;
+    Page::new().table(&header, &[0, 1, 4, 5], rows).print()?;
     for damaged in &answer.damaged {
-        eprintln!("pagetide: {}", damaged.what);
+        output::note!("pagetide: {}", damaged.what);
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ pub fn completions(options: &Completions) -> anyhow::Result<()> {
         "pagetide",
         &mut script,
     );
-    output::text(&String::from_utf8(script)?)
+    output::script(&script)
 }
 
 /// One page: the program, then a section for each command.
@@ -26,5 +26,5 @@ pub fn man() -> anyhow::Result<()> {
         man.render_synopsis_section(&mut page)?;
         man.render_options_section(&mut page)?;
     }
-    output::text(&String::from_utf8(page)?)
+    output::script(&page)
 }

@@ -3,7 +3,7 @@
 mod at;
 
 use crate::args::Pages;
-use crate::output;
+use crate::output::{self, Page};
 use pagetide_kernel::maps::Mapping;
 use pagetide_process::{PageUsage, RegionUsage, Unavailable, Usage};
 use serde::Serialize;
@@ -90,7 +90,7 @@ pub fn run(options: &Pages) -> anyhow::Result<()> {
         return output::json(&answer);
     }
     note(&answer.unavailable);
-    output::text(&text(&answer))
+    page(&answer).print()
 }
 
 fn answer(pid: i32, usage: &PageUsage) -> Answer {
@@ -174,7 +174,7 @@ fn unavailable(list: &[Unavailable]) -> Vec<UnavailableAnswer> {
 /// Tells people what is missing. Machines find it in the answer.
 fn note(unavailable: &[UnavailableAnswer]) {
     for one in unavailable {
-        eprintln!("pagetide: {} not told: {}", one.what, one.reason);
+        output::note!("pagetide: {} not told: {}", one.what, one.reason);
     }
 }
 
@@ -220,7 +220,7 @@ fn row(region: String, protection: String, usage: &UsageAnswer, name: String) ->
     ]
 }
 
-fn text(answer: &Answer) -> String {
+fn page(answer: &Answer) -> Page {
     let mut rows: Vec<Vec<String>> = answer
         .regions
         .iter()
@@ -239,30 +239,30 @@ fn text(answer: &Answer) -> String {
     let regions = format!("{} regions", answer.regions.len());
     rows.push(row(regions, String::new(), totals, String::new()));
     let right: Vec<usize> = (2..COLUMNS.len() - 1).collect();
-    let mut text = output::table(&COLUMNS, &right, rows);
-    text.push('\n');
-    text += &format!(
-        "swap {}, locked {}, hugetlb {}\n",
+    let mut page = Page::new();
+    page.table(&COLUMNS, &right, rows).line("");
+    page.line(format!(
+        "swap {}, locked {}, hugetlb {}",
         output::bytes(totals.swap_bytes),
         output::bytes(totals.locked_bytes),
         output::bytes(totals.hugetlb_bytes),
-    );
+    ));
     for (node, bytes) in totals.numa_bytes.iter().flatten() {
-        text += &format!("node {node}: {}\n", output::bytes(*bytes));
+        page.line(format!("node {node}: {}", output::bytes(*bytes)));
     }
     for cgroup in totals.memory_cgroups.iter().flatten() {
-        text += &match (&cgroup.path, cgroup.inode) {
-            (Some(path), _) => format!("memory cgroup {path}: {} pages\n", cgroup.pages),
-            (None, 0) => format!("no memory cgroup: {} pages\n", cgroup.pages),
+        page.line(match (&cgroup.path, cgroup.inode) {
+            (Some(path), _) => format!("memory cgroup {path}: {} pages", cgroup.pages),
+            (None, 0) => format!("no memory cgroup: {} pages", cgroup.pages),
             (None, inode) => format!(
-                "memory cgroup of inode {inode}, not to be seen from here: {} pages\n",
+                "memory cgroup of inode {inode}, not to be seen from here: {} pages",
                 cgroup.pages
             ),
-        };
+        });
     }
     if let Some(flags) = &totals.page_flags {
         let flags: Vec<String> = flags.iter().map(|(f, n)| format!("{f} {n}")).collect();
-        text += &format!("pages with flags: {}\n", flags.join(", "));
+        page.line(format!("pages with flags: {}", flags.join(", ")));
     }
-    text
+    page
 }

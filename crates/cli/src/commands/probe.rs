@@ -1,7 +1,7 @@
 //! `pagetide probe`: which backend would be used here, and why not the others.
 
 use crate::args::Probe as Options;
-use crate::output;
+use crate::output::{self, Page};
 use pagetide_kernel::probe::Probe;
 use serde::Serialize;
 
@@ -52,10 +52,11 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         vec![backend.name.to_owned(), usable.to_owned(), reason]
     };
     let rows = answer.backends.iter().map(row).collect();
-    let mut text = format!("kernel {}\n\n", answer.kernel);
-    text += &output::table(&["backend", "usable", "why not"], &[], rows);
+    let mut page = Page::new();
+    page.line(format!("kernel {}", answer.kernel)).line("");
+    page.table(&["backend", "usable", "why not"], &[], rows);
     if let Some(default) = answer.default {
-        text += &format!("\n{default} would be used\n");
+        page.line("").line(format!("{default} would be used"));
     }
-    output::text(&text)
+    page.print()
 }

@@ -5,13 +5,14 @@ mod behind;
 use super::{open_store_to_act, stop_options, view_at};
 use crate::args::{Restore, TcpName};
 use crate::blockers::{self, Listed};
-use crate::output;
+use crate::output::{self, Page};
 use crate::signals::Signals;
 use behind::Behind;
 use pagetide::{Filling, RestoreOptions};
+use pagetide_kernel::pidfd::PidFd;
 use pagetide_process::TcpChoice;
 use pagetide_snapshot::View;
-use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, waitpid};
 use serde::Serialize;
 use std::borrow::Cow;
 use std::process::ExitCode;
@@ -63,6 +64,8 @@ pub fn run(arguments: &Restore) -> anyhow::Result<ExitCode> {
     options.without_streams = arguments.detach;
     options.stop = stop_options();
     let done = pagetide::restore(&store, &view, &options)?;
+    // It is our child; it may have ended.
+    let process = PidFd::open(done.pid).ok();
     let answer = Answer {
         pid: done.pid,
         at: view.id().0,
@@ -76,7 +79,7 @@ pub fn run(arguments: &Restore) -> anyhow::Result<ExitCode> {
         output::json(&answer)?;
     } else {
         // Standard output is the process's now.
-        eprintln!(
+        output::note!(
             "process {} is back as of snapshot {}: {} pages written, running after {}",
             answer.pid,
             answer.at,
@@ -89,7 +92,7 @@ pub fn run(arguments: &Restore) -> anyhow::Result<ExitCode> {
     }
     let filled = done
         .filling
-        .map(|filling| fill(filling, done.pid, &signals));
+        .map(|filling| fill(filling, process.as_ref(), &signals));
     let filled = filled.unwrap_or(Ok(()));
     if let Err(error) = &filled {
         // It may run on for long.
@@ -99,19 +102,19 @@ pub fn run(arguments: &Restore) -> anyhow::Result<ExitCode> {
         (true, Ok(())) => Ok(ExitCode::SUCCESS),
         (true, Err(_)) => Ok(ExitCode::FAILURE),
         (false, filled) => {
-            let code = follow(done.pid, &signals)?;
+            let code = follow(done.pid, process.as_ref(), &signals)?;
             Ok(filled.map_or(ExitCode::FAILURE, |()| code))
         }
     }
 }
 
 /// Waits until all memory is there. A signal to us is passed on to the process, but for one that is left to itself.
-fn fill(filling: Filling, pid: i32, signals: &Signals) -> anyhow::Result<()> {
+fn fill(filling: Filling, process: Option<&PidFd>, signals: &Signals) -> anyhow::Result<()> {
     let mut passed_on = false;
     while !filling.is_done() {
         if signals.came() && !passed_on {
             passed_on = true;
-            pass_on(pid, signals);
+            pass_on(process, signals);
         }
         std::thread::sleep(Duration::from_millis(2));
     }
@@ -121,13 +124,13 @@ fn fill(filling: Filling, pid: i32, signals: &Signals) -> anyhow::Result<()> {
 }
 
 /// Sends the signal that came to the process. It may have ended just now.
-fn pass_on(pid: i32, signals: &Signals) {
+fn pass_on(process: Option<&PidFd>, signals: &Signals) {
     let signal = match signals.exit_status() {
         Some(143) => Signal::TERM,
         _ => Signal::INT,
     };
-    if let Some(pid) = Pid::from_raw(pid) {
-        kill_process(pid, signal).ok();
+    if let Some(process) = process {
+        process.send_signal(signal).ok();
     }
 }
 
@@ -145,17 +148,17 @@ fn list(view: &View, json: bool) -> anyhow::Result<ExitCode> {
             blockers: blockers::listed(&blockers),
         })?;
     } else {
-        let mut text = String::new();
+        let mut page = Page::new();
         for path in &paths {
-            text.push_str(&format!("{}\n", path.display()));
+            page.path(path);
         }
         for blocker in &blockers {
-            text.push_str(&format!(
-                "cannot be brought back: {}\n",
+            page.line(format!(
+                "cannot be brought back: {}",
                 blockers::told(blocker)
             ));
         }
-        output::text(&text)?;
+        page.print()?;
     }
     Ok(match restorable {
         true => ExitCode::SUCCESS,
@@ -164,7 +167,7 @@ fn list(view: &View, json: bool) -> anyhow::Result<ExitCode> {
 }
 
 /// Waits for the process and takes over its exit status. A signal to us is passed on to it.
-fn follow(pid: i32, signals: &Signals) -> anyhow::Result<ExitCode> {
+fn follow(pid: i32, process: Option<&PidFd>, signals: &Signals) -> anyhow::Result<ExitCode> {
     let number = Pid::from_raw(pid);
     let mut passed_on = false;
     loop {
@@ -175,7 +178,7 @@ fn follow(pid: i32, signals: &Signals) -> anyhow::Result<ExitCode> {
         }
         if signals.came() && !passed_on {
             passed_on = true;
-            pass_on(pid, signals);
+            pass_on(process, signals);
         }
         std::thread::sleep(Duration::from_millis(20));
     }

@@ -28,8 +28,8 @@ pub fn run(options: &Rollback) -> anyhow::Result<()> {
     if options.json {
         return output::json(&answer);
     }
-    output::text(&format!(
-        "process {} is back at snapshot {}: {} pages written, stopped for {}\n",
+    output::line(format!(
+        "process {} is back at snapshot {}: {} pages written, stopped for {}",
         answer.pid,
         answer.at,
         answer.restored_pages,

@@ -2,7 +2,7 @@
 
 use super::{open_store, view_at};
 use crate::args::StoreAt;
-use crate::output;
+use crate::output::{self, Page};
 use pagetide::{MemberNames, members_of, numa_of};
 use pagetide_pages::PageSize;
 use pagetide_snapshot::{Backing, Capture, Region, Sharing, View};
@@ -189,16 +189,16 @@ pub fn run(options: &StoreAt) -> anyhow::Result<()> {
     if options.json {
         return output::json(&answer);
     }
-    let mut text = format!("snapshot {}", answer.id);
-    match answer.parent {
-        Some(parent) => text += &format!(", a delta to {parent}\n"),
-        None => text += ", full\n",
-    }
+    let mut page = Page::new();
+    page.line(match answer.parent {
+        Some(parent) => format!("snapshot {}, a delta to {parent}", answer.id),
+        None => format!("snapshot {}, full", answer.id),
+    });
     for space in &answer.spaces {
-        text += &format!(
-            "\nspace {}, pages of {} bytes\n",
+        page.line("").line(format!(
+            "space {}, pages of {} bytes",
             space.name, space.page_bytes
-        );
+        ));
         let cells = |region: &RegionAnswer| {
             let sharing = if region.shared { "s" } else { "p" };
             let note = match (&region.reason, region.advice.is_empty()) {
@@ -214,10 +214,10 @@ pub fn run(options: &StoreAt) -> anyhow::Result<()> {
             ]
         };
         let rows = space.regions.iter().map(cells).collect();
-        text += &output::table(&["region", "prot", "name", "notes"], &[], rows);
+        page.table(&["region", "prot", "name", "notes"], &[], rows);
     }
     if !answer.numa.is_empty() {
-        text += "\nNUMA nodes\n";
+        page.line("").line("NUMA nodes");
         let cells = |numa: &NumaAnswer| {
             let nodes = numa.nodes.iter();
             let nodes: Vec<String> = nodes
@@ -228,12 +228,12 @@ pub fn run(options: &StoreAt) -> anyhow::Result<()> {
             vec![region, pid, numa.policy.clone(), nodes.join(" ")]
         };
         let rows = answer.numa.iter().map(cells).collect();
-        text += &output::table(&["region", "pid", "policy", "pages"], &[], rows);
+        page.table(&["region", "pid", "policy", "pages"], &[], rows);
     }
-    text += "\n";
+    page.line("");
     for attachment in &answer.attachments {
         let size = output::bytes(attachment.length_bytes);
-        text += &format!("attachment {}, {size}\n", attachment.name);
+        page.line(format!("attachment {}, {size}", attachment.name));
     }
-    output::text(&text)
+    page.print()
 }

@@ -2,7 +2,7 @@
 
 use super::open_store;
 use crate::args::StoreOnly;
-use crate::output;
+use crate::output::{self, Page};
 use serde::Serialize;
 use std::process::ExitCode;
 
@@ -56,19 +56,19 @@ pub fn run(options: &StoreOnly) -> anyhow::Result<ExitCode> {
         output::json(&answer)?;
         return Ok(code);
     }
-    let mut text = String::new();
+    let mut page = Page::new();
     for damage in &answer.damaged {
-        text += &format!("snapshot {}", damage.snapshot);
+        let mut line = format!("snapshot {}", damage.snapshot);
         if let (Some(space), Some(address)) = (&damage.space, &damage.address) {
-            text += &format!(", space {space}, {address}+{:#x}", damage.length_bytes);
+            line += &format!(", space {space}, {address}+{:#x}", damage.length_bytes);
         }
-        text += &format!(": {}\n", damage.what);
+        page.line(line + ": " + &damage.what);
     }
     let size = output::bytes(answer.checked_bytes);
-    text += &match answer.ok {
-        true => format!("ok: {} snapshots, {size} checked\n", answer.snapshots),
-        false => format!("damaged: {} of {size} checked\n", answer.damaged.len()),
-    };
-    output::text(&text)?;
+    page.line(match answer.ok {
+        true => format!("ok: {} snapshots, {size} checked", answer.snapshots),
+        false => format!("damaged: {} of {size} checked", answer.damaged.len()),
+    });
+    page.print()?;
     Ok(code)
 }

@@ -2,8 +2,9 @@
 
 use std::time::Instant;
 
+use pagetide_kernel::pidfd::PidFd;
 use pagetide_kernel::ptrace::{self, Event, ThreadId, WaitReport};
-use rustix::process::{Signal, kill_process};
+use rustix::process::Signal;
 
 use super::{Ending, Now, Pause, StopFailure, Tracees};
 
@@ -17,7 +18,11 @@ pub(crate) enum SessionReport {
 
 impl Tracees {
     /// The first thread takes the signal; the others join when they are let go.
-    pub(crate) fn enter_group_stop(&mut self, deadline: Instant) -> Result<(), StopFailure> {
+    pub(crate) fn enter_group_stop(
+        &mut self,
+        held: &PidFd,
+        deadline: Instant,
+    ) -> Result<(), StopFailure> {
         let first = ThreadId::new(self.pid);
         let kernel = |what| {
             move |source| StopFailure::Kernel {
@@ -26,9 +31,8 @@ impl Tracees {
                 source,
             }
         };
-        let pid = rustix::process::Pid::from_raw(self.pid);
-        let sent = pid.map_or(Ok(()), |pid| kill_process(pid, Signal::STOP));
-        sent.map_err(|errno| kernel("signal")(errno.into()))?;
+        held.send_signal(Signal::STOP)
+            .map_err(|error| kernel("signal")(std::io::Error::other(error)))?;
         let mut signal = 0;
         while self.group_stop.is_none() {
             ptrace::resume(first, signal).map_err(kernel("resume"))?;

@@ -2,7 +2,7 @@
 
 use super::{MappingAnswer, UnavailableAnswer, mapping, note, unavailable};
 use crate::args::Address;
-use crate::output;
+use crate::output::{self, Page};
 use pagetide_kernel::kpageflags::{FlagName, PageFlags};
 use pagetide_process::{ExplainedPage, PageUsageError, SwapEntry, SwapKind, explain_page};
 use serde::Serialize;
@@ -67,7 +67,7 @@ pub fn run(pid: i32, address: Address, json: bool) -> anyhow::Result<()> {
         return output::json(&answer);
     }
     note(&answer.unavailable);
-    output::text(&text(&answer, explained.page_flags))
+    page(&answer, explained.page_flags).print()
 }
 
 fn answer(pid: i32, page: &ExplainedPage) -> Answer {
@@ -112,14 +112,17 @@ fn answer(pid: i32, page: &ExplainedPage) -> Answer {
     }
 }
 
-fn text(answer: &Answer, flags: Option<PageFlags>) -> String {
+fn page(answer: &Answer, flags: Option<PageFlags>) -> Page {
     let region = &answer.region;
     let sharing = if region.shared { "s" } else { "p" };
-    let mut text = format!(
-        "page {} of {}-{} {}{sharing} {}\n",
+    let mut page = Page::new();
+    page.line(format!(
+        "page {} of {}-{} {}{sharing} {}",
         answer.address, region.start, region.end, region.protection, region.name
-    );
-    let mut line = |name: &str, value: String| text += &format!("  {name:<16} {value}\n");
+    ));
+    let mut line = |name: &str, value: String| {
+        page.line(format!("  {name:<16} {value}"));
+    };
     let yes = |told: bool| if told { "yes" } else { "no" }.to_owned();
     line("mapping flags", region.flags.join(" "));
     line("pagemap entry", answer.entry.clone());
@@ -169,5 +172,5 @@ fn text(answer: &Answer, flags: Option<PageFlags>) -> String {
         let meaning = FlagName::known(name).map_or("not known here", |flag| flag.meaning);
         line(&name.to_string(), meaning.to_owned());
     }
-    text
+    page
 }
