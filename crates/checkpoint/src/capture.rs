@@ -10,7 +10,7 @@ use crate::arena::{Arena, Wanted};
 use pagetide_kernel::memory::{MemoryError, ProcessMemory};
 use pagetide_kernel::pagemap_scan::{Categories, Pagemap, ScanError, ScanRequest, ScannedRange};
 use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet, PageSize};
-use pagetide_snapshot::{PageHash, PageState, View};
+use pagetide_snapshot::{PageHash, PageState};
 
 pub(crate) const SIZE: PageSize = PageSize::KIB_4;
 
@@ -49,8 +49,8 @@ pub enum CaptureError {
 pub(crate) struct Source<'a> {
     pub memory: &'a ProcessMemory,
     pub pagemap: &'a Pagemap,
-    /// The parent, and the number of the space in it.
-    pub parent: Option<(&'a View, usize)>,
+    /// The hash that a page has in the parent, if there is a parent and the page is in it.
+    pub known: Option<&'a dyn Fn(PageIndex) -> Option<PageHash>>,
     /// The kernel's scan knows guard regions.
     pub knows_guards: bool,
     /// From this length on, the kernel is asked what a range of private memory holds.
@@ -255,16 +255,14 @@ impl Source<'_> {
             self.sort_by_content(range, &mut direct, copied)?;
         }
         direct.sort_unstable();
-        let Some((parent, space)) = self.parent else {
+        let Some(known) = self.known else {
             return self.copy(&direct, copied);
         };
         let read =
             |pieces: &[PageRange], bytes: &mut [u8]| self.memory.read_pages(SIZE, pieces, bytes);
-        copied.keep_some(&direct, read, |page, bytes| {
-            match parent.page_hash(space, page) {
-                Some(known) if known == PageHash::of(bytes) => Verdict::Unchanged,
-                _ => Verdict::Keep,
-            }
+        copied.keep_some(&direct, read, |page, bytes| match known(page) {
+            Some(known) if known == PageHash::of(bytes) => Verdict::Unchanged,
+            _ => Verdict::Keep,
         })
     }
 }

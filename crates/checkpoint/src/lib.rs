@@ -72,6 +72,7 @@ mod object_records;
 mod objects;
 mod options;
 mod own_memory;
+mod page_tables;
 mod precopy;
 mod report;
 mod restorable;

@@ -6,6 +6,7 @@ use crate::layout::AdviceCache;
 use crate::mark::Phase;
 use crate::memo::{self, Memo};
 use crate::numa;
+use crate::page_tables::PageTables;
 use crate::take::TakeError;
 use crate::tracking::{Tracking, TrackingError};
 use pagetide_kernel::kcmp;
@@ -72,6 +73,14 @@ pub(crate) struct AddressSpace {
 }
 
 impl AddressSpace {
+    /// What its page tables say.
+    pub fn page_tables(&self) -> PageTables<'_> {
+        PageTables {
+            pagemap: &self.pagemap,
+            knows_guards: self.knows_guards,
+        }
+    }
+
     pub fn open(pid: i32) -> Result<AddressSpace, AttachError> {
         Ok(AddressSpace {
             memory: ProcessMemory::open(pid)?,

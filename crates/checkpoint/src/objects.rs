@@ -310,7 +310,11 @@ pub(crate) fn in_file(view: &View, space: usize, pages: &PageSet) -> PageSet {
 }
 
 /// Fills `buffer` from `offset` on, with zeros past the end.
-fn read_or_zero(file: &OwnedFd, buffer: &mut [u8], offset: u64) -> rustix::io::Result<()> {
+pub(crate) fn read_or_zero(
+    file: &OwnedFd,
+    buffer: &mut [u8],
+    offset: u64,
+) -> rustix::io::Result<()> {
     let mut done = 0;
     while done < buffer.len() {
         match pread(file, &mut buffer[done..], offset + done as u64) {

@@ -230,7 +230,7 @@ impl OwnMemory {
         let source = Source {
             memory: &self.memory,
             pagemap: &self.pagemap,
-            parent: None,
+            known: None,
             knows_guards: self.knows_guards,
             ask_from: ASK_FROM,
         };

@@ -182,7 +182,7 @@ impl Member {
         let source = Source {
             memory: &self.space.memory,
             pagemap: &self.space.pagemap,
-            parent: None,
+            known: None,
             knows_guards: self.space.knows_guards,
             ask_from: ASK_FROM,
         };

@@ -9,28 +9,20 @@ use crate::layout::{self, Layout, Watch};
 use crate::member::Member;
 use crate::memo::Memo;
 use crate::objects::{in_file, shown_in};
+use crate::page_tables::Private;
 use crate::precopy::Precopied;
 use crate::report::NotTracked;
 use crate::rings::{self, AsynchronousIo};
 use crate::sparse;
 use crate::take::TakeError;
 use pagetide_kernel::maps::{self, Mapping};
-use pagetide_kernel::pagemap_scan::{Categories, ScanError, ScanRequest, ScannedRange};
+use pagetide_kernel::pagemap_scan::{Categories, ScanError};
 use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet};
 use pagetide_process::{StoppedProcess, ThreadState};
 use pagetide_snapshot::{Backing, PageState, Region, Sharing, View};
 use pagetide_tracker::{Harvest, TrackError};
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
-
-/// What the page tables say of private mappings of files.
-#[derive(Default)]
-pub(crate) struct Private {
-    /// Pages that are, or may be, the process's own copies.
-    pub copies: PageSet,
-    /// Guard regions.
-    pub guards: PageSet,
-}
 
 /// What the stop window is entered with.
 pub(crate) struct Window<'a> {
@@ -92,21 +84,10 @@ impl Member {
         range: PageRange,
         any_of: Categories,
         returned: Categories,
-        mut each: impl FnMut(PageRange, Categories),
+        each: impl FnMut(PageRange, Categories),
     ) -> Result<(), ScanError> {
-        let (start, end) = SIZE.span_of(range);
-        let request = ScanRequest {
-            any_of,
-            returned,
-            ..ScanRequest::over(start, end)
-        };
-        let vector = &mut [ScannedRange::EMPTY; 256];
-        self.space.pagemap.scan(&request, vector, |found| {
-            each(
-                SIZE.covering(found.start(), found.end()),
-                found.categories(),
-            );
-        })
+        let tables = self.space.page_tables();
+        tables.scan(range, any_of, returned, each)
     }
 
     /// The mappings as they are now. Without a tracker, or if its word is not enough, all are compared.
@@ -217,10 +198,11 @@ impl Member {
             .parent
             .filter(|_| self.memo.is_some())
             .and_then(|view| Some((view, view.space_index(&self.names.space)?)));
+        let known = parent.map(|(view, space)| move |page| view.page_hash(space, page));
         let source = Source {
             memory: &self.space.memory,
             pagemap: &self.space.pagemap,
-            parent,
+            known: known.as_ref().map(|known| known as &dyn Fn(_) -> _),
             knows_guards: self.space.knows_guards,
             // Soft-dirty bits also tell of memory that has a userfaultfd of the process's own. To read
             // there what holds nothing would wait for a handler that stands still.
@@ -454,15 +436,9 @@ impl Member {
 
     /// Those of `pages` that the page tables of the process have.
     fn held_in(&self, pages: &PageSet) -> Result<PageSet, TakeError> {
-        let mut held = Vec::new();
-        for &range in pages.ranges() {
-            let any_of = Categories::PRESENT | Categories::SWAPPED;
-            self.scan(range, any_of, Categories::empty(), |pages, _| {
-                held.push(pages)
-            })
-            .map_err(CaptureError::from)?;
-        }
-        Ok(held.into_iter().collect())
+        let any_of = Categories::PRESENT | Categories::SWAPPED;
+        let held = self.space.page_tables().having(pages, any_of);
+        Ok(held.map_err(CaptureError::from)?)
     }
 
     /// The pages of mappings that show nothing of what is behind them, and of which the process has no copies:
@@ -501,27 +477,10 @@ impl Member {
     /// What the page tables say of `over_file` (private mappings of files). A slot that is neither in memory
     /// nor a guard is taken for a copy: it may be one in swap.
     pub fn private_pages(&self, over_file: &PageSet) -> Result<Private, TakeError> {
-        let (mut copies, mut guards) = (Vec::new(), Vec::new());
-        let guard = match self.space.knows_guards {
-            true => Categories::GUARD,
-            false => Categories::empty(),
-        };
-        let any_of = Categories::PRESENT | Categories::SWAPPED;
-        let returned = any_of | Categories::FILE | guard;
-        for &range in over_file.ranges() {
-            self.scan(range, any_of, returned, |pages, found| {
-                if found.contains(Categories::GUARD) {
-                    guards.push(pages);
-                } else if !found.contains(Categories::PRESENT | Categories::FILE) {
-                    copies.push(pages);
-                }
-            })
-            .map_err(CaptureError::from)?;
-        }
-        Ok(Private {
-            copies: copies.into_iter().collect(),
-            guards: guards.into_iter().collect(),
-        })
+        let tables = self.space.page_tables();
+        Ok(tables
+            .private_pages(over_file)
+            .map_err(CaptureError::from)?)
     }
 }
 

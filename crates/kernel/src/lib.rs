@@ -26,6 +26,8 @@ pub mod maps;
 pub mod memory;
 pub mod move_pages;
 pub mod numa_maps;
+pub mod own_descriptors;
+pub mod own_region;
 pub mod pagemap;
 pub mod pagemap_scan;
 pub mod pidfd;
