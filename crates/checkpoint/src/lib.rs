@@ -25,7 +25,7 @@
 //! Memory of one's own, with the writers paused only while it is scanned and copied:
 //!
 //! ```
-//! use pagetide::{OwnMemory, OwnMemoryOptions, Placement};
+//! use pagetide::{OwnMemory, OwnMemoryOptions, OwnRegion, Placement};
 //! use pagetide_pages::PageIndex;
 //! use pagetide_snapshot::Store;
 //!
@@ -34,11 +34,9 @@
 //! # let path = directory.path().join("store");
 //! let mut arena = vec![0u8; 1 << 20];
 //! let skip = arena.as_ptr().align_offset(4096);
-//! let place = Placement {
-//!     address: arena.as_ptr() as u64 + skip as u64,
-//!     length_bytes: 64 * 4096,
-//!     first_page: PageIndex(0),
-//! };
+//! // SAFETY: the arena lives as long as `memory`, and nothing of it is borrowed while it is put back.
+//! let region = unsafe { OwnRegion::new(arena.as_mut_ptr().add(skip), 64 * 4096) };
+//! let place = Placement::new(region, PageIndex(0));
 //! let store = Store::create_directory(path)?;
 //! let mut memory = OwnMemory::new(store, &[place], OwnMemoryOptions::default())?;
 //! memory.capture()?.commit()?;
@@ -96,8 +94,9 @@ pub use member::{MEMORY_SPACE, MemberNames, PROCESS_ATTACHMENT};
 pub use numa::{NumaRegion, numa_of};
 pub use options::{Leave, Mode, Options, Progress, Request, Residence};
 pub use own_memory::{
-    Captured, OwnMemory, OwnMemoryError, OwnMemoryOptions, OwnSnapshot, Placement,
+    Captured, OwnMemory, OwnMemoryError, OwnMemoryOptions, OwnSnapshot, Placement, WrittenPages,
 };
+pub use pagetide_kernel::own_region::OwnRegion;
 pub use report::{NotCaptured, NotTracked, Report};
 pub use restorable::blockers_of;
 pub use restore::{

@@ -1,104 +1,57 @@
 //! Snapshots of memory of the calling process: a VM's guest memory, a database's arena. For embedding;
 //! needs no privilege and no ptrace.
 //!
-//! The embedder names address ranges and the place each has in a space. It pauses whoever writes to them,
+//! The embedder names regions and the place each has in a space. It pauses whoever writes to them,
 //! calls [`OwnMemory::capture`], lets them go on, and then stores what was captured, or gives it back.
 //! Between the two calls nothing waits for a disk.
 //!
-//! What is tracked is what is written through this process's page tables: by its threads, by system
-//! calls, by KVM guests. What others write to shared memory, holes punched into it, and devices that write
-//! by DMA are not seen: ranges for which that can happen must be left out or stored in full each time.
+//! Every capture looks at what is mapped under the regions now (`ground`), decides what to copy (`plan`), and
+//! copies. Private anonymous memory is tracked. What can change with no page fault of this process is compared by
+//! content, by the same rules as for another process: shared memory, unless the embedder promises that it is
+//! written through its region only ([`Placement::written_through_it_only`]); private mappings of files; huge pages
+//! of the pool. Fixed buffers of io_uring, and what was written while direct reads may be under way, is copied once
+//! more; where a ring or a device may write to memory that nothing lists, all of it is compared, and the snapshot
+//! says so. What is not mapped any more, or is no memory, is an error.
+//!
+//! "Whoever writes" are threads, KVM guests, and other processes with a mapping of shared memory; also a system call
+//! that another thread is in (read(2) into a region), and process_vm_writev(2) into this process. A write that is
+//! not paused may be in a capture in part, and is whole in the next. Not so a direct read (O_DIRECT, io_uring) that
+//! stays under way over two captures: wait for such reads before a capture.
+
+mod captured;
+mod claims;
+mod error;
+mod ground;
+mod marks;
+mod placement;
+mod plan;
+mod put_back;
+mod shared;
+
+pub use captured::{Captured, OwnSnapshot};
+pub use error::OwnMemoryError;
+pub use marks::WrittenPages;
+pub use placement::Placement;
 
 use crate::arena::Arena;
-use crate::capture::{ASK_FROM, CaptureError, Copied, SIZE, Source};
-use crate::sparse::Behind;
-use pagetide_kernel::maps::{self, Mapping, MapsError};
-use pagetide_kernel::memory::{MemoryError, ProcessMemory};
-use pagetide_kernel::pagemap_scan::{Categories, OpenPagemapError, Pagemap};
-use pagetide_kernel::pagemap_scan::{ScanRequest, ScannedRange};
+use crate::capture::{ASK_FROM, Copied, SIZE, Source};
+use crate::files::{FileReport, Files};
+use crate::page_tables::PageTables;
+use captured::{Taken, Told};
+use claims::Claim;
+use ground::{Ground, refused};
+use pagetide_kernel::memory::ProcessMemory;
+use pagetide_kernel::own_descriptors::{Withheld, withhold};
+use pagetide_kernel::pagemap_scan::{Categories, Pagemap};
 use pagetide_kernel::probe;
-use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet};
-use pagetide_snapshot::{
-    LockError, PageContent, PageHash, PageState, ReadError, Region, Space, Store, View, WriteError,
-    WriteOptions, WriterLock,
-};
-use pagetide_tracker::{Harvest, TrackError, Tracker, WpAsync};
+use pagetide_pages::{PageCount, PageIndex};
+use pagetide_snapshot::{PageState, Region, Space, Store, View, WriteOptions, WriterLock};
+use pagetide_tracker::{Refused, Tracker, WpAsync};
+use placement::Places;
+use plan::{Known, Memo, Plan, Signs};
+use shared::{Lengths, SharedReader, lengths};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
-
-/// A range of memory of this process, and its place in the space.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Placement {
-    /// Address of the first byte; a multiple of 4096.
-    pub address: u64,
-    /// Length in bytes; a multiple of 4096, not 0.
-    pub length_bytes: u64,
-    /// The page of the space that the first byte belongs to, such as the guest frame number.
-    pub first_page: PageIndex,
-}
-
-impl Placement {
-    fn mapped(&self) -> PageRange {
-        SIZE.covering(self.address, self.address.saturating_add(self.length_bytes))
-    }
-
-    fn in_space(&self) -> PageRange {
-        PageRange::with_count(self.first_page, self.mapped().count())
-    }
-}
-
-/// Why own memory could not be captured, stored or put back.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum OwnMemoryError {
-    /// A range is not made of whole pages, is empty, or is not mapped as a whole.
-    #[error("{address:#x}+{length_bytes:#x} cannot be tracked: {reason}")]
-    Range {
-        /// Address of the first byte.
-        address: u64,
-        /// Length in bytes.
-        length_bytes: u64,
-        /// Why not, for people.
-        reason: String,
-    },
-    /// Two ranges overlap, in memory or in the space.
-    #[error("the range at {address:#x} overlaps another, in memory or in the space")]
-    Overlap {
-        /// Address of the first byte.
-        address: u64,
-    },
-    /// The snapshot has no such space.
-    #[error("snapshot {id} has no space {name}")]
-    NoSpace {
-        /// The snapshot.
-        id: pagetide_snapshot::SnapshotId,
-        /// The name of the space.
-        name: String,
-    },
-    /// Written pages could not be found.
-    #[error(transparent)]
-    Track(#[from] TrackError),
-    /// Pages could not be copied.
-    #[error(transparent)]
-    Capture(#[from] CaptureError),
-    /// Memory could not be read or written.
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
-    /// The mappings could not be read.
-    #[error(transparent)]
-    Maps(#[from] MapsError),
-    /// The pagemap could not be opened.
-    #[error(transparent)]
-    OpenPagemap(#[from] OpenPagemapError),
-    /// The store is not free.
-    #[error(transparent)]
-    Lock(#[from] LockError),
-    /// The store could not be written.
-    #[error(transparent)]
-    Write(#[from] WriteError),
-    /// The store could not be read.
-    #[error(transparent)]
-    Read(#[from] ReadError),
-}
 
 /// How snapshots of own memory are taken.
 #[derive(Clone, Debug)]
@@ -124,12 +77,19 @@ impl Default for OwnMemoryOptions {
 }
 
 /// Takes snapshots of memory of this process. Holds the store's writer lock.
+///
+/// It belongs to the process that made it. In a forked child every call fails with [`OwnMemoryError::Forked`], it
+/// keeps no lock and leads to no descriptor, and dropping it there touches neither the parent's memory nor its
+/// files. A child makes one of its own, with a store of its own.
 pub struct OwnMemory {
-    placements: Vec<Placement>,
-    /// Of the mapped pages, private anonymous ones.
-    anonymous: PageSet,
-    /// The others.
-    behind: Behind,
+    pid: u32,
+    /// Before the descriptors that they are about.
+    withheld: Vec<Withheld>,
+    /// What was captured and is neither stored nor given back. It stands here and not in [`Captured`], so that
+    /// nothing is lost with one that is forgotten.
+    open: Option<Taken>,
+    _claim: Claim,
+    places: Places,
     store: Store,
     lock: WriterLock,
     options: OwnMemoryOptions,
@@ -137,63 +97,53 @@ pub struct OwnMemory {
     pagemap: Pagemap,
     memory: ProcessMemory,
     knows_guards: bool,
+    files: Files,
     arena: Arena,
-    last: Option<View>,
+    told: WrittenPages,
+    last: Option<Last>,
 }
 
-/// What was captured and is not stored yet. Dropped, it is given back: the pages count as written again.
-#[must_use = "a capture that is dropped is given back"]
-pub struct Captured<'a> {
-    owner: &'a mut OwnMemory,
-    writer: pagetide_snapshot::SnapshotWriter,
-    harvest: Harvest,
-    states: Vec<(PageRange, PageState)>,
-    written: PageCount,
-    paused: Duration,
-}
-
-/// A stored snapshot of own memory.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct OwnSnapshot {
-    /// The snapshot.
-    pub view: View,
-    /// Pages that were copied.
-    pub written_pages: PageCount,
-    /// How long [`OwnMemory::capture`] took: the writers were paused that long.
-    pub paused: Duration,
+/// The last snapshot that was stored.
+struct Last {
+    view: View,
+    memo: Memo,
+    lengths: Lengths,
 }
 
 impl OwnMemory {
-    /// Makes ready to take snapshots of `placements` into `store`. The first one is full.
+    /// Makes ready to take snapshots of `placements` into `store`, and begins to track them. The first one is full.
+    /// No other `OwnMemory` of this process, and no other userfaultfd, may have a part of them.
     pub fn new(
         store: Store,
         placements: &[Placement],
         options: OwnMemoryOptions,
     ) -> Result<OwnMemory, OwnMemoryError> {
-        let mut placements = placements.to_vec();
-        placements.sort_by_key(|placement| placement.address);
-        let pid = rustix::process::getpid().as_raw_nonzero().get();
-        let mappings = maps::mappings(pid)?;
-        let anonymous = check(&placements, &mappings)?;
-        let memory = ProcessMemory::open(pid)?;
-        memory.expect(&mappings);
-        let placed: PageSet = placements.iter().map(Placement::mapped).collect();
-        let behind = Behind::of(pid, &mappings, &placed);
-        Ok(OwnMemory {
-            anonymous,
-            behind,
+        let pid = pid_now();
+        let places = Places::new(placements)?;
+        let claim = Claim::new(pid, &places.mapped())?;
+        let mut own = OwnMemory {
+            pid,
+            withheld: Vec::new(),
+            open: None,
+            _claim: claim,
             lock: store.lock()?,
             tracker: WpAsync::of_self()?,
             pagemap: Pagemap::of_self()?,
-            memory,
+            memory: ProcessMemory::open(pid.cast_signed())?,
             knows_guards: probe::known_categories().contains(Categories::GUARD),
+            files: Files::new(false),
             arena: Arena::new(SIZE, options.buffer_bytes),
+            told: WrittenPages::default(),
             last: None,
-            placements,
+            places,
             store,
             options,
-        })
+        };
+        own.withhold_descriptors()?;
+        let (ground, _) = own.look()?;
+        let change = own.tracker.arm(&ground.tracked())?;
+        refuse(change.refused.first())?;
+        Ok(own)
     }
 
     /// Makes room for `bytes` of written pages, so that the next capture touches no fresh memory.
@@ -201,240 +151,179 @@ impl OwnMemory {
         self.arena.prepare(bytes);
     }
 
+    /// What tells of pages that were written without a trace. It may be cloned and moved to other threads.
+    pub fn written_pages(&self) -> WrittenPages {
+        self.told.clone()
+    }
+
     /// Takes what was written since the last stored snapshot and copies it. Call it while nobody writes
-    /// to the memory; when it returns, they may write again.
+    /// to the memory; when it returns, they may write again. A capture that was neither stored nor given back is
+    /// given back first.
     pub fn capture(&mut self) -> Result<Captured<'_>, OwnMemoryError> {
         let started = Instant::now();
-        let space = self.space();
-        let options = self.options.write.clone();
-        let mut writer = self.store.begin(&self.lock, self.last.as_ref(), options)?;
-        writer.set_spaces(vec![space])?;
-        let mapped: Vec<PageRange> = self.placements.iter().map(Placement::mapped).collect();
-        // Before the harvest leaves its marks in the page tables.
-        let empty = self.empty()?;
-        let harvest = self.tracker.harvest(&mapped)?;
-        if let Some(refused) = harvest.layout().refused.first() {
-            let (start, end) = SIZE.span_of(refused.pages);
-            return Err(OwnMemoryError::Range {
-                address: start,
-                length_bytes: end - start,
-                reason: refused.reason.to_string(),
-            });
-        }
-        let pages = match self.last {
-            None => mapped.iter().copied().collect(),
-            Some(_) => harvest.written().clone(),
-        };
-        let zero = pages.intersect(&empty);
-        let pages = pages.subtract(&empty);
-        let source = Source {
-            memory: &self.memory,
-            pagemap: &self.pagemap,
-            known: None,
-            knows_guards: self.knows_guards,
-            ask_from: ASK_FROM,
-        };
-        self.arena.clear();
-        let placements = &self.placements;
-        let mut spill = |arena: &Arena| Ok(writer.put_pages(0, &placed(placements, arena))?);
-        let mut copied = Copied::new(&mut self.arena, &mut spill);
-        source.read(&pages, &self.anonymous, &mut copied)?;
-        let mut states = std::mem::take(&mut copied.states);
-        let zeros = zero.ranges().iter();
-        states.extend(zeros.map(|&range| (range, PageState::Zero)));
-        let unreadable = std::mem::take(&mut copied.unreadable);
-        let written = copied.pages.subtract(&unreadable).count();
-        states.extend(
-            unreadable
-                .ranges()
-                .iter()
-                .map(|&range| (range, PageState::Unbacked)),
-        );
-        Ok(Captured {
-            owner: self,
-            writer,
-            harvest,
-            states,
-            written,
-            paused: started.elapsed(),
-        })
+        self.check_pid()?;
+        self.give_back_open();
+        let (ground, report) = self.look()?;
+        let signs = Signs::look(self.pid.cast_signed(), &ground.mappings);
+        let mut taken = self.take(ground, &report, signs)?;
+        taken.paused = started.elapsed();
+        self.open = Some(taken);
+        Ok(Captured::new(self))
     }
 
     /// Puts the memory back to a snapshot, writing only pages that differ, and returns how many were
     /// written. Call it while nobody uses the memory. The next snapshot is a delta that says so.
+    ///
+    /// It is checked beforehand that all regions are mapped and that the snapshot has bytes for each of their pages.
     pub fn roll_back(&mut self, view: &View) -> Result<PageCount, OwnMemoryError> {
-        let space =
-            view.space_index(&self.options.space)
-                .ok_or_else(|| OwnMemoryError::NoSpace {
-                    id: view.id(),
-                    name: self.options.space.clone(),
-                })?;
-        let mut restored = PageCount(0);
-        let mut page_now = vec![0; SIZE.len()];
-        let zeros = vec![0; SIZE.len()];
-        let empty = self.empty()?;
-        for placement in &self.placements {
-            let distance = placement
-                .mapped()
-                .start()
-                .0
-                .wrapping_sub(placement.first_page.0);
-            view.read(space, placement.in_space(), |pages, content| {
-                // A range of zeros may be far longer than memory: one page of them serves for all.
-                let (wanted, step) = match content {
-                    PageContent::Bytes(bytes) => (bytes, SIZE.len()),
-                    PageContent::Zero => (&zeros[..], 0),
-                    PageContent::Guard | PageContent::Unbacked | PageContent::File(_) => {
-                        return Ok(());
-                    }
-                };
-                for (number, page) in pages.pages().enumerate() {
-                    let bytes = &wanted[number * step..][..SIZE.len()];
-                    let mapped = PageIndex(page.0.wrapping_add(distance));
-                    if step == 0 && empty.contains(mapped) {
-                        continue;
-                    }
-                    let address = SIZE.address_of(mapped);
-                    self.memory.read(address, &mut page_now)?;
-                    if PageHash::of(&page_now) != PageHash::of(bytes) {
-                        self.memory.write(address, bytes)?;
-                        restored += PageCount(1);
-                    }
-                }
-                Ok::<(), OwnMemoryError>(())
-            })?;
-        }
-        Ok(restored)
+        self.check_pid()?;
+        self.give_back_open();
+        self.look()?;
+        put_back::put_back(view, &self.options.space, &self.places, &self.memory)
     }
 
-    /// The mapped pages that show nothing that was ever allocated; they are zero, and reading would allocate them.
-    fn empty(&self) -> Result<PageSet, OwnMemoryError> {
-        let mut vector = vec![ScannedRange::EMPTY; 256];
-        self.behind.empty(|pages| {
-            let mut held = Vec::new();
-            for &range in pages.ranges() {
-                let (start, end) = SIZE.span_of(range);
-                let request = ScanRequest {
-                    any_of: Categories::PRESENT | Categories::SWAPPED,
-                    ..ScanRequest::over(start, end)
-                };
-                let scanned = self.pagemap.scan(&request, &mut vector, |found| {
-                    held.push(SIZE.covering(found.start(), found.end()));
-                });
-                scanned.map_err(CaptureError::from)?;
-            }
-            Ok(held.into_iter().collect())
+    /// What lies under the regions, and what is known of the files there.
+    fn look(&mut self) -> Result<(Ground, FileReport), OwnMemoryError> {
+        let pid = self.pid.cast_signed();
+        let ground = Ground::look(pid, &self.places)?;
+        let with_file = ground.with_file();
+        let report = self.files.look([(pid, &with_file[..])]);
+        ground.refuse_devices(&report)?;
+        ground.refuse_other_mappings()?;
+        Ok((ground, report))
+    }
+
+    /// Harvests and copies.
+    fn take(
+        &mut self,
+        ground: Ground,
+        report: &FileReport,
+        signs: Signs,
+    ) -> Result<Taken, OwnMemoryError> {
+        let options = self.options.write.clone();
+        let parent = self.last.as_ref();
+        let view = parent.map(|last| &last.view);
+        let mut writer = self.store.begin(&self.lock, view, options)?;
+        writer.set_spaces(vec![self.space()])?;
+        let harvest = self.tracker.harvest(&ground.tracked())?;
+        refuse(harvest.layout().refused.first())?;
+        let told = Told::take(&self.told);
+        let (lengths, doubtful) = lengths(&ground, &self.files, parent.map(|last| &last.lengths));
+        let tables = PageTables {
+            pagemap: &self.pagemap,
+            knows_guards: self.knows_guards,
+        };
+        let plan = Plan::new(Known {
+            ground: &ground,
+            tables,
+            files: &self.files,
+            report,
+            signs,
+            written: harvest.written().union(&told.pages),
+            memo: parent.map(|last| &last.memo),
+            doubtful,
+        })?;
+        let places = &self.places;
+        let space = view.and_then(|view| Some((view, view.space_index(&self.options.space)?)));
+        let known = space
+            .map(|(view, space)| move |page| view.page_hash(space, places.page_in_space(page)?));
+        let source = Source {
+            memory: &self.memory,
+            pagemap: &self.pagemap,
+            known: known.as_ref().map(|known| known as &dyn Fn(PageIndex) -> _),
+            knows_guards: self.knows_guards,
+            ask_from: ASK_FROM,
+        };
+        let reader = SharedReader {
+            files: &self.files,
+            report,
+            tables,
+            source: &source,
+        };
+        self.arena.clear();
+        let mut spill = |arena: &Arena| Ok(writer.put_pages(0, &places.placed(arena))?);
+        let mut copied = Copied::new(&mut self.arena, &mut spill);
+        source.read(&plan.read, &plan.anonymous, &mut copied)?;
+        source.compare(&plan.compare, &plan.anonymous, &mut copied)?;
+        for piece in &ground.pieces {
+            reader.copy(piece, &plan.shared, &mut copied)?;
+        }
+        let (copied_pages, mut states) = (copied.pages, copied.states);
+        let unreadable = copied.unreadable;
+        if !unreadable.is_empty() {
+            // It may have been unmapped while it was read.
+            Ground::look(self.pid.cast_signed(), places)?;
+        }
+        let guards = tables.guards(&unreadable)?.union(&plan.guards);
+        for (pages, state) in [
+            (&plan.zero, PageState::Zero),
+            (&unreadable, PageState::Unbacked),
+            (&guards, PageState::Guard),
+        ] {
+            states.extend(pages.ranges().iter().map(|&range| (range, state)));
+        }
+        Ok(Taken {
+            mapped_anew: match parent {
+                Some(_) => harvest.layout().fresh.count(),
+                None => PageCount(0),
+            },
+            written: copied_pages.subtract(&unreadable).count(),
+            unreadable: unreadable.subtract(&guards).count(),
+            compared_because: plan.compared_because,
+            next: (plan.memo, lengths),
+            paused: Duration::ZERO,
+            writer,
+            harvest,
+            told,
+            states,
         })
     }
 
     fn space(&self) -> Space {
-        let mut regions: Vec<Region> = self
-            .placements
-            .iter()
+        let placements = self.places.list().iter();
+        let mut regions: Vec<Region> = placements
             .map(|placement| Region::anonymous(placement.in_space()))
             .collect();
         regions.sort_by_key(|region| region.pages);
         Space::new(self.options.space.clone(), SIZE, regions)
     }
-}
 
-impl Captured<'_> {
-    /// How long the capture took: the writers were paused that long.
-    pub fn paused(&self) -> Duration {
-        self.paused
+    /// What a forked child must not have: the lock, and what leads to this address space.
+    fn withhold_descriptors(&mut self) -> Result<(), OwnMemoryError> {
+        let ours = [
+            self.lock.descriptor(),
+            Some(self.tracker.protector().as_fd()),
+            Some(self.pagemap.as_fd()),
+            Some(self.memory.as_fd()),
+        ];
+        let withheld = ours.into_iter().flatten().map(withhold);
+        let withheld: std::io::Result<Vec<Withheld>> = withheld.collect();
+        self.withheld = withheld.map_err(OwnMemoryError::Withhold)?;
+        Ok(())
     }
 
-    /// Adds named bytes to the snapshot: vCPU state, a log position.
-    pub fn attach(&mut self, name: &str, bytes: Vec<u8>) -> Result<(), OwnMemoryError> {
-        Ok(self.writer.attach(name, bytes)?)
-    }
-
-    /// Stores what was captured. Durable when it returns; on an error the pages count as written again.
-    pub fn commit(mut self) -> Result<OwnSnapshot, OwnMemoryError> {
-        let placements = &self.owner.placements;
-        self.writer
-            .put_pages(0, &placed(placements, &self.owner.arena))?;
-        for &(mapped, state) in &self.states {
-            for pages in in_space(placements, mapped) {
-                self.writer.put_state(0, pages, state)?;
-            }
+    fn check_pid(&self) -> Result<(), OwnMemoryError> {
+        match pid_now() {
+            pid if pid == self.pid => Ok(()),
+            child => Err(OwnMemoryError::Forked {
+                owner: self.pid,
+                child,
+            }),
         }
-        self.owner.arena.clear();
-        let view = self.writer.commit()?;
-        self.harvest.commit();
-        self.owner.last = Some(view.clone());
-        Ok(OwnSnapshot {
-            view,
-            written_pages: self.written,
-            paused: self.paused,
-        })
-    }
-
-    /// Stores nothing; the pages count as written again.
-    pub fn give_back(self) {
-        let _ = self.harvest.give_back();
     }
 }
 
-/// Whole pages, mapped without a gap, not overlapping. Gives the private anonymous pages.
-fn check(placements: &[Placement], mappings: &[Mapping]) -> Result<PageSet, OwnMemoryError> {
-    let mapped: PageSet = mappings.iter().map(Mapping::pages).collect();
-    let anonymous: PageSet = mappings
-        .iter()
-        .filter(|mapping| !mapping.shared && !mapping.has_file())
-        .map(Mapping::pages)
-        .collect();
-    let (mut taken, mut taken_in_space) = (PageSet::new(), PageSet::new());
-    for placement in placements {
-        let refuse = |reason: &str| OwnMemoryError::Range {
-            address: placement.address,
-            length_bytes: placement.length_bytes,
-            reason: reason.to_owned(),
-        };
-        let end = placement.address.checked_add(placement.length_bytes);
-        let whole = SIZE.is_aligned(placement.address) && SIZE.is_aligned(placement.length_bytes);
-        let fits = placement
-            .first_page
-            .0
-            .checked_add(placement.length_bytes / SIZE.bytes());
-        if end.is_none() || fits.is_none() || !whole || placement.length_bytes == 0 {
-            return Err(refuse("it is not made of whole pages of 4096 bytes"));
-        }
-        if !mapped.contains_range(placement.mapped()) {
-            return Err(refuse("it is not mapped as a whole"));
-        }
-        let (pages, in_space) = (placement.mapped(), placement.in_space());
-        if !taken.within(pages).is_empty() || !taken_in_space.within(in_space).is_empty() {
-            let address = placement.address;
-            return Err(OwnMemoryError::Overlap { address });
-        }
-        taken.insert(pages);
-        taken_in_space.insert(in_space);
-    }
-    Ok(anonymous)
+fn pid_now() -> u32 {
+    rustix::process::getpid()
+        .as_raw_nonzero()
+        .get()
+        .cast_unsigned()
 }
 
-/// Where mapped pages lie in the space.
-fn in_space(placements: &[Placement], mapped: PageRange) -> impl Iterator<Item = PageRange> {
-    placements.iter().filter_map(move |placement| {
-        let common = placement.mapped().intersection(mapped)?;
-        let offset = common.start().0 - placement.mapped().start().0;
-        let start = PageIndex(placement.first_page.0 + offset);
-        Some(PageRange::with_count(start, common.count()))
-    })
-}
-
-/// What is in the arena, by place in the space.
-fn placed<'a>(placements: &[Placement], arena: &'a Arena) -> Vec<(PageIndex, &'a [u8])> {
-    let mut placed = Vec::new();
-    for (first, mut bytes) in arena.pieces().into_iter().flat_map(|(_, pieces)| pieces) {
-        let count = PageCount((bytes.len() / SIZE.len()) as u64);
-        // Placements are sorted by address, so the parts of a piece come in its order.
-        for pages in in_space(placements, PageRange::with_count(first, count)) {
-            let (part, rest) = bytes.split_at(SIZE.bytes_of(pages.count()) as usize);
-            placed.push((pages.start(), part));
-            bytes = rest;
-        }
+/// What the tracker cannot watch cannot be captured.
+fn refuse(first: Option<&Refused>) -> Result<(), OwnMemoryError> {
+    match first {
+        None => Ok(()),
+        Some(found) => Err(refused(found.pages, found.reason.to_string())),
     }
-    placed
 }

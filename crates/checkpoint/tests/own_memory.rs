@@ -1,10 +1,12 @@
 //! Prevents an embedder's snapshot that is not what the memory held when it was captured: every version
 //! is compared with a copy the test itself made, through commits, give-backs and rollbacks.
 
-use pagetide::{OwnMemory, OwnMemoryError, OwnMemoryOptions, Placement};
+#![allow(unsafe_code)]
+
+use pagetide::{OwnMemory, OwnMemoryError, OwnMemoryOptions, OwnRegion, Placement};
 use pagetide_kernel::maps::{self, Mapping, MappingName};
 use pagetide_kernel::shared_memory::{self, AttachedSegment, Segment};
-use pagetide_pages::{PageCount, PageIndex, PageSize};
+use pagetide_pages::{PageCount, PageIndex};
 use pagetide_snapshot::{SnapshotKind, Store, View};
 
 const PAGE: usize = 4096;
@@ -31,13 +33,17 @@ impl Block {
         &mut self.bytes[self.offset..][..self.pages * PAGE]
     }
 
-    fn placement(&self, first_page: u64) -> Placement {
-        Placement {
-            address: self.bytes[self.offset..].as_ptr() as u64,
-            length_bytes: (self.pages * PAGE) as u64,
-            first_page: PageIndex(first_page),
-        }
+    fn placement(&mut self, first_page: u64) -> Placement {
+        let address = self.memory().as_mut_ptr();
+        placed(address, self.pages * PAGE, first_page)
     }
+}
+
+fn placed(address: *mut u8, length_bytes: usize, first_page: u64) -> Placement {
+    // SAFETY: the memory is a block's, or nobody's. A block outlives what is made of it, and nothing of it is
+    // borrowed while it is put back.
+    let region = unsafe { OwnRegion::new(address, length_bytes) };
+    Placement::new(region, PageIndex(first_page))
 }
 
 fn store() -> (tempfile::TempDir, Store) {
@@ -157,32 +163,25 @@ fn a_rollback_writes_only_what_differs_and_the_chain_goes_on() {
 #[test]
 fn bad_ranges_are_named() {
     let (_directory, store) = store();
-    let block = Block::new(8);
+    let mut block = Block::new(8);
     let good = block.placement(0);
-    let odd = Placement {
-        address: good.address + 1,
-        ..good
-    };
-    let unmapped = Placement {
-        address: PageSize::KIB_4.bytes(),
-        ..good
-    };
-    let empty = Placement {
-        length_bytes: 0,
-        ..good
-    };
-    let wraps = Placement {
-        address: !0xfff,
-        length_bytes: 1 << 40,
-        ..good
-    };
-    for (place, wrong) in [odd, unmapped, empty, wraps].into_iter().enumerate() {
+    let start = block.memory().as_mut_ptr();
+    let bad = [
+        placed(start.wrapping_add(1), 8 * PAGE, 0),
+        placed(start, 0, 0),
+        placed(start, 8 * PAGE + 1, 0),
+        placed((!0xfff_usize) as *mut u8, 1 << 40, 0),
+    ];
+    for (place, wrong) in bad.into_iter().enumerate() {
         let outcome = OwnMemory::new(store.clone(), &[wrong], options());
         assert!(
             matches!(outcome, Err(OwnMemoryError::Range { .. })),
             "range {place}"
         );
     }
+    let unmapped = placed(PAGE as *mut u8, 8 * PAGE, 0);
+    let outcome = OwnMemory::new(store.clone(), &[unmapped], options());
+    assert!(matches!(outcome, Err(OwnMemoryError::NotMapped { .. })));
     let twice = OwnMemory::new(store, &[good, good], options());
     assert!(matches!(twice, Err(OwnMemoryError::Overlap { .. })));
 }
@@ -234,11 +233,7 @@ fn t37_holes_of_shared_memory_are_not_allocated() {
         return;
     };
     memory.write_at(5 * PAGE, &[1; PAGE]);
-    let place = Placement {
-        address,
-        length_bytes: LENGTH,
-        first_page: PageIndex(0),
-    };
+    let place = placed(address as *mut u8, LENGTH as usize, 0);
     let mut own = OwnMemory::new(store, &[place], options()).expect("a good range");
     let full = own.capture().expect("captured").commit().expect("stored");
     assert_eq!(allocated_kib(address, LENGTH), 4);

@@ -12,6 +12,7 @@ use nix::unistd::Pid;
 use pagetide_pages::{PageCount, PageIndex, PageRange, PageSize};
 use std::fs::{File, OpenOptions};
 use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
@@ -361,5 +362,11 @@ impl ProcessMemory {
             Ok(0) => Err(MemoryError::SpaceGone { pid: self.pid }),
             _ => Ok(()),
         }
+    }
+}
+
+impl AsFd for ProcessMemory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }

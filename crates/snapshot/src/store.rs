@@ -18,6 +18,7 @@ use crate::writer::SnapshotWriter;
 use pagetide_pages::PageSet;
 use std::fmt;
 use std::io::{self, ErrorKind};
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -46,7 +47,14 @@ pub struct WriterLock {
 pub(crate) struct HeldLock {
     store: StoreId,
     writing: AtomicBool,
-    _lock: Box<dyn StorageLock>,
+    lock: Box<dyn StorageLock>,
+}
+
+impl WriterLock {
+    /// The descriptor that holds the lock, if there is one of which a copy, as a forked child has, holds it, too.
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.held.lock.descriptor()
+    }
 }
 
 impl HeldLock {
@@ -227,7 +235,7 @@ impl Store {
             held: Arc::new(HeldLock {
                 store: self.id,
                 writing: AtomicBool::new(false),
-                _lock: lock,
+                lock,
             }),
         })
     }

@@ -11,7 +11,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -238,7 +238,7 @@ impl Storage for DirectoryStorage {
             .and_then(|()| file.set_len(0))
             .and_then(|()| file.write_all_at(note.as_bytes(), 0))
             .map_err(LockFailure::Io)?;
-        Ok(Box::new(LocalLock { _file: file }))
+        Ok(Box::new(LocalLock { file }))
     }
 }
 
@@ -267,10 +267,14 @@ fn holder(file: &mut File) -> Option<String> {
 
 #[derive(Debug)]
 struct LocalLock {
-    _file: File,
+    file: File,
 }
 
-impl StorageLock for LocalLock {}
+impl StorageLock for LocalLock {
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
+    }
+}
 
 struct LocalFile {
     file: File,

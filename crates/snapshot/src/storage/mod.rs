@@ -11,6 +11,7 @@ pub use memory::{AfterCrash, Fault, MemoryStorage};
 
 use std::fmt::Debug;
 use std::io;
+use std::os::fd::BorrowedFd;
 
 /// A place for files that are written once, under `/`-separated names.
 pub trait Storage: Send + Sync + Debug {
@@ -61,7 +62,13 @@ pub trait PartialFile: Send {
 }
 
 /// The right to write to a storage.
-pub trait StorageLock: Send + Sync + Debug {}
+pub trait StorageLock: Send + Sync + Debug {
+    /// The descriptor that holds it, if it is one that holds it as long as a copy of it is open: a forked child has
+    /// a copy.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}
 
 /// Why the lock of a storage could not be had.
 #[derive(Debug)]

@@ -1,0 +1,207 @@
+//! Which pages of own memory to copy: what the tracker says, what it cannot know, and what is proved to be unchanged.
+
+use super::ground::{Ground, Kind};
+use crate::capture::CaptureError;
+use crate::compared::ComparedBecause;
+use crate::files::{self, FileKey, FileReport, Files, Stamps};
+use crate::objects::holes_in;
+use crate::page_tables::{PageTables, Private};
+use crate::rings;
+use pagetide_kernel::maps::Mapping;
+use pagetide_pages::PageSet;
+use std::collections::HashSet;
+
+/// What may change memory of this process with no page fault, at one moment.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Signs {
+    /// Registered I/O buffers.
+    buffers: PageSet,
+    /// Reads by the kernel may be under way, and land after they were seen.
+    under_way: bool,
+    /// A ring or a device may write to memory that nothing lists: nothing that the tracker says is enough.
+    unlisted: bool,
+}
+
+impl Signs {
+    /// Looks at the descriptors and mappings of process `pid`, which is this one.
+    pub fn look(pid: i32, mappings: &[Mapping]) -> Signs {
+        let io = rings::asynchronous_io(pid, mappings);
+        Signs {
+            under_way: io.any || rings::reads_directly(pid),
+            unlisted: io.unlisted_ring,
+            buffers: io.buffers,
+        }
+    }
+}
+
+/// What one snapshot has to remember for the next.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Memo {
+    /// Registered I/O buffers: the kernel may write to them without a trace.
+    buffers: PageSet,
+    /// What was written by the time of this snapshot, if reads were under way that may still land in it.
+    in_flight: PageSet,
+    /// A ring or a device might write to memory that nothing listed.
+    unlisted: bool,
+    /// Where files showed, which, and from where on: the page of the file that page 0 would show.
+    shown: Vec<(FileKey, u64, PageSet)>,
+    /// The files that nobody could have changed without a trace.
+    settled: HashSet<Stamps>,
+}
+
+impl Memo {
+    /// The pages that showed the same of the same file as `mapping` does, if that file is what it was.
+    fn shown_still(&self, mapping: &Mapping, report: &FileReport) -> PageSet {
+        let settled: HashSet<&Stamps> = self.settled.iter().collect();
+        if !report.unchanged_since(mapping, &settled) {
+            return PageSet::new();
+        }
+        let what = (files::key(mapping), origin(mapping));
+        let same = self
+            .shown
+            .iter()
+            .find(|(key, from, _)| (*key, *from) == what);
+        same.map_or_else(PageSet::new, |(_, _, pages)| pages.clone())
+    }
+}
+
+/// The byte of the file that address 0 would show.
+fn origin(mapping: &Mapping) -> u64 {
+    mapping.offset_bytes.wrapping_sub(mapping.start)
+}
+
+/// What is known when a capture begins.
+pub(super) struct Known<'a> {
+    pub ground: &'a Ground,
+    pub tables: PageTables<'a>,
+    pub files: &'a Files,
+    pub report: &'a FileReport,
+    pub signs: Signs,
+    /// What the tracker says, and what was told.
+    pub written: PageSet,
+    /// What is remembered from the parent; `None` if there is no parent.
+    pub memo: Option<&'a Memo>,
+    /// Shared memory that is tracked and cannot be believed this time.
+    pub doubtful: PageSet,
+}
+
+/// Which pages to copy. What is in none of the sets is what it was.
+pub(super) struct Plan {
+    /// Private pages to copy whatever they hold.
+    pub read: PageSet,
+    /// Private pages to compare with the parent.
+    pub compare: PageSet,
+    /// Those among them where a slot of the page table that is empty means zeros.
+    pub anonymous: PageSet,
+    /// Shared pages to compare with the parent.
+    pub shared: PageSet,
+    /// Pages that are zeros.
+    pub zero: PageSet,
+    /// Guard regions over files.
+    pub guards: PageSet,
+    /// Why memory that could be tracked is compared.
+    pub compared_because: Option<ComparedBecause>,
+    pub memo: Memo,
+}
+
+impl Plan {
+    pub fn new(known: Known<'_>) -> Result<Plan, CaptureError> {
+        let ground = known.ground;
+        let signs = known.signs;
+        let private = ground.pages(|kind| kind == Kind::Private);
+        let alone = ground.pages(|kind| kind == Kind::SharedAlone);
+        let huge = ground.pages(|kind| kind == Kind::Huge);
+        let mut written = known.written.union(&signs.buffers);
+        let compared_because = match known.memo {
+            None => None,
+            Some(_) if signs.unlisted => Some(ComparedBecause::UnlistedRing),
+            Some(memo) => memo.unlisted.then_some(ComparedBecause::UnlistedRingBefore),
+        };
+        match known.memo {
+            None => written = private.union(&alone),
+            Some(memo) => written = written.union(&memo.buffers).union(&memo.in_flight),
+        }
+        let read = written.intersect(&private);
+        let mut shared = ground
+            .pages(|kind| kind == Kind::Shared)
+            .union(&written.union(&known.doubtful).intersect(&alone));
+        let mut compare = huge.clone();
+        if compared_because.is_some() {
+            compare = compare.union(&private.subtract(&read));
+            shared = shared.union(&alone);
+        }
+        let memo = Memo {
+            buffers: signs.buffers,
+            in_flight: match signs.under_way {
+                true => known.written,
+                false => PageSet::new(),
+            },
+            unlisted: signs.unlisted,
+            shown: Vec::new(),
+            settled: known.report.settled().into_iter().collect(),
+        };
+        let mut plan = Plan {
+            read,
+            compare,
+            anonymous: private.union(&huge),
+            shared,
+            zero: PageSet::new(),
+            guards: PageSet::new(),
+            compared_because,
+            memo,
+        };
+        let over_file = ground.pages(|kind| kind == Kind::OverFile);
+        if !over_file.is_empty() {
+            let told = known.tables.private_pages(&over_file)?;
+            plan.add_over_file(ground, &told, &known.files, known.report, known.memo);
+        }
+        Ok(plan)
+    }
+
+    /// Adds what lies over files: copies are compared, and so is what the files show unless it is proved to be what
+    /// it was. Reading what a file in memory has not got would allocate it.
+    fn add_over_file(
+        &mut self,
+        ground: &Ground,
+        told: &Private,
+        files: &Files,
+        report: &FileReport,
+        memo: Option<&Memo>,
+    ) {
+        let over_file = ground
+            .pieces
+            .iter()
+            .filter(|piece| piece.kind == Kind::OverFile);
+        for piece in over_file {
+            let pages = PageSet::from_iter([piece.pages]);
+            let shows = pages.subtract(&told.copies).subtract(&told.guards);
+            let mut doubtful = shows.clone();
+            if let Some(memo) = memo {
+                doubtful = doubtful.subtract(&memo.shown_still(&piece.mapping, report));
+            }
+            if let Some(file) = files.shared_memory(&piece.mapping, report) {
+                let holes = holes_in(file, &piece.mapping).intersect(&doubtful);
+                doubtful = doubtful.subtract(&holes);
+                self.zero = self.zero.union(&holes);
+            }
+            let copies = pages.intersect(&told.copies);
+            self.compare = self.compare.union(&copies).union(&doubtful);
+            self.memo.remember_shown(&piece.mapping, &shows);
+        }
+        self.guards = told.guards.clone();
+    }
+}
+
+impl Memo {
+    fn remember_shown(&mut self, mapping: &Mapping, pages: &PageSet) {
+        let what = (files::key(mapping), origin(mapping));
+        let known = self
+            .shown
+            .iter_mut()
+            .find(|(key, from, _)| (*key, *from) == what);
+        match known {
+            Some((_, _, shown)) => shown.extend(pages.ranges().iter().copied()),
+            None => self.shown.push((what.0, what.1, pages.clone())),
+        }
+    }
+}
