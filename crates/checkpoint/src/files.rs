@@ -35,7 +35,7 @@ const LOCAL_FILE_SYSTEMS: [i64; 7] = [
     0x9660,      // isofs
 ];
 
-pub(crate) const IN_MEMORY_FILE_SYSTEMS: [i64; 2] = [
+const IN_MEMORY_FILE_SYSTEMS: [i64; 2] = [
     0x0102_1994, // tmpfs, memfd, shared anonymous memory, System V
     0x9584_58F6, // hugetlbfs
 ];
@@ -165,7 +165,7 @@ impl Files {
                     continue;
                 }
                 if !self.open.contains_key(&key)
-                    && let Some(file) = open_behind(pid, mapping)
+                    && let Some(file) = open_behind(pid, mapping).or_else(|| own_file(pid, mapping))
                 {
                     self.open.insert(key, file);
                 }
@@ -249,9 +249,15 @@ pub(crate) fn build_id_of(file: &OwnedFd) -> Option<Vec<u8>> {
     Some(elf.build_id().ok()??.to_vec())
 }
 
+/// What is behind a mapping of this very process, if it has it open itself. Needs no privilege.
+fn own_file(pid: i32, mapping: &Mapping) -> Option<OwnedFd> {
+    let is_ours = rustix::process::getpid().as_raw_nonzero().get() == pid;
+    is_ours.then(|| sparse::own_file(mapping)).flatten()
+}
+
 /// Opens what is behind a mapping: by the mapping itself (needs CAP_CHECKPOINT_RESTORE, works for
 /// deleted files and shared memory), else by path if that still is the same file.
-pub(crate) fn open_behind(pid: i32, mapping: &Mapping) -> Option<OwnedFd> {
+fn open_behind(pid: i32, mapping: &Mapping) -> Option<OwnedFd> {
     let by_mapping = PathBuf::from(format!(
         "/proc/{pid}/map_files/{:x}-{:x}",
         mapping.start, mapping.end

@@ -39,12 +39,12 @@ use crate::files::{FileReport, Files};
 use crate::page_tables::PageTables;
 use captured::{Taken, Told};
 use claims::Claim;
-use ground::{Ground, refused};
+use ground::{Ground, Kind, refused};
 use pagetide_kernel::memory::ProcessMemory;
 use pagetide_kernel::own_descriptors::{Withheld, withhold};
 use pagetide_kernel::pagemap_scan::{Categories, Pagemap};
 use pagetide_kernel::probe;
-use pagetide_pages::{PageCount, PageIndex};
+use pagetide_pages::{PageCount, PageIndex, PageSet};
 use pagetide_snapshot::{PageState, Region, Space, Store, View, WriteOptions, WriterLock};
 use pagetide_tracker::{Refused, Tracker, WpAsync};
 use placement::Places;
@@ -141,6 +141,7 @@ impl OwnMemory {
         };
         own.withhold_descriptors()?;
         let (ground, _) = own.look()?;
+        own.memory.expect(&ground.mappings);
         let change = own.tracker.arm(&ground.tracked())?;
         refuse(change.refused.first())?;
         Ok(own)
@@ -178,8 +179,15 @@ impl OwnMemory {
     pub fn roll_back(&mut self, view: &View) -> Result<PageCount, OwnMemoryError> {
         self.check_pid()?;
         self.give_back_open();
-        self.look()?;
-        put_back::put_back(view, &self.options.space, &self.places, &self.memory)
+        let (ground, report) = self.look()?;
+        let empty = self.empty(&ground, &report)?;
+        put_back::put_back(
+            view,
+            &self.options.space,
+            &self.places,
+            &self.memory,
+            &empty,
+        )
     }
 
     /// What lies under the regions, and what is known of the files there.
@@ -286,6 +294,30 @@ impl OwnMemory {
             .collect();
         regions.sort_by_key(|region| region.pages);
         Space::new(self.options.space.clone(), SIZE, regions)
+    }
+
+    /// The pages that show nothing that was ever allocated: they are zero, and reading would allocate them.
+    fn empty(&self, ground: &Ground, report: &FileReport) -> Result<PageSet, OwnMemoryError> {
+        let tables = PageTables {
+            pagemap: &self.pagemap,
+            knows_guards: self.knows_guards,
+        };
+        let mut empty = PageSet::new();
+        for piece in &ground.pieces {
+            let pages = PageSet::from(piece.pages);
+            let held = Categories::PRESENT | Categories::SWAPPED;
+            let found = match piece.kind {
+                Kind::Private => PageSet::new(),
+                Kind::Huge => pages.subtract(&tables.having(&pages, held)?),
+                Kind::Shared | Kind::SharedAlone => self.files.holes_in(&piece.mapping, report),
+                Kind::OverFile => {
+                    let holes = self.files.holes_in(&piece.mapping, report);
+                    holes.subtract(&tables.having(&holes.intersect(&pages), held)?)
+                }
+            };
+            empty = empty.union(&found.intersect(&pages));
+        }
+        Ok(empty)
     }
 
     /// What a forked child must not have: the lock, and what leads to this address space.

@@ -9,7 +9,6 @@
 use crate::capture::SIZE;
 use crate::file_pages::{file_page, read_exactly};
 use crate::files;
-use crate::layout::{self, Watch};
 use pagetide_kernel::cachestat;
 use pagetide_kernel::maps::{Mapping, MappingName};
 use pagetide_kernel::pidfd::PidFd;
@@ -62,65 +61,9 @@ pub(crate) fn is_behind(file: &OwnedFd, mapping: &Mapping) -> bool {
     stat.is_ok_and(|stat| (stat.st_dev, stat.st_ino) == files::key(mapping))
 }
 
-/// What is behind mappings of this process that show files or shared memory, as far as it can be asked.
-#[derive(Default)]
-pub(crate) struct Behind {
-    mappings: Vec<(Mapping, Option<OwnedFd>)>,
-}
-
-impl Behind {
-    /// Of those of `mappings`, which are this process's, that show some of `pages`.
-    pub fn of(pid: i32, mappings: &[Mapping], pages: &PageSet) -> Behind {
-        let concerned = mappings.iter().filter(|mapping| mapping.has_file());
-        let concerned = concerned.filter(|mapping| !pages.within(mapping.pages()).is_empty());
-        let opened = concerned.map(|mapping| {
-            let object = match is_guest_memory(mapping) {
-                true => guest_memory(pid, mapping),
-                false => files::open_behind(pid, mapping).or_else(|| own_file(mapping)),
-            };
-            (mapping.clone(), object)
-        });
-        Behind {
-            mappings: opened.collect(),
-        }
-    }
-
-    /// The pages that show nothing that was ever allocated. `held` gives those of some pages that the page tables have, and
-    /// must be asked before tracking leaves its marks there.
-    pub fn empty<E>(
-        &self,
-        mut held: impl FnMut(&PageSet) -> Result<PageSet, E>,
-    ) -> Result<PageSet, E> {
-        let mut empty = PageSet::new();
-        for (mapping, object) in &self.mappings {
-            let tells_by_page_tables =
-                is_bpf_memory(mapping) || layout::watch(mapping) == Watch::CompareHeld;
-            let holes = match object {
-                _ if tells_by_page_tables => PageSet::from(mapping.pages()),
-                Some(object) if is_in_memory(object) || is_guest_memory(mapping) => {
-                    holes_in(object, mapping)
-                }
-                _ => continue,
-            };
-            // A hole that is shared is nobody's copy, whatever marks there are.
-            let copies = match mapping.shared && !tells_by_page_tables {
-                true => PageSet::new(),
-                false => held(&holes)?,
-            };
-            empty = empty.union(&holes.subtract(&copies));
-        }
-        Ok(empty)
-    }
-}
-
-fn is_in_memory(object: &OwnedFd) -> bool {
-    let system = rustix::fs::fstatfs(object);
-    system.is_ok_and(|system| files::IN_MEMORY_FILE_SYSTEMS.contains(&system.f_type))
-}
-
 /// The file behind a mapping of this process, among those that it has open; a description of one's own, since asking for
 /// holes moves its position.
-fn own_file(mapping: &Mapping) -> Option<OwnedFd> {
+pub(crate) fn own_file(mapping: &Mapping) -> Option<OwnedFd> {
     let entries = fs::read_dir("/proc/self/fd").ok()?;
     entries.flatten().find_map(|entry| {
         let stat = rustix::fs::stat(entry.path()).ok()?;

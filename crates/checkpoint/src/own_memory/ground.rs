@@ -7,6 +7,7 @@ use crate::capture::SIZE;
 use crate::file_pages::file_page;
 use crate::files::{self, FileReport};
 use crate::layout::{self, Watch};
+use crate::sparse;
 use pagetide_kernel::maps::{self, Mapping};
 use pagetide_pages::{PageRange, PageSet};
 
@@ -79,12 +80,14 @@ impl Ground {
         with_file.map(|piece| piece.mapping.clone()).collect()
     }
 
-    /// Refuses what is no memory: it changes by itself, or cannot be read.
+    /// Refuses what is no memory: it changes by itself, or cannot be read. The memory of a guest of KVM
+    /// (guest_memfd) is, and that of BPF programs does not tell what there is of it.
     pub fn refuse_devices(&self, report: &FileReport) -> Result<(), OwnMemoryError> {
         let is_device = |piece: &&Piece| {
             let facts = report.facts(&piece.mapping);
             layout::is_device_like(&piece.mapping)
                 && piece.mapping.has_file()
+                && !sparse::is_guest_memory(&piece.mapping)
                 && !facts.is_some_and(|facts| facts.in_memory)
         };
         match self.pieces.iter().find(is_device) {

@@ -4,7 +4,6 @@ use super::ground::{Ground, Kind};
 use crate::capture::CaptureError;
 use crate::compared::ComparedBecause;
 use crate::files::{self, FileKey, FileReport, Files, Stamps};
-use crate::objects::holes_in;
 use crate::page_tables::{PageTables, Private};
 use crate::rings;
 use pagetide_kernel::maps::Mapping;
@@ -179,11 +178,10 @@ impl Plan {
             if let Some(memo) = memo {
                 doubtful = doubtful.subtract(&memo.shown_still(&piece.mapping, report));
             }
-            if let Some(file) = files.shared_memory(&piece.mapping, report) {
-                let holes = holes_in(file, &piece.mapping).intersect(&doubtful);
-                doubtful = doubtful.subtract(&holes);
-                self.zero = self.zero.union(&holes);
-            }
+            let holes = files.holes_in(&piece.mapping, report);
+            let holes = holes.intersect(&doubtful);
+            doubtful = doubtful.subtract(&holes);
+            self.zero = self.zero.union(&holes);
             let copies = pages.intersect(&told.copies);
             self.compare = self.compare.union(&copies).union(&doubtful);
             self.memo.remember_shown(&piece.mapping, &shows);

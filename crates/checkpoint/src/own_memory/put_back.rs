@@ -7,12 +7,14 @@ use pagetide_kernel::memory::ProcessMemory;
 use pagetide_pages::{PageCount, PageIndex, PageSet};
 use pagetide_snapshot::{PageContent, PageHash, View};
 
-/// Writes the pages that differ and returns how many these were.
+/// Writes the pages that differ and returns how many these were. What is `empty`, by address, holds zeros and is not
+/// read.
 pub(super) fn put_back(
     view: &View,
     name: &str,
     places: &Places,
     memory: &ProcessMemory,
+    empty: &PageSet,
 ) -> Result<PageCount, OwnMemoryError> {
     let space = view
         .space_index(name)
@@ -41,7 +43,11 @@ pub(super) fn put_back(
             };
             for (number, page) in pages.pages().enumerate() {
                 let bytes = &wanted[number * step..][..SIZE.len()];
-                let address = SIZE.address_of(PageIndex(page.0.wrapping_add(distance)));
+                let mapped = PageIndex(page.0.wrapping_add(distance));
+                if step == 0 && empty.contains(mapped) {
+                    continue;
+                }
+                let address = SIZE.address_of(mapped);
                 memory.read(address, &mut page_now)?;
                 if PageHash::of(&page_now) != PageHash::of(bytes) {
                     memory.write(address, bytes)?;

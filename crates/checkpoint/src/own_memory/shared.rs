@@ -7,7 +7,7 @@ use super::ground::{Ground, Kind, Piece, in_file};
 use crate::capture::{CaptureError, Copied, SIZE, Source, Verdict};
 use crate::files::{self, FileKey, FileReport, Files};
 use crate::layout;
-use crate::objects::{holes_in, read_or_zero};
+use crate::objects::read_or_zero;
 use crate::page_tables::PageTables;
 use pagetide_kernel::pagemap_scan::Categories;
 use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet};
@@ -90,7 +90,8 @@ impl SharedReader<'_> {
             false => None,
         };
         let Some(object) = object else {
-            return self.through_mapping(&wanted, copied);
+            let empty = self.holes(piece, &wanted, copied);
+            return self.through_mapping(&wanted.subtract(&empty), copied);
         };
         // Marks of UFFDIO_POISON stand in the page tables of one process, and hide what the object has there. Where
         // memory is tracked, empty slots have marks of ours.
@@ -136,12 +137,7 @@ impl SharedReader<'_> {
         // A mapping shows what was stored past the end in the last page, and a read does not.
         let tail = wanted.within(PageRange::new(whole_end, end));
         let mut wanted = wanted.within(PageRange::new(piece.pages.start(), whole_end));
-        let in_memory = self.files.shared_memory(&piece.mapping, self.report);
-        if let Some(object) = in_memory.filter(|_| wanted.count() >= ASK_HOLES_FROM) {
-            let empty = holes_in(object, &piece.mapping).intersect(&wanted);
-            push(copied, &empty, PageState::Zero);
-            wanted = wanted.subtract(&empty);
-        }
+        wanted = wanted.subtract(&self.holes(piece, &wanted, copied));
         let read = |pieces: &[PageRange], bytes: &mut [u8]| {
             let mut rest = bytes;
             for part in pieces {
@@ -155,6 +151,17 @@ impl SharedReader<'_> {
         };
         copied.keep_some(wanted.ranges(), read, |page, bytes| self.judge(page, bytes))?;
         self.through_mapping(&tail, copied)
+    }
+
+    /// Records those of the `wanted` pages that show nothing that was ever allocated, and gives them.
+    fn holes(&self, piece: &Piece, wanted: &PageSet, copied: &mut Copied<'_>) -> PageSet {
+        if wanted.count() < ASK_HOLES_FROM {
+            return PageSet::new();
+        }
+        let holes = self.files.holes_in(&piece.mapping, self.report);
+        let empty = holes.intersect(wanted);
+        push(copied, &empty, PageState::Zero);
+        empty
     }
 
     fn judge(&self, page: PageIndex, bytes: &[u8]) -> Verdict {
