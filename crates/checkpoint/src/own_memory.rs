@@ -228,6 +228,7 @@ impl OwnMemory {
             report,
             signs,
             written: harvest.written().union(&told.pages),
+            fresh: &harvest.layout().fresh,
             memo: parent.map(|last| &last.memo),
             doubtful,
         })?;

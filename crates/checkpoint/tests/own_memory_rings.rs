@@ -59,6 +59,48 @@ fn t09_reads_into_a_fixed_buffer_are_in_every_snapshot() {
 }
 
 #[test]
+fn t47_a_fixed_buffer_that_was_moved_is_written_where_it_lies_now() {
+    needs!(wp_async);
+    let _alone = alone();
+    let test = "t47_a_fixed_buffer_that_was_moved_is_written_where_it_lies_now";
+    let region = Region::filled(64, 5);
+    let outside = Region::filled(4, 6);
+    let Some(mut ring) = ring_or_skip(test, Ring::new()) else {
+        return;
+    };
+    ring.register_buffer(&outside, 0..4).unwrap();
+    let mut own = own(&region);
+    exact(&mut own, &region, "full");
+    // Into the region, and then within it.
+    outside.move_to(0..4, &region, 8, false);
+    exact(&mut own, &region, "moved");
+    for round in 0..4u8 {
+        if round == 2 {
+            region.move_to(8..12, &region, 30, true);
+            exact(&mut own, &region, "moved again");
+        }
+        let file = file_of(1, round + 20);
+        ring.start_read(&file, outside.address(1), PAGE, true);
+        assert_eq!(ring.finish(), i32::try_from(PAGE).unwrap());
+        let at = if round < 2 { 9 } else { 31 };
+        assert_eq!(
+            region.load(at),
+            round + 20,
+            "the kernel writes to the page that was pinned"
+        );
+        exact(&mut own, &region, "a fixed read");
+    }
+    drop(ring);
+    exact(&mut own, &region, "after the ring has gone");
+    assert_eq!(
+        exact(&mut own, &region, "nothing is held any more")
+            .written_pages
+            .0,
+        0
+    );
+}
+
+#[test]
 fn t29_a_ring_in_own_memory_makes_all_of_it_compared_and_says_so() {
     needs!(wp_async);
     let _alone = alone();

@@ -38,6 +38,9 @@ impl Signs {
 pub(super) struct Memo {
     /// Registered I/O buffers: the kernel may write to them without a trace.
     buffers: PageSet,
+    /// What was mapped anew while there were such buffers, wherever: mremap(2) takes pinned pages along, and they
+    /// stay listed at their old addresses.
+    moved: PageSet,
     /// What was written by the time of this snapshot, if reads were under way that may still land in it.
     in_flight: PageSet,
     /// A ring or a device might write to memory that nothing listed.
@@ -78,6 +81,8 @@ pub(super) struct Known<'a> {
     pub signs: Signs,
     /// What the tracker says, and what was told.
     pub written: PageSet,
+    /// Of this, what was mapped since the last harvest.
+    pub fresh: &'a PageSet,
     /// What is remembered from the parent; `None` if there is no parent.
     pub memo: Option<&'a Memo>,
     /// Shared memory that is tracked and cannot be believed this time.
@@ -116,9 +121,16 @@ impl Plan {
             Some(_) if signs.unlisted => Some(ComparedBecause::UnlistedRing),
             Some(memo) => memo.unlisted.then_some(ComparedBecause::UnlistedRingBefore),
         };
+        let mut moved = PageSet::new();
         match known.memo {
             None => written = private.union(&alone),
-            Some(memo) => written = written.union(&memo.buffers).union(&memo.in_flight),
+            Some(memo) => {
+                let unseen = memo.buffers.union(&memo.moved).union(&memo.in_flight);
+                written = written.union(&unseen);
+                if !signs.buffers.is_empty() {
+                    moved = memo.moved.union(known.fresh);
+                }
+            }
         }
         let read = written.intersect(&private);
         let mut shared = ground
@@ -131,6 +143,7 @@ impl Plan {
         }
         let memo = Memo {
             buffers: signs.buffers,
+            moved,
             in_flight: match signs.under_way {
                 true => known.written,
                 false => PageSet::new(),
