@@ -41,7 +41,7 @@ use captured::{Taken, Told};
 use claims::Claim;
 use ground::{Ground, Kind, refused};
 use pagetide_kernel::memory::ProcessMemory;
-use pagetide_kernel::own_descriptors::{Withheld, withhold};
+use pagetide_kernel::own_descriptors::{Withheld, withhold, without_forks};
 use pagetide_kernel::pagemap_scan::{Categories, Pagemap};
 use pagetide_kernel::probe;
 use pagetide_pages::{PageCount, PageIndex, PageSet};
@@ -84,7 +84,7 @@ impl Default for OwnMemoryOptions {
 pub struct OwnMemory {
     pid: u32,
     /// Before the descriptors that they are about.
-    withheld: Vec<Withheld>,
+    _withheld: Vec<Withheld>,
     /// What was captured and is neither stored nor given back. It stands here and not in [`Captured`], so that
     /// nothing is lost with one that is forgotten.
     open: Option<Taken>,
@@ -110,6 +110,37 @@ struct Last {
     lengths: Lengths,
 }
 
+/// What a forked child must not have: the lock of the store, and what leads to this address space.
+struct Ways {
+    withheld: Vec<Withheld>,
+    lock: WriterLock,
+    tracker: WpAsync,
+    pagemap: Pagemap,
+    memory: ProcessMemory,
+}
+
+impl Ways {
+    fn open(store: &Store, pid: i32) -> Result<Ways, OwnMemoryError> {
+        let mut ways = Ways {
+            withheld: Vec::new(),
+            lock: store.lock()?,
+            tracker: WpAsync::of_self()?,
+            pagemap: Pagemap::of_self()?,
+            memory: ProcessMemory::open(pid)?,
+        };
+        let all = [
+            ways.lock.descriptor(),
+            Some(ways.tracker.protector().as_fd()),
+            Some(ways.pagemap.as_fd()),
+            Some(ways.memory.as_fd()),
+        ];
+        let withheld = all.into_iter().flatten().map(withhold);
+        let withheld: std::io::Result<Vec<Withheld>> = withheld.collect();
+        ways.withheld = withheld.map_err(OwnMemoryError::Withhold)?;
+        Ok(ways)
+    }
+}
+
 impl OwnMemory {
     /// Makes ready to take snapshots of `placements` into `store`, and begins to track them. The first one is full.
     /// No other `OwnMemory` of this process, and no other userfaultfd, may have a part of them.
@@ -121,15 +152,17 @@ impl OwnMemory {
         let pid = pid_now();
         let places = Places::new(placements)?;
         let claim = Claim::new(pid, &places.mapped())?;
+        let ways = without_forks(|| Ways::open(&store, pid.cast_signed()));
+        let ways = ways.map_err(OwnMemoryError::Withhold)??;
         let mut own = OwnMemory {
             pid,
-            withheld: Vec::new(),
             open: None,
             _claim: claim,
-            lock: store.lock()?,
-            tracker: WpAsync::of_self()?,
-            pagemap: Pagemap::of_self()?,
-            memory: ProcessMemory::open(pid.cast_signed())?,
+            _withheld: ways.withheld,
+            lock: ways.lock,
+            tracker: ways.tracker,
+            pagemap: ways.pagemap,
+            memory: ways.memory,
             knows_guards: probe::known_categories().contains(Categories::GUARD),
             files: Files::new(false),
             arena: Arena::new(SIZE, options.buffer_bytes),
@@ -139,7 +172,6 @@ impl OwnMemory {
             store,
             options,
         };
-        own.withhold_descriptors()?;
         let (ground, _) = own.look()?;
         own.memory.expect(&ground.mappings);
         let change = own.tracker.arm(&ground.tracked())?;
@@ -319,20 +351,6 @@ impl OwnMemory {
             empty = empty.union(&found.intersect(&pages));
         }
         Ok(empty)
-    }
-
-    /// What a forked child must not have: the lock, and what leads to this address space.
-    fn withhold_descriptors(&mut self) -> Result<(), OwnMemoryError> {
-        let ours = [
-            self.lock.descriptor(),
-            Some(self.tracker.protector().as_fd()),
-            Some(self.pagemap.as_fd()),
-            Some(self.memory.as_fd()),
-        ];
-        let withheld = ours.into_iter().flatten().map(withhold);
-        let withheld: std::io::Result<Vec<Withheld>> = withheld.collect();
-        self.withheld = withheld.map_err(OwnMemoryError::Withhold)?;
-        Ok(())
     }
 
     fn check_pid(&self) -> Result<(), OwnMemoryError> {

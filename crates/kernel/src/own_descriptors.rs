@@ -15,7 +15,7 @@ use rustix::fs::{Mode, OFlags};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, Ordering};
 
 /// No descriptor.
 const NONE: i32 = -1;
@@ -31,9 +31,30 @@ static PLACES: AtomicPtr<Place> = AtomicPtr::new(std::ptr::null_mut());
 /// What withheld numbers lead to in a child.
 static NOTHING: AtomicI32 = AtomicI32::new(NONE);
 
-/// Withholds a descriptor from children as long as it lives. It must be dropped before the descriptor is closed.
+/// True while a thread forks, or keeps others from it.
+static FORKS: AtomicBool = AtomicBool::new(false);
+
+/// Withholds a descriptor from children as long as it lives. When it is dropped the number leads to nothing in this
+/// process, too: at no moment can a child get what it led to. So it must be dropped before the descriptor is
+/// closed, and after its last use.
 pub struct Withheld {
     place: &'static Place,
+    number: i32,
+}
+
+/// Does something while no other thread can fork: descriptors that are opened and withheld in it never come to a
+/// child. It must not fork itself.
+pub fn without_forks<T>(act: impl FnOnce() -> T) -> io::Result<T> {
+    struct Held;
+    impl Drop for Held {
+        fn drop(&mut self) {
+            forks_again();
+        }
+    }
+    make_ready()?;
+    wait_for_forks();
+    let _held = Held;
+    Ok(act())
 }
 
 /// Withholds `descriptor` from each child that is forked from now on.
@@ -48,13 +69,35 @@ pub fn withhold(descriptor: BorrowedFd<'_>) -> io::Result<Withheld> {
         taken.is_ok()
     });
     let place = free.unwrap_or_else(|| add_place(number));
-    Ok(Withheld { place })
+    Ok(Withheld { place, number })
 }
 
 impl Drop for Withheld {
     fn drop(&mut self) {
+        if self.place.number.load(Ordering::Acquire) != self.number {
+            // A child, which has let go of it.
+            return;
+        }
+        lead_to_nothing(self.number);
         self.place.number.store(NONE, Ordering::Release);
     }
+}
+
+fn lead_to_nothing(number: i32) {
+    let nothing = NOTHING.load(Ordering::Acquire);
+    // SAFETY: both are numbers of open descriptors, the second one withheld, and not used any more. The call takes
+    // numbers only.
+    unsafe { libc::dup3(nothing, number, libc::O_CLOEXEC) };
+}
+
+extern "C" fn wait_for_forks() {
+    while FORKS.swap(true, Ordering::Acquire) {
+        std::thread::yield_now();
+    }
+}
+
+extern "C" fn forks_again() {
+    FORKS.store(false, Ordering::Release);
 }
 
 fn places() -> impl Iterator<Item = &'static Place> {
@@ -88,9 +131,14 @@ fn make_ready() -> io::Result<()> {
         let nothing = rustix::fs::open(c"/dev/null", flags, Mode::empty());
         let nothing = nothing.map_err(|errno| errno.raw_os_error())?;
         NOTHING.store(nothing.into_raw_fd(), Ordering::Release);
-        // SAFETY: the handler lives as long as the program, and calls only dup3(2), which may be called in a
-        // forked child of a program with several threads.
-        match unsafe { libc::pthread_atfork(None, None, Some(in_child)) } {
+        let handlers = (
+            Some(wait_for_forks as _),
+            Some(forks_again as _),
+            Some(in_child as _),
+        );
+        // SAFETY: the handlers live as long as the program. That of the child calls only dup3(2), which may be called
+        // in a forked child of a program with several threads.
+        match unsafe { libc::pthread_atfork(handlers.0, handlers.1, handlers.2) } {
             0 => Ok(()),
             error => Err(error),
         }
@@ -99,15 +147,13 @@ fn make_ready() -> io::Result<()> {
 }
 
 extern "C" fn in_child() {
-    let nothing = NOTHING.load(Ordering::Acquire);
     for place in places() {
         let number = place.number.swap(NONE, Ordering::AcqRel);
         if number != NONE {
-            // SAFETY: both are numbers of open descriptors of this process, a new one; nothing in it has
-            // used the second yet.
-            unsafe { libc::dup3(nothing, number, libc::O_CLOEXEC) };
+            lead_to_nothing(number);
         }
     }
+    forks_again();
 }
 
 #[cfg(test)]
@@ -147,7 +193,7 @@ mod tests {
         assert_eq!(in_a_child(|| is_readable(&shared)), 1);
         assert_eq!(is_readable(&kept), 1, "the parent keeps it");
         drop(withheld);
-        assert_eq!(in_a_child(|| is_readable(&kept)), 1);
+        assert_eq!(is_readable(&kept), 0, "it is not used any more");
     }
 
     #[test]
@@ -155,9 +201,13 @@ mod tests {
         use rustix::fs::{FlockOperation, flock};
         let file = tempfile::NamedTempFile::new().expect("a file");
         let again = File::open(file.path()).expect("open");
-        let locked = File::open(file.path()).expect("open");
-        flock(&locked, FlockOperation::NonBlockingLockExclusive).expect("free");
-        let withheld = withhold(locked.as_fd()).expect("withheld");
+        let (_locked, withheld) = without_forks(|| {
+            let locked = File::open(file.path()).expect("open");
+            flock(&locked, FlockOperation::NonBlockingLockExclusive).expect("free");
+            let withheld = withhold(locked.as_fd()).expect("withheld");
+            (locked, withheld)
+        })
+        .expect("ready");
         let (ready, wait) = rustix::pipe::pipe().expect("a pipe");
         // SAFETY: the child makes system calls only.
         match unsafe { fork() }.expect("fork") {
@@ -170,8 +220,13 @@ mod tests {
             ForkResult::Parent { child } => {
                 assert!(flock(&again, FlockOperation::NonBlockingLockExclusive).is_err());
                 drop(withheld);
-                drop(locked);
-                let free = flock(&again, FlockOperation::NonBlockingLockExclusive);
+                // Tests beside make children by clone3(2), which have it until they execute a program.
+                let take = || flock(&again, FlockOperation::NonBlockingLockExclusive);
+                let waits = |_: &u32| {
+                    std::thread::sleep(std::time::Duration::from_millis(1));
+                    take().is_ok()
+                };
+                let free = (0..10_000).find(waits);
                 drop(wait);
                 waitpid(child, None).expect("a child");
                 free.expect("no copy is left");

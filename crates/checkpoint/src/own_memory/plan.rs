@@ -165,7 +165,7 @@ impl Plan {
         let over_file = ground.pages(|kind| kind == Kind::OverFile);
         if !over_file.is_empty() {
             let told = known.tables.private_pages(&over_file)?;
-            plan.add_over_file(ground, &told, &known.files, known.report, known.memo);
+            plan.add_over_file(ground, &told, known.files, known.report, known.memo);
         }
         Ok(plan)
     }
