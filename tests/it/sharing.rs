@@ -1,7 +1,7 @@
 //! Prevents that memory which fork(2) left shared is doubled by who looks at it: a checkpoint by whatever backend, of one
 //! process or of all, must leave the proportional set sizes of a family as they were.
 
-use pagetide_tests::{Subject, anonymous_kib, family, pagetide, text};
+use pagetide_tests::{Subject, anonymous_kib, family, maps, pagetide, text};
 
 fn inheritors() -> Subject {
     let subject = Subject::target("inheritors", &[]);
@@ -70,5 +70,38 @@ fn t36_a_rollback_leaves_shared_what_fork_left_shared() {
         has_gone_on(subject, 3);
         let (pid, store) = (subject.pid().to_string(), subject.store().text());
         pagetide(["rollback", &pid, &store, "--at", "1"]).done();
+    });
+}
+
+/// How many mappings each process of the family has.
+fn mappings(subject: &Subject) -> Vec<usize> {
+    let pids = family(subject.pid());
+    pids.iter().map(|pid| maps(*pid).len()).collect()
+}
+
+#[test]
+fn a_restored_tree_shares_again_what_fork_left_shared() {
+    let mut subject = inheritors().checkpoint_with(&["--tree"]);
+    let (before, mapped) = (anonymous_kib(&family(subject.pid())), mappings(&subject));
+    // The second time it is what was restored that is checkpointed, as a delta.
+    for kind in ["full", "delta"] {
+        let (report, truth) = subject.stop_and_read();
+        assert_eq!(text(&report, "kind"), kind, "{report}");
+        let id = pagetide_tests::number(&report, "id");
+        subject.kill();
+        subject.restore_and_compare(id, &truth);
+        has_gone_on(&subject, 3);
+        let after = anonymous_kib(&family(subject.pid()));
+        assert!(
+            after * 100 <= before * 110,
+            "{before} KiB became {after} when the {kind} snapshot was restored"
+        );
+        // Sharing must not be paid by cutting mappings into pieces.
+        for (before, after) in mapped.iter().zip(mappings(&subject)) {
+            assert!(after <= before + 3, "{before} mappings became {after}");
+        }
+    }
+    stays_shared(&subject, |subject| {
+        subject.checkpoint(&[]);
     });
 }

@@ -11,6 +11,7 @@
 mod birth;
 mod build;
 mod fill;
+mod inherit;
 mod lazy;
 mod made;
 mod mappings;
@@ -24,6 +25,7 @@ use crate::restorable::blockers_of;
 use crate::tree::members_of;
 use birth::{Born, check_free};
 use build::Building;
+use inherit::Inheritance;
 use lazy::Lazy;
 pub use lazy::{FillError, FilledReport, Filling, LazyError};
 use made::Made;
@@ -331,13 +333,20 @@ pub fn restore(
     };
     let mut reopened = files.reopen(&choices)?;
 
+    // Memory that comes later cannot be inherited.
+    let (inheritance, inherited) = match options.lazy || plans.len() < 2 {
+        true => Default::default(),
+        false => Inheritance::prepare(view, &plans, &sources)?,
+    };
     let born = Born::bear(view, &plans, options.new_pid)?;
+    drop(inherited);
     let lazy = options.lazy.then(|| Lazy::new(store, view)).transpose()?;
     let mut building = Building {
         lazy: lazy.as_ref(),
         store,
         view,
         sources: &sources,
+        inheritance: &inheritance,
         files: &files,
         reopened: &reopened,
         born: &born,

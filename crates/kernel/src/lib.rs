@@ -14,6 +14,7 @@ pub mod descriptor_owner;
 pub mod file_context;
 pub mod file_handle;
 mod frame_file;
+pub mod inherited;
 pub mod inotify;
 pub mod io_priority;
 pub mod kcmp;

@@ -151,13 +151,18 @@ impl NewProcess {
             .map_or(&[], |stopped| stopped.threads())
     }
 
-    /// Empties its address space. What the kernel maps into every process is moved to where `wanted` has it; calls get
-    /// their bytes at `scratch`, where 128 KiB are not wanted for anything else.
-    pub fn empty(&mut self, wanted: &[KernelMapping], scratch: u64) -> Result<(), RebuildError> {
+    /// Empties its address space, but for the ranges of addresses in `kept`, ascending. What the kernel maps into every process
+    /// is moved to where `wanted` has it; calls get their bytes at `scratch`, where 128 KiB are not wanted for anything else.
+    pub fn empty(
+        &mut self,
+        wanted: &[KernelMapping],
+        scratch: u64,
+        kept: &[(u64, u64)],
+    ) -> Result<(), RebuildError> {
         let pid = self.pid();
         let mappings = maps::mappings(pid)?;
         let present = kernel_mappings::among(&mappings);
-        let moves = kernel_mappings::moves(&present, wanted)?;
+        let moves = kernel_mappings::moves(&present, wanted, kept)?;
         let memory = self.stopped().terrain.memory();
         let memory = memory.ok_or(KernelMappingsError::NoSystemCall)?;
         let vdso = vdso_of(&mappings).ok_or(KernelMappingsError::NoSystemCall)?;
@@ -186,12 +191,11 @@ impl NewProcess {
                 .map_err(remote("end restartable sequences"))?;
         }
         let mut from = 0;
-        let ends = [(ADDRESSES_END, ADDRESSES_END)];
-        for (start, end) in present
-            .iter()
-            .map(|kept| (kept.start, kept.end))
-            .chain(ends)
-        {
+        let of_kernel = present.iter().map(|kept| (kept.start, kept.end));
+        let mut stay: Vec<(u64, u64)> = of_kernel.chain(kept.iter().copied()).collect();
+        stay.sort_unstable();
+        stay.push((ADDRESSES_END, ADDRESSES_END));
+        for (start, end) in stay {
             if start > from {
                 calls
                     .call(SYS_MUNMAP, [from, start - from, 0, 0, 0, 0])

@@ -1,17 +1,19 @@
 //! One new process built: its memory, its tracking, its threads.
 
 use super::birth::{Born, owner_of};
+use super::inherit::{Inheritance, Share};
 use super::lazy::{self, Chosen, Lazy};
 use super::plan::Plan;
 use super::sources::Sources;
 use super::{RestoreError, fill, mappings};
+use crate::capture::SIZE;
 use crate::checkpointer::choose_backend;
 use crate::mark::Phase;
 use crate::member::Member;
 use crate::take::TakeError;
 use crate::tracking::Tracking;
 use pagetide_kernel::memory::ProcessMemory;
-use pagetide_pages::PageCount;
+use pagetide_pages::{PageCount, PageSet};
 use pagetide_process::{
     KernelState, NewProcess, OpenFiles, RebuildError, RemoteCalls, Reopened, ThreadId, ThreadState,
     examine_for_reading,
@@ -26,6 +28,7 @@ pub(super) struct Building<'a> {
     pub store: &'a Store,
     pub view: &'a View,
     pub sources: &'a Sources,
+    pub inheritance: &'a Inheritance,
     pub files: &'a OpenFiles,
     pub reopened: &'a Reopened,
     pub born: &'a Born,
@@ -47,16 +50,21 @@ impl Building<'_> {
     ) -> Result<(), RestoreError> {
         let outside = &plan.state.outside;
         let scratch = mappings::free_place(plan.regions, SCRATCH_BYTES);
-        new.empty(&plan.kernel_mappings, scratch)?;
-        mappings::map_all(new, plan.regions, self.sources)?;
+        let nothing = Share::default();
+        let share = self.inheritance.of(plan.pid).unwrap_or(&nothing);
+        new.empty(&plan.kernel_mappings, scratch, &spans(&share.kept))?;
+        mappings::map_all(new, plan.regions, self.sources, &share.kept)?;
+        mappings::drop_pages(new, &share.dropped)?;
         let program = Some(program.as_raw_fd());
         let layout = &outside.layout;
         mappings::set_layout(new, layout, plan.heap_end(), &outside.auxv, program)?;
         let memory = ProcessMemory::open(new.pid())?;
         let later = self.lazy.map(|lazy| (lazy, Chosen::of(self.view, plan)));
-        let pages = later.as_ref().map(|(_, chosen)| &chosen.pages);
+        let pages = later
+            .as_ref()
+            .map_or(&share.filled, |(_, chosen)| &chosen.pages);
         let filled = fill::fill(self.view, plan.space, pages, &memory)?;
-        self.restored_pages += filled.pages;
+        self.restored_pages += filled.pages + share.filled.count();
         mappings::seal(new, plan.regions, &filled.guards)?;
         let pid = new.pid();
         let mut calls = new.calls(ThreadId::new(pid))?;
@@ -209,6 +217,12 @@ impl Building<'_> {
         let phase = Phase::Committed(self.view.id(), self.view.info().content_hash);
         member.set_phase(phase)
     }
+}
+
+/// First address and address past the last byte of each range.
+fn spans(pages: &PageSet) -> Vec<(u64, u64)> {
+    let ranges = pages.ranges().iter();
+    ranges.map(|&range| SIZE.span_of(range)).collect()
 }
 
 /// With who has the number.

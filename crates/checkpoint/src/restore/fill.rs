@@ -42,11 +42,11 @@ fn way(region: &Region) -> Way {
     }
 }
 
-/// Writes the pages of space number `space`, whose regions are mapped already, but for those that come later.
+/// Writes the pages of space number `space`, whose regions are mapped already, but for those that come later or are there.
 pub(super) fn fill(
     view: &View,
     space: usize,
-    later: Option<&PageSet>,
+    others: &PageSet,
     memory: &ProcessMemory,
 ) -> Result<Filled, RestoreError> {
     let regions = &view.spaces()[space].regions;
@@ -54,10 +54,7 @@ pub(super) fn fill(
         (Some(first), Some(last)) => PageRange::new(first.pages.start(), last.pages.end()),
         _ => PageRange::new(PageIndex(0), PageIndex(0)),
     };
-    let now = match later {
-        Some(later) => PageSet::from(all).subtract(later),
-        None => PageSet::from(all),
-    };
+    let now = PageSet::from(all).subtract(others);
     let written = AtomicU64::new(0);
     let guards = Mutex::new(Vec::new());
     view.read_ranges_parallel::<RestoreError>(space, now.ranges(), 0, |pages, content| {

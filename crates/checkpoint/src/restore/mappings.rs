@@ -4,6 +4,7 @@
 use super::RestoreError;
 use super::sources::{SourceNumber, Sources};
 use crate::capture::SIZE;
+use pagetide_pages::{PageCount, PageRange, PageSet};
 use pagetide_process::{
     MemoryLayout, NewProcess, RebuildError, RemoteCallError, RemoteCalls, ThreadId,
 };
@@ -42,7 +43,7 @@ fn has(region: &Region, advice: &str) -> bool {
 }
 
 /// `mmap` arguments for a region.
-fn mmap_arguments(region: &Region, source: Option<RawFd>) -> [u64; 6] {
+pub(super) fn mmap_arguments(region: &Region, source: Option<RawFd>) -> [u64; 6] {
     let (start, end) = SIZE.span_of(region.pages);
     let mut flags = nix::libc::MAP_FIXED
         | match region.sharing {
@@ -80,6 +81,19 @@ fn mmap_arguments(region: &Region, source: Option<RawFd>) -> [u64; 6] {
     ]
 }
 
+/// A part of a region.
+pub(super) fn part_of(region: &Region, pages: PageRange) -> Region {
+    let mut part = region.clone();
+    let skipped = SIZE.bytes_of(PageCount(pages.start().0 - region.pages.start().0));
+    if let Backing::File { offset_bytes, .. } | Backing::SharedMemory { offset_bytes, .. } =
+        &mut part.backing
+    {
+        *offset_bytes += skipped;
+    }
+    part.pages = pages;
+    part
+}
+
 /// `shmat` arguments for a region that shows a whole segment.
 fn attach_arguments(region: &Region, id: i32) -> [u64; 6] {
     let (start, _) = SIZE.span_of(region.pages);
@@ -110,11 +124,13 @@ fn first_protection(region: &Region) -> u32 {
     }
 }
 
-/// Maps all `regions` into an empty address space. Those of the kernel are there already.
+/// Maps all `regions` into an empty address space, but for the parts that it was born with (`kept`). Those of the kernel are
+/// there already.
 pub(super) fn map_all(
     new: &mut NewProcess,
     regions: &[Region],
     sources: &Sources,
+    kept: &PageSet,
 ) -> Result<(), RestoreError> {
     let pid = new.pid();
     let mut calls = new.calls(ThreadId::new(pid))?;
@@ -122,7 +138,8 @@ pub(super) fn map_all(
         .iter()
         .filter(|region| region.backing != Backing::Kernel)
     {
-        let mapped = map(&mut calls, region, sources.of(region));
+        let kept = kept.within(region.pages);
+        let mapped = map(&mut calls, region, sources.of(region), &kept);
         mapped.map_err(|source| {
             let (start, end) = SIZE.span_of(region.pages);
             RestoreError::Map {
@@ -149,22 +166,24 @@ fn map(
     calls: &mut RemoteCalls<'_>,
     region: &Region,
     source: Option<SourceNumber>,
+    kept: &PageSet,
 ) -> Result<(), RemoteCallError> {
     let (start, end) = SIZE.span_of(region.pages);
     let length = end - start;
-    match source {
+    let number = match source {
         Some(SourceNumber::Segment(id)) => {
             calls.call(SYS_SHMAT, attach_arguments(region, id))?;
             return Ok(());
         }
-        Some(SourceNumber::File(number)) => {
-            calls.call(SYS_MMAP, mmap_arguments(region, Some(number)))?;
-        }
-        None => {
-            calls.call(SYS_MMAP, mmap_arguments(region, None))?;
-        }
+        Some(SourceNumber::File(number)) => Some(number),
+        None => None,
+    };
+    for &pages in PageSet::from(region.pages).subtract(kept).ranges() {
+        let part = part_of(region, pages);
+        calls.call(SYS_MMAP, mmap_arguments(&part, number))?;
     }
-    if first_protection(region) != protection(region) {
+    // What it was born with has the protection that it had in a relative.
+    if first_protection(region) != protection(region) || !kept.is_empty() {
         let protection = u64::from(protection(region));
         calls.call(SYS_MPROTECT, [start, length, protection, 0, 0, 0])?;
     }
@@ -185,6 +204,26 @@ fn map(
         })?;
     }
     Ok(())
+}
+
+/// Takes away what `new` was born with and is not to hold.
+pub(super) fn drop_pages(new: &mut NewProcess, pages: &PageSet) -> Result<(), RestoreError> {
+    if pages.is_empty() {
+        return Ok(());
+    }
+    let pid = new.pid();
+    let mut calls = new.calls(ThreadId::new(pid))?;
+    for &range in pages.ranges() {
+        let (start, end) = SIZE.span_of(range);
+        let advice = u64::from(nix::libc::MADV_DONTNEED.unsigned_abs());
+        let dropped = calls.call(SYS_MADVISE, [start, end - start, advice, 0, 0, 0]);
+        dropped.map_err(|source| RebuildError::Remote {
+            what: "drop pages",
+            pid,
+            source,
+        })?;
+    }
+    finish(calls, pid)
 }
 
 /// What can be done only when the pages are there: guards, and locking memory.

@@ -78,10 +78,11 @@ fn listed(mappings: &[KernelMapping]) -> String {
     }
 }
 
-/// How to get from where they are to where they were, one mapping at a time.
+/// How to get from where they are to where they were, one mapping at a time, and not over what is in `kept`.
 pub(super) fn moves(
     present: &[KernelMapping],
     wanted: &[KernelMapping],
+    kept: &[(u64, u64)],
 ) -> Result<Vec<Move>, KernelMappingsError> {
     let shape = |mapping: &KernelMapping| (mapping.name.clone(), mapping.end - mapping.start);
     if !present.iter().map(shape).eq(wanted.iter().map(shape)) {
@@ -109,7 +110,8 @@ pub(super) fn moves(
     let total: u64 = present.iter().map(|is| is.end - is.start).sum();
     let free = |start: &u64| {
         let taken = |one: &KernelMapping| overlaps(one, *start, *start + total);
-        !present.iter().any(taken) && !wanted.iter().any(taken)
+        let is_kept = |range: &(u64, u64)| range.0 < *start + total && *start < range.1;
+        !present.iter().any(taken) && !wanted.iter().any(taken) && !kept.iter().any(is_kept)
     };
     let places = (1..).map(|number| number << 32);
     let Some(mut place) = places.take(1 << 14).find(free) else {
@@ -183,6 +185,20 @@ mod tests {
     }
 
     #[test]
+    fn they_make_way_for_each_other_and_not_over_what_is_kept() {
+        let present = at([0x10_0000, 0x10_4000]);
+        let wanted = at([0x10_4000, 0x10_0000]);
+        let kept = [(1 << 32, (1 << 32) + 0x1000), (3 << 32, 4 << 32)];
+        let moves = moves(&present, &wanted, &kept).expect("the same mappings");
+        assert_eq!(carried_out(&present, &moves), [0x10_4000, 0x10_0000]);
+        for step in &moves {
+            let end = step.to + (step.end - step.start);
+            let is_hit = |range: &&(u64, u64)| range.0 < end && step.to < range.1;
+            assert_eq!(kept.iter().find(is_hit), None, "{step:?}");
+        }
+    }
+
+    #[test]
     fn they_get_where_they_were_from_anywhere() {
         let present = at([0x10_0000, 0x10_4000]);
         for wanted in [
@@ -193,7 +209,7 @@ mod tests {
             [0x10_2000, 0x10_0000],
         ] {
             let wanted = at(wanted);
-            let moves = moves(&present, &wanted).expect("the same mappings");
+            let moves = moves(&present, &wanted, &[]).expect("the same mappings");
             let starts: Vec<u64> = wanted.iter().map(|to| to.start).collect();
             assert_eq!(carried_out(&present, &moves), starts);
         }
@@ -204,12 +220,12 @@ mod tests {
         let present = at([0x10_0000, 0x10_4000]);
         let mut wanted = present.clone();
         wanted[0].end += 0x1000;
-        let error = moves(&present, &wanted).expect_err("another size");
+        let error = moves(&present, &wanted, &[]).expect_err("another size");
         let text = error.to_string();
         assert!(
             text.contains("[vvar] (16384 bytes)") && text.contains("[vvar] (20480 bytes)"),
             "{text}"
         );
-        assert!(moves(&present, &wanted[..1]).is_err());
+        assert!(moves(&present, &wanted[..1], &[]).is_err());
     }
 }
