@@ -30,3 +30,4 @@ mod tree;
 mod unseen;
 mod untrusted_store;
 mod whole;
+mod writers;

@@ -10,6 +10,7 @@
 #include "adversary_maps.h"
 #include "adversary_files.h"
 #include "adversary_io.h"
+#include "adversary_rings.h"
 #include "adversary_uffd.h"
 #include "adversary_processes.h"
 
@@ -17,7 +18,7 @@ static const struct verb {
     const char *name;
     int (*act)(char **words);
 } verbs[] = {
-    MAPS_VERBS FILES_VERBS IO_VERBS UFFD_VERBS PROCESSES_VERBS
+    MAPS_VERBS FILES_VERBS IO_VERBS RING_VERBS UFFD_VERBS PROCESSES_VERBS
 };
 
 /* 0, or -1 with errno, or 1 in a new process that takes orders of its own. */
@@ -41,6 +42,56 @@ static void write_all(const char *bytes, size_t length) {
     }
 }
 
+/* Lines that are done over and over: `repeat MILLISECONDS`, the lines, `repeated`. */
+static struct {
+    int on;
+    uint64_t milliseconds;
+    size_t length;
+    char lines[1 << 15];
+} again;
+
+static uint64_t milliseconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+/* Until the time is over, and at least once. The answers are those of the last time. */
+static size_t repeat(char *out) {
+    uint64_t end = milliseconds() + again.milliseconds;
+    size_t said;
+    do {
+        said = 0;
+        for (size_t at = 0; at < again.length; at += strlen(again.lines + at) + 1) {
+            char line[256];
+            snprintf(line, sizeof line, "%s", again.lines + at);
+            int result = perform(line);
+            said += (size_t)(result ? sprintf(out + said, "no %d\n", errno) : sprintf(out + said, "ok\n"));
+        }
+    } while (milliseconds() < end);
+    return said;
+}
+
+/* True if the line is one of these. What it adds to the answers goes to `out`. */
+static int is_repeated(const char *line, char *out, size_t *said) {
+    if (!strncmp(line, "repeat ", 7)) {
+        again.on = 1;
+        again.milliseconds = number(line + 7);
+        again.length = 0;
+    } else if (!strcmp(line, "repeated")) {
+        again.on = 0;
+        *said += repeat(out + *said);
+    } else if (again.on) {
+        size_t length = strlen(line) + 1;
+        if (again.length + length > sizeof again.lines) unknown("too much to repeat");
+        memcpy(again.lines + again.length, line, length);
+        again.length += length;
+    } else {
+        return 0;
+    }
+    return 1;
+}
+
 /* All whole lines that have come are answered in one piece. */
 static void interpret(void) {
     static char in[1 << 16], out[1 << 16];
@@ -54,6 +105,7 @@ static void interpret(void) {
             char *line = in + used;
             *end = 0;
             used = (size_t)(end + 1 - in);
+            if (is_repeated(line, out, &said)) continue;
             int result = line[0] == '@' ? 0 : perform(line);
             if (result > 0) {
                 used = held;

@@ -11,7 +11,22 @@ pub enum ComparedBecause {
     Refused(String),
     /// A ring (io_uring) may write to memory of the process that nothing lists.
     UnlistedRing,
-    /// There was such a ring at the last snapshot.
+    /// A ring may take its buffers from a ring of buffers in the process's memory, which the kernel writes to.
+    BufferRing,
+    /// A thread has a ring registered, which needs no descriptor and no mapping.
+    RegisteredRing,
+    /// The process has used a ring, and another process has one whose queues may lie in its memory.
+    RingElsewhere,
+    /// The kernel has pinned more pages of it than are listed.
+    Pinned,
+    /// It has a packet socket (AF_XDP) that may write to its memory.
+    PacketBuffers,
+    /// It has a device open that writes to memory by itself.
+    Device,
+    /// What had been sent to its memory before the snapshot arrived after it, with no trace. It is copied again for
+    /// the next one.
+    WrittenUnseen,
+    /// There was another such writer at the last snapshot.
     UnlistedRingBefore,
     /// Reads of the kernel may be under way, and this backend would miss what they write.
     ReadsUnderWay,
@@ -23,6 +38,13 @@ impl ComparedBecause {
         match self {
             ComparedBecause::Refused(_) => "refused",
             ComparedBecause::UnlistedRing => "unlisted-ring",
+            ComparedBecause::BufferRing => "buffer-ring",
+            ComparedBecause::RegisteredRing => "registered-ring",
+            ComparedBecause::RingElsewhere => "ring-elsewhere",
+            ComparedBecause::Pinned => "pinned",
+            ComparedBecause::PacketBuffers => "packet-buffers",
+            ComparedBecause::Device => "device",
+            ComparedBecause::WrittenUnseen => "written-unseen",
             ComparedBecause::UnlistedRingBefore => "unlisted-ring-before",
             ComparedBecause::ReadsUnderWay => "reads-under-way",
         }
@@ -34,10 +56,29 @@ impl fmt::Display for ComparedBecause {
         f.write_str(match self {
             ComparedBecause::Refused(said) => said,
             ComparedBecause::UnlistedRing => {
-                "an io_uring or a device may write to memory of it that nothing lists"
+                "an io_uring of it may write to memory that nothing lists"
+            }
+            ComparedBecause::BufferRing => {
+                "an io_uring of it may take buffers from a ring in its memory that the kernel writes to"
+            }
+            ComparedBecause::RegisteredRing => {
+                "a thread of it has an io_uring registered, which nothing else shows"
+            }
+            ComparedBecause::RingElsewhere => {
+                "another process has an io_uring that may write to its memory"
+            }
+            ComparedBecause::Pinned => {
+                "the kernel has pinned pages of it, and nothing lists all of them"
+            }
+            ComparedBecause::PacketBuffers => {
+                "it has an AF_XDP socket, which writes to memory that nothing lists"
+            }
+            ComparedBecause::Device => "it has a device open that writes to memory by itself",
+            ComparedBecause::WrittenUnseen => {
+                "something wrote to its memory with no trace while the snapshot was taken, and is in the next one"
             }
             ComparedBecause::UnlistedRingBefore => {
-                "at the last snapshot an io_uring or a device might write to memory of it that nothing lists"
+                "at the last snapshot something might write to memory of it that nothing lists"
             }
             ComparedBecause::ReadsUnderWay => {
                 "it does asynchronous I/O, and this backend misses what arrives during a snapshot"

@@ -5,7 +5,8 @@ use crate::restorable::Restorable;
 use crate::tree::children;
 use pagetide_kernel::maps::{self, MapsError};
 use pagetide_process::{
-    Blocker, RefusalError, ResumeError, StopError, StopOptions, StoppedProcess, examine,
+    Blocker, RefusalError, ResumeError, RingsOfThreads, StopError, StopOptions, StoppedProcess,
+    examine,
 };
 
 /// Why a process could not be inspected. It runs on.
@@ -75,7 +76,15 @@ pub fn inspect(pid: i32, tree: bool, options: StopOptions) -> Result<Inspection,
         }
         at += 1;
     }
+    let rings: Vec<(i32, RingsOfThreads)> = stopped
+        .iter_mut()
+        .flatten()
+        .map(|process| (process.identity().pid, process.rings_of_threads()))
+        .collect();
     let mut restorable = Restorable::read(&mut stopped, tree);
+    for (pid, rings) in &rings {
+        restorable.name_rings(*pid, rings);
+    }
     let mut inspection = Inspection {
         processes: stopped.len(),
         threads: 0,

@@ -16,9 +16,10 @@ use crate::rings::{self, AsynchronousIo};
 use crate::take::{Harvests, TakeError, Writing, check_cancelled};
 use crate::tree::{AllStopped, TreeProcess};
 use crate::window::{Stopped, Window};
+use crate::writers;
 use pagetide_kernel::maps::{self, Mapping};
 use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet};
-use pagetide_process::{OutsideState, ResumeError};
+use pagetide_process::{OutsideState, ResumeError, RingsOfThreads, StoppedProcess};
 use pagetide_snapshot::{PageHash, PageState, View};
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -80,11 +81,11 @@ impl Checkpointer {
                 let pid = member.pid();
                 let mappings = member.unless_lost(maps::mappings(pid))?;
                 member.space.memory.expect(&mappings);
-                let io = rings::asynchronous_io(pid, &mappings);
+                let io = member.asynchronous_io(&mappings);
                 let mut again = again.remove(&pid).unwrap_or_default();
                 if let Some(precopied) = precopied.get(number)
                     && !precopied.covered.is_empty()
-                    && (io.any || rings::reads_directly(pid))
+                    && (io.any || precopied.is_doubtful || rings::reads_directly(pid))
                 {
                     again = again.union(&precopied.covered);
                 }
@@ -96,7 +97,7 @@ impl Checkpointer {
             }
             let trust_io = attempt < LISTED_ATTEMPTS;
             for before in before.iter_mut().filter(|_| !trust_io) {
-                (before.io.any, before.io.unlisted_ring) = (true, true);
+                before.io = AsynchronousIo::distrusted();
             }
             let report = match trust_files {
                 true => self.look_at_files(before.iter().map(|before| &before.mappings[..])),
@@ -172,9 +173,10 @@ impl Checkpointer {
                     io_after.push(AsynchronousIo::default());
                     continue;
                 };
-                let io = rings::asynchronous_io(member.pid(), &stopped.layout.mappings);
+                let io = member.asynchronous_io(&stopped.layout.mappings);
                 let new_buffers = io.buffers.subtract(&stopped.memo.buffers);
-                let same = (io.any, io.unlisted_ring) == (before.io.any, before.io.unlisted_ring);
+                let same = (io.any, io.unlisted.is_empty())
+                    == (before.io.any, before.io.unlisted.is_empty());
                 settled &= !trust_io || same && new_buffers.is_empty();
                 again.insert(
                     member.pid(),
@@ -188,8 +190,12 @@ impl Checkpointer {
                     true => after.settled(),
                     false => Vec::new(),
                 };
+                let is_call_under_way = writers::is_call_under_way();
                 for stopped in found.members.iter_mut().flatten() {
                     stopped.memo.settled.clone_from(&stamps);
+                    if is_call_under_way {
+                        stopped.memo.in_flight = std::mem::take(&mut stopped.may_land);
+                    }
                 }
                 found.report = after;
                 (found.stop, found.copy) = (stop, copy);
@@ -198,6 +204,23 @@ impl Checkpointer {
             self.arena.clear();
         }
         unreachable!("the loop ends by returning")
+    }
+
+    /// What the threads of all processes say of their rings. They make a system call for it, as for what a restore needs.
+    fn rings_of(&self, stopped: &mut AllStopped) -> Vec<RingsOfThreads> {
+        let ask = |(number, process): (usize, &mut Option<StoppedProcess>)| {
+            let tracks = self
+                .members
+                .get(number)
+                .is_some_and(|one| one.tracking.is_some());
+            let process = process
+                .as_mut()
+                .filter(|_| tracks || self.options.restorable);
+            process
+                .map(StoppedProcess::rings_of_threads)
+                .unwrap_or_default()
+        };
+        stopped.iter_mut().enumerate().map(ask).collect()
     }
 
     fn look_at_files<'a>(&mut self, mappings: impl Iterator<Item = &'a [Mapping]>) -> FileReport {
@@ -269,6 +292,10 @@ impl Checkpointer {
         writing: &mut Writing,
         harvests: &mut Harvests,
     ) -> Result<Instantaneous, TakeError> {
+        for member in &self.members {
+            writing.spaces.number(&member.names.space);
+        }
+        let rings = self.rings_of(stopped);
         let nothing = Precopied::default();
         let window = |number: usize| Window {
             parent,
@@ -278,16 +305,19 @@ impl Checkpointer {
             files: &self.files,
             hashes: &hashes,
             io: &before[number].io,
+            rings: &rings[number],
         };
-        for member in &self.members {
-            writing.spaces.number(&member.names.space);
-        }
         // Before any page is copied: threads make system calls for it, on whose way the kernel writes the number of the
         // processor into their memory (rseq(2)).
-        let restorable = match self.options.restorable {
+        let mut restorable = match self.options.restorable {
             true => Restorable::read(stopped, self.options.tree),
             false => Restorable::default(),
         };
+        for (process, rings) in stopped.iter().zip(&rings) {
+            if let Some(process) = process {
+                restorable.name_rings(process.identity().pid, rings);
+            }
+        }
         let mut objects = Objects::default();
         let mut looked = Vec::with_capacity(self.members.len());
         for (number, process) in stopped.iter_mut().enumerate() {

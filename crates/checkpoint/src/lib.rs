@@ -77,12 +77,14 @@ mod restorable;
 mod restore;
 mod rings;
 mod rollback;
+mod second_look;
 mod spaces;
 mod sparse;
 mod take;
 mod tracking;
 mod tree;
 mod window;
+mod writers;
 
 pub use capture::CaptureError;
 pub use checkpointer::{AttachError, Checkpointer, backends};

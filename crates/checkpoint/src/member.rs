@@ -7,9 +7,11 @@ use crate::mark::Phase;
 use crate::memo::{self, Memo};
 use crate::numa;
 use crate::page_tables::PageTables;
+use crate::rings::{self, AsynchronousIo};
 use crate::take::TakeError;
 use crate::tracking::{Tracking, TrackingError};
 use pagetide_kernel::kcmp;
+use pagetide_kernel::maps::Mapping;
 use pagetide_kernel::memory::ProcessMemory;
 use pagetide_kernel::pagemap_scan::{Categories, Pagemap};
 use pagetide_kernel::pidfd::PidFd;
@@ -114,6 +116,8 @@ pub(crate) struct Member {
     /// all of it is copied.
     pub memo: Option<Memo>,
     pub advice: AdviceCache,
+    /// At the last stop a thread said that it has used io_uring.
+    pub uses_rings: bool,
     /// What /proc says of it, read for the snapshot under way.
     pub outside: Option<OutsideState>,
     /// The process itself: its end is seen by this for sure, and signals reach no other. `None` if it ended before it could be
@@ -137,6 +141,7 @@ impl Member {
             tracking: None,
             memo: None,
             advice: AdviceCache::default(),
+            uses_rings: false,
             outside: None,
             is_child: false,
             shares_space: false,
@@ -235,6 +240,7 @@ impl Member {
         self.tracking = None;
         self.memo = None;
         self.outside = None;
+        self.uses_rings = false;
         self.advice = AdviceCache::default();
     }
 
@@ -242,6 +248,11 @@ impl Member {
     pub fn needs_stop(&self) -> bool {
         let tracking = self.tracking.as_ref();
         tracking.is_some_and(|tracking| tracking.tracker.needs_stop())
+    }
+
+    /// The asynchronous I/O of this process, whose mappings are these.
+    pub fn asynchronous_io(&self, mappings: &[Mapping]) -> AsynchronousIo {
+        rings::asynchronous_io(self.pid(), mappings, self.uses_rings)
     }
 
     /// How far the mark in the process says we are; `None` without one.

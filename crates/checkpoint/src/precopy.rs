@@ -9,6 +9,7 @@ use crate::options::{Mode, Options};
 use crate::rings;
 use crate::spaces::Spaces;
 use crate::take::{TakeError, check_cancelled};
+use crate::writers;
 use pagetide_kernel::maps::Mapping;
 use pagetide_kernel::pagemap_scan::{Categories, ScanRequest, ScannedRange};
 use pagetide_pages::{PageCount, PageRange, PageSet};
@@ -32,6 +33,8 @@ pub(crate) struct Precopied {
     pub copied: PageSet,
     /// Pages that could not be read then.
     pub postponed: PageSet,
+    /// Something may have been on its way into pages when they were harvested.
+    pub is_doubtful: bool,
     /// About how many pages are left to copy.
     pub expected: PageCount,
 }
@@ -59,10 +62,12 @@ impl Member {
         let parent = parent.filter(|_| self.memo.is_some());
         let mut layout = self.layout(true, |_| false)?;
         self.space.memory.expect(&layout.mappings);
-        let io = rings::asynchronous_io(self.pid(), &layout.mappings);
+        let io = self.asynchronous_io(&layout.mappings);
+        // It is compared in full, with what was copied before.
+        let is_compared = self.memo.as_ref().is_some_and(|memo| memo.unlisted_ring);
         let mut expected = self.expected(&layout, parent)?;
         let rounds = match options.mode {
-            _ if !self.harvests_while_running() => 0,
+            _ if !self.harvests_while_running() || is_compared => 0,
             // What is read into a page after it was copied would not be found by the next harvest.
             _ if io.any || rings::reads_directly(self.pid()) => 0,
             Mode::Stop => 0,
@@ -75,6 +80,7 @@ impl Member {
             let written =
                 self.precopy_round(&layout, everything, sink, harvests, &mut precopied)?;
             expected = written;
+            precopied.is_doubtful |= rings::has_ring(self.pid()) || writers::is_call_under_way();
             if written <= PRECOPY_ENOUGH {
                 break;
             }

@@ -6,7 +6,7 @@ use crate::report::NotCaptured;
 use crate::tracking;
 use crate::tree::{AllStopped, children};
 use pagetide_kernel::maps::Mapping;
-use pagetide_process::{Blocker, KernelState, OPEN_FILES_ATTACHMENT, OpenFiles};
+use pagetide_process::{Blocker, KernelState, OPEN_FILES_ATTACHMENT, OpenFiles, RingsOfThreads};
 use pagetide_snapshot::{SnapshotWriter, View, WriteError};
 use std::path::Path;
 
@@ -70,6 +70,13 @@ impl Restorable {
             }
         }
         read
+    }
+
+    /// Names the rings that threads of process `pid` have registered.
+    pub fn name_rings(&mut self, pid: i32, rings: &RingsOfThreads) {
+        if self.is_asked_for {
+            self.blockers.extend(rings.blockers(pid));
+        }
     }
 
     fn unreadable(&mut self, pid: i32, kind: &str, what: &str, error: &dyn std::error::Error) {

@@ -10,111 +10,232 @@
 //! process that has a ring or an aio context, all that was harvested for one snapshot is therefore copied
 //! again for the next. A read that stays under way for longer than that is not seen.
 //!
-//! *A ring in the process's own memory* (IORING_SETUP_NO_MMAP) gets its completions without a fault, and
-//! nothing says where it lies. All memory of such a process is compared. So is that of a process with a
-//! ring whose list cannot be read: because its descriptor is registered and closed
-//! (IORING_REGISTER_RING_FDS), which leaves its mappings only, or because it is busy all the time.
-//!
-//! *Devices that write to memory by themselves* (RDMA, VFIO) cannot be seen at all. All memory of a process
-//! that has one open is compared, and the device is named in the report, since it goes on writing while
-//! the process stands still.
+//! Where the kernel may write to pages that nothing lists, all memory of the process is compared, and the
+//! reason told ([`ComparedBecause`]). So it is for a ring whose queues lie in the process's own memory
+//! (IORING_SETUP_NO_MMAP), that takes its buffers from a ring there (IORING_REGISTER_PBUF_RING), that only
+//! another process has, or whose list cannot be read: because its descriptor is registered and closed
+//! (IORING_REGISTER_RING_FDS), or because it is busy all the time. A ring without descriptor and mapping is found
+//! by its threads alone, in the stop: `RingsOfThreads` of pagetide-process. Other writers are in `writers`.
 
-use pagetide_kernel::maps::{Mapping, MappingName};
+use crate::compared::ComparedBecause;
+use crate::writers;
+use pagetide_kernel::io_uring;
+use pagetide_kernel::maps::{self, Mapping, MappingName};
+use pagetide_kernel::pidfd::PidFd;
 use pagetide_pages::{PageSet, PageSize};
 use rustix::fs::OFlags;
 use std::collections::HashSet;
-use std::ffi::OsString;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// How the kernel shows a ring, as a descriptor and as a mapping.
 const RING: &str = "anon_inode:[io_uring]";
+
+/// What of the offset of a mapping of a ring says what is mapped: IORING_OFF_MMAP_MASK.
+const KIND_OF_MAPPING: u64 = 0xf800_0000;
+/// The queues, where the kernel made them: IORING_OFF_SQ_RING, IORING_OFF_CQ_RING, IORING_OFF_SQES. Others
+/// are of buffers, which a ring may have whose queues lie elsewhere.
+const QUEUES: [u64; 3] = [0, 0x0800_0000, 0x1000_0000];
+
+/// To so many rings of a process the question is put whether they have buffer rings. It takes 30 ms each.
+const ASKED_RINGS: usize = 8;
 
 /// The asynchronous I/O of one process, at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct AsynchronousIo {
     /// The pages of all registered buffers.
     pub buffers: PageSet,
-    /// There is a ring or an aio context: reads may be under way.
+    /// There is a ring, an aio context or another such writer: reads may be under way.
     pub any: bool,
-    /// There is a ring of which it is not known where it lies or which buffers it has, or a device that
-    /// writes to memory by itself.
-    pub unlisted_ring: bool,
+    /// Why pages may be written that nothing lists, each reason once.
+    pub unlisted: Vec<ComparedBecause>,
     /// Devices that the process has open and that may write to its memory by themselves.
     pub devices: Vec<String>,
 }
 
-/// Descriptors of devices that are given memory of the process to write to (RDMA, VFIO), as the kernel
-/// shows them.
-const DEVICES: [&str; 4] = [
-    "/dev/vfio/",
-    "/dev/infiniband/uverbs",
-    "anon_inode:[vfio-device]",
-    "anon_inode:[infinibandevent]",
-];
+impl AsynchronousIo {
+    fn add(&mut self, reason: ComparedBecause) {
+        self.any = true;
+        if !self.unlisted.contains(&reason) {
+            self.unlisted.push(reason);
+        }
+    }
 
-/// Looks at the rings that process `pid` holds, and at its mappings.
-pub(crate) fn asynchronous_io(pid: i32, mappings: &[Mapping]) -> AsynchronousIo {
+    /// Nothing is known.
+    pub fn distrusted() -> AsynchronousIo {
+        let mut io = AsynchronousIo::default();
+        io.add(ComparedBecause::UnlistedRing);
+        io
+    }
+}
+
+/// Looks at what process `pid` holds, and at its mappings. `has_used_rings`: a thread of it has once used a ring, so
+/// that it may have made one that only others hold by now.
+pub(crate) fn asynchronous_io(
+    pid: i32,
+    mappings: &[Mapping],
+    has_used_rings: bool,
+) -> AsynchronousIo {
     let is_aio = |mapping: &Mapping| {
         matches!(&mapping.name, MappingName::Path(path) if path.as_os_str() == "/[aio] (deleted)"
             || path.as_os_str() == "/[aio]")
     };
-    let is_mapped_ring = |mapping: &&Mapping| matches!(&mapping.name, MappingName::Path(path) if path.as_os_str() == RING);
-    let mut unseen: HashSet<u64> = mappings
-        .iter()
-        .filter(is_mapped_ring)
-        .map(|mapping| mapping.inode)
-        .collect();
+    let of_rings: Vec<&Mapping> = mappings.iter().filter(|one| is_mapped_ring(one)).collect();
+    let mut unseen: HashSet<u64> = of_rings.iter().map(|mapping| mapping.inode).collect();
     let mut io = AsynchronousIo {
         any: !unseen.is_empty() || mappings.iter().any(is_aio),
-        unlisted_ring: !unseen.is_empty(),
         ..AsynchronousIo::default()
     };
-    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else {
-        return io;
-    };
-    let links: Vec<(OsString, PathBuf)> = entries
-        .flatten()
-        .filter_map(|entry| Some((entry.file_name(), fs::read_link(entry.path()).ok()?)))
-        .collect();
-    let devices = links.iter().map(|(_, target)| target.to_string_lossy());
-    let devices = devices.filter(|target| DEVICES.iter().any(|name| target.starts_with(name)));
-    io.devices = devices.map(String::from).collect();
-    io.devices.sort();
-    io.devices.dedup();
-    let rings = links
+    let links = writers::links(pid);
+    let rings: Vec<i32> = links
         .iter()
         .filter(|(_, target)| target.as_os_str() == RING)
-        .map(|(number, _)| number);
-    let mut all_told = true;
-    for ring in rings {
+        .map(|(number, _)| *number)
+        .collect();
+    for (place, ring) in rings.iter().enumerate() {
         io.any = true;
-        let mut told = false;
-        let info = Path::new("/proc")
-            .join(pid.to_string())
-            .join("fdinfo")
-            .join(ring);
-        // The kernel leaves the list out while the ring is busy in a system call.
-        for _ in 0..1000 {
-            let Ok(text) = fs::read_to_string(&info) else {
-                break;
-            };
-            if text.contains("UserBufs:") {
-                told = inode_in(&text).is_some_and(|inode| {
-                    unseen.remove(&inode);
-                    mappings.iter().any(|mapping| mapping.inode == inode)
-                });
-                io.buffers
-                    .extend(buffers_in(&text).ranges().iter().copied());
-                break;
-            }
-            std::thread::yield_now();
+        let Some(told) = told_of(pid, *ring) else {
+            io.add(ComparedBecause::UnlistedRing);
+            continue;
+        };
+        unseen.remove(&told.inode);
+        io.buffers.extend(told.buffers.ranges().iter().copied());
+        if !has_queues(&of_rings, told.inode) {
+            io.add(ComparedBecause::UnlistedRing);
+        } else if io_uring::writes_to_buffer_rings()
+            && (place >= ASKED_RINGS || may_have_buffer_ring(pid, *ring))
+        {
+            io.add(ComparedBecause::BufferRing);
         }
-        all_told &= told;
     }
-    io.unlisted_ring = !all_told || !unseen.is_empty() || !io.devices.is_empty();
-    io.any |= !io.devices.is_empty();
+    if !unseen.is_empty() {
+        io.add(ComparedBecause::UnlistedRing);
+    }
+    if has_used_rings && is_ring_elsewhere(pid) {
+        io.add(ComparedBecause::RingElsewhere);
+    }
+    io.devices = writers::devices(&links);
+    let (pinned, listed) = (writers::pinned_pages(pid), io.buffers.count());
+    if pinned > listed {
+        io.add(ComparedBecause::Pinned);
+    }
+    for reason in writers::unseen(pid, &links, &io.devices) {
+        io.add(reason);
+    }
     io
+}
+
+/// True if process `pid` has a ring by descriptor now.
+pub(crate) fn has_ring(pid: i32) -> bool {
+    let links = writers::links(pid);
+    links.iter().any(|(_, target)| target.as_os_str() == RING)
+}
+
+/// The registered buffers of the rings that process `pid` has by descriptor.
+pub(crate) fn listed_buffers(pid: i32) -> PageSet {
+    let links = writers::links(pid);
+    let rings = links
+        .iter()
+        .filter(|(_, target)| target.as_os_str() == RING);
+    let told = rings.filter_map(|(ring, _)| told_of(pid, *ring));
+    told.fold(PageSet::new(), |all, told| all.union(&told.buffers))
+}
+
+fn is_mapped_ring(mapping: &Mapping) -> bool {
+    matches!(&mapping.name, MappingName::Path(path) if path.as_os_str() == RING)
+}
+
+/// True if the queues of the ring with this inode are mapped from it, so that the kernel made them.
+fn has_queues(of_rings: &[&Mapping], inode: u64) -> bool {
+    let is_queue = |mapping: &&Mapping| QUEUES.contains(&(mapping.offset_bytes & KIND_OF_MAPPING));
+    of_rings
+        .iter()
+        .any(|mapping| mapping.inode == inode && is_queue(mapping))
+}
+
+/// What the kernel tells of one ring.
+struct Told {
+    inode: u64,
+    buffers: PageSet,
+}
+
+/// `None` if it tells nothing, because the ring is busy in a system call each time it is asked.
+fn told_of(pid: i32, ring: i32) -> Option<Told> {
+    let info = Path::new("/proc")
+        .join(pid.to_string())
+        .join("fdinfo")
+        .join(ring.to_string());
+    for _ in 0..1000 {
+        let text = fs::read_to_string(&info).ok()?;
+        if let Some((inode, buffers)) = inode_in(&text).zip(buffers_in(&text)) {
+            return Some(Told { inode, buffers });
+        }
+        std::thread::yield_now();
+    }
+    None
+}
+
+/// True if a ring of buffers may lie in memory of the process; where it would is told nowhere.
+fn may_have_buffer_ring(pid: i32, ring: i32) -> bool {
+    let copied = PidFd::open(pid).and_then(|pidfd| pidfd.get_fd(ring));
+    let Ok(copied) = copied else { return true };
+    !matches!(io_uring::buffer_ring(copied), Ok(None))
+}
+
+/// True if a descendant has a ring whose queues it has not mapped from it: they may lie in the memory of `pid`,
+/// which made the ring and closed it after a fork(2). Whoever was adopted by the first process may be a descendant.
+fn is_ring_elsewhere(pid: i32) -> bool {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let Some((_, since)) = parent_and_start(pid) else {
+        return false;
+    };
+    numbers
+        .filter(|other| *other != pid)
+        .any(|other| has_strange_ring(other) && may_descend_from(other, pid, since))
+}
+
+fn may_descend_from(process: i32, ancestor: i32, since: u64) -> bool {
+    let mut at = process;
+    while at != ancestor {
+        let Some((parent, start)) = parent_and_start(at) else {
+            return false;
+        };
+        if parent <= 1 {
+            return start >= since;
+        }
+        at = parent;
+    }
+    true
+}
+
+/// The parent of a process, and when it started, in ticks.
+fn parent_and_start(pid: i32) -> Option<(i32, u64)> {
+    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    // The name of the program may hold anything; behind it comes the third field.
+    let name_end = stat.iter().rposition(|byte| *byte == b')')?;
+    let fields = String::from_utf8_lossy(stat.get(name_end + 2..)?);
+    let field = |number: usize| fields.split(' ').nth(number - 3);
+    Some((field(4)?.parse().ok()?, field(22)?.parse().ok()?))
+}
+
+/// True if `process` has a ring by descriptor and has not mapped its queues.
+fn has_strange_ring(process: i32) -> bool {
+    let links = writers::links(process);
+    let mut rings = links
+        .iter()
+        .filter(|(_, target)| target.as_os_str() == RING)
+        .peekable();
+    if rings.peek().is_none() {
+        return false;
+    }
+    let mappings = maps::mappings(process).unwrap_or_default();
+    let of_rings: Vec<&Mapping> = mappings.iter().filter(|one| is_mapped_ring(one)).collect();
+    rings.any(|(ring, _)| {
+        let text = fs::read_to_string(format!("/proc/{process}/fdinfo/{ring}"));
+        let inode = text.ok().and_then(|text| inode_in(&text));
+        inode.is_some_and(|inode| !has_queues(&of_rings, inode))
+    })
 }
 
 /// True if process `pid` has a file open for direct I/O (O_DIRECT). While a thread of it runs, its read(2)
@@ -136,20 +257,31 @@ fn inode_in(fdinfo: &str) -> Option<u64> {
     line.trim().parse().ok()
 }
 
-/// The buffers in the fdinfo of one ring: after `UserBufs: N` a line `index: 0xADDRESS/LENGTH` each.
-fn buffers_in(fdinfo: &str) -> PageSet {
-    let lines = fdinfo
+/// The buffers in the fdinfo of one ring: after `UserBufs: N` as many lines, `index: 0xADDRESS/LENGTH` or
+/// `index: <none>`. `None` if they are not there: kernels leave them out while the ring is busy, some with
+/// their number and some without.
+fn buffers_in(fdinfo: &str) -> Option<PageSet> {
+    let mut lines = fdinfo
         .lines()
-        .skip_while(|line| !line.starts_with("UserBufs:"))
-        .skip(1);
-    let buffer = |line: &str| {
-        let (_, place) = line.split_once(": ")?;
-        let (address, length) = place.trim().split_once('/')?;
-        let address = u64::from_str_radix(address.strip_prefix("0x")?, 16).ok()?;
-        let length: u64 = length.trim().parse().ok()?;
-        Some(PageSize::KIB_4.covering(address, address.checked_add(length)?))
-    };
-    lines.map_while(buffer).collect()
+        .skip_while(|line| !line.starts_with("UserBufs:"));
+    let count: usize = lines.next()?.split_once(':')?.1.trim().parse().ok()?;
+    let mut buffers = PageSet::new();
+    for number in 0..count {
+        let (index, place) = lines.next()?.split_once(": ")?;
+        if index.trim().parse() != Ok(number) {
+            return None;
+        }
+        // An empty slot of kernels before 6.13 has the last address of all.
+        buffers.extend(buffer(place.trim()));
+    }
+    Some(buffers)
+}
+
+fn buffer(place: &str) -> Option<pagetide_pages::PageRange> {
+    let (address, length) = place.split_once('/')?;
+    let address = u64::from_str_radix(address.strip_prefix("0x")?, 16).ok()?;
+    let length: u64 = length.parse().ok()?;
+    Some(PageSize::KIB_4.covering(address, address.checked_add(length)?))
 }
 
 #[cfg(test)]
@@ -157,16 +289,69 @@ mod tests {
     use super::*;
     use pagetide_pages::{PageCount, PageIndex, PageRange};
 
+    fn pages(ranges: &[(u64, u64)]) -> PageSet {
+        let range = |(first, count): &(u64, u64)| {
+            PageRange::with_count(PageIndex(*first), PageCount(*count))
+        };
+        ranges.iter().map(range).collect()
+    }
+
     #[test]
     fn the_list_ends_where_the_next_field_begins() {
         let text = "SqThread:\t-1\nUserFiles:\t0\nUserBufs:\t2\n    0: 0x7f0000001000/8192\n    \
                     1: 0x7f0000010010/1\nPollList:\n  op=1, task_works=0\n";
-        let expected: PageSet = [
-            PageRange::with_count(PageIndex(0x7f0000001), PageCount(2)),
-            PageRange::with_count(PageIndex(0x7f0000010), PageCount(1)),
-        ]
-        .into_iter()
-        .collect();
-        assert_eq!(buffers_in(text), expected);
+        let expected = pages(&[(0x7f0000001, 2), (0x7f0000010, 1)]);
+        assert_eq!(buffers_in(text), Some(expected));
+    }
+
+    #[test]
+    fn behind_an_empty_slot_there_may_be_buffers() {
+        for nothing in ["<none>", "0xffffffffffffffff/1"] {
+            let text = format!(
+                "UserBufs:\t3\n    0: {nothing}\n    1: {nothing}\n    2: 0x5000/4096\nPollList:\n"
+            );
+            assert_eq!(buffers_in(&text), Some(pages(&[(5, 1)])), "{nothing}");
+        }
+    }
+
+    #[test]
+    fn a_list_that_was_left_out_is_no_empty_list() {
+        assert_eq!(buffers_in("SqThread:\t-1\n"), None);
+        assert_eq!(buffers_in("UserBufs:\t2\nPollList:\n"), None);
+        assert_eq!(
+            buffers_in("UserBufs:\t0\nPollList:\n"),
+            Some(PageSet::new())
+        );
+    }
+
+    #[test]
+    fn only_queues_tell_that_the_kernel_made_the_queues() {
+        let mapping = |offset_bytes| Mapping {
+            start: 0x1000,
+            end: 0x2000,
+            read: true,
+            write: true,
+            execute: false,
+            shared: true,
+            offset_bytes,
+            device: (0, 16),
+            inode: 7,
+            name: MappingName::Path(RING.into()),
+        };
+        for (offset, queue) in [
+            (0, true),
+            (0x0800_0000, true),
+            (0x1000_0000, true),
+            (0x1000_1000, true),
+            (0x2000_0000, false),
+            (0x3000_0000, false),
+            (0x8000_0000, false),
+            (0x8001_0000, false),
+        ] {
+            let mapping = mapping(offset);
+            assert!(is_mapped_ring(&mapping));
+            assert_eq!(has_queues(&[&mapping], 7), queue, "{offset:#x}");
+            assert!(!has_queues(&[&mapping], 8));
+        }
     }
 }

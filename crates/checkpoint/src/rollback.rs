@@ -210,7 +210,9 @@ pub fn roll_back(
     same_threads(pid, id, stopped.threads(), &state)?;
     let mappings = maps::mappings(pid)?;
     // Reads under way may have landed without a trace since the last snapshot: nothing is trusted.
-    let changed = changed.filter(|_| !rings::asynchronous_io(pid, &mappings).any);
+    let by_threads = stopped.rings_of_threads();
+    let io = rings::asynchronous_io(pid, &mappings, by_threads.used);
+    let changed = changed.filter(|_| !io.any && by_threads.registered.is_empty());
     let regions = &view.spaces()[space].regions;
     let shape = Shape::plan(&mappings, regions)?;
     shape.check_files(pid)?;

@@ -9,6 +9,7 @@
 
 use crate::capture::{CaptureError, SIZE};
 use crate::checkpointer::{AttachError, Checkpointer};
+use crate::compared::ComparedBecause;
 use crate::file_pages::file_page;
 use crate::files::{self};
 use crate::instant::{Instantaneous, ObjectPages};
@@ -265,6 +266,7 @@ impl Checkpointer {
 
         self.store_pages(&mut writing)?;
         self.store_states(&mut writing, &found)?;
+        self.look_again(&writing.spaces, &mut found);
         self.arena.clear();
         check_cancelled(&self.options)?;
         let (not_captured, not_tracked) = self.describe_all(&mut writing.spaces, &mut found);
@@ -365,6 +367,22 @@ impl Checkpointer {
             }
         }
         Ok(())
+    }
+
+    /// Remembers for the next snapshot what arrived after it was copied.
+    fn look_again(&self, spaces: &Spaces, found: &mut Instantaneous) {
+        for (member, stopped) in self.members.iter().zip(&mut found.members) {
+            let Some(stopped) = stopped else { continue };
+            let number = spaces.number_of(&member.names.space);
+            let late = member.second_look(&self.arena, number, stopped);
+            // Of a process that does asynchronous I/O all of it is copied again.
+            let late = late.subtract(&stopped.memo.in_flight);
+            if !late.is_empty() {
+                stopped.memo.in_flight = stopped.memo.in_flight.union(&late);
+                let told = NotTracked::whole(member.pid(), ComparedBecause::WrittenUnseen);
+                stopped.not_tracked.push(told);
+            }
+        }
     }
 
     /// Stores what is known of pages without bytes.

@@ -18,7 +18,7 @@ use crate::take::TakeError;
 use pagetide_kernel::maps::{self, Mapping};
 use pagetide_kernel::pagemap_scan::{Categories, ScanError};
 use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet};
-use pagetide_process::{StoppedProcess, ThreadState};
+use pagetide_process::{RingsOfThreads, StoppedProcess, ThreadState};
 use pagetide_snapshot::{Backing, PageState, Region, Sharing, View};
 use pagetide_tracker::{Harvest, TrackError};
 use std::collections::HashSet;
@@ -35,6 +35,8 @@ pub(crate) struct Window<'a> {
     pub files: &'a Files,
     pub hashes: &'a FileHashes,
     pub io: &'a AsynchronousIo,
+    /// What the threads, as they stand now, say of their rings.
+    pub rings: &'a RingsOfThreads,
 }
 
 /// The stopped process before anything is copied.
@@ -45,6 +47,8 @@ pub(crate) struct Looked {
     pub refused: Vec<NotTracked>,
     /// Why all memory is compared, if it is.
     whole: Vec<ComparedBecause>,
+    /// Something may write to pages from now on that nothing lists.
+    unlisted: bool,
     pub scan: Duration,
 }
 
@@ -59,6 +63,8 @@ pub(crate) struct Stopped {
     /// Pages that were never allocated, as far as it is known, and were not read.
     empty: PageSet,
     pub memo: Memo,
+    /// Pages on their way into which something may be that was sent before the harvest.
+    pub may_land: PageSet,
     pub not_tracked: Vec<NotTracked>,
     /// Pages that were copied, or that have a state in `states`.
     pub read: PageSet,
@@ -138,7 +144,8 @@ impl Member {
         let pid = self.pid();
         let threads = process.thread_states()?;
         let is_object = |mapping: &Mapping| files.is_object(mapping, window.report);
-        let whole = self.why_all_is_compared(window);
+        self.uses_rings = window.rings.used;
+        let (whole, unlisted) = self.why_all_is_compared(window);
         let layout = self.layout(whole.is_empty(), is_object)?;
         let started = Instant::now();
         let mut refused = Vec::new();
@@ -156,21 +163,26 @@ impl Member {
             written,
             refused,
             whole,
+            unlisted,
             scan: started.elapsed(),
         })
     }
 
-    /// Why all memory of the process is compared; nothing if the tracker's word is enough.
-    fn why_all_is_compared(&self, window: &Window<'_>) -> Vec<ComparedBecause> {
+    /// Why all memory of the process is compared; nothing if the tracker's word is enough. And whether that is so
+    /// because of what is there now.
+    fn why_all_is_compared(&self, window: &Window<'_>) -> (Vec<ComparedBecause>, bool) {
         if self.tracking.is_none() {
-            return Vec::new();
+            return (Vec::new(), false);
         }
-        let mut reasons = Vec::new();
-        if window.io.unlisted_ring {
-            reasons.push(ComparedBecause::UnlistedRing);
-        } else if self
-            .memo_of(window.parent)
-            .is_some_and(|memo| memo.unlisted_ring)
+        let mut reasons = window.io.unlisted.clone();
+        if !window.rings.registered.is_empty() {
+            reasons.push(ComparedBecause::RegisteredRing);
+        }
+        let unlisted = !reasons.is_empty();
+        if !unlisted
+            && self
+                .memo_of(window.parent)
+                .is_some_and(|memo| memo.unlisted_ring)
         {
             reasons.push(ComparedBecause::UnlistedRingBefore);
         }
@@ -178,7 +190,7 @@ impl Member {
         if window.io.any && self.needs_stop() {
             reasons.push(ComparedBecause::ReadsUnderWay);
         }
-        reasons
+        (reasons, unlisted)
     }
 
     /// Copies what has to be copied of the stopped process.
@@ -189,6 +201,10 @@ impl Member {
         mut copied: Copied<'_>,
     ) -> Result<Stopped, TakeError> {
         let plan = self.plan(&looked, window)?;
+        let may_land = match self.memo_of(window.parent) {
+            Some(memo) => looked.written.union(&memo.in_flight),
+            None => looked.written.clone(),
+        };
         let layout = looked.layout;
         let pid = self.pid();
         let mut not_tracked = looked.refused;
@@ -237,6 +253,7 @@ impl Member {
             in_file: plan.in_file,
             empty: plan.empty,
             memo: plan.memo,
+            may_land,
             not_tracked,
             unreadable,
             scan: looked.scan,
@@ -315,9 +332,7 @@ impl Member {
         // Buffers that the kernel may write to unseen, since the last snapshot or from now on.
         let buffers = match window.io.any {
             false => PageSet::new(),
-            true => rings::asynchronous_io(self.pid(), &layout.mappings)
-                .buffers
-                .union(&window.io.buffers),
+            true => rings::listed_buffers(self.pid()).union(&window.io.buffers),
         };
         let mut read = written
             .union(&window.precopied.postponed)
@@ -391,7 +406,7 @@ impl Member {
                     true => written.clone(),
                     false => PageSet::new(),
                 },
-                unlisted_ring: window.io.unlisted_ring,
+                unlisted_ring: looked.unlisted,
             },
         })
     }

@@ -17,6 +17,7 @@ mod frame_file;
 pub mod inherited;
 pub mod inotify;
 pub mod io_priority;
+pub mod io_uring;
 pub mod kcmp;
 pub mod keeper;
 pub mod kpagecgroup;

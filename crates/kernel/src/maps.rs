@@ -175,14 +175,44 @@ pub enum MapsError {
     },
 }
 
-/// The mappings of process `pid`, by ascending address. A process whose address space is gone (it
-/// is exiting) has none.
+/// The mappings of process `pid`, by ascending address, none of which overlap. A process whose address space is gone
+/// (it is exiting) has none.
+///
+/// Of a process that maps and unmaps meanwhile it is what there was at one moment or another: a mapping that was
+/// replaced while it was read may be missing in part.
 pub fn mappings(pid: i32) -> Result<Vec<Mapping>, MapsError> {
     let path = PathBuf::from(format!("/proc/{pid}/maps"));
     let text = read(&path)?;
-    lines(&text)
-        .map(|line| parse(&path, line))
-        .collect::<Result<_, _>>()
+    let told = lines(&text).map(|line| parse(&path, line));
+    let told = told.collect::<Result<_, _>>()?;
+    Ok(without_overlaps(told, |mapping| mapping))
+}
+
+/// Since Linux 6.17 the kernel holds the list of mappings only for one line at a time (and before it, for a page of
+/// text): one that was told already may be told again, grown or in parts. What was read later is newer, and holds.
+pub(crate) fn without_overlaps<T>(
+    told: Vec<T>,
+    mapping_of: impl Fn(&mut T) -> &mut Mapping,
+) -> Vec<T> {
+    let mut all: Vec<T> = Vec::with_capacity(told.len());
+    for mut next in told {
+        let Mapping { start, end, .. } = *mapping_of(&mut next);
+        if start >= end {
+            continue;
+        }
+        while let Some(earlier) = all.last_mut().map(&mapping_of) {
+            if earlier.end <= start {
+                break;
+            }
+            if earlier.start < start {
+                earlier.end = start;
+                break;
+            }
+            all.pop();
+        }
+        all.push(next);
+    }
+    all
 }
 
 /// The mappings of process `pid`, each with the VmFlags of proc_pid_smaps(5) as their two-letter
@@ -204,7 +234,7 @@ pub fn mappings_with_flags(pid: i32) -> Result<Vec<(Mapping, Vec<String>)>, Maps
             (true, _) => {}
         }
     }
-    Ok(described)
+    Ok(without_overlaps(described, |(mapping, _)| mapping))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, MapsError> {
@@ -224,4 +254,49 @@ fn parse(path: &Path, line: &[u8]) -> Result<Mapping, MapsError> {
         path: path.to_owned(),
         line: String::from_utf8_lossy(line).into_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settled(told: &[(u64, u64)]) -> Vec<(u64, u64)> {
+        let mapping = |(start, end): &(u64, u64)| {
+            let line = format!("{start:x}-{end:x} rw-p 00000000 00:00 0 ");
+            Mapping::from_line(line.as_bytes()).expect("a line of mappings")
+        };
+        let told = told.iter().map(mapping).collect();
+        let all = without_overlaps(told, |mapping| mapping);
+        all.iter()
+            .map(|mapping| (mapping.start, mapping.end))
+            .collect()
+    }
+
+    #[test]
+    fn a_list_without_overlaps_stays_as_it_is() {
+        assert_eq!(settled(&[]), []);
+        let list = [(1, 2), (2, 5), (7, 9)];
+        assert_eq!(settled(&list), list);
+    }
+
+    #[test]
+    fn of_what_is_told_twice_the_later_holds() {
+        for (told, holds) in [
+            // The same again; grown; grown to the front; shrunk; split.
+            (&[(1, 4), (1, 4), (5, 6)][..], &[(1, 4), (5, 6)][..]),
+            (&[(1, 4), (1, 6), (7, 8)], &[(1, 6), (7, 8)]),
+            (&[(3, 4), (1, 6)], &[(1, 6)]),
+            (&[(1, 6), (1, 4), (5, 6)], &[(1, 4), (5, 6)]),
+            (&[(1, 6), (3, 6)], &[(1, 3), (3, 6)]),
+            (&[(1, 9), (3, 4), (6, 7)], &[(1, 3), (3, 4), (6, 7)]),
+            // Out of order, over several.
+            (&[(1, 2), (3, 4), (5, 6), (2, 8)], &[(1, 2), (2, 8)]),
+            (&[(1, 2), (3, 5), (6, 7), (4, 8)], &[(1, 2), (3, 4), (4, 8)]),
+            // Of no length.
+            (&[(1, 2), (3, 3), (5, 4), (6, 7)], &[(1, 2), (6, 7)]),
+            (&[(1, 4), (2, 2)], &[(1, 4)]),
+        ] {
+            assert_eq!(settled(told), holds, "{told:?}");
+        }
+    }
 }

@@ -4,7 +4,7 @@
 //! Since Linux 2.6.14, with CONFIG_PROC_PAGE_MONITOR. Needs `PTRACE_MODE_READ_FSCREDS`. Walks all page
 //! tables of the process: slow. Counts are whole KiB, rounded down. Source: proc_pid_smaps(5).
 
-use crate::maps::{Mapping, MapsError};
+use crate::maps::{Mapping, MapsError, without_overlaps};
 use std::collections::HashMap;
 use std::path::PathBuf;
 
@@ -67,5 +67,5 @@ pub fn counted_mappings(pid: i32) -> Result<Vec<CountedMapping>, MapsError> {
             last.counts.insert(name, u64::saturating_mul(kib, 1024));
         }
     }
-    Ok(counted)
+    Ok(without_overlaps(counted, |one| &mut one.mapping))
 }

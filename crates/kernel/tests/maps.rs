@@ -233,3 +233,44 @@ fn a_missing_process_is_an_error_and_a_zombie_has_no_mappings() {
     assert_eq!(mappings(pid).unwrap(), []);
     child.wait().unwrap();
 }
+
+/// Two threads change mappings as fast as they can: splitting, merging, growing, unmapping.
+#[test]
+fn t67_a_list_that_is_read_meanwhile_is_in_order_and_overlaps_nowhere() {
+    const PAGES: usize = 64;
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let stop = &stop;
+    std::thread::scope(|scope| {
+        for seed in 0..2usize {
+            let region = Region::filled(PAGES, 1);
+            scope.spawn(move || {
+                let mut at = seed;
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    at = (at * 31 + 7) % (PAGES - 8);
+                    region.protect(at..at + 8, libc::PROT_READ);
+                    region.protect(at..at + 4, libc::PROT_NONE);
+                    let start = (region.start() as usize + at * PAGE) as *mut libc::c_void;
+                    let (length, flags) = (3 * PAGE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+                    // SAFETY: the pages are the region's, which nobody else uses.
+                    unsafe {
+                        libc::munmap(start, length);
+                        let writable = libc::PROT_READ | libc::PROT_WRITE;
+                        libc::mmap(start, length, writable, flags | libc::MAP_FIXED, -1, 0);
+                    }
+                    region.protect(0..PAGES, libc::PROT_READ | libc::PROT_WRITE);
+                }
+            });
+        }
+        for _ in 0..2000 {
+            let all = mappings(own_pid()).unwrap();
+            let told = mappings_with_flags(own_pid()).unwrap();
+            for list in [all, told.into_iter().map(|(mapping, _)| mapping).collect()] {
+                assert!(list.len() > 10);
+                assert!(list.iter().all(|mapping| mapping.start < mapping.end));
+                let ordered = list.windows(2).all(|pair| pair[0].end <= pair[1].start);
+                assert!(ordered, "{list:?}");
+            }
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}

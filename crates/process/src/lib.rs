@@ -36,6 +36,7 @@ mod rebuild;
 mod remote;
 mod remote_error;
 mod restart;
+mod rings;
 mod rseq;
 mod seccomp;
 mod self_healing;
@@ -78,6 +79,7 @@ pub use rebuild::{
 };
 pub use remote::RemoteCalls;
 pub use remote_error::RemoteCallError;
+pub use rings::RingsOfThreads;
 pub use state::{MemoryLayout, OutsideState, ProcessState, StateDecodeError, StateReadError};
 pub use stop::{ResumeError, StopError, StopOptions, StoppedProcess};
 pub use syscall_names::SystemCall;

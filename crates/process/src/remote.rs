@@ -177,7 +177,7 @@ impl<'a> RemoteCalls<'a> {
         self.check(number, args)?;
         let call = SystemCall(number);
         let result = self.in_session(move |session, tracees| session.call(tracees, call, args))?;
-        checked(call, result)
+        checked(result).map_err(|errno| RemoteCallError::Failed { call, errno })
     }
 
     /// Runs calls one after the other, without going back and forth between our own threads for each. One that the
@@ -194,7 +194,7 @@ impl<'a> RemoteCalls<'a> {
             for (number, args) in calls {
                 let call = SystemCall(number);
                 let result = session.call(tracees, call, args)?;
-                results.push(checked(call, result).ok());
+                results.push(checked(result).ok());
             }
             Ok(results)
         })
@@ -296,13 +296,10 @@ impl Drop for RemoteCalls<'_> {
 }
 
 /// What the kernel returned, as a result.
-fn checked(call: SystemCall, result: u64) -> Result<u64, RemoteCallError> {
+fn checked(result: u64) -> Result<u64, Errno> {
     match result.cast_signed() {
-        error @ -4095..0 => Err(RemoteCallError::Failed {
-            call,
-            // In range by the pattern.
-            errno: Errno::from_raw_os_error(i32::try_from(-error).unwrap_or(0)),
-        }),
+        // In range by the pattern.
+        error @ -4095..0 => Err(Errno::from_raw_os_error(i32::try_from(-error).unwrap_or(0))),
         _ => Ok(result),
     }
 }

@@ -6,6 +6,8 @@
 
 use crate::operations::{self, Choice};
 use crate::random::Random;
+use crate::run::REPEATED;
+use crate::stage::during::stays_in_place;
 
 /// Pages of the area that operations work on.
 pub const AREA_PAGES: u64 = 4096;
@@ -306,6 +308,9 @@ fn epoch(model: &mut Model, choices: &[Choice], count: u64, lines: &mut Vec<Stri
         }
         choose(model, choices, lines);
     }
+    if model.random.one_in(3) {
+        during(model, choices, lines);
+    }
     match model.random.dice(24) {
         0 | 1 => lines.push(format!("!kill {}", model.random.dice(600))),
         2 => lines.push("!store".to_owned()),
@@ -343,6 +348,22 @@ fn epoch(model: &mut Model, choices: &[Choice], count: u64, lines: &mut Vec<Stri
             lines.push("!check auto after signal".to_owned());
         }
     }
+}
+
+/// A snapshot while some operations are done over and over.
+fn during(model: &mut Model, choices: &[Choice], lines: &mut Vec<String>) {
+    // A read into a ring may land while it stands still.
+    if model.flavour.rings {
+        return;
+    }
+    let mode = model.random.pick(&["auto", "auto", "stop", "precopy"]);
+    let mut chosen = Vec::new();
+    while chosen.len() < REPEATED {
+        choose(model, choices, &mut chosen);
+        chosen.retain(|line| stays_in_place(line));
+    }
+    lines.extend(chosen);
+    lines.push(format!("!during {mode}"));
 }
 
 #[cfg(test)]

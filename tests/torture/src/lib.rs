@@ -12,6 +12,7 @@ pub mod operations;
 pub mod program;
 pub mod random;
 pub mod report;
+pub mod rings;
 pub mod run;
 pub mod shrink;
 pub mod stage;

@@ -3,6 +3,7 @@
 use crate::generate::{
     AREA_PAGES, CHILDREN, Flavour, Model, OBJECTS, PREPARED, PREPARED_PAGES, THREADS,
 };
+use crate::rings;
 
 /// How often, against the others, and the line it makes; `None` if there is nothing it fits.
 pub type Choice = (u64, fn(&mut Model) -> Option<String>);
@@ -35,7 +36,7 @@ pub fn choices(flavour: Flavour) -> Vec<Choice> {
         (10, segment),
     ];
     let flavours: [(bool, Choice); 8] = [
-        (flavour.rings, (60, ring)),
+        (flavour.rings, (60, rings::ring)),
         (flavour.uffd, (60, uffd)),
         (flavour.threads, (12, thread)),
         (flavour.children, (90, child)),
@@ -423,38 +424,6 @@ fn segment(m: &mut Model) -> Option<String> {
     Some(line)
 }
 
-fn ring(m: &mut Model) -> Option<String> {
-    let seed = m.seed();
-    let in_buffer = |m: &mut Model| match m.buffer {
-        Some((first, count)) => first + m.random.dice(count),
-        None => m.page(),
-    };
-    let line = match m.random.dice(20) {
-        0 | 1 => {
-            let own = m.flavour.own_rings && m.random.one_in(2);
-            let place = if own { m.page() } else { 0 };
-            format!("ring {place}")
-        }
-        2 if m.random.one_in(3) => "ring_close".to_owned(),
-        3 | 4 => {
-            let (first, count) = m.range();
-            m.buffer = Some((first, count));
-            format!("ring_buffer {first} {count}")
-        }
-        5 if m.random.one_in(2) => "ring_no_buffer".to_owned(),
-        6..=8 => format!("ring_read {} {seed}", m.page()),
-        9..=13 => format!("ring_read_fixed {} {seed}", in_buffer(m)),
-        14 => format!("ring_wait {} 0", m.page()),
-        15 => format!("ring_wait {} 1", in_buffer(m)),
-        16 | 17 => format!("ring_arrive {seed} {}", m.random.dice(2)),
-        _ => {
-            let (object, length) = m.object();
-            format!("aio {} {object} {}", m.page(), m.random.dice(length))
-        }
-    };
-    Some(line)
-}
-
 fn uffd(m: &mut Model) -> Option<String> {
     let (first, count) = match m.registered {
         Some((first, count)) if !m.random.one_in(4) => {
@@ -518,6 +487,8 @@ fn child(m: &mut Model) -> Option<String> {
         17 => Some(format!("unmap {}", range(m))),
         18 => fork(m),
         19 if m.random.one_in(4) => Some("exec".to_owned()),
+        // It has the rings that were there when it was forked.
+        _ if m.flavour.rings && m.random.one_in(2) => rings::of_child(m),
         _ => kernel_stores(m),
     };
     let line = line.filter(|line| !line.starts_with('!'))?;

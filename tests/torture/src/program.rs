@@ -6,6 +6,7 @@
 //! | step | what is done |
 //! |---|---|
 //! | `!check MODE WHEN STOP` | a snapshot of the stopped target, compared with it. MODE `auto` `stop` `precopy` `full`; the truth is read `before` or `after` it; STOP `signal` or `leave` (`--leave stopped`) |
+//! | `!during MODE` | the last 20 operations are done over and over while a snapshot is taken, which leaves the target stopped and is compared with it |
 //! | `!begin MODE` ... `!end` | a snapshot is taken while the operations between run |
 //! | `!every MS` ... `!end` | the same, one after the other |
 //! | `!kill MOMENT` | a checkpoint is killed so many times 50 microseconds after it began to write |

@@ -9,6 +9,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+/// So many operations at most are repeated while a snapshot is taken.
+pub const REPEATED: usize = 20;
+
 /// Under what a program runs.
 #[derive(Clone, Debug)]
 pub struct Conditions {
@@ -74,8 +77,16 @@ pub fn run(
                 }
                 continue;
             }
-            stage.operate(&std::mem::take(&mut waiting))?;
-            stage.drive(line)?;
+            let before = std::mem::take(&mut waiting);
+            let repeated = match line.starts_with("!during") {
+                true => before.len().saturating_sub(REPEATED),
+                false => before.len(),
+            };
+            stage.operate(&before[..repeated])?;
+            match repeated < before.len() {
+                true => stage.during(&before[repeated..], line)?,
+                false => stage.drive(line)?,
+            }
             let is_late = deadline.is_some_and(|deadline| Instant::now() > deadline);
             if is_late && line.starts_with("!check") {
                 break;

@@ -1,5 +1,7 @@
 //! One target with its store, and every step that is done to it.
 
+pub mod during;
+
 use crate::driver_stores;
 use crate::generate::{PREPARED, PREPARED_PAGES};
 use crate::machine::Machine;
@@ -150,6 +152,11 @@ impl Stage {
             return Ok(());
         }
         self.target.tell(&lines.join("\n"));
+        self.hear(lines)
+    }
+
+    /// The answers to these.
+    fn hear(&mut self, lines: &[String]) -> Result<(), String> {
         for line in lines {
             let answer = catch_unwind(AssertUnwindSafe(|| self.target.line()));
             let answer = answer.map_err(|_| {
@@ -181,6 +188,7 @@ impl Stage {
                 self.end()?;
                 self.check(&words[1..])
             }
+            "!during" => self.during(&[], line),
             "!begin" | "!every" => {
                 self.end()?;
                 self.begin(words[0] == "!every", words[1])
@@ -287,10 +295,25 @@ impl Stage {
         // Whatever it has come to, the target must be found stopped, and it must run on later.
         let frozen = frozen.unwrap_or_else(|| Frozen::freeze_alone(self.target.pid()));
         self.done("checkpoint", outcome.code, &outcome.stderr)?;
+        let kind = format!("!check {mode}");
+        self.compare(frozen, early, &outcome.json(), kind)?;
+        if leave {
+            self.tally.count("!leave stopped".into(), Ok(()));
+        }
+        Ok(())
+    }
+
+    /// The snapshot of this report is what the stopped target holds; it runs on.
+    fn compare(
+        &mut self,
+        frozen: Frozen,
+        early: Option<Image>,
+        report: &Value,
+        kind: String,
+    ) -> Result<(), String> {
         frozen.assert_still_stopped();
         let truth = early.unwrap_or_else(|| Image::of_process(&frozen));
-        let report = outcome.json();
-        let id = number(&report, "id");
+        let id = number(report, "id");
         let export = self.store.image(id);
         if let Some(difference) = truth.difference(&export) {
             let pages = truth.differing_pages(&export);
@@ -301,13 +324,10 @@ impl Stage {
             ));
         }
         drop(frozen);
-        self.count_snapshot(&report);
+        self.count_snapshot(report);
         self.tally.compared += 1;
         self.tally.compared_pages += truth.page_count() as u64;
-        self.tally.count(format!("!check {mode}"), Ok(()));
-        if leave {
-            self.tally.count("!leave stopped".into(), Ok(()));
-        }
+        self.tally.count(kind, Ok(()));
         self.digests.push((id, export.digest()));
         self.truths.push_front((id, truth));
         self.truths.truncate(KEPT);

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use pagetide_kernel::ptrace::ThreadId;
+use rustix::io::Errno;
 
 use crate::remote::RemoteCalls;
 use crate::remote_error::RemoteCallError;
@@ -130,7 +131,10 @@ pub(super) fn ask_together(
     })?;
     let answered = threads.into_iter().zip(outcomes);
     let answered = answered.map(|(thread, outcome)| {
-        let read = |(results, bytes): (_, Vec<u8>)| answers(&asked[&thread], results, &bytes);
+        let read = |(results, bytes): (Vec<Result<u64, Errno>>, Vec<u8>)| {
+            let results = results.into_iter().map(Result::ok).collect();
+            answers(&asked[&thread], results, &bytes)
+        };
         (thread, outcome.map(read))
     });
     Ok(answered.collect())

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use pagetide_kernel::ptrace::{ThreadId, WaitReport};
+use rustix::io::Errno;
 
 use crate::remote::checked;
 use crate::remote_error::RemoteCallError;
@@ -19,8 +20,8 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// Numbers and arguments of calls.
 pub(crate) type Calls = Vec<(i64, [u64; 6])>;
 
-/// What the calls of one thread gave: their results (none: the kernel refused it), and what they wrote.
-pub(crate) type Answers = (Vec<Option<u64>>, Vec<u8>);
+/// What the calls of one thread gave: their results, or what the kernel said instead, and what they wrote.
+pub(crate) type Answers = (Vec<Result<u64, Errno>>, Vec<u8>);
 
 impl StoppedProcess {
     /// Has each of the threads run the calls that `calls` gives for it and the address of as many bytes of its own as are
@@ -182,7 +183,7 @@ impl Caller {
             Step::Done(result) => {
                 self.session.after_call(pid)?;
                 let (results, _) = &mut self.answers;
-                results.push(checked(under_way.call(), result).ok());
+                results.push(checked(result));
                 return self.next_call(pid);
             }
         }

@@ -1,0 +1,118 @@
+//! The io_urings that threads have registered for themselves (IORING_REGISTER_RING_FDS). Such a ring needs no
+//! descriptor and no mapping (IORING_SETUP_REGISTERED_FD_ONLY, 6.5), and then nothing in `/proc` shows it: the
+//! thread itself has to ask. Source: io_uring_enter(2), io_uring_register(2).
+
+use pagetide_kernel::ptrace::ThreadId;
+use rustix::io::Errno;
+
+use crate::blocker::Blocker;
+use crate::proc_files::Status;
+use crate::remote::RemoteCalls;
+use crate::remote_error::RemoteCallError;
+use crate::stop::StoppedProcess;
+
+/// `__NR_io_uring_enter`.
+const IO_URING_ENTER: i64 = 426;
+/// IORING_ENTER_REGISTERED_RING.
+const REGISTERED_RING: u64 = 1 << 4;
+/// IO_RINGFD_REG_MAX: so many a thread can register.
+const SLOTS: u32 = 16;
+
+/// What the threads of a process said when they were asked about io_uring.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RingsOfThreads {
+    /// Rings that a thread has registered: the thread, and the number by which it uses the ring.
+    pub registered: Vec<(ThreadId, u32)>,
+    /// Some thread has used a ring at some time. What it had registered then may be in use still, if others have
+    /// the ring.
+    pub used: bool,
+}
+
+impl RingsOfThreads {
+    /// One for each registered ring: a restore would lack it.
+    pub fn blockers(&self, pid: i32) -> Vec<Blocker> {
+        let blocker = |(thread, number): &(ThreadId, u32)| Blocker {
+            pid,
+            kind: String::from("io-uring"),
+            place: format!("thread:{thread}:{number}"),
+            what: format!("thread {thread} has an io_uring registered, its number {number}"),
+            advice: String::from("let the program close its rings before the checkpoint"),
+            instead: Some(format!("thread {thread} has no such ring")),
+        };
+        self.registered.iter().map(blocker).collect()
+    }
+}
+
+/// A call that submits nothing and waits for nothing. EINVAL: the thread has never used io_uring; EBADF: it has no
+/// ring of that number.
+fn question(number: u32) -> (i64, [u64; 6]) {
+    let number = u64::from(number);
+    (IO_URING_ENTER, [number, 0, 0, REGISTERED_RING, 0, 0])
+}
+
+impl StoppedProcess {
+    /// Asks all threads, at the same time. A thread that cannot be asked tells nothing: its seccomp filters forbid
+    /// io_uring_enter(2), or no system call can be made in it.
+    pub fn rings_of_threads(&mut self) -> RingsOfThreads {
+        let pid = self.identity().pid;
+        // Seccomp has to be asked of each call.
+        let (alone, together): (Vec<_>, Vec<_>) = self.threads().iter().partition(|thread| {
+            let status = Status::of_thread(pid, **thread);
+            !status.is_ok_and(|status| status.number("Seccomp") == 0)
+        });
+        let mut found = RingsOfThreads::default();
+        let mut users = alone;
+        if !together.is_empty() {
+            let rooms = together.iter().map(|thread| (*thread, 0)).collect();
+            let answers = self.call_in_all(rooms, |_, _| vec![question(0)]);
+            let answered = together.into_iter().zip(answers.into_iter().flatten());
+            users.extend(answered.filter_map(|(thread, answer)| {
+                let (results, _) = answer.ok()?;
+                let never = matches!(
+                    results.first(),
+                    None | Some(Err(Errno::INVAL | Errno::NOSYS))
+                );
+                (!never).then_some(thread)
+            }));
+        }
+        for thread in users {
+            if let Ok(mut calls) = self.remote_calls_by(thread) {
+                ask(&mut calls, thread, &mut found);
+            }
+        }
+        found
+    }
+}
+
+/// Asks one thread about all numbers.
+fn ask(calls: &mut RemoteCalls<'_>, thread: ThreadId, found: &mut RingsOfThreads) {
+    for slot in 0..SLOTS {
+        let (number, args) = question(slot);
+        match calls.call(number, args) {
+            Err(RemoteCallError::Failed { errno, .. }) => match errno {
+                Errno::INVAL | Errno::NOSYS => return,
+                Errno::BADF => {}
+                // It is there, and refuses to be entered.
+                _ => found.registered.push((thread, slot)),
+            },
+            Ok(_) => found.registered.push((thread, slot)),
+            Err(_) => return,
+        }
+        found.used = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_registered_ring_is_named_once() {
+        let rings = RingsOfThreads {
+            registered: vec![(ThreadId::new(8), 0), (ThreadId::new(8), 3)],
+            used: true,
+        };
+        let names: Vec<String> = rings.blockers(7).iter().map(Blocker::name).collect();
+        assert_eq!(names, ["io-uring:thread:8:0", "io-uring:thread:8:3"]);
+    }
+}
