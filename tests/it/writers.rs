@@ -130,6 +130,13 @@ fn t62_a_buffer_behind_an_empty_slot() {
 }
 
 #[test]
+fn t68_buffers_that_were_moved_after_they_were_registered() {
+    let test = "t68_buffers_that_were_moved_after_they_were_registered";
+    written_by(test, "moved_buffers", Some("moved-buffers"));
+    written_by(test, "moved_and_replaced_buffers", Some("moved-buffers"));
+}
+
+#[test]
 fn t62_buffers_that_one_ring_has_from_another() {
     let test = "t62_buffers_that_one_ring_has_from_another";
     written_by(test, "cloned_buffers", None);

@@ -16,6 +16,8 @@ static const struct way {
     {"buffer_ring", make_buffer_ring, receive},
     {"lone_buffer_ring", make_lone_buffer_ring, receive},
     {"sparse_buffers", make_sparse_buffers, read_fixed},
+    {"moved_buffers", make_moved_buffers, read_fixed},
+    {"moved_and_replaced_buffers", make_moved_and_replaced_buffers, read_fixed},
     {"cloned_buffers", make_cloned_buffers, read_fixed},
     {"lent_buffers", make_lent_buffers, read_lent},
     {"packets", make_packets, send_packet},

@@ -216,6 +216,23 @@ static const char *read_fixed(void) {
     return take() == (int)PAGE ? NULL : "nothing was read";
 }
 
+/* They are moved after they were registered, and something else may come to lie where they were. */
+static const char *make_moved_buffers(void) {
+    const char *problem = make_sparse_buffers();
+    if (problem) return problem;
+    size_t length = BUFFER_PAGES * PAGE;
+    void *to = map_anonymous(length);
+    return mremap(buffers, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, to) == to ? NULL : strerror(errno);
+}
+
+static const char *make_moved_and_replaced_buffers(void) {
+    unsigned char *before;
+    const char *problem = make_moved_buffers();
+    if (problem) return problem;
+    before = mmap(buffers, BUFFER_PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+    return before == buffers ? NULL : strerror(errno);
+}
+
 /* One ring has them from another, which is closed. */
 static const char *make_cloned_buffers(void) {
     static struct ring first;

@@ -13,6 +13,8 @@ pub enum ComparedBecause {
     UnlistedRing,
     /// A ring may take its buffers from a ring of buffers in the process's memory, which the kernel writes to.
     BufferRing,
+    /// Registered buffers are not where they were registered any more.
+    MovedBuffers,
     /// A thread has a ring registered, which needs no descriptor and no mapping.
     RegisteredRing,
     /// The process has used a ring, and another process has one whose queues may lie in its memory.
@@ -39,6 +41,7 @@ impl ComparedBecause {
             ComparedBecause::Refused(_) => "refused",
             ComparedBecause::UnlistedRing => "unlisted-ring",
             ComparedBecause::BufferRing => "buffer-ring",
+            ComparedBecause::MovedBuffers => "moved-buffers",
             ComparedBecause::RegisteredRing => "registered-ring",
             ComparedBecause::RingElsewhere => "ring-elsewhere",
             ComparedBecause::Pinned => "pinned",
@@ -60,6 +63,9 @@ impl fmt::Display for ComparedBecause {
             }
             ComparedBecause::BufferRing => {
                 "an io_uring of it may take buffers from a ring in its memory that the kernel writes to"
+            }
+            ComparedBecause::MovedBuffers => {
+                "buffers that it has registered with an io_uring were moved, and nothing tells where to"
             }
             ComparedBecause::RegisteredRing => {
                 "a thread of it has an io_uring registered, which nothing else shows"

@@ -7,7 +7,7 @@ use crate::mark::Phase;
 use crate::memo::{self, Memo};
 use crate::numa;
 use crate::page_tables::PageTables;
-use crate::rings::{self, AsynchronousIo};
+use crate::rings::{self, AsynchronousIo, Depth};
 use crate::take::TakeError;
 use crate::tracking::{Tracking, TrackingError};
 use pagetide_kernel::kcmp;
@@ -252,7 +252,11 @@ impl Member {
 
     /// The asynchronous I/O of this process, whose mappings are these.
     pub fn asynchronous_io(&self, mappings: &[Mapping]) -> AsynchronousIo {
-        rings::asynchronous_io(self.pid(), mappings, self.uses_rings)
+        let depth = match self.uses_rings {
+            true => Depth::Elsewhere,
+            false => Depth::BufferRings,
+        };
+        rings::asynchronous_io(self.pid(), mappings, depth)
     }
 
     /// How far the mark in the process says we are; `None` without one.

@@ -69,13 +69,19 @@ impl AsynchronousIo {
     }
 }
 
-/// Looks at what process `pid` holds, and at its mappings. `has_used_rings`: a thread of it has once used a ring, so
-/// that it may have made one that only others hold by now.
-pub(crate) fn asynchronous_io(
-    pid: i32,
-    mappings: &[Mapping],
-    has_used_rings: bool,
-) -> AsynchronousIo {
+/// What is looked for that takes time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Depth {
+    /// Nothing of that sort. For memory of our own, whose writers wait meanwhile.
+    Shallow,
+    /// Rings of buffers.
+    BufferRings,
+    /// Also rings that only others have by now: a thread has once used a ring, and may have made one.
+    Elsewhere,
+}
+
+/// Looks at what process `pid` holds, and at its mappings.
+pub(crate) fn asynchronous_io(pid: i32, mappings: &[Mapping], depth: Depth) -> AsynchronousIo {
     let is_aio = |mapping: &Mapping| {
         matches!(&mapping.name, MappingName::Path(path) if path.as_os_str() == "/[aio] (deleted)"
             || path.as_os_str() == "/[aio]")
@@ -102,7 +108,8 @@ pub(crate) fn asynchronous_io(
         io.buffers.extend(told.buffers.ranges().iter().copied());
         if !has_queues(&of_rings, told.inode) {
             io.add(ComparedBecause::UnlistedRing);
-        } else if io_uring::writes_to_buffer_rings()
+        } else if depth != Depth::Shallow
+            && io_uring::writes_to_buffer_rings()
             && (place >= ASKED_RINGS || may_have_buffer_ring(pid, *ring))
         {
             io.add(ComparedBecause::BufferRing);
@@ -111,7 +118,7 @@ pub(crate) fn asynchronous_io(
     if !unseen.is_empty() {
         io.add(ComparedBecause::UnlistedRing);
     }
-    if has_used_rings && is_ring_elsewhere(pid) {
+    if depth == Depth::Elsewhere && is_ring_elsewhere(pid) {
         io.add(ComparedBecause::RingElsewhere);
     }
     io.devices = writers::devices(&links);

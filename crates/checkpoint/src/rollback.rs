@@ -14,7 +14,7 @@ use crate::file_pages::FilePagesError;
 use crate::files::Files;
 use crate::mark::Phase;
 use crate::member::{MEMORY_SPACE, PROCESS_ATTACHMENT};
-use crate::rings;
+use crate::rings::{self, Depth};
 use crate::tracking::{Tracking, TrackingError};
 use crate::tree::TREE_ATTACHMENT;
 use contents::{Contents, Now};
@@ -211,8 +211,9 @@ pub fn roll_back(
     let mappings = maps::mappings(pid)?;
     // Reads under way may have landed without a trace since the last snapshot: nothing is trusted.
     let by_threads = stopped.rings_of_threads();
-    let io = rings::asynchronous_io(pid, &mappings, by_threads.used);
-    let changed = changed.filter(|_| !io.any && by_threads.registered.is_empty());
+    // What a thread has used once may be with another process by now.
+    let io = rings::asynchronous_io(pid, &mappings, Depth::Shallow);
+    let changed = changed.filter(|_| !io.any && !by_threads.used);
     let regions = &view.spaces()[space].regions;
     let shape = Shape::plan(&mappings, regions)?;
     shape.check_files(pid)?;

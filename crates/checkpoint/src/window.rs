@@ -168,6 +168,16 @@ impl Member {
         })
     }
 
+    /// True if all of these pages, which are pinned, are still where they were registered. mremap(2) takes them along, and
+    /// then they are written to at a place that nothing tells.
+    fn are_present(&self, buffers: &PageSet) -> bool {
+        let present = self
+            .space
+            .page_tables()
+            .having(buffers, Categories::PRESENT);
+        present.is_ok_and(|present| present.count() == buffers.count())
+    }
+
     /// Why all memory of the process is compared; nothing if the tracker's word is enough. And whether that is so
     /// because of what is there now.
     fn why_all_is_compared(&self, window: &Window<'_>) -> (Vec<ComparedBecause>, bool) {
@@ -175,6 +185,9 @@ impl Member {
             return (Vec::new(), false);
         }
         let mut reasons = window.io.unlisted.clone();
+        if !self.are_present(&window.io.buffers) {
+            reasons.push(ComparedBecause::MovedBuffers);
+        }
         if !window.rings.registered.is_empty() {
             reasons.push(ComparedBecause::RegisteredRing);
         }

@@ -5,7 +5,7 @@ use crate::capture::CaptureError;
 use crate::compared::ComparedBecause;
 use crate::files::{self, FileKey, FileReport, Files, Stamps};
 use crate::page_tables::{PageTables, Private};
-use crate::rings;
+use crate::rings::{self, Depth};
 use pagetide_kernel::maps::Mapping;
 use pagetide_pages::PageSet;
 use std::collections::HashSet;
@@ -24,10 +24,10 @@ pub(super) struct Signs {
 impl Signs {
     /// Looks at the descriptors and mappings of process `pid`, which is this one.
     pub fn look(pid: i32, mappings: &[Mapping]) -> Signs {
-        let io = rings::asynchronous_io(pid, mappings);
+        let io = rings::asynchronous_io(pid, mappings, Depth::Shallow);
         Signs {
             under_way: io.any || rings::reads_directly(pid),
-            unlisted: io.unlisted_ring,
+            unlisted: !io.unlisted.is_empty(),
             buffers: io.buffers,
         }
     }
