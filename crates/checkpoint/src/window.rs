@@ -171,11 +171,14 @@ impl Member {
     /// True if all of these pages, which are pinned, are still where they were registered. mremap(2) takes them along, and
     /// then they are written to at a place that nothing tells.
     fn are_present(&self, buffers: &PageSet) -> bool {
-        let present = self
-            .space
-            .page_tables()
-            .having(buffers, Categories::PRESENT);
-        present.is_ok_and(|present| present.count() == buffers.count())
+        let tables = self.space.page_tables();
+        let present = tables.having(buffers, Categories::PRESENT);
+        // Pages that are pinned to be written to are never the zero page, which a read puts in their place.
+        let zero = tables.having(buffers, Categories::ZERO_PAGE);
+        let (Ok(present), Ok(zero)) = (present, zero) else {
+            return false;
+        };
+        present.count() == buffers.count() && zero.is_empty()
     }
 
     /// Why all memory of the process is compared; nothing if the tracker's word is enough. And whether that is so
