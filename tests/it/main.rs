@@ -25,6 +25,7 @@ mod sharing;
 mod shell;
 mod signals;
 mod sparse;
+mod timeouts;
 mod traps;
 mod tree;
 mod unseen;

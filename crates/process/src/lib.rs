@@ -48,6 +48,7 @@ mod system_calls;
 mod thread_state;
 mod tracees;
 mod tracer;
+mod waits;
 
 pub use blocker::Blocker;
 pub use descriptors::{DescriptorError, FileDescriptor};

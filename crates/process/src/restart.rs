@@ -7,8 +7,8 @@
 //!
 //! - Some calls say a plain EINTR instead (the list in `signal(7)`, "Interruption of system calls
 //!   and library functions by stop signals"). A stop of ours would be seen by the program. Such a
-//!   result is replaced by ERESTARTNOHAND, which means: again, unless a handler runs. A call with
-//!   a relative timeout then waits for all of it once more.
+//!   result is replaced by ERESTARTNOHAND, which means: again, unless a handler runs. What has
+//!   passed of a relative timeout is seen to in `waits`.
 //! - Registers set back to a time when another call was under way: ERESTART_RESTARTBLOCK refers to
 //!   a block in the kernel that belongs to the newer call. The call is entered anew instead.
 
@@ -30,13 +30,14 @@ const SYSCALL_LENGTH: u64 = 2;
 
 /// Calls that say EINTR when a stop wakes them, by number. Those on files do so only for sockets
 /// with a timeout and for FUSE; either way EINTR says that nothing has been read or written.
-const PLAIN_EINTR: [i64; 24] = [
+const PLAIN_EINTR: [i64; 27] = [
     0,   // read
     1,   // write
     17,  // pread64
     18,  // pwrite64
     19,  // readv
     20,  // writev
+    23,  // select, if it cannot write what is left of its time
     42,  // connect
     43,  // accept
     44,  // sendto
@@ -49,6 +50,8 @@ const PLAIN_EINTR: [i64; 24] = [
     220, // semtimedop
     232, // epoll_wait
     281, // epoll_pwait
+    270, // pselect6, likewise
+    271, // ppoll, likewise
     288, // accept4
     299, // recvmmsg
     307, // sendmmsg

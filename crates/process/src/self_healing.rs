@@ -28,6 +28,8 @@ use crate::restart;
 
 /// Below the stack pointer, code may use this many bytes without moving it (System V ABI).
 pub(crate) const RED_ZONE: u64 = 128;
+/// Below that, the time of a wait may stand (see `waits`), which the thread needs when it has found back.
+pub(crate) const ROOM: u64 = 128;
 
 const MAGIC1: u32 = 0x4650_5853;
 const MAGIC2: u32 = 0x4650_5845;
@@ -89,7 +91,7 @@ pub(crate) fn frame(
     memory: &File,
 ) -> Option<Frame> {
     let extended = extended_state(thread.xstate)?;
-    let top = thread.registers.rsp.checked_sub(RED_ZONE)? & !63;
+    let top = thread.registers.rsp.checked_sub(RED_ZONE + ROOM)? & !63;
     let extended_address = top.checked_sub(u64::try_from(extended.len()).ok()?)? & !63;
     let frame_length = u64::try_from(FRAME_LENGTH).ok()?;
     let address = extended_address.checked_sub(frame_length)? & !15;

@@ -20,6 +20,7 @@ use crate::remote_error::RemoteCallError;
 use crate::thread_state::{self, ThreadState, ThreadStateError};
 use crate::tracees::{Ending, StopFailure};
 use crate::tracer::Tracer;
+use crate::waits::Waits;
 
 /// How to stop a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -225,12 +226,15 @@ impl StoppedProcess {
         let terrain = Terrain::survey(identity);
         let tracer = Tracer::start(pid).map_err(StopError::Tracer)?;
         let memory = terrain.memory();
+        let (looked_at, stacks) = (memory.clone(), terrain.stacks());
+        tracer.run(move |tracees| tracees.waits = Waits::survey(pid, looked_at, stacks));
         let begin = Instant::now();
         let deadline = begin + options.timeout;
         let outcome = tracer.run(move |tracees| {
-            tracees.stop_all(deadline)?;
+            let all_stopped = tracees.stop_all(deadline);
+            // Those that have stopped were interrupted, also if others have not.
             let hidden = thread_state::hide_interruptions(tracees, memory.as_deref());
-            Ok((tracees.stopped(), hidden))
+            all_stopped.map(|()| (tracees.stopped(), hidden))
         });
         let explain = |failure| match failure {
             // All that we had seized is gone, but it lives: it runs another program.
@@ -314,10 +318,12 @@ impl StoppedProcess {
 
     /// Sets threads back to states of an earlier time. All of them, or none.
     ///
-    /// A thread that was in a system call then does it again, from the beginning if it is one of
-    /// those that the kernel continues with `restart_syscall(2)`. (Such a call that had been
-    /// continued before has lost its number; it is found in the code if the instruction before
-    /// loads it, as every libc does, or else the call ends in EINTR.) Names are not set.
+    /// A thread that was in a system call then does it again. A wait with a time limit goes on with
+    /// what was left of it then, if that was known; where the limit stands in memory, it is now below
+    /// the thread's stack, and comes back with the memory. If not, a wait that the kernel continues
+    /// with `restart_syscall(2)` begins anew. (Such a call that had been continued before has lost its
+    /// number; it is found in the code if the instruction before loads it, as every libc does, or
+    /// else the call ends in EINTR.) Names are not set.
     pub fn set_thread_states(&mut self, states: &[ThreadState]) -> Result<(), ThreadStateError> {
         let states = states.to_vec();
         let memory = self.terrain.memory();

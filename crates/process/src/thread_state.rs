@@ -134,6 +134,9 @@ pub(crate) fn write_all(
             return Err(error);
         }
     }
+    for state in states {
+        tracees.waits.forget(state.thread);
+    }
     Ok(())
 }
 
@@ -171,7 +174,7 @@ fn failed(
 }
 
 /// Sees to it that no thread takes our stop for an interruption of its system call (see
-/// [`restart`]) and none goes on in a restartable sequence (see [`rseq`]). Also finds 32-bit code.
+/// [`restart`] and [`waits`](crate::waits)) and none goes on in a restartable sequence (see [`rseq`]). Also finds 32-bit code.
 pub(crate) fn hide_interruptions(
     tracees: &mut Tracees,
     memory: Option<&File>,
@@ -181,7 +184,10 @@ pub(crate) fn hide_interruptions(
         let registers = ptrace::registers(thread)
             .map_err(failed(pid, "read the registers", thread))?
             .ok_or(ThreadStateError::ThirtyTwoBit { thread })?;
-        let changed = restart::without_plain_eintr(&registers)
+        let changed = tracees
+            .waits
+            .go_on(thread, &registers)
+            .or_else(|| restart::without_plain_eintr(&registers))
             .or_else(|| rseq::aborted(thread, &registers, memory?));
         if let Some(changed) = changed {
             ptrace::set_registers(thread, &changed).map_err(failed(

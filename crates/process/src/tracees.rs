@@ -10,11 +10,13 @@ use std::time::{Duration, Instant};
 
 use pagetide_kernel::ptrace::{self, Event, Options, ThreadId, WaitReport};
 
+mod ahead;
 mod pause;
 mod sessions;
 
 use crate::proc_files::{self, Stat, Status};
 use crate::tracer::{Shared, is_gone, lock};
+use crate::waits::Waits;
 use pause::Pause;
 pub(crate) use sessions::SessionReport;
 
@@ -79,6 +81,8 @@ pub(crate) struct Tracees {
     denials: u32,
     /// Whether threads that a remote call makes stay, and stand with the others.
     keeps_newborns: bool,
+    /// What its threads waited for before they were stopped.
+    pub(crate) waits: Waits,
     /// Set while a remote call session holds a thread whose registers are not its own.
     pub(crate) session: Option<crate::session::Session>,
 }
@@ -105,6 +109,7 @@ impl Tracees {
             ending: None,
             denials: 0,
             keeps_newborns: false,
+            waits: Waits::default(),
             session: None,
         }
     }
@@ -185,7 +190,9 @@ impl Tracees {
         match seized {
             Ok(()) => {
                 self.add(thread, Now::Running);
+                self.waits.before_interruption(thread);
                 interrupt(thread)?;
+                self.waits.after_interruption(thread);
                 Ok(true)
             }
             Err(error) if is_gone(&error) => Ok(false),
@@ -429,6 +436,14 @@ impl Tracees {
                     self.set(thread, Now::Stopped);
                 }
             }
+        }
+        let stopped = self.stopped();
+        let by_sockets = stopped.iter();
+        let by_sockets = by_sockets.filter_map(|thread| self.waits.goes_ahead(*thread));
+        let by_sockets: Vec<_> = by_sockets.collect();
+        self.lead_all(by_sockets);
+        for thread in stopped {
+            self.waits.before_it_goes(thread);
         }
         let mut all = true;
         let mut runs = false;

@@ -1,0 +1,185 @@
+//! Prevents that a program under checkpoints waits for longer than it is told to: a stop interrupts a call, and its timeout
+//! begins anew. And that a wait ends early, with another result, or with another register than alone.
+//!
+//! The target counts how often each of its waits is over, and ends at once if one says something else or comes early.
+
+use pagetide_tests::{
+    Scratch, Subject, Target, TestStore, background, number, pagetide_path, skipped,
+};
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// How often each wait was over, and when it was for the first time, in milliseconds of the monotonic clock.
+fn ticks(target: &mut Target) -> BTreeMap<String, (u64, u64)> {
+    let line = target.ask("report");
+    let words = line.split_whitespace().map(|word| {
+        let (name, numbers) = word.split_once('=').unwrap_or_else(|| panic!("{line}"));
+        let (count, end) = numbers.split_once('@').unwrap_or_else(|| panic!("{line}"));
+        let number = |text: &str| text.parse().unwrap_or_else(|_| panic!("{line}"));
+        (name.to_owned(), (number(count), number(end)))
+    });
+    words.collect()
+}
+
+/// Each wait of 500 ms was over 8 times in 6 s at least, on a loaded machine; alone it would be 12 times.
+#[track_caller]
+fn assert_times_go_on(target: &mut Target, since: Instant, stops: u64) {
+    let tenths = u64::try_from(since.elapsed().as_millis()).expect("a short time") / 100;
+    // On a loaded machine it takes longer.
+    let least = tenths * 8 / 60;
+    let ticks = ticks(target);
+    for (name, (count, _)) in &ticks {
+        assert!(
+            *count >= least,
+            "{name} was over {count} times in {tenths} tenths of a second, with {stops} stops: {ticks:?}"
+        );
+    }
+    let answer = target.ask("wake");
+    let numbers: Vec<u64> = answer
+        .split_whitespace()
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    assert_eq!(numbers.len(), 2, "{answer}");
+    assert!(numbers.iter().all(|woken| *woken > 0), "{answer}");
+}
+
+/// Every kind of wait there is, stopped more often than it lasts.
+#[test]
+fn t34_waits_end_when_they_are_due_under_a_schedule() {
+    pagetide_path();
+    let mut target = Target::start("limits", ["500"]);
+    let store = TestStore::new();
+    let more = ["--every", "300ms", "--count", "20"];
+    let since = Instant::now();
+    let mut command = background(store.checkpoint_words(target.pid(), &more));
+    for _ in 0..20 {
+        command.next_id();
+        target.ask("wake");
+    }
+    command.wait().done();
+    assert_times_go_on(&mut target, since, 20);
+}
+
+#[test]
+fn t34_waits_end_when_they_are_due_between_single_checkpoints() {
+    pagetide_path();
+    for backend in ["auto", "rehash"] {
+        let mut target = Target::start("limits", ["500"]);
+        let store = TestStore::new();
+        let since = Instant::now();
+        for number in 1..=8 {
+            store.checkpoint(target.pid(), &["--backend", backend]);
+            target.ask("wake");
+            let next = since + number * Duration::from_millis(400);
+            std::thread::sleep(next.saturating_duration_since(Instant::now()));
+        }
+        assert_times_go_on(&mut target, since, 8);
+    }
+}
+
+/// An interval that is longer than that of the checkpoints, in a real program.
+#[test]
+fn t34_a_timer_of_node_goes_on() {
+    let version = Command::new("node").arg("--version").output();
+    if !version.is_ok_and(|output| output.status.success()) {
+        skipped("t34_a_timer_of_node_goes_on", "there is no node");
+        return;
+    }
+    let scratch = Scratch::new();
+    let log = scratch.join("log");
+    let program = format!(
+        "const since = Date.now(); let ticks = 0;
+        setInterval(() => {{
+            ticks += 1;
+            require('fs').appendFileSync({log:?}, `${{Date.now() - since}}\\n`);
+            if (ticks === 6) process.exit(0);
+        }}, 750);"
+    );
+    let store = TestStore::new();
+    let words = ["run", "--every", "500ms", "--store"].map(str::to_owned);
+    let words = words.into_iter().chain([store.text()]);
+    let command = ["--", "node", "-e", &program].map(str::to_owned);
+    background(words.chain(command)).wait().done();
+    let log = std::fs::read_to_string(&log).expect("read what it wrote");
+    let ticks: Vec<u64> = log
+        .lines()
+        .map(|line| line.parse().expect("a time"))
+        .collect();
+    assert_eq!(ticks.len(), 6, "{ticks:?}");
+    let (first, last) = (ticks[0], ticks[5]);
+    // 3750 ms alone; with a timeout that begins anew at each stop it is for ever.
+    assert!((3700..3750 * 8 / 7).contains(&(last - first)), "{ticks:?}");
+}
+
+fn monotonic_ms() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    u64::try_from(now.tv_sec * 1000 + now.tv_nsec / 1_000_000).expect("after the boot")
+}
+
+/// A process that comes back sleeps for what was left.
+#[test]
+fn t35_a_restored_sleep_goes_on_with_what_was_left() {
+    const WHOLE_MS: u64 = 10_000;
+    let kinds = [
+        "epoll_wait",
+        "epoll_pwait2",
+        "sigtimedwait",
+        "futex",
+        "nanosleep",
+        "nanosleep_again",
+        "clock_nanosleep",
+        "poll",
+        "ppoll",
+        "select",
+        "sealed_select",
+    ];
+    let scratch = Scratch::new();
+    let log = scratch.join("ends");
+    let mut command = Command::new(pagetide_tests::compiled("limits"));
+    command.arg(WHOLE_MS.to_string()).args(kinds);
+    command.env("LIMITS_LOG", &log);
+    pagetide_path();
+    let started = monotonic_ms();
+    let mut subject = Subject::start(&command, scratch);
+    // More than one stop on the way, of which each must count.
+    for _ in 0..2 {
+        std::thread::sleep(Duration::from_millis(2500));
+        let before = monotonic_ms();
+        let report = subject.checkpoint(&[]).remove(0);
+        assert!(number(&report, "id") > 0);
+        assert!(
+            before - started < WHOLE_MS,
+            "the machine is too slow for this test"
+        );
+    }
+    let taken = monotonic_ms();
+    subject.kill();
+    let restored = monotonic_ms();
+    subject.restore(&[]);
+    let runs = monotonic_ms();
+    let ends = loop {
+        let log = std::fs::read_to_string(&log).unwrap_or_default();
+        if log.lines().count() >= kinds.len() {
+            break log;
+        }
+        assert!(monotonic_ms() - runs < 60_000, "{log}");
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    for line in ends.lines() {
+        let (name, end) = line.split_once(' ').unwrap_or_else(|| panic!("{line}"));
+        let end: u64 = end.parse().unwrap_or_else(|_| panic!("{line}"));
+        let least = restored + WHOLE_MS - (taken - started);
+        assert!(
+            end >= least,
+            "{name} was over at {end}, {} ms early",
+            least - end
+        );
+        // The whole time anew would be 10 s.
+        assert!(
+            end < runs + 8000,
+            "{name} was over {} ms after the restore",
+            end - runs
+        );
+    }
+}
