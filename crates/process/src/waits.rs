@@ -18,7 +18,8 @@
 //!   reads it when the call is entered, before the program runs.
 //!
 //! What is left is written in the stop, for the snapshot, and again when the thread goes, so that the stop counts, too.
-//! (Where the kernel has written what was left over the time, only the latter is done, and there.) A wait that is due is entered with no time left: then the kernel tells what it tells at the end of one.
+//! (Where the kernel has written what was left over the time, only the latter is done, and there.) A wait that is due is
+//! entered with no time left: then the kernel tells what it tells at the end of one.
 //!
 //! Timeouts of sockets (SO_RCVTIMEO, SO_SNDTIMEO) are in no register: see `socket`.
 
