@@ -69,7 +69,7 @@ impl CgroupPaths {
 }
 
 /// Where the hierarchy that controls memory is mounted, and which cgroup is its root there.
-fn memory_hierarchy(mountinfo: &[u8]) -> Option<(PathBuf, PathBuf)> {
+pub(crate) fn memory_hierarchy(mountinfo: &[u8]) -> Option<(PathBuf, PathBuf)> {
     let mut unified = None;
     for line in mountinfo.split(|byte| *byte == b'\n') {
         // id parent device root mount-point options [tags] - type source super-options

@@ -26,6 +26,7 @@ pub mod kpageflags;
 pub mod lease;
 pub mod maps;
 pub mod memory;
+pub mod memory_cgroup;
 pub mod move_pages;
 pub mod numa_maps;
 pub mod own_descriptors;

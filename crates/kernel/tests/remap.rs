@@ -217,6 +217,68 @@ fn several_mappings_move_at_once_or_not_at_all() {
     }
 }
 
+/// True if this kernel moves several mappings at once (6.17).
+fn moves_several() -> bool {
+    let region = private();
+    region.protect(3..5, libc::PROT_READ);
+    let target = Region::private(PAGES);
+    region.try_move_to(0..PAGES, &target, 0, false).is_ok()
+}
+
+#[test]
+fn t41_several_mappings_are_moved_up_to_the_first_that_is_registered() {
+    needs!(wp_async);
+    let several = moves_several();
+    let region = private();
+    region.protect(3..5, libc::PROT_READ);
+    let watcher = Watcher::new();
+    let registered = region.address(3)..region.address(5);
+    let length = registered.end - registered.start;
+    watcher
+        .protector
+        .register(registered.start, length)
+        .expect("register");
+    let target = Region::private(PAGES);
+    let moved = region.try_move_to(0..PAGES, &target, 0, false);
+    let error = moved.expect_err("a registered mapping is moved with others");
+    assert_eq!(error.raw_os_error(), Some(libc::EFAULT));
+    let left = if several { 2 } else { 3 };
+    assert_eq!(
+        mapping_count(&region),
+        left,
+        "what came before it has moved"
+    );
+}
+
+#[test]
+fn t41_what_came_beside_registered_memory_is_not_moved_with_it() {
+    needs!(wp_async);
+    let grow = |is_registered: bool| {
+        let region = Region::private(PAGES);
+        region.unmap(4..8);
+        let watcher = Watcher::new();
+        if is_registered {
+            let length = region.address(4) - region.start();
+            watcher
+                .protector
+                .register(region.start(), length)
+                .expect("register");
+        }
+        region.replace(4..8);
+        let target = Region::private(PAGES);
+        (
+            mapping_count(&region),
+            region.try_move_to(0..PAGES, &target, 0, false).is_ok(),
+        )
+    };
+    assert_eq!(grow(false), (1, true), "it is one mapping");
+    let (mappings, moved) = grow(true);
+    assert!(
+        mappings == 2 && !moved,
+        "{mappings} mappings, moved: {moved}"
+    );
+}
+
 // remap_file_pages(2): since 4.0 each call maps over what is there.
 
 #[test]
