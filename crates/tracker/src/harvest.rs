@@ -55,14 +55,22 @@ impl Ledger {
 #[must_use = "a harvest that is dropped is given back"]
 pub struct Harvest {
     written: PageSet,
+    /// Of these, pages that were not marked: they read written still.
+    unmarked: PageSet,
     layout: LayoutChange,
     ledger: Option<Arc<Ledger>>,
 }
 
 impl Harvest {
-    pub(crate) fn new(written: PageSet, layout: LayoutChange, ledger: Arc<Ledger>) -> Harvest {
+    pub(crate) fn new(
+        written: PageSet,
+        unmarked: PageSet,
+        layout: LayoutChange,
+        ledger: Arc<Ledger>,
+    ) -> Harvest {
         Harvest {
             written,
+            unmarked,
             layout,
             ledger: Some(ledger),
         }
@@ -86,7 +94,7 @@ impl Harvest {
     /// The pages were not stored: they are part of the next harvest.
     pub fn give_back(mut self) -> GivenBack {
         match self.ledger.take() {
-            Some(ledger) => ledger.give_back(&self.written),
+            Some(ledger) => ledger.give_back(&self.written.subtract(&self.unmarked)),
             None => GivenBack::InKernel,
         }
     }
@@ -95,7 +103,7 @@ impl Harvest {
 impl Drop for Harvest {
     fn drop(&mut self) {
         if let Some(ledger) = self.ledger.take() {
-            let _ = ledger.give_back(&self.written);
+            let _ = ledger.give_back(&self.written.subtract(&self.unmarked));
         }
     }
 }

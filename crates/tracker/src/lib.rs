@@ -9,6 +9,7 @@
 //! descriptors it needs. A page reported too often is a cost, a page missed is a bug; when unsure, it
 //! says written.
 
+mod empty;
 mod harvest;
 mod labels;
 mod seen;
@@ -24,7 +25,7 @@ use pagetide_kernel::maps::MapsError;
 use pagetide_kernel::pagemap::ReadEntriesError;
 use pagetide_kernel::pagemap_scan::{OpenPagemapError, ScanError};
 use pagetide_kernel::userfaultfd::UserfaultfdError;
-use pagetide_pages::{PageRange, PageSet, PageSize};
+use pagetide_pages::{PageCount, PageRange, PageSet, PageSize};
 use std::fmt;
 
 /// How written pages are found.
@@ -87,6 +88,17 @@ pub enum RefusedReason {
     /// Memory of the kernel or of a device changes without a store.
     #[error("memory of the kernel or of a device")]
     Device,
+    /// Watching it would make more page tables than are allowed.
+    #[error(
+        "tracking it would make page tables of {needed_bytes} bytes for memory that holds nothing, \
+         and {left_bytes} are left of the limit"
+    )]
+    PageTables {
+        /// How much, in bytes.
+        needed_bytes: u64,
+        /// How much of the limit the mappings before it have left, in bytes.
+        left_bytes: u64,
+    },
 }
 
 /// What changed in the layout since the tracker last looked.
@@ -98,6 +110,8 @@ pub struct LayoutChange {
     pub fresh: PageSet,
     /// Mappings that cannot be watched.
     pub refused: Vec<Refused>,
+    /// Of what is new, the pages that are not watched yet because the caller said so. Nothing is known of them.
+    pub left: PageSet,
 }
 
 /// Why tracking failed.
@@ -177,6 +191,35 @@ pub trait Tracker {
     /// Takes and clears the written set of `mappings`, after arming what is new among them. What is
     /// written while this runs belongs to this harvest or to the next, never to neither.
     ///
+    /// Long parts that hold nothing may be left unmarked, so that they cost nothing: they are part of every
+    /// harvest, as ranges, whether they were written or not.
+    ///
     /// On an error nothing is lost: what was taken so far is part of the next harvest.
-    fn harvest(&mut self, mappings: &[PageRange]) -> Result<Harvest, TrackError>;
+    fn harvest(&mut self, mappings: &[PageRange]) -> Result<Harvest, TrackError> {
+        self.harvest_but(mappings, &|_| PageSet::new())
+    }
+
+    /// As [`Tracker::harvest`], but what `leave` gives of the pages that are new is not watched yet. They
+    /// are new again at the next harvest, and none of them is in the written set.
+    ///
+    /// A tracker for which watching costs nothing need not ask.
+    fn harvest_but(
+        &mut self,
+        mappings: &[PageRange],
+        leave: &dyn Fn(&PageSet) -> PageSet,
+    ) -> Result<Harvest, TrackError>;
+
+    /// Ends watching those of `mappings` that this tracker watches, and takes its marks from them: nothing of it can
+    /// be seen in the address space any more. What is given to it again later is new.
+    fn release(&mut self, mappings: &[PageRange]) -> Result<(), TrackError> {
+        let _ = mappings;
+        Ok(())
+    }
+
+    /// About how many pages of `mappings` hold something and would be in a harvest now; `None` if that cannot be
+    /// told without one. Nothing is taken. What is learnt of parts that hold nothing makes the next harvest shorter.
+    fn survey(&mut self, mappings: &[PageRange]) -> Result<Option<PageCount>, TrackError> {
+        let _ = mappings;
+        Ok(None)
+    }
 }

@@ -148,7 +148,12 @@ impl SoftDirty {
         self.clear_refs.clear_soft_dirty()?;
         self.check_alive()?;
         self.seen = now;
-        Ok((written, LayoutChange { fresh, refused }))
+        let change = LayoutChange {
+            fresh,
+            refused,
+            ..LayoutChange::default()
+        };
+        Ok((written, change))
     }
 }
 
@@ -212,17 +217,29 @@ impl Tracker for SoftDirty {
         Ok(LayoutChange {
             fresh: now.fresh_since(&self.seen),
             refused,
+            ..LayoutChange::default()
         })
     }
 
-    fn harvest(&mut self, mappings: &[PageRange]) -> Result<Harvest, TrackError> {
+    /// Forgets what it saw last: whoever clears the bits meanwhile, all is written then.
+    fn release(&mut self, _mappings: &[PageRange]) -> Result<(), TrackError> {
+        self.seen = Seen::default();
+        Ok(())
+    }
+
+    fn harvest_but(
+        &mut self,
+        mappings: &[PageRange],
+        _leave: &dyn Fn(&PageSet) -> PageSet,
+    ) -> Result<Harvest, TrackError> {
         let taken = self.take(mappings);
         let (written, layout) = taken.map_err(|error| self.explain(error))?;
         let watched = self.seen.backing.pages();
         let owed = self.ledger.collect();
         self.ledger.owe(&owed.subtract(&watched));
         let written = written.union(&owed.intersect(&watched));
-        Ok(Harvest::new(written, layout, Arc::clone(&self.ledger)))
+        let ledger = Arc::clone(&self.ledger);
+        Ok(Harvest::new(written, PageSet::new(), layout, ledger))
     }
 }
 

@@ -14,14 +14,18 @@
 //! join a neighbour, which loses the registration with it. A page that is written then is writable and
 //! marked, and would read clean for ever. So what is newly registered has its marks taken away first.
 //!
+//! Memory that holds nothing and is not marked reads written at all times. Long parts of it are passed over (see
+//! `empty`), and counted as written at each harvest: marking them would fill page tables with markers.
+//!
 //! Some kernels scan a dead address space as empty, without an error. So every harvest asks, last of
 //! all, whether the address space still exists.
 
+use crate::empty::{self, TABLE_BYTES};
 use crate::harvest::{GivenBack, Harvest, Ledger};
-use crate::{Backend, LayoutChange, Refused, TrackError, Tracker};
+use crate::{Backend, LayoutChange, Refused, RefusedReason, TrackError, Tracker};
 use pagetide_kernel::pagemap_scan::{Categories, Pagemap, ScanFlags, ScanRequest, ScannedRange};
 use pagetide_kernel::userfaultfd::{UserfaultfdError, WriteProtector};
-use pagetide_pages::{PageRange, PageSet, PageSize};
+use pagetide_pages::{PageCount, PageRange, PageSet, PageSize};
 use std::sync::Arc;
 
 /// Slots of the result vector: 192 KiB, enough that a scan of scattered pages is a few calls.
@@ -39,6 +43,12 @@ pub struct WpAsync {
     ledger: Arc<Ledger>,
     /// What is registered with this tracker's userfaultfd out of the mappings it was last given.
     registered: PageSet,
+    /// Of what is registered, the pages of which it was asked whether they hold anything.
+    looked: PageSet,
+    /// Of these, long parts that held nothing and were never marked.
+    empty: PageSet,
+    /// The most page tables, in bytes, that are made at a harvest for memory that holds nothing.
+    page_table_limit: u64,
     /// No mark in the page tables is to be believed, until all are taken away once.
     distrusts: bool,
     vector: Vec<ScannedRange>,
@@ -64,6 +74,9 @@ impl WpAsync {
                 mark_written(&marker, &reader, pages)
             })),
             registered: PageSet::new(),
+            looked: PageSet::new(),
+            empty: PageSet::new(),
+            page_table_limit: u64::MAX,
             distrusts: false,
             vector: vec![ScannedRange::EMPTY; VECTOR_SLOTS],
         }
@@ -75,6 +88,16 @@ impl WpAsync {
     pub fn distrusting(self) -> WpAsync {
         WpAsync {
             distrusts: true,
+            ..self
+        }
+    }
+
+    /// New mappings are refused if a harvest would make more page tables for them than this, in bytes, for
+    /// memory that holds nothing.
+    #[must_use]
+    pub fn with_page_table_limit(self, bytes: u64) -> WpAsync {
+        WpAsync {
+            page_table_limit: bytes,
             ..self
         }
     }
@@ -99,6 +122,91 @@ impl WpAsync {
             })?;
         }
         Ok(found)
+    }
+
+    /// Of the new `mappings`, those for which no page tables may be made any more.
+    fn too_large(
+        &self,
+        fresh: &PageSet,
+        mappings: &[PageRange],
+    ) -> Result<Vec<Refused>, TrackError> {
+        let limit = self.page_table_limit / TABLE_BYTES;
+        if empty::tables_at_most(fresh) <= limit {
+            return Ok(Vec::new());
+        }
+        let marked = fresh.subtract(&empty::empty_runs(&self.pagemap, fresh)?);
+        if empty::tables_at_most(&marked) <= limit {
+            return Ok(Vec::new());
+        }
+        let (mut left, mut refused) = (limit, Vec::new());
+        for &mapping in mappings {
+            let needed = empty::tables_needed(&self.pagemap, &marked.within(mapping))?;
+            if needed <= left {
+                left -= needed;
+                continue;
+            }
+            let reason = RefusedReason::PageTables {
+                needed_bytes: needed * TABLE_BYTES,
+                left_bytes: left * TABLE_BYTES,
+            };
+            let pages = mapping;
+            refused.push(Refused { pages, reason });
+        }
+        Ok(refused)
+    }
+
+    /// Finds out which long parts of `spans` hold nothing, where that is not known, and whether the others still do.
+    fn look_for_empty(&mut self, spans: &PageSet) -> Result<(), TrackError> {
+        let unknown = spans.subtract(&self.looked);
+        let still = empty::still_empty(&self.pagemap, &self.empty.intersect(spans))?;
+        self.empty = still.union(&empty::empty_runs(&self.pagemap, &unknown)?);
+        self.looked = spans.clone();
+        Ok(())
+    }
+
+    /// See [`Tracker::arm`]; `leave` as in [`Tracker::harvest_but`].
+    fn arm_but(
+        &mut self,
+        mappings: &[PageRange],
+        leave: &dyn Fn(&PageSet) -> PageSet,
+    ) -> Result<LayoutChange, TrackError> {
+        let ours = mappings.partition_point(|mapping| SIZE.span_of(*mapping).0 < KERNEL_HALF);
+        let (mappings, kernels) = mappings.split_at(ours);
+        let mut change = LayoutChange::default();
+        change.refused.extend(kernels.iter().map(|&pages| {
+            let (start, end) = SIZE.span_of(pages);
+            let length = end - start;
+            let reason = UserfaultfdError::CannotRegister { start, length };
+            Refused {
+                pages,
+                reason: reason.into(),
+            }
+        }));
+        let spans: PageSet = mappings.iter().copied().collect();
+        let fresh = self.unregistered(&spans)?;
+        change.left = leave(&fresh).intersect(&fresh);
+        let fresh = fresh.subtract(&change.left);
+        change.refused.extend(self.too_large(&fresh, mappings)?);
+        let refused: PageSet = change.refused.iter().map(|refused| refused.pages).collect();
+        let fresh = fresh.subtract(&refused);
+        let spans = spans.subtract(&change.left).subtract(&refused);
+        // Owed before it is registered: after that, no scan tells any more that it was fresh.
+        self.ledger.owe(&fresh);
+        self.registered = PageSet::new();
+        self.looked = self.looked.subtract(&fresh);
+        for &span in spans.ranges() {
+            self.register(span, mappings, &mut change.refused)?;
+        }
+        self.check_alive()?;
+        let refused: PageSet = change.refused.iter().map(|refused| refused.pages).collect();
+        change.fresh = fresh.subtract(&refused);
+        self.registered = spans.subtract(&refused);
+        let doubtful = match std::mem::take(&mut self.distrusts) {
+            true => self.registered.clone(),
+            false => change.fresh.clone(),
+        };
+        self.take_stale_marks(&doubtful, mappings)?;
+        Ok(change)
     }
 
     /// Registers `span`, and if that fails because of one mapping in it, each mapping on its own.
@@ -237,43 +345,20 @@ impl Tracker for WpAsync {
     }
 
     fn arm(&mut self, mappings: &[PageRange]) -> Result<LayoutChange, TrackError> {
-        let ours = mappings.partition_point(|mapping| SIZE.span_of(*mapping).0 < KERNEL_HALF);
-        let (mappings, kernels) = mappings.split_at(ours);
-        let mut change = LayoutChange::default();
-        change.refused.extend(kernels.iter().map(|&pages| {
-            let (start, end) = SIZE.span_of(pages);
-            let length = end - start;
-            let reason = UserfaultfdError::CannotRegister { start, length };
-            Refused {
-                pages,
-                reason: reason.into(),
-            }
-        }));
-        let spans: PageSet = mappings.iter().copied().collect();
-        let fresh = self.unregistered(&spans)?;
-        // Owed before it is registered: after that, no scan tells any more that it was fresh.
-        self.ledger.owe(&fresh);
-        self.registered = PageSet::new();
-        for &span in spans.ranges() {
-            self.register(span, mappings, &mut change.refused)?;
-        }
-        self.check_alive()?;
-        let refused: PageSet = change.refused.iter().map(|refused| refused.pages).collect();
-        change.fresh = fresh.subtract(&refused);
-        self.registered = spans.subtract(&refused);
-        let doubtful = match std::mem::take(&mut self.distrusts) {
-            true => self.registered.clone(),
-            false => change.fresh.clone(),
-        };
-        self.take_stale_marks(&doubtful, mappings)?;
-        Ok(change)
+        self.arm_but(mappings, &|_| PageSet::new())
     }
 
-    fn harvest(&mut self, mappings: &[PageRange]) -> Result<Harvest, TrackError> {
-        let layout = self.arm(mappings)?;
+    fn harvest_but(
+        &mut self,
+        mappings: &[PageRange],
+        leave: &dyn Fn(&PageSet) -> PageSet,
+    ) -> Result<Harvest, TrackError> {
+        let layout = self.arm_but(mappings, leave)?;
         let watched = self.registered.clone();
+        self.look_for_empty(&watched)?;
+        let unmarked = self.empty.clone();
         let mut written = PageSet::new();
-        let taken = self.take_written(&watched, &mut written);
+        let taken = self.take_written(&watched.subtract(&unmarked), &mut written);
         if let Err(error) = taken.and_then(|()| self.check_alive()) {
             // Also to the kernel: this tracker may never harvest again.
             let _ = self.ledger.give_back(&written);
@@ -281,7 +366,54 @@ impl Tracker for WpAsync {
         }
         let owed = self.ledger.collect();
         self.ledger.owe(&owed.subtract(&watched));
-        let written = written.union(&owed.intersect(&watched));
-        Ok(Harvest::new(written, layout, Arc::clone(&self.ledger)))
+        let written = written.union(&unmarked).union(&owed.intersect(&watched));
+        let ledger = Arc::clone(&self.ledger);
+        Ok(Harvest::new(written, unmarked, layout, ledger))
+    }
+
+    fn release(&mut self, mappings: &[PageRange]) -> Result<(), TrackError> {
+        let ours = |mapping: &&PageRange| SIZE.span_of(**mapping).0 < KERNEL_HALF;
+        for &mapping in mappings.iter().filter(ours) {
+            let (start, end) = SIZE.span_of(mapping);
+            let watched = ScanRequest {
+                all_of: Categories::WP_ALLOWED,
+                max_pages: 1,
+                ..ScanRequest::over(start, end)
+            };
+            let found = self
+                .pagemap
+                .scan_once(&watched, &mut [ScannedRange::EMPTY])?;
+            // Somebody else's cannot be registered again; some kernels would end it for us.
+            if found.filled > 0 && self.protector.register(start, end - start).is_ok() {
+                self.protector.unregister(start, end - start)?;
+            }
+        }
+        self.registered = PageSet::new();
+        self.looked = PageSet::new();
+        self.empty = PageSet::new();
+        Ok(())
+    }
+
+    fn survey(&mut self, mappings: &[PageRange]) -> Result<Option<PageCount>, TrackError> {
+        let spans: PageSet = mappings
+            .iter()
+            .copied()
+            .filter(|mapping| SIZE.span_of(*mapping).0 < KERNEL_HALF)
+            .collect();
+        self.look_for_empty(&spans)?;
+        let mut count = PageCount(0);
+        for &span in spans.subtract(&self.empty).ranges() {
+            let (start, end) = SIZE.span_of(span);
+            // The kernel's fast path, as in a harvest.
+            let request = ScanRequest {
+                all_of: Categories::WRITTEN,
+                returned: Categories::WRITTEN,
+                ..ScanRequest::over(start, end)
+            };
+            self.pagemap.scan(&request, &mut self.vector, |range| {
+                count += SIZE.covering(range.start(), range.end()).count();
+            })?;
+        }
+        Ok(Some(count))
     }
 }

@@ -239,3 +239,52 @@ pub fn memory_of_the_kernel(world: &mut World) {
     assert_eq!(refused, pages);
     harvest.commit();
 }
+
+/// Memory by tens of megabytes that was never touched, then here and there, and is dropped again with its page tables.
+pub fn large_parts_that_hold_nothing(world: &mut World) {
+    let pages = 40 * TABLE;
+    let region = Region::private(pages);
+    world.watch(&region);
+    world.settle();
+    region.store(20 * TABLE + 5, 1);
+    world.expect(1);
+    region.store(20 * TABLE + 5, 2);
+    region.store(20 * TABLE + 6, 2);
+    region.store(31 * TABLE, 2);
+    world.expect(3);
+    // In the same chunk as a page that was harvested, and in one that was empty until now.
+    region.store(20 * TABLE + 7, 3);
+    region.store(9 * TABLE, 3);
+    let _ = world.harvest().give_back();
+    region.store(10 * TABLE, 3);
+    world.expect(3);
+    region.advise(0..pages, libc::MADV_DONTNEED).unwrap();
+    world.expect(6);
+    region.store(20 * TABLE + 5, 4);
+    world.expect(1);
+    world.expect(0);
+}
+
+/// What holds nothing at one place takes the place of what does, and the other way about.
+pub fn empty_parts_that_move(world: &mut World) {
+    let pages = 24 * TABLE;
+    let (empty, full) = (Region::private(pages), Region::private(pages));
+    world.watch(&empty);
+    world.watch(&full);
+    full.fill(0..pages, 1);
+    world.settle();
+    let free = Region::private(pages);
+    free.unmap(0..pages);
+    empty.move_to(0..pages, &free, 0, false);
+    full.move_to(0..pages, &empty, 0, false);
+    free.move_to(0..pages, &full, 0, false);
+    world.check();
+    full.store(12 * TABLE, 2);
+    empty.store(12 * TABLE, 2);
+    world.expect(2);
+    full.replace(0..pages);
+    full.store(13 * TABLE, 3);
+    world.check();
+    full.store(13 * TABLE, 4);
+    world.expect(1);
+}

@@ -56,7 +56,9 @@ conformance! {
         the_stack_grows
         the_break_moves
         remapped_file_pages
-        memory_of_the_kernel;
+        memory_of_the_kernel
+        large_parts_that_hold_nothing
+        empty_parts_that_move;
     faults:
         dropped
         dropped_and_read
