@@ -29,6 +29,7 @@ mod timeouts;
 mod traps;
 mod tree;
 mod unseen;
+mod untouched;
 mod untrusted_store;
 mod whole;
 mod writers;

@@ -172,10 +172,11 @@ fn t24_foreign_userfaultfd() {
         return skipped("t24", &answer);
     }
     let (report, truth) = trap.snapshot("full", false);
+    // What it registers after us it would be refused, so nothing of it is tracked.
     let refused = list(&report, "not_tracked");
     assert_eq!(refused.len(), 1, "{report}");
-    let start = u64::from_str_radix(text(&refused[0], "start"), 16).expect("an address");
-    assert_eq!(truth.bytes(start, 4), [1; 4], "another mapping is named");
+    assert_eq!(text(&refused[0], "because"), "own-userfaultfd");
+    assert!(truth.page_count() > 0);
     trap.change("write");
     let report = trap.change_once("write", true).expect("it can write");
     assert_eq!(list(&report, "not_tracked").len(), 1, "{report}");

@@ -7,6 +7,7 @@ use crate::files::Files;
 use crate::mark::Phase;
 use crate::member::{AddressSpace, Member, MemberNames};
 use crate::options::{Options, Request, Residence};
+use crate::page_table_limit;
 use crate::report::Report;
 use crate::take::TakeError;
 use crate::tracking::{Tracking, TrackingError};
@@ -160,7 +161,9 @@ impl Checkpointer {
             self.last = view.filter(|_| named.memo.is_some());
             return Ok(());
         }
-        named.tracking = Tracking::find(named.identity(), self.store.id(), self.backend)?;
+        let limit = page_table_limit::of(named.pid(), self.options.page_table_limit);
+        let (store, backend) = (self.store.id(), self.backend);
+        named.tracking = Tracking::find(named.identity(), store, backend, limit)?;
         match named.phase() {
             None => {}
             Some(Phase::Armed) => {
@@ -188,7 +191,9 @@ impl Checkpointer {
             member.memo = self.last.as_ref().and_then(|view| member.memo_in(view));
             return Ok(());
         }
-        member.tracking = Tracking::find(member.identity(), self.store.id(), self.backend)?;
+        let limit = page_table_limit::of(member.pid(), self.options.page_table_limit);
+        let (store, backend) = (self.store.id(), self.backend);
+        member.tracking = Tracking::find(member.identity(), store, backend, limit)?;
         if let (Some(view), Some(Phase::Committed(id, hash))) = (&self.last, member.phase())
             && (view.id(), view.info().content_hash) == (id, hash)
         {
@@ -270,8 +275,8 @@ impl Checkpointer {
                 Err(_) if number > 0 => continue,
                 other => other?,
             };
-            let (residence, store) = (self.options.residence, self.store.id());
-            let begun = member.begin_tracking(&mut stopped, self.backend, residence, store);
+            let store = self.store.id();
+            let begun = member.begin_tracking(&mut stopped, self.backend, &self.options, store);
             let resumed = stopped.resume();
             member.unless_lost(begun)?;
             member.unless_lost(resumed)?;
@@ -294,14 +299,15 @@ impl Member {
         &mut self,
         stopped: &mut StoppedProcess,
         backend: Backend,
-        residence: Residence,
+        options: &Options,
         store: StoreId,
     ) -> Result<(), TakeError> {
         if backend == Backend::Rehash || self.tracking.is_some() {
             return Ok(());
         }
-        let stays = residence == Residence::Target;
-        let begun = Tracking::begin(stopped, self.identity(), backend, store, stays);
+        let stays = options.residence == Residence::Target;
+        let limit = page_table_limit::of(self.pid(), options.page_table_limit);
+        let begun = Tracking::begin(stopped, self.identity(), backend, store, stays, limit);
         self.tracking = Some(begun?);
         self.memo = None;
         Ok(())

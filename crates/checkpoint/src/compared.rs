@@ -9,6 +9,28 @@ use std::fmt;
 pub enum ComparedBecause {
     /// The tracker cannot watch the mapping; what it said.
     Refused(String),
+    /// The process has nearly as many mappings as it may have, and memory that is tracked is not joined with
+    /// memory that comes beside it.
+    ManyMappings {
+        /// How many it has.
+        mappings: usize,
+        /// How many it may have (vm.max_map_count).
+        most: u64,
+    },
+    /// Somebody has a file of `/proc` open that shows what the process writes, or clears what is known of it.
+    OwnScanner {
+        /// The process that has it open: the process itself, or another of the checkpoint.
+        holder: i32,
+        /// The number of the descriptor in it.
+        descriptor: i32,
+        /// The file.
+        path: String,
+    },
+    /// The process has a userfaultfd of its own.
+    OwnUserfaultfd {
+        /// The number of the descriptor.
+        descriptor: i32,
+    },
     /// A ring (io_uring) may write to memory of the process that nothing lists.
     UnlistedRing,
     /// A ring may take its buffers from a ring of buffers in the process's memory, which the kernel writes to.
@@ -39,6 +61,9 @@ impl ComparedBecause {
     pub fn name(&self) -> &'static str {
         match self {
             ComparedBecause::Refused(_) => "refused",
+            ComparedBecause::ManyMappings { .. } => "many-mappings",
+            ComparedBecause::OwnScanner { .. } => "own-scanner",
+            ComparedBecause::OwnUserfaultfd { .. } => "own-userfaultfd",
             ComparedBecause::UnlistedRing => "unlisted-ring",
             ComparedBecause::BufferRing => "buffer-ring",
             ComparedBecause::MovedBuffers => "moved-buffers",
@@ -58,6 +83,30 @@ impl fmt::Display for ComparedBecause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             ComparedBecause::Refused(said) => said,
+            ComparedBecause::ManyMappings { mappings, most } => {
+                return write!(
+                    f,
+                    "the process has {mappings} mappings of at most {most} (vm.max_map_count), and tracking new memory \
+                     would add more"
+                );
+            }
+            ComparedBecause::OwnScanner {
+                holder,
+                descriptor,
+                path,
+            } => {
+                return write!(
+                    f,
+                    "process {holder} has {path} open (descriptor {descriptor}) and may look by it for what was written, which \
+                     tracking would disturb"
+                );
+            }
+            ComparedBecause::OwnUserfaultfd { descriptor } => {
+                return write!(
+                    f,
+                    "it has a userfaultfd of its own (descriptor {descriptor}), which tracking would disturb"
+                );
+            }
             ComparedBecause::UnlistedRing => {
                 "an io_uring of it may write to memory that nothing lists"
             }

@@ -1,8 +1,11 @@
 //! What a checkpoint of a process would hold, and what of it a restore could not bring back. It takes one short stop.
 
 use crate::checkpointer::AttachError;
+use crate::report::NotTracked;
 use crate::restorable::Restorable;
+use crate::tracking;
 use crate::tree::children;
+use crate::watchers;
 use pagetide_kernel::maps::{self, MapsError};
 use pagetide_process::{
     Blocker, RefusalError, ResumeError, RingsOfThreads, StopError, StopOptions, StoppedProcess,
@@ -52,6 +55,11 @@ pub struct Inspection {
     pub descriptors: usize,
     /// What a restore could not bring back.
     pub blockers: Vec<Blocker>,
+    /// What a checkpoint would compare with its parent instead of tracking it, as far as it is known beforehand.
+    pub not_tracked: Vec<NotTracked>,
+    /// How many of the processes are tracked now. As long as one is, mremap(2) of several mappings at once, or of memory
+    /// that would be one mapping otherwise, fails in it with EFAULT.
+    pub tracked: usize,
 }
 
 /// Looks at process `pid`, with its children if `tree`.
@@ -92,7 +100,23 @@ pub fn inspect(pid: i32, tree: bool, options: StopOptions) -> Result<Inspection,
         mapped_bytes: 0,
         descriptors: restorable.descriptors(),
         blockers: Vec::new(),
+        not_tracked: Vec::new(),
+        tracked: 0,
     };
+    let pids: Vec<i32> = stopped
+        .iter()
+        .flatten()
+        .map(|process| process.identity().pid)
+        .collect();
+    let processes: Vec<(i32, Option<i32>)> = pids.iter().map(|&pid| (pid, None)).collect();
+    let watched = watchers::watched_among(&processes);
+    for &pid in &pids {
+        let reasons = watched.get(&pid).into_iter().flatten().cloned();
+        let reasons = reasons.map(|reason| NotTracked::whole(pid, reason));
+        inspection.not_tracked.extend(reasons);
+        let own = tracking::is_tracked(pid);
+        inspection.tracked += usize::from(own);
+    }
     let mut layouts = Vec::with_capacity(stopped.len());
     for process in stopped.iter().flatten() {
         let pid = process.identity().pid;

@@ -9,6 +9,7 @@ use crate::files::{self, FileReport};
 use crate::layout::{self, Watch};
 use crate::leave::LeaveGuard;
 use crate::mark::Phase;
+use crate::member::Member;
 use crate::objects::{Earlier, Objects, in_file};
 use crate::precopy::Precopied;
 use crate::restorable::Restorable;
@@ -105,8 +106,9 @@ impl Checkpointer {
             };
             let hashes = self.hash_files(parent, &before, &report)?;
             let mut ready = PageCount(0);
-            for (member, before) in self.members.iter().zip(&before) {
-                ready += member.unless_lost(member.written_now(&before.mappings))?;
+            for (member, before) in self.members.iter_mut().zip(&before) {
+                let written = member.written_now(&before.mappings);
+                ready += member.unless_lost(written)?;
             }
             self.arena.prepare(SIZE.bytes_of(ready));
 
@@ -297,6 +299,8 @@ impl Checkpointer {
         }
         let rings = self.rings_of(stopped);
         let nothing = Precopied::default();
+        let watched = self.watched();
+        let pids: Vec<i32> = self.members.iter().map(Member::pid).collect();
         let window = |number: usize| Window {
             parent,
             precopied: precopied.get(number).unwrap_or(&nothing),
@@ -306,6 +310,7 @@ impl Checkpointer {
             hashes: &hashes,
             io: &before[number].io,
             rings: &rings[number],
+            watchers: watched.get(&pids[number]).map_or(&[], Vec::as_slice),
         };
         // Before any page is copied: threads make system calls for it, on whose way the kernel writes the number of the
         // processor into their memory (rseq(2)).

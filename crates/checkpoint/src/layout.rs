@@ -2,7 +2,7 @@
 //! captured. And a mapping as a region of a snapshot. Not the copying itself.
 
 use pagetide_kernel::maps::{self, Mapping, MappingName};
-use pagetide_pages::{PageRange, PageSet};
+use pagetide_pages::{PageCount, PageRange, PageSet};
 use pagetide_snapshot::{Backing, Capture, Protection, Region, Sharing, Shown};
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
@@ -188,11 +188,26 @@ pub(crate) fn region(
     }
 }
 
+/// Smaller reservations are not tracked: they are guards and the like, which nothing grows into.
+const RESERVATION: PageCount = PageCount(256);
+
+/// What a tracker is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tracked {
+    /// There is none, or its word is not enough: everything is compared.
+    Nothing,
+    /// What holds something or can be written to.
+    Content,
+    /// Also large reservations: they cost it nothing.
+    Reservations,
+}
+
 /// The mappings of a process, sorted by how they are watched.
 pub(crate) struct Layout {
     pub mappings: Vec<Mapping>,
     pub watch: Vec<Watch>,
-    /// Private mappings of which the tracker knows what is written, as the kernel lists them.
+    /// Private mappings of which the tracker knows what is written, as the kernel lists them. Large reservations are
+    /// among them: what is made accessible of them later then joins what is accessible already.
     pub tracked: Vec<PageRange>,
     /// Of these, private anonymous memory.
     pub anonymous: PageSet,
@@ -200,11 +215,10 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// `trackable` is false for a backend without a tracker: everything is compared. `holds` tells whether
-    /// reserved pages hold something, `is_object` whether a shared mapping's object can be read by itself.
+    /// `holds` tells whether reserved pages hold something, `is_object` whether a shared mapping's object can be read by itself.
     pub fn new(
         mappings: Vec<Mapping>,
-        trackable: bool,
+        tracked: Tracked,
         holds: impl Fn(PageRange) -> bool,
         is_object: impl Fn(&Mapping) -> bool,
     ) -> Layout {
@@ -228,9 +242,14 @@ impl Layout {
                 layout.anonymous.insert(pages);
             }
             match watch {
-                Watch::Reserved => layout.reserved.insert(pages),
-                Watch::Track if trackable => layout.tracked.push(pages),
-                Watch::Track => watch = Watch::Compare,
+                Watch::Reserved => {
+                    layout.reserved.insert(pages);
+                    if tracked == Tracked::Reservations && pages.count() >= RESERVATION {
+                        layout.tracked.push(pages);
+                    }
+                }
+                Watch::Track if tracked == Tracked::Nothing => watch = Watch::Compare,
+                Watch::Track => layout.tracked.push(pages),
                 _ => {}
             }
             layout.watch.push(watch);

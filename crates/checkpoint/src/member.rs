@@ -265,6 +265,12 @@ impl Member {
         Some(mark.content().phase)
     }
 
+    /// The number of the userfaultfd by which it is tracked, if that stays in it.
+    pub fn own_userfaultfd(&self) -> Option<i32> {
+        let mark = self.tracking.as_ref()?.mark.as_ref()?;
+        Some(mark.content().uffd_number)
+    }
+
     /// Says in the process how far we are, if its tracking lives there.
     pub fn set_phase(&mut self, phase: Phase) -> Result<(), TakeError> {
         let pid = self.pid();

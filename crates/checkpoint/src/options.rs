@@ -74,6 +74,10 @@ pub struct Options {
     /// The most memory that copied pages may take before they are stored. If more than this is
     /// copied in one stop, the process stays stopped while the rest is stored.
     pub buffer_bytes: u64,
+    /// The most page tables, in bytes, that one snapshot may make in a process for memory of it that holds nothing. A mapping
+    /// for which this is not enough is compared with the parent instead of being tracked. `None` for a sixteenth of what is
+    /// left to the process by its memory cgroups and by the machine.
+    pub page_table_limit: Option<u64>,
     /// How snapshots are written.
     pub write: WriteOptions,
     /// How long all threads may take to stop.
@@ -94,6 +98,7 @@ impl Default for Options {
             restorable: true,
             mode: Mode::Auto,
             buffer_bytes: 256 << 20,
+            page_table_limit: None,
             write: WriteOptions::default(),
             stop_timeout: Duration::from_secs(5),
             cancel: Arc::new(AtomicBool::new(false)),

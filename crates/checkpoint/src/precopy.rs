@@ -3,6 +3,7 @@
 
 use crate::arena::Arena;
 use crate::capture::{ASK_FROM, CaptureError, Copied, SIZE, Source};
+use crate::compared::ComparedBecause;
 use crate::layout::{Layout, Watch};
 use crate::member::Member;
 use crate::options::{Mode, Options};
@@ -55,6 +56,7 @@ impl Member {
         &mut self,
         parent: Option<&View>,
         options: &Options,
+        watchers: &[ComparedBecause],
         sink: &mut Sink<'_>,
         harvests: &mut Vec<(i32, Harvest)>,
     ) -> Result<Precopied, TakeError> {
@@ -68,6 +70,8 @@ impl Member {
         let mut expected = self.expected(&layout, parent)?;
         let rounds = match options.mode {
             _ if !self.harvests_while_running() || is_compared => 0,
+            // Its memory is not to be marked.
+            _ if !watchers.is_empty() => 0,
             // What is read into a page after it was copied would not be found by the next harvest.
             _ if io.any || rings::reads_directly(self.pid()) => 0,
             Mode::Stop => 0,
@@ -105,7 +109,7 @@ impl Member {
     }
 
     /// About how many pages there will be to copy.
-    fn expected(&self, layout: &Layout, parent: Option<&View>) -> Result<PageCount, TakeError> {
+    fn expected(&mut self, layout: &Layout, parent: Option<&View>) -> Result<PageCount, TakeError> {
         if parent.is_some() {
             return self.written_in(layout);
         }
@@ -119,23 +123,22 @@ impl Member {
 
     /// How many pages read as written now. A harvest that follows at once also finds the page tables in
     /// the processor's caches, and takes about half the time.
-    pub fn written_now(&self, mappings: &[Mapping]) -> Result<PageCount, TakeError> {
+    pub fn written_now(&mut self, mappings: &[Mapping]) -> Result<PageCount, TakeError> {
         let layout = self.layout_of(mappings.to_vec(), true, |_| false);
         Ok(self.written_in(&layout)? + SLACK)
     }
 
-    fn written_in(&self, layout: &Layout) -> Result<PageCount, TakeError> {
-        // The kernel's fast path.
-        let category = match self.harvests_while_running() {
-            true => Categories::WRITTEN,
-            false => Categories::PRESENT,
-        };
-        let written = ScanRequest {
-            all_of: category,
-            returned: category,
+    fn written_in(&mut self, layout: &Layout) -> Result<PageCount, TakeError> {
+        if let Some(tracking) = self.tracking.as_mut()
+            && let Some(count) = tracking.tracker.survey(&layout.tracked)?
+        {
+            return Ok(count);
+        }
+        let present = ScanRequest {
+            all_of: Categories::PRESENT,
             ..ScanRequest::over(0, 0)
         };
-        self.count(written, &layout.tracked.iter().copied().collect())
+        self.count(present, &layout.tracked.iter().copied().collect())
     }
 
     /// How many pages of `pages` answer to `request`, which is made over each range of them.
@@ -169,20 +172,15 @@ impl Member {
         precopied: &mut Precopied,
     ) -> Result<PageCount, TakeError> {
         let pid = self.pid();
-        let Some(tracking) = self.tracking.as_mut() else {
+        let Some(harvest) = self.harvest(layout)? else {
             return Ok(PageCount(0));
         };
-        // Only private anonymous memory: its pages change by being written and by nothing else.
-        let mappings: Vec<PageRange> = layout
-            .each()
-            .filter(|(_, watch)| *watch == Watch::Track)
-            .map(|(mapping, _)| mapping.pages())
-            .collect();
-        let harvest = tracking.tracker.harvest(&mappings)?;
         let refused: PageSet = harvest.layout().refused.iter().map(|r| r.pages).collect();
+        let refused = refused.union(&harvest.layout().left);
+        // Only private anonymous memory: its pages change by being written and by nothing else.
         let read = match everything {
             true => layout.anonymous.subtract(&refused),
-            false => harvest.written().clone(),
+            false => harvest.written().intersect(&layout.anonymous),
         };
         harvests.push((pid, harvest));
         let source = Source {

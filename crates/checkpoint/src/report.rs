@@ -93,6 +93,9 @@ pub struct Report {
     pub not_captured: Vec<NotCaptured>,
     /// What had to be compared because it could not be tracked.
     pub not_tracked: Vec<NotTracked>,
+    /// About how many mappings the processes have only because they are tracked: memory that grew is not joined with
+    /// memory that was tracked before it. They stay when tracking ends.
+    pub mappings_added: u64,
     /// What a restore could not bring back; `None` if the snapshot cannot be restored because only memory and
     /// registers were asked for.
     pub blockers: Option<Vec<Blocker>>,

@@ -287,7 +287,7 @@ fn changed_since_tracking(
     view: &View,
 ) -> Result<Option<PageSet>, RollbackError> {
     // Only write-protection is asked here for what was written since.
-    let tracking = match Tracking::find(identity, store.id(), Backend::WpAsync) {
+    let tracking = match Tracking::find(identity, store.id(), Backend::WpAsync, u64::MAX) {
         // Tracked for another store: its bits count from a snapshot not known here.
         Err(TrackingError::OwnedByAnother { .. }) => None,
         other => other?,

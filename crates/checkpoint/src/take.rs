@@ -15,7 +15,7 @@ use crate::files::{self};
 use crate::instant::{Instantaneous, ObjectPages};
 use crate::leave::LeaveGuard;
 use crate::mark::Phase;
-use crate::member::MemberNames;
+use crate::member::{Member, MemberNames};
 use crate::memo::Memo;
 use crate::numa::NumaRecord;
 use crate::object_records;
@@ -26,6 +26,7 @@ use crate::rings::AsynchronousIo;
 use crate::spaces::Spaces;
 use crate::tracking::TrackingError;
 use crate::tree::{self};
+use crate::watchers;
 use crate::window::Stopped;
 use pagetide_kernel::maps::MapsError;
 use pagetide_kernel::memory::MemoryError;
@@ -227,7 +228,7 @@ impl Checkpointer {
     }
 
     fn set_phases(&mut self, phase: Phase) -> Result<(), TakeError> {
-        let set = |member: &mut crate::member::Member| member.set_phase(phase);
+        let set = |member: &mut Member| member.set_phase(phase);
         self.members.iter_mut().try_for_each(set)
     }
 
@@ -310,6 +311,7 @@ impl Checkpointer {
             total: Duration::ZERO,
             not_captured,
             not_tracked,
+            mappings_added: self.mappings_added(&found),
             blockers: match self.options.restorable {
                 true => Some(std::mem::take(&mut found.restorable.blockers)),
                 false => None,
@@ -328,7 +330,9 @@ impl Checkpointer {
     ) -> Result<Vec<Precopied>, TakeError> {
         let mut all = Vec::with_capacity(self.members.len());
         let mut expected = PageCount(0);
+        let watched = self.watched();
         for member in &mut self.members {
+            let watchers = watched.get(&member.pid()).map_or(&[][..], Vec::as_slice);
             let mut sink = Sink {
                 number: writing.spaces.number_of(&member.names.space),
                 arena: &mut self.arena,
@@ -336,7 +340,7 @@ impl Checkpointer {
                 writer: &mut writing.writer,
             };
             let taken = &mut harvests.taken;
-            let precopied = member.precopy(parent, &self.options, &mut sink, taken);
+            let precopied = member.precopy(parent, &self.options, watchers, &mut sink, taken);
             let precopied = member.unless_lost(precopied)?;
             self.arena.clear();
             expected += precopied.expected;
@@ -344,6 +348,13 @@ impl Checkpointer {
         }
         self.arena.prepare(SIZE.bytes_of(expected + expected));
         Ok(all)
+    }
+
+    /// By process, why its memory must not be marked.
+    pub(crate) fn watched(&self) -> HashMap<i32, Vec<ComparedBecause>> {
+        let own = |member: &Member| (member.pid(), member.own_userfaultfd());
+        let processes: Vec<(i32, Option<i32>)> = self.members.iter().map(own).collect();
+        watchers::watched_among(&processes)
     }
 
     /// Stores what the arena holds, in batches, so that it can be cancelled and watched.
@@ -415,6 +426,16 @@ impl Checkpointer {
             }
         }
         Ok(())
+    }
+
+    /// How many mappings there are only because of tracking.
+    fn mappings_added(&self, found: &Instantaneous) -> u64 {
+        let members = self.members.iter().zip(&found.members);
+        let added = members.filter_map(|(member, stopped)| {
+            let tracking = member.tracking.as_ref()?;
+            Some(tracking.mappings_added(&stopped.as_ref()?.layout.mappings))
+        });
+        added.sum()
     }
 
     /// Describes all spaces, and names what is missing from them.

@@ -1,8 +1,10 @@
 //! Beginning, finding and ending the tracking of a process: the userfaultfd that must be created
 //! inside it, if the backend needs one, and the mark. Not the use of it.
 
+use crate::growth;
 use crate::mark::{MEMFD_LINK, MEMFD_NAME, Mark, MarkContent, Phase};
-use pagetide_kernel::maps;
+use crate::page_table_limit;
+use pagetide_kernel::maps::{self, Mapping};
 use pagetide_kernel::pagemap_scan::{
     Categories, OpenPagemapError, Pagemap, ScanRequest, ScannedRange,
 };
@@ -79,6 +81,8 @@ pub(crate) struct Tracking {
     pub tracker: Box<dyn Tracker + Send>,
     /// The mark in the process, if the tracking lives there.
     pub mark: Option<Mark>,
+    /// How many of the process's mappings were kept apart from the one before them when tracking began.
+    kept_apart: u64,
 }
 
 /// Where a process's tracking was found.
@@ -132,6 +136,7 @@ impl Tracking {
         identity: &ProcessIdentity,
         store: StoreId,
         backend: Backend,
+        page_table_limit: u64,
     ) -> Result<Option<Tracking>, TrackingError> {
         let pid = identity.pid;
         let pidfd = open_pidfd(pid)?;
@@ -156,6 +161,9 @@ impl Tracking {
         if mark.content().backend != backend {
             return Ok(None);
         }
+        let kept_apart = mark.remembered().filter(|_| backend == Backend::WpAsync);
+        let kept_apart =
+            kept_apart.and_then(|bytes| Some(u64::from_le_bytes(bytes.try_into().ok()?)));
         let tracker: Box<dyn Tracker + Send> = match backend {
             Backend::SoftDirty => {
                 let mut tracker = SoftDirty::of_process(pid)?;
@@ -165,7 +173,8 @@ impl Tracking {
             }
             _ => {
                 let protector = WriteProtector::already_enabled(fetch(&pidfd, pid, number)?);
-                let tracker = WpAsync::with(protector, Pagemap::of_process(pid)?);
+                let tracker = WpAsync::with(protector, Pagemap::of_process(pid)?)
+                    .with_page_table_limit(page_table_limit);
                 match mark.content().phase {
                     Phase::Committed(..) => Box::new(tracker),
                     Phase::Armed | Phase::Harvesting => Box::new(tracker.distrusting()),
@@ -175,6 +184,8 @@ impl Tracking {
         Ok(Some(Tracking {
             tracker,
             mark: Some(mark),
+            // Without it all that are apart would count as added.
+            kept_apart: kept_apart.unwrap_or(u64::MAX),
         }))
     }
 
@@ -187,6 +198,7 @@ impl Tracking {
         backend: Backend,
         store: StoreId,
         stays: bool,
+        page_table_limit: u64,
     ) -> Result<Tracking, TrackingError> {
         let pid = identity.pid;
         let stays = stays || backend == Backend::SoftDirty;
@@ -204,7 +216,7 @@ impl Tracking {
             let mut calls = stopped.remote_calls().map_err(remote)?;
             let made = create(&mut calls, backend, owner, &mut left);
             made.and(calls.finish()).map_err(remote)?;
-            fetch_all(&pidfd, identity, backend, owner, &left)
+            fetch_all(&pidfd, identity, backend, owner, &left, page_table_limit)
         })();
         // What is not to stay, or was left by a beginning that failed, is closed again.
         if begun.is_err() || !stays {
@@ -228,7 +240,16 @@ impl Tracking {
         let mut left = Left::default();
         create(calls, backend, Some(store), &mut left)
             .map_err(|source| TrackingError::Remote { pid, source })?;
-        fetch_all(&pidfd, identity, backend, Some(store), &left)
+        let limit = page_table_limit::of(pid, None);
+        fetch_all(&pidfd, identity, backend, Some(store), &left, limit)
+    }
+
+    /// How many of the process's `mappings` there are only because it is tracked.
+    pub fn mappings_added(&self, mappings: &[Mapping]) -> u64 {
+        match self.tracker.backend() {
+            Backend::WpAsync => growth::kept_apart(mappings).saturating_sub(self.kept_apart),
+            _ => 0,
+        }
     }
 
     /// Says in the process how far we are, if the tracking lives there.
@@ -307,14 +328,17 @@ fn fetch_all(
     backend: Backend,
     store: Option<StoreId>,
     left: &Left,
+    page_table_limit: u64,
 ) -> Result<Tracking, TrackingError> {
     let pid = identity.pid;
     let uffd_number = left.uffd.unwrap_or(-1);
+    let kept_apart = growth::kept_apart(&maps::mappings(pid).unwrap_or_default());
     let tracker: Box<dyn Tracker + Send> = match backend {
         Backend::SoftDirty => Box::new(SoftDirty::of_process(pid)?),
         _ => {
             let protector = WriteProtector::enable(fetch(pidfd, pid, uffd_number)?)?;
-            Box::new(WpAsync::with(protector, Pagemap::of_process(pid)?))
+            let tracker = WpAsync::with(protector, Pagemap::of_process(pid)?);
+            Box::new(tracker.with_page_table_limit(page_table_limit))
         }
     };
     let mark = match (store, left.memfd) {
@@ -327,12 +351,22 @@ fn fetch_all(
                 phase: Phase::Armed,
                 remembered: (0, 0),
             };
-            let mark = Mark::create(fetch(pidfd, pid, memfd)?, content);
-            Some(mark.map_err(|source| TrackingError::Mark { pid, source })?)
+            let made = Mark::create(fetch(pidfd, pid, memfd)?, content).and_then(|mut mark| {
+                if backend == Backend::WpAsync {
+                    mark.remember(&kept_apart.to_le_bytes())?;
+                    mark.set(Phase::Armed)?;
+                }
+                Ok(mark)
+            });
+            Some(made.map_err(|source| TrackingError::Mark { pid, source })?)
         }
         _ => None,
     };
-    Ok(Tracking { tracker, mark })
+    Ok(Tracking {
+        tracker,
+        mark,
+        kept_apart,
+    })
 }
 
 fn close_in(stopped: &mut StoppedProcess, numbers: &[i32]) -> Result<(), RemoteCallError> {
@@ -362,6 +396,18 @@ pub(crate) fn own_descriptors(pid: i32) -> Vec<i32> {
         numbers.extend(links.iter().any(is_open).then_some(uffd));
     }
     numbers
+}
+
+/// True if pagetide left tracking in process `pid` itself. What cannot be looked at is not tracked.
+pub(crate) fn is_tracked(pid: i32) -> bool {
+    let Ok(identity) = ProcessIdentity::of(pid) else {
+        return false;
+    };
+    let found = open_pidfd(pid).and_then(|pidfd| marks(&identity, &pidfd));
+    found.is_ok_and(|found| {
+        let of_this = |found: &Found| found.mark.content().process == identity;
+        found.iter().any(of_this)
+    })
 }
 
 /// What was removed from a process.

@@ -312,7 +312,7 @@ impl Checkpointer {
         for (member, process) in self.members.iter_mut().zip(&mut stopped) {
             if let Some(process) = process {
                 let store = self.store.id();
-                member.begin_tracking(process, self.backend, self.options.residence, store)?;
+                member.begin_tracking(process, self.backend, &self.options, store)?;
             }
         }
         Ok((stopped, others))

@@ -5,7 +5,8 @@ use crate::capture::{ASK_FROM, CaptureError, Copied, SIZE, Source};
 use crate::compared::ComparedBecause;
 use crate::file_pages::{FileHashes, file_page};
 use crate::files::{self, FileReport, Files, Stamps};
-use crate::layout::{self, Layout, Watch};
+use crate::growth;
+use crate::layout::{self, Layout, Tracked, Watch};
 use crate::member::Member;
 use crate::memo::Memo;
 use crate::objects::{in_file, shown_in};
@@ -20,7 +21,7 @@ use pagetide_kernel::pagemap_scan::{Categories, ScanError};
 use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet};
 use pagetide_process::{RingsOfThreads, StoppedProcess, ThreadState};
 use pagetide_snapshot::{Backing, PageState, Region, Sharing, View};
-use pagetide_tracker::{Harvest, TrackError};
+use pagetide_tracker::{Backend, Harvest, TrackError};
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
@@ -37,6 +38,8 @@ pub(crate) struct Window<'a> {
     pub io: &'a AsynchronousIo,
     /// What the threads, as they stand now, say of their rings.
     pub rings: &'a RingsOfThreads,
+    /// Why memory of the process must not be marked, if so.
+    pub watchers: &'a [ComparedBecause],
 }
 
 /// The stopped process before anything is copied.
@@ -45,6 +48,8 @@ pub(crate) struct Looked {
     pub layout: Layout,
     written: PageSet,
     pub refused: Vec<NotTracked>,
+    /// Pages that are not tracked yet.
+    left: PageSet,
     /// Why all memory is compared, if it is.
     whole: Vec<ComparedBecause>,
     /// Something may write to pages from now on that nothing lists.
@@ -124,8 +129,13 @@ impl Member {
             let scanned = self.scan(pages, any_of, Categories::empty(), |_, _| holds = true);
             holds || scanned.is_err()
         };
-        let trackable = self.tracking.is_some() && trusts_tracker;
-        Layout::new(mappings, trackable, holds, is_object)
+        let backend = self.tracking.as_ref().filter(|_| trusts_tracker);
+        let tracked = match backend.map(|tracking| tracking.tracker.backend()) {
+            None => Tracked::Nothing,
+            Some(Backend::WpAsync) => Tracked::Reservations,
+            Some(_) => Tracked::Content,
+        };
+        Layout::new(mappings, tracked, holds, is_object)
     }
 
     /// What is remembered from the parent.
@@ -148,13 +158,21 @@ impl Member {
         let (whole, unlisted) = self.why_all_is_compared(window);
         let layout = self.layout(whole.is_empty(), is_object)?;
         let started = Instant::now();
+        if !window.watchers.is_empty() {
+            self.take_marks_back(&layout.mappings)?;
+        }
         let mut refused = Vec::new();
-        let mut written = PageSet::new();
-        if let Some(tracking) = self.tracking.as_mut() {
-            let harvest = tracking.tracker.harvest(&layout.tracked)?;
+        let (mut written, mut left) = (PageSet::new(), PageSet::new());
+        let harvest = match window.watchers {
+            [] => self.harvest(&layout)?,
+            _ => None,
+        };
+        if let Some(harvest) = harvest {
             written = harvest.written().clone();
+            left = harvest.layout().left.clone();
             let not_tracked = |found| not_tracked(pid, found);
             refused.extend(harvest.layout().refused.iter().map(not_tracked));
+            refused.extend(left_for_many(pid, &layout, &left));
             harvests.push((pid, harvest));
         }
         Ok(Looked {
@@ -162,10 +180,35 @@ impl Member {
             layout,
             written,
             refused,
+            left,
             whole,
             unlisted,
             scan: started.elapsed(),
         })
+    }
+
+    /// Ends what earlier snapshots have marked: the process is not to see it.
+    fn take_marks_back(&mut self, mappings: &[Mapping]) -> Result<(), TrackError> {
+        let Some(tracking) = self.tracking.as_mut() else {
+            return Ok(());
+        };
+        let private = mappings.iter().filter(|mapping| !mapping.shared);
+        let private: Vec<PageRange> = private.map(Mapping::pages).collect();
+        tracking.tracker.release(&private)
+    }
+
+    /// Takes what was written of what is tracked. New memory is left to be compared where a mapping more would be too much for it.
+    pub fn harvest(&mut self, layout: &Layout) -> Result<Option<Harvest>, TrackError> {
+        let Some(tracking) = self.tracking.as_mut() else {
+            return Ok(None);
+        };
+        let mappings = &layout.mappings;
+        let leave = |fresh: &PageSet| match are_many(layout) {
+            true => fresh.clone(),
+            false => growth::not_worth_a_mapping(mappings, fresh),
+        };
+        let harvest = tracking.tracker.harvest_but(&layout.tracked, &leave)?;
+        Ok(Some(harvest))
     }
 
     /// True if all of these pages, which are pinned, are still where they were registered. mremap(2) takes them along, and
@@ -195,6 +238,7 @@ impl Member {
             reasons.push(ComparedBecause::RegisteredRing);
         }
         let unlisted = !reasons.is_empty();
+        reasons.extend_from_slice(window.watchers);
         if !unlisted
             && self
                 .memo_of(window.parent)
@@ -338,6 +382,7 @@ impl Member {
             .iter()
             .map(|refused| SIZE.covering(refused.start, refused.end))
             .collect();
+        let refused = refused.union(&looked.left);
         let tracked: PageSet = layout.tracked.iter().copied().collect();
         let tracked = tracked.subtract(&refused);
         let compared = layout.set(|_, watch| watch == Watch::Compare);
@@ -543,6 +588,28 @@ struct Plan {
     /// Guard regions over files.
     guards: PageSet,
     memo: Memo,
+}
+
+fn are_many(layout: &Layout) -> bool {
+    growth::are_many(layout.mappings.len(), growth::most_mappings())
+}
+
+/// Names what is left to be compared, if that is because there are many mappings.
+fn left_for_many(pid: i32, layout: &Layout, left: &PageSet) -> Vec<NotTracked> {
+    let (mappings, most) = (layout.mappings.len(), growth::most_mappings());
+    if !growth::are_many(mappings, most) {
+        return Vec::new();
+    }
+    let name = |range: &PageRange| {
+        let (start, end) = SIZE.span_of(*range);
+        NotTracked {
+            pid,
+            start,
+            end,
+            reason: ComparedBecause::ManyMappings { mappings, most },
+        }
+    };
+    left.ranges().iter().map(name).collect()
 }
 
 fn not_tracked(pid: i32, refused: &pagetide_tracker::Refused) -> NotTracked {

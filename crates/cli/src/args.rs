@@ -89,6 +89,10 @@ pub struct Taking {
     /// Most memory for copied pages, in MiB
     #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u64).range(4..=1 << 20))]
     pub buffer: u64,
+    /// Most page tables that a snapshot may make for memory that holds nothing: bytes, or with K, M, G or T; a mapping that
+    /// needs more is compared instead of tracked [default: a sixteenth of the memory that is left]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub page_table_limit: Option<u64>,
     /// zstd level
     #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-7..=22))]
     pub level: i32,
@@ -383,6 +387,29 @@ fn address(text: &str) -> Result<Address, String> {
     }
 }
 
+/// `4096`, `64K`, `512M`, `1GiB`.
+fn size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let unit = text[digits.len()..].to_ascii_uppercase();
+    let unit = unit
+        .strip_suffix("IB")
+        .or(unit.strip_suffix('B'))
+        .unwrap_or(&unit);
+    let shift = match unit {
+        "" => Some(0),
+        "K" => Some(10),
+        "M" => Some(20),
+        "G" => Some(30),
+        "T" => Some(40),
+        _ => None,
+    };
+    let number: Option<u64> = digits.parse().ok();
+    let size = number
+        .zip(shift)
+        .and_then(|(number, shift)| number.checked_mul(1 << shift));
+    size.ok_or_else(|| "a size is a number of bytes, or one with a unit: 64K, 512M, 1G".to_owned())
+}
+
 /// Clocks overflow at some length; this one is long enough for anybody.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -424,6 +451,18 @@ mod tests {
         assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
         for wrong in ["", "5", "ms", "0s", "-1s", "5x", "366days"] {
             assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(size("0"), Ok(0));
+        assert_eq!(size("4096"), Ok(4096));
+        assert_eq!(size("64K"), Ok(64 << 10));
+        assert_eq!(size("3MiB"), Ok(3 << 20));
+        assert_eq!(size("1gb"), Ok(1 << 30));
+        for wrong in ["", "M", "-1", "1.5G", "5X", "1BB", "99999999T"] {
+            assert!(size(wrong).is_err(), "{wrong}");
         }
     }
 

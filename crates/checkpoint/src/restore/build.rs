@@ -12,6 +12,7 @@ use crate::mark::Phase;
 use crate::member::Member;
 use crate::take::TakeError;
 use crate::tracking::Tracking;
+use crate::watchers;
 use pagetide_kernel::memory::ProcessMemory;
 use pagetide_pages::{PageCount, PageSet};
 use pagetide_process::{
@@ -210,7 +211,11 @@ impl Building<'_> {
         member.tracking = Some(tracking?);
         finished.map_err(|source| crate::TrackingError::Remote { pid, source })?;
         let layout = member.layout(true, |_| false)?;
-        if let Some(tracking) = member.tracking.as_mut() {
+        // A process that watches itself is compared each time.
+        let is_watched = !watchers::watched(pid).is_empty();
+        if let Some(tracking) = member.tracking.as_mut()
+            && !is_watched
+        {
             // The first harvest takes all that there is: nothing has been written since.
             tracking.tracker.harvest(&layout.tracked)?.commit();
         }

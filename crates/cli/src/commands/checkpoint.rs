@@ -8,8 +8,8 @@ use crate::output;
 use crate::signals::Signals;
 use anyhow::Context;
 use pagetide::{
-    Checkpointer, Leave, Mode, NotCaptured, Options, Progress, Report, Request, Residence,
-    TakeError, TrackingError,
+    Checkpointer, Leave, Mode, NotCaptured, NotTracked, Options, Progress, Report, Request,
+    Residence, TakeError, TrackingError,
 };
 use pagetide_process::{Blocker, ProcessIdentity, StopError};
 use pagetide_snapshot::{OpenError, SnapshotKind, Store};
@@ -41,6 +41,7 @@ struct Line<'a> {
     total_us: u64,
     not_captured: Vec<Missing<'a>>,
     not_tracked: Vec<Compared>,
+    mappings_added: u64,
     restorable: bool,
     blockers: Vec<Listed<'a>>,
     why_full: Option<&'static str>,
@@ -57,7 +58,7 @@ struct Missing<'a> {
 
 /// Memory that is compared. All memory of the process if `start` and `end` are 0.
 #[derive(Serialize)]
-struct Compared {
+pub(super) struct Compared {
     pid: i32,
     start: String,
     end: String,
@@ -66,6 +67,23 @@ struct Compared {
     /// The kind of reason, for machines.
     because: &'static str,
     reason: String,
+}
+
+fn address(address: u64) -> String {
+    format!("{address:016x}")
+}
+
+/// What is compared, for machines.
+pub(super) fn compared(not_tracked: &[NotTracked]) -> Vec<Compared> {
+    let listed = |missing: &NotTracked| Compared {
+        pid: missing.pid,
+        start: address(missing.start),
+        end: address(missing.end),
+        name: "",
+        because: missing.reason.name(),
+        reason: missing.reason.to_string(),
+    };
+    not_tracked.iter().map(listed).collect()
 }
 
 pub fn run(arguments: &Checkpoint) -> anyhow::Result<ExitCode> {
@@ -271,6 +289,7 @@ fn options(taking: &Taking, residence: Residence, signals: &Signals) -> Options 
         options.stop_timeout = Duration::from_secs(2);
     }
     options.buffer_bytes = taking.buffer << 20;
+    options.page_table_limit = taking.page_table_limit;
     options.write.level = taking.level;
     options.cancel = signals.cancel();
     let bar = output::progress("storing");
@@ -365,12 +384,18 @@ impl Schedule {
     }
 }
 
+/// So many mappings that are there because of tracking are told.
+const MANY_ADDED: u64 = 16;
+
 /// Prints a line for each snapshot.
 struct Printer {
     json: bool,
     header_due: bool,
     told: Vec<NotCaptured>,
+    told_compared: Vec<NotTracked>,
     told_blockers: Vec<Blocker>,
+    /// How many mappings were told to be there because of tracking.
+    added: u64,
 }
 
 impl Printer {
@@ -379,7 +404,9 @@ impl Printer {
             json,
             header_due: true,
             told: Vec::new(),
+            told_compared: Vec::new(),
             told_blockers: Vec::new(),
+            added: 0,
         }
     }
 
@@ -413,7 +440,16 @@ impl Printer {
         if let Some(why) = report.why_full {
             output::note!("pagetide: snapshot {} is full: {why}", report.id);
         }
-        for missing in &report.not_tracked {
+        if report.mappings_added >= MANY_ADDED.max(self.added * 2) {
+            self.added = report.mappings_added;
+            output::note!(
+                "pagetide: {} mappings of the process are there only because it is tracked: memory that grew is not joined \
+                 with it any more, and mremap(2) over several mappings fails (--backend rehash does without)",
+                report.mappings_added
+            );
+        }
+        let is_new = |missing: &&NotTracked| !self.told_compared.contains(missing);
+        for missing in report.not_tracked.iter().filter(is_new) {
             let what = match missing.is_whole() {
                 true => format!("all memory of process {}", missing.pid),
                 false => format!("{:#x}-{:#x}", missing.start, missing.end),
@@ -421,6 +457,7 @@ impl Printer {
             let reason = &missing.reason;
             output::note!("pagetide: {what} cannot be tracked and is compared each time: {reason}");
         }
+        self.told_compared.clone_from(&report.not_tracked);
         let kernel_data = |missing: &&NotCaptured| {
             !["[vvar]", "[vvar_vclock]", "[vsyscall]"].contains(&missing.name.as_str())
         };
@@ -456,7 +493,6 @@ fn kind(kind: SnapshotKind) -> &'static str {
 }
 
 fn line(report: &Report) -> Line<'_> {
-    let address = |address: u64| format!("{address:016x}");
     Line {
         id: report.id.0,
         parent: report.parent.map(|id| id.0),
@@ -484,18 +520,8 @@ fn line(report: &Report) -> Line<'_> {
                 reason: &missing.reason,
             })
             .collect(),
-        not_tracked: report
-            .not_tracked
-            .iter()
-            .map(|missing| Compared {
-                pid: missing.pid,
-                start: address(missing.start),
-                end: address(missing.end),
-                name: "",
-                because: missing.reason.name(),
-                reason: missing.reason.to_string(),
-            })
-            .collect(),
+        not_tracked: compared(&report.not_tracked),
+        mappings_added: report.mappings_added,
         restorable: report.blockers.as_ref().is_some_and(Vec::is_empty),
         blockers: blockers::listed(report.blockers.as_deref().unwrap_or_default()),
         why_full: report.why_full,

@@ -3,6 +3,7 @@
 use super::stop_options;
 use crate::args::Inspect;
 use crate::blockers::{self, Listed};
+use crate::commands::checkpoint::{Compared, compared};
 use crate::output::{self, Page};
 use serde::Serialize;
 
@@ -16,6 +17,8 @@ struct Answer<'a> {
     mapped_bytes: u64,
     descriptors: usize,
     blockers: Vec<Listed<'a>>,
+    not_tracked: Vec<Compared>,
+    tracked: usize,
 }
 
 pub fn run(options: &Inspect) -> anyhow::Result<()> {
@@ -30,6 +33,8 @@ pub fn run(options: &Inspect) -> anyhow::Result<()> {
             mapped_bytes: found.mapped_bytes,
             descriptors: found.descriptors,
             blockers: blockers::listed(&found.blockers),
+            not_tracked: compared(&found.not_tracked),
+            tracked: found.tracked,
         });
     }
     let mut page = Page::new();
@@ -51,6 +56,18 @@ pub fn run(options: &Inspect) -> anyhow::Result<()> {
                 page.line(format!("  {}", blockers::told(blocker)));
             }
         }
+    }
+    for found in &found.not_tracked {
+        page.line(format!(
+            "all memory of process {} is compared at each snapshot and not tracked: {}",
+            found.pid, found.reason
+        ));
+    }
+    if found.tracked > 0 {
+        page.line(
+            "tracked by pagetide: mremap(2) over several mappings fails with EFAULT ('pagetide detach PID' ends that, and \
+             --backend rehash takes snapshots without)",
+        );
     }
     page.print()
 }
