@@ -265,6 +265,8 @@ fn t41_what_came_beside_registered_memory_is_not_moved_with_it() {
                 .expect("register");
         }
         region.replace(4..8);
+        // As the rest of it.
+        let _ = region.advise(4..8, libc::MADV_NOHUGEPAGE);
         let target = Region::private(PAGES);
         (
             mapping_count(&region),
