@@ -3,7 +3,7 @@
 CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
-.PHONY: help setup build demo test kernels lint deny fuzz bench torture endure doc clean
+.PHONY: help setup build demo test kernels lint deny fuzz bench torture torture-own endure doc clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -49,6 +49,11 @@ torture: setup
 	$(CARGO) build --release --locked -p pagetide-cli -p pagetide-torture
 	PAGETIDE_BIN=target/release/pagetide target/release/torture \
 		--seed $(or $(SEED),1) --seconds $(or $(SECONDS),1800) --backend wp-async,rehash
+
+## torture-own  the same for memory of one's own process (OwnMemory): SECONDS (600) of programs, from SEED
+torture-own: setup
+	$(CARGO) build --release --locked -p pagetide-torture
+	target/release/torture --own --seed $(or $(SEED),1) --seconds $(or $(SECONDS),600)
 
 ## endure   the long form of the end-to-end tests: many more epochs and kills
 endure: setup

@@ -44,14 +44,19 @@ use pagetide_kernel::memory::ProcessMemory;
 use pagetide_kernel::own_descriptors::{Withheld, withhold, without_forks};
 use pagetide_kernel::pagemap_scan::{Categories, Pagemap};
 use pagetide_kernel::probe;
+use pagetide_kernel::userfaultfd::UserfaultfdError;
 use pagetide_pages::{PageCount, PageIndex, PageSet};
 use pagetide_snapshot::{PageState, Region, Space, Store, View, WriteOptions, WriterLock};
-use pagetide_tracker::{Refused, Tracker, WpAsync};
+use pagetide_tracker::{Refused, RefusedReason, Tracker, WpAsync};
 use placement::Places;
 use plan::{Known, Memo, Plan, Signs};
 use shared::{Lengths, SharedReader, lengths};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
+
+/// How often, and how long apart, it is tried to track memory that another userfaultfd holds.
+const HELD_TRIES: u32 = 20;
+const HELD_PAUSE: Duration = Duration::from_millis(5);
 
 /// How snapshots of own memory are taken.
 #[derive(Clone, Debug)]
@@ -174,9 +179,29 @@ impl OwnMemory {
         };
         let (ground, _) = own.look()?;
         own.memory.expect(&ground.mappings);
-        let change = own.tracker.arm(&ground.tracked())?;
-        refuse(change.refused.first())?;
+        own.begin_tracking(&ground)?;
         Ok(own)
+    }
+
+    /// A child that another thread forks has a copy of every descriptor until it lets go of what is withheld, and so for
+    /// a moment holds what an earlier tracker had registered.
+    fn begin_tracking(&mut self, ground: &Ground) -> Result<(), OwnMemoryError> {
+        let is_held = |found: &Refused| {
+            let reason = &found.reason;
+            matches!(
+                reason,
+                RefusedReason::Protect(UserfaultfdError::OwnedByAnother { .. })
+            )
+        };
+        for _ in 0..HELD_TRIES {
+            let change = self.tracker.arm(&ground.tracked())?;
+            match change.refused.first() {
+                Some(found) if is_held(found) => std::thread::sleep(HELD_PAUSE),
+                found => return refuse(found),
+            }
+        }
+        let change = self.tracker.arm(&ground.tracked())?;
+        refuse(change.refused.first())
     }
 
     /// Makes room for `bytes` of written pages, so that the next capture touches no fresh memory.

@@ -9,6 +9,7 @@ pub mod generate;
 pub mod kinds;
 pub mod machine;
 pub mod operations;
+pub mod own;
 pub mod program;
 pub mod random;
 pub mod report;

@@ -3,6 +3,7 @@
 use clap::Parser;
 use pagetide_torture::generate::Length;
 use pagetide_torture::kinds;
+use pagetide_torture::own;
 use pagetide_torture::program;
 use pagetide_torture::report;
 use pagetide_torture::run::{Conditions, Extent, Found, run, run_all};
@@ -43,6 +44,12 @@ struct Arguments {
     /// With --replay: cut the program down if it fails
     #[arg(long, requires = "replay")]
     cut: bool,
+    /// Run programs of the other kind: of `OwnMemory`, on memory of their own process
+    #[arg(long)]
+    own: bool,
+    /// Run this program of `OwnMemory` in this very process
+    #[arg(long, value_name = "FILE", hide = true)]
+    own_program: Option<PathBuf>,
     /// Print the program of the seed and run nothing
     #[arg(long)]
     print: bool,
@@ -62,6 +69,12 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(path) = &arguments.own_program {
+        return ExitCode::from(own::in_this_process(path, &arguments.disk));
+    }
+    if arguments.own {
+        return own_memory(&arguments);
+    }
     let mut length = Length {
         epochs: arguments.epochs,
         operations: arguments.ops_per_epoch,
@@ -100,6 +113,53 @@ fn main() -> ExitCode {
         }
     }
     ExitCode::SUCCESS
+}
+
+/// Programs of `OwnMemory`, each in a process of its own.
+fn own_memory(arguments: &Arguments) -> ExitCode {
+    if arguments.print {
+        println!("{}", own::program(arguments.seed).join("\n"));
+        return ExitCode::SUCCESS;
+    }
+    let binary = match std::env::current_exe() {
+        Ok(binary) => binary,
+        Err(error) => {
+            eprintln!("find this program: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let search = own::Search {
+        binary,
+        disk: arguments.disk.clone(),
+        patience: Duration::from_secs(arguments.patience),
+        shrink: Duration::from_secs(arguments.shrink_seconds),
+    };
+    let since = Instant::now();
+    let outcome = match &arguments.replay {
+        Some(path) => match std::fs::read_to_string(path) {
+            Ok(text) => own::replay(&search, &program::parse(&text)),
+            Err(error) => Err(format!("{}: {error}", path.display())),
+        },
+        None => {
+            let time = Duration::from_secs(arguments.seconds);
+            own::search(&search, arguments.seed, time, |line| println!("{line}"))
+        }
+    };
+    match outcome {
+        Ok(tally) => {
+            let seconds = since.elapsed().as_secs();
+            println!(
+                "{}\nown memory, seed {}, {seconds} s: {tally}",
+                ByKind(&tally),
+                arguments.seed
+            );
+            ExitCode::SUCCESS
+        }
+        Err(what) => {
+            println!("{what}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn replay(path: &Path, arguments: &Arguments, conditions: &Conditions) -> Result<(), ExitCode> {

@@ -107,6 +107,40 @@ mod rehash {
     }
 }
 
+mod own_memory {
+    use pagetide_tests::from_environment;
+    use pagetide_torture::own::{Search, kept, replay, search};
+    use std::time::Duration;
+
+    /// Prevents that `OwnMemory` misses a change of memory of its own process, in the same way.
+    #[test]
+    fn random_programs_lose_no_page() {
+        if let Some(reason) = super::obstacle("wp-async") {
+            return super::skipped("own_memory::random_programs_lose_no_page", &reason);
+        }
+        let how = Search {
+            binary: env!("CARGO_BIN_EXE_torture").into(),
+            disk: std::env::temp_dir(),
+            patience: Duration::from_secs(120),
+            shrink: Duration::from_secs(120),
+        };
+        for program in kept() {
+            if let Err(what) = replay(&how, &program) {
+                panic!("{what}\n{}", program.join("\n"));
+            }
+        }
+        let seconds = from_environment("PAGETIDE_TORTURE_SECONDS", 45) / 4;
+        let seed = from_environment("PAGETIDE_SEED", 7);
+        let time = Duration::from_secs(seconds);
+        let tally = search(&how, seed, time, |line| println!("{line}"));
+        let tally = tally.unwrap_or_else(|what| panic!("{what}"));
+        println!("own_memory: PAGETIDE_SEED={seed}: {tally}");
+        assert!(tally.delta > 0, "no delta was compared: {tally}");
+        let (done, refused) = tally.operations();
+        assert!(done > refused, "most operations were refused: {tally}");
+    }
+}
+
 /// Nothing in the list of examples can go unnoticed out of the programs, and nothing else is in them.
 #[test]
 fn every_kind_that_has_an_example_is_chosen_at_times() {

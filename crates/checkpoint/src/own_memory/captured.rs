@@ -8,6 +8,7 @@ use crate::compared::ComparedBecause;
 use pagetide_pages::{PageCount, PageRange, PageSet};
 use pagetide_snapshot::{PageState, SnapshotWriter, View};
 use pagetide_tracker::Harvest;
+use rustix::fs::{FlockOperation, flock};
 use std::time::Duration;
 
 /// What was captured and is not stored yet. Dropped, it is given back: the pages count as written again. So they do
@@ -155,5 +156,9 @@ impl OwnMemory {
 impl Drop for OwnMemory {
     fn drop(&mut self) {
         self.give_back_open();
+        if let (Ok(()), Some(lock)) = (self.check_pid(), self.lock.descriptor()) {
+            // At once, whoever has a copy of the descriptor for a moment yet.
+            let _ = flock(lock, FlockOperation::Unlock);
+        }
     }
 }
