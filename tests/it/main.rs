@@ -20,6 +20,7 @@ mod restore;
 mod restore_failures;
 mod restore_lazy;
 mod rollback;
+mod root_safe;
 mod shared;
 mod sharing;
 mod shell;

@@ -5,13 +5,15 @@ use crate::capture::SIZE;
 use crate::files::{FileKey, Files, build_id_of};
 use pagetide_kernel::maps::Mapping;
 use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet};
+use pagetide_process::{OpenError, Opener};
 use pagetide_snapshot::{Backing, PageContent, PageHash, ReadError, Region, View};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::OFlags;
 use rustix::io::{Errno, pread};
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Pages read at once.
@@ -121,7 +123,7 @@ pub(crate) struct OutsideFiles {
 }
 
 /// A file, or why it could not be opened.
-type Opened = Arc<Result<OwnedFd, Errno>>;
+type Opened = Arc<Result<OwnedFd, String>>;
 
 impl OutsideFiles {
     /// Fills `buffer` with what the file of `region` has for `pages` of it, and checks it against `hashes`.
@@ -148,7 +150,7 @@ impl OutsideFiles {
         let file = self.file(path);
         let file = match &*file {
             Ok(file) => file,
-            Err(errno) => return Err(error(format!("which cannot be opened: {errno}"))),
+            Err(reason) => return Err(error(format!("which {reason}"))),
         };
         buffer.resize(SIZE.bytes_of(pages.count()) as usize, 0);
         let offset = offset + SIZE.bytes_of(PageCount(pages.start().0 - region.pages.start().0));
@@ -168,11 +170,22 @@ impl OutsideFiles {
         if let Some(file) = open.get(path) {
             return Arc::clone(file);
         }
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let file = rustix::fs::open(OsStr::from_bytes(path), flags, Mode::empty());
-        let file = Arc::new(file);
+        let file = Arc::new(open_regular(Path::new(OsStr::from_bytes(path))));
         open.insert(path.to_vec(), Arc::clone(&file));
         file
+    }
+}
+
+/// Opens a file, if it is one: anything else might have effects.
+fn open_regular(path: &Path) -> Result<OwnedFd, String> {
+    let told = |error: OpenError| match error {
+        OpenError::Kernel(errno) => format!("cannot be opened: {errno}"),
+        error => error.to_string(),
+    };
+    let found = Opener::default().find(path, None).map_err(told)?;
+    match found.kind().is_file() {
+        true => found.open(OFlags::RDONLY).map_err(told),
+        false => Err("is not a regular file now".to_owned()),
     }
 }
 

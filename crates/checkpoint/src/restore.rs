@@ -15,6 +15,7 @@ mod inherit;
 mod lazy;
 mod made;
 mod mappings;
+mod nature;
 mod objects;
 mod paths;
 mod plan;
@@ -35,8 +36,9 @@ use pagetide_kernel::spawn::SpawnError;
 use pagetide_pages::PageCount;
 use pagetide_process::{
     Blocker, KernelStateApplyError, NewProcess, OPEN_FILES_ATTACHMENT, OpenFiles,
-    OpenFilesDecodeError, RebuildError, RemoteCallError, ReopenChoices, ReopenError, ResumeError,
-    StateDecodeError, StopOptions, StoppedProcess, TcpChoice, ThreadState, kernel_mappings_of,
+    OpenFilesDecodeError, Openers, RebuildError, RemoteCallError, ReopenChoices, ReopenError,
+    ResumeError, StateDecodeError, StopOptions, StoppedProcess, TcpChoice, ThreadState,
+    kernel_mappings_of,
 };
 use pagetide_snapshot::{ReadError, SnapshotId, Store, View};
 pub use paths::paths_of;
@@ -313,14 +315,24 @@ pub fn restore(
     }
     let own = kernel_mappings_of(std::process::id().cast_signed());
     let own = own.map_err(RebuildError::from)?;
+    let mut openers = Openers::new(&options.allow);
+    for plan in &plans {
+        if let Some(first) = plan.kernel.threads.first() {
+            openers.add(plan.pid, &first.credentials);
+        }
+    }
     let mut sources = Sources::new(OUT_OF_THE_WAY);
     let mut programs = Vec::with_capacity(plans.len());
     for plan in &plans {
         plan.check_vdso(view, &own)?;
-        sources.open_all(plan.regions)?;
-        programs.push(sources.program(&plan.state.outside.exe)?);
+        let opener = openers.of(plan.pid);
+        sources.open_all(plan.regions, opener)?;
+        programs.push(sources.program(plan, opener)?);
     }
-    let regions = plans.iter().flat_map(|plan| plan.regions);
+    let regions = plans.iter().flat_map(|plan| {
+        let opener = openers.of(plan.pid);
+        plan.regions.iter().map(move |region| (region, opener))
+    });
     let mut made = Made::default();
     objects::make_all(view, regions, &mut sources, &mut made, &options.accept)?;
 
@@ -329,6 +341,7 @@ pub fn restore(
         at_least: OUT_OF_THE_WAY,
         objects: sources.objects()?,
         tcp: options.tcp,
+        openers: openers.clone(),
         without_streams: options.without_streams,
     };
     let mut reopened = files.reopen(&choices)?;
@@ -360,7 +373,9 @@ pub fn restore(
         building.fill(plan, program, &mut new)?;
         built.push(new);
     }
-    files.finish(&reopened, &|then| born.has(then).then(|| born.now(then)))?;
+    files.finish(&reopened, &openers, &|then| {
+        born.has(then).then(|| born.now(then))
+    })?;
     let mut states = Vec::with_capacity(plans.len());
     for (plan, new) in plans.iter().zip(&mut built) {
         states.push(building.make_ready(plan, new)?);

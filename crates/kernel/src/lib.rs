@@ -8,6 +8,7 @@
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!("pagetide knows the kernel interfaces of Linux on x86-64 only");
 
+pub mod acting;
 pub mod cachestat;
 pub mod clear_refs;
 pub mod descriptor_owner;

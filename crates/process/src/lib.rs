@@ -30,6 +30,7 @@ mod identity;
 mod kernel_state;
 mod landing;
 mod open_files;
+mod opener;
 mod page_usage;
 mod proc_files;
 mod rebuild;
@@ -69,6 +70,7 @@ pub use open_files::{
     ProcessFileKind, ReopenChoices, ReopenError, Reopened, Run, SignalfdState, SocketError,
     SocketState, StandardStream, StoredObject, TcpChoice, TerminalState, TimerfdState, Watch,
 };
+pub use opener::{Created, FileIdentity, Found, Name, OpenError, Opener, Openers, is_allowed};
 pub use page_usage::{
     ExplainedPage, PageUsage, PageUsageError, RegionUsage, SwapEntry, SwapKind, Unavailable, Usage,
     explain_page, page_usage,

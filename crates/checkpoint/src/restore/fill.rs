@@ -1,6 +1,7 @@
 //! What the pages of a new process hold: read from the chain by all cores and written into its memory.
 
 use super::RestoreError;
+use super::nature::Nature;
 use crate::capture::SIZE;
 use pagetide_kernel::memory::ProcessMemory;
 use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet};
@@ -37,7 +38,7 @@ fn way(region: &Region) -> Way {
         _ if region.shows.is_some() => Way::NotHere,
         (Backing::Anonymous, _) => Way::Written,
         (Backing::File { .. }, _) if region.sharing == Sharing::Shared => Way::NotHere,
-        (Backing::File { path, .. }, _) if path.starts_with(b"/anon_hugepage") => Way::Written,
+        (Backing::File { .. }, _) if Nature::of(region) == Nature::HugePages => Way::Written,
         _ => Way::ZerosToo,
     }
 }

@@ -4,11 +4,9 @@
 use super::RestoreError;
 use super::objects::Object;
 use pagetide_kernel::shared_memory::{self, AttachedSegment};
-use rustix::fs::fstat;
+use pagetide_process::Name;
 use std::fs::File;
-use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::PathBuf;
+use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, PoisonError};
 
 /// An object that was there already, and what it held where it was overwritten. That takes as much memory.
@@ -71,7 +69,7 @@ impl Present {
 /// See the head of this file. Dropping it takes all away that was made.
 #[derive(Default)]
 pub(super) struct Made<'a> {
-    files: Vec<(PathBuf, u64, u64)>,
+    files: Vec<Name>,
     segments: Vec<i32>,
     /// Segments that go with the last one who has them attached, which must not happen yet.
     held: Vec<AttachedSegment>,
@@ -79,12 +77,9 @@ pub(super) struct Made<'a> {
 }
 
 impl<'a> Made<'a> {
-    /// A file with this name was made.
-    pub fn file(&mut self, path: PathBuf, file: impl AsFd) {
-        // Without knowing which it is nobody may remove it.
-        if let Ok(stat) = fstat(file) {
-            self.files.push((path, stat.st_dev, stat.st_ino));
-        }
+    /// A file was made that has this name.
+    pub fn name(&mut self, name: Name) {
+        self.files.push(name);
     }
 
     /// A System V segment was made.
@@ -132,12 +127,7 @@ impl<'a> Made<'a> {
 
 impl Drop for Made<'_> {
     fn drop(&mut self) {
-        for (path, device, inode) in &self.files {
-            let found = std::fs::symlink_metadata(path);
-            if found.is_ok_and(|found| (found.dev(), found.ino()) == (*device, *inode)) {
-                std::fs::remove_file(path).ok();
-            }
-        }
+        self.files.iter().for_each(Name::remove);
         for &id in &self.segments {
             shared_memory::remove_segment(id).ok();
         }

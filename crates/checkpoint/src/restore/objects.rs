@@ -3,12 +3,14 @@
 
 use super::RestoreError;
 use super::made::Made;
-use super::sources::{Source, Sources};
+use super::nature::Nature;
+use super::sources::{self, Source, Sources};
 use crate::capture::SIZE;
 use crate::file_pages::OutsideFiles;
 use crate::object_records::{ObjectRecord, records_of};
 use pagetide_kernel::shared_memory::{self, AttachedSegment, Segment};
 use pagetide_pages::{PageIndex, PageRange};
+use pagetide_process::{OpenError, Opener};
 use pagetide_snapshot::{Backing, PageContent, Region, View};
 use rustix::fs::{Gid, MemfdFlags, Mode, OFlags, Uid};
 use rustix::io::Errno;
@@ -24,20 +26,20 @@ use std::path::Path;
 /// Makes every object that one of `regions` shows.
 pub(super) fn make_all<'a>(
     view: &'a View,
-    regions: impl Iterator<Item = &'a Region>,
-    sources: &mut Sources,
+    regions: impl Iterator<Item = (&'a Region, &'a Opener)>,
+    opened: &mut Sources,
     made_now: &mut Made<'a>,
     accepted: &[String],
 ) -> Result<(), RestoreError> {
     let records = records_of(view);
     let mut made = BTreeSet::new();
-    for region in regions {
+    for (region, opener) in regions {
         let Some(shown) = &region.shows else { continue };
         let Some(space) = view.space_index(&shown.space) else {
             continue;
         };
         // A file may be mapped for reading and for writing; then it is opened for both.
-        let name = (shown.space.clone(), sources.has(region));
+        let name = (shown.space.clone(), opened.has(region));
         if name.1 || !made.insert(name) {
             continue;
         }
@@ -46,10 +48,11 @@ pub(super) fn make_all<'a>(
             view,
             space,
             region,
+            opener,
             record: record.cloned().unwrap_or_else(|| unrecorded(view, space)),
         };
         let source = object.make(made_now, accepted)?;
-        sources.put(region, source)?;
+        opened.put(region, source)?;
     }
     Ok(())
 }
@@ -75,6 +78,8 @@ pub(super) struct Object<'a> {
     view: &'a View,
     space: usize,
     region: &'a Region,
+    /// As whom files are opened and made: the first process that maps it.
+    opener: &'a Opener,
     record: ObjectRecord,
 }
 
@@ -110,30 +115,35 @@ impl<'a> Object<'a> {
         if let Some(key) = self.record.segment_key {
             return self.segment(key, made);
         }
-        let path = self.path();
-        if !self.record.in_memory && !path.ends_with(b" (deleted)") {
-            return self.disk_file(accepted).map(Source::File);
+        match Nature::of(self.region) {
+            Nature::SharedAnonymous => {
+                let length = usize::try_from(self.record.size_bytes).unwrap_or(usize::MAX);
+                let length = length.checked_next_multiple_of(SIZE.len());
+                let memory = shared_memory::anonymous(length.unwrap_or(usize::MAX));
+                self.filled(memory.map_err(self.failed())?)
+            }
+            Nature::Memfd(name) => {
+                let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+                let made = rustix::fs::memfd_create(OsStr::from_bytes(name), flags);
+                let made = made.map_err(|errno| self.failed()(errno.into()))?;
+                self.filled(made)
+            }
+            Nature::Deleted(path) => self.without_name(path),
+            Nature::Named(path) if self.record.in_memory => self.with_name(path, made),
+            Nature::Named(path) => self.disk_file(path, accepted).map(Source::File),
+            Nature::HugePages => {
+                Err(self.refused("is shared memory of huge pages, which cannot be made again"))
+            }
+            Nature::Segment | Nature::Nothing | Nature::Unknown => {
+                Err(self.refused("is nothing that can be made again"))
+            }
         }
-        let size = self.record.size_bytes;
-        let length = usize::try_from(size).unwrap_or(usize::MAX);
-        if path.starts_with(b"/dev/zero") || self.region.name.starts_with("[anon_shmem:") {
-            let memory = shared_memory::anonymous(length.next_multiple_of(SIZE.len()));
-            return self.filled(memory.map_err(self.failed())?);
-        }
-        if let Some(name) = path.strip_prefix(b"/memfd:") {
-            let name = name.strip_suffix(b" (deleted)").unwrap_or(name);
-            let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-            let made = rustix::fs::memfd_create(OsStr::from_bytes(name), flags);
-            let made = made.map_err(|errno| self.failed()(errno.into()))?;
-            return self.filled(made);
-        }
-        if path.starts_with(b"/anon_hugepage") {
-            return Err(self.refused("is shared memory of huge pages, which cannot be made again"));
-        }
-        match path.strip_suffix(b" (deleted)") {
-            Some(path) => self.without_name(Path::new(OsStr::from_bytes(path))),
-            None => self.with_name(Path::new(OsStr::from_bytes(path)), made),
-        }
+    }
+
+    /// True if the process could have made it as it was.
+    fn is_own(&self) -> bool {
+        let own = (self.opener.user(), self.opener.group());
+        own.0 == 0 || (self.record.uid, self.record.gid) == own
     }
 
     /// A new file of the length that the object had, with what it held.
@@ -164,43 +174,58 @@ impl<'a> Object<'a> {
             Gid::from_raw(self.record.gid),
         );
         let owned = rustix::fs::fchown(file, Some(uid), Some(gid));
-        let moded = rustix::fs::fchmod(file, Mode::from_raw_mode(self.record.mode & 0o7777));
+        // What a process has written never runs with the rights of another user.
+        let mode = match self.is_own() {
+            true => self.record.mode & 0o7777,
+            false => self.record.mode & 0o1777,
+        };
+        let moded = rustix::fs::fchmod(file, Mode::from_raw_mode(mode));
         let both = owned.and(moded);
         both.map_err(|errno| self.failed()(errno.into()))
     }
 
     /// What had a name in a file system and has none any more.
     fn without_name(&self, path: &Path) -> Result<Source, RestoreError> {
-        let file = super::sources::nameless(path, self.record.size_bytes)?;
+        let size = self.record.size_bytes;
+        let file = match self.is_own() {
+            true => sources::nameless(path, size, self.opener)?,
+            false => sources::unlinkable(path, size, self.opener)?,
+        };
         self.own(&file)?;
         self.filled(file)
     }
 
-    /// Memory with a name in a file system. Where it still is, it is put back; where it is not, it is made.
+    /// Memory with a name in a file system. Where it still is, it is put back; where it is not, it is made. Both as the
+    /// process would.
     fn with_name(&self, path: &Path, made: &mut Made<'a>) -> Result<Source, RestoreError> {
-        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let mode = Mode::from_raw_mode(0o600);
-        match rustix::fs::open(path, flags, mode) {
-            Ok(file) => {
-                let stat = rustix::fs::fstat(&file).map_err(|errno| self.failed()(errno.into()))?;
-                let is_file = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file();
+        let failed = |error: OpenError| match error {
+            OpenError::Kernel(errno) => self.failed()(errno.into()),
+            error => self.refused(error.to_string()),
+        };
+        match self.opener.find(path, sources::identity(self.region)) {
+            Ok(found) => {
+                let stat = found.stat;
                 let same = (stat.st_uid, stat.st_gid) == (self.record.uid, self.record.gid);
-                if !is_file || !same {
+                if !found.kind().is_file() || !same {
                     return Err(self.refused("is something else now"));
                 }
+                let file = found.open(OFlags::RDWR).map_err(failed)?;
                 let again = file.try_clone().map_err(self.failed())?;
                 made.present_file(self.clone(), again.into());
                 Ok(Source::File(file))
             }
-            Err(Errno::NOENT) => {
-                let flags = flags | OFlags::CREATE | OFlags::EXCL;
-                let file = rustix::fs::open(path, flags, mode);
-                let file = file.map_err(|errno| self.failed()(errno.into()))?;
-                made.file(path.to_owned(), &file);
-                self.own(&file)?;
-                self.filled(file)
+            Err(OpenError::Kernel(Errno::NOENT)) if !self.is_own() => Err(self.refused(format!(
+                "is gone, and belonged to user {}: user {} of the process cannot make it again",
+                self.record.uid,
+                self.opener.user()
+            ))),
+            Err(OpenError::Kernel(Errno::NOENT)) => {
+                let created = self.opener.create(path).map_err(failed)?;
+                made.name(created.name);
+                self.own(&created.file)?;
+                self.filled(created.file)
             }
-            Err(errno) => Err(self.failed()(errno.into())),
+            Err(error) => Err(failed(error)),
         }
     }
 
@@ -258,9 +283,8 @@ impl<'a> Object<'a> {
     }
 
     /// A file on a disk is not ours to write: it has to be what it was.
-    fn disk_file(&self, accepted: &[String]) -> Result<OwnedFd, RestoreError> {
-        let path = Path::new(OsStr::from_bytes(self.path()));
-        let (file, _) = super::sources::open_file(self.region, path)?;
+    fn disk_file(&self, path: &Path, accepted: &[String]) -> Result<OwnedFd, RestoreError> {
+        let (file, _) = sources::open_file(self.region, path, self.opener)?;
         let name = format!("file-changed:{}", path.display());
         if accepted.contains(&name) {
             return Ok(file);
@@ -322,7 +346,10 @@ impl<'a> Object<'a> {
             attached: 0,
         };
         match shared_memory::segment(id) {
-            Ok(found) if (found.key, found.length_bytes) != (key, wanted.length_bytes) => {
+            Ok(found)
+                if (found.key, found.length_bytes, found.uid, found.gid)
+                    != (key, wanted.length_bytes, wanted.uid, wanted.gid) =>
+            {
                 return Err(self.refused(format!(
                     "has number {id}, which belongs to another segment now"
                 )));

@@ -1,16 +1,16 @@
 //! The paths that a restore opens, makes or connects to: all that a store can name outside of itself.
 
 use super::RestoreError;
+use super::nature::Nature;
 use super::plan::Plan;
 use crate::tree::members_of;
-use pagetide_process::{Kind, OPEN_FILES_ATTACHMENT, OpenFiles};
-use pagetide_snapshot::{Backing, Region, View};
+use pagetide_process::{Kind, OPEN_FILES_ATTACHMENT, OpenFiles, Openers, is_allowed};
+use pagetide_snapshot::View;
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::PathBuf;
 
-/// The paths that a restore of `view` would open, make, or connect to, each once, in their order.
+/// The paths that a restore of `view` would open, make, or connect to, each once, in their order; where one leads to another
+/// now, also that.
 pub fn paths_of(view: &View) -> Result<Vec<PathBuf>, RestoreError> {
     let members = members_of(view);
     let plans = members.iter().map(|(_, names)| Plan::of(view, names));
@@ -19,13 +19,22 @@ pub fn paths_of(view: &View) -> Result<Vec<PathBuf>, RestoreError> {
         Some(bytes) => OpenFiles::from_bytes(bytes)?,
         None => return Err(RestoreError::MemoryOnly { id: view.id() }),
     };
-    Ok(paths(&plans, &files).into_iter().collect())
+    let mut all = paths(&plans, &files);
+    let opener = Openers::default().of(0).clone();
+    let resolved: Vec<PathBuf> = all
+        .iter()
+        .filter_map(|path| opener.find(path, None).ok()?.resolved().ok())
+        .collect();
+    all.extend(resolved);
+    Ok(all.into_iter().collect())
 }
 
 pub(super) fn paths(plans: &[Plan<'_>], files: &OpenFiles) -> BTreeSet<PathBuf> {
     let regions = plans.iter().flat_map(|plan| plan.regions);
-    let mut paths: BTreeSet<PathBuf> = regions.filter_map(path_of).collect();
-    paths.extend(plans.iter().map(|plan| plan.state.outside.exe.clone()));
+    let mut paths: BTreeSet<PathBuf> = regions
+        .filter_map(|region| Some(Nature::of(region).path()?.to_owned()))
+        .collect();
+    paths.extend(plans.iter().map(|plan| plan.program().0.to_owned()));
     paths.extend(files.paths().map(|path| path.as_path().to_owned()));
     for description in &files.descriptions {
         if let Kind::Socket(socket) = &description.kind {
@@ -33,31 +42,6 @@ pub(super) fn paths(plans: &[Plan<'_>], files: &OpenFiles) -> BTreeSet<PathBuf> 
         }
     }
     paths
-}
-
-/// The path of what a region maps; none for memory without a name.
-fn path_of(region: &Region) -> Option<PathBuf> {
-    let (Backing::File { path, .. } | Backing::SharedMemory { path, .. }) = &region.backing else {
-        return None;
-    };
-    let nameless = [
-        &b"/memfd:"[..],
-        b"/dev/zero",
-        b"/SYSV",
-        b"/anon_hugepage",
-        b"[",
-    ];
-    if nameless.iter().any(|prefix| path.starts_with(prefix)) {
-        return None;
-    }
-    let path = path.strip_suffix(b" (deleted)").unwrap_or(path);
-    Some(PathBuf::from(OsStr::from_bytes(path)))
-}
-
-/// True if `path` lies in one of the directories that the user allows, by its words alone.
-fn is_allowed(path: &Path, allowed: &[PathBuf]) -> bool {
-    let plain = path.components().all(|part| part != Component::ParentDir);
-    plain && allowed.iter().any(|directory| path.starts_with(directory))
 }
 
 /// Refuses a path outside the directories that the user allows; without any, all are allowed.
@@ -75,6 +59,7 @@ pub(super) fn check_allowed(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     #[test]
     fn what_is_not_allowed_is_refused_by_name() {

@@ -6,6 +6,9 @@ use crate::member::MemberNames;
 use pagetide_kernel::memory::ProcessMemory;
 use pagetide_process::{KernelMapping, KernelState, ProcessState};
 use pagetide_snapshot::{Backing, PageContent, ReadError, Region, View};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 /// See the head of this file.
 pub(super) struct Plan<'a> {
@@ -74,6 +77,15 @@ impl<'a> Plan<'a> {
         match bytes == present {
             true => Ok(()),
             false => Err(differs()),
+        }
+    }
+
+    /// The path of its program, and whether that was deleted.
+    pub fn program(&self) -> (&Path, bool) {
+        let path = &self.state.outside.exe;
+        match path.as_os_str().as_bytes().strip_suffix(b" (deleted)") {
+            Some(gone) => (Path::new(OsStr::from_bytes(gone)), true),
+            None => (path, false),
         }
     }
 

@@ -2,7 +2,10 @@
 //! process and have it.
 
 use super::RestoreError;
+use super::nature::Nature;
+use super::plan::Plan;
 use crate::capture::SIZE;
+use pagetide_process::{FileIdentity, OpenError, Opener};
 use pagetide_snapshot::{Backing, Region, Sharing};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -120,11 +123,11 @@ impl Sources {
     }
 
     /// Opens the file of a program.
-    pub fn program(&self, path: &Path) -> Result<OwnedFd, RestoreError> {
-        if let Some(path) = path.as_os_str().as_bytes().strip_suffix(b" (deleted)") {
+    pub fn program(&self, plan: &Plan<'_>, opener: &Opener) -> Result<OwnedFd, RestoreError> {
+        let (path, is_deleted) = plan.program();
+        if is_deleted {
             // Its code is in the snapshot as far as it was mapped; this is only what the kernel shows as the program.
-            let path_of_program = Path::new(OsStr::from_bytes(path));
-            let file = nameless(path_of_program, 0)?;
+            let file = nameless(path, 0, opener)?;
             let mode = Mode::from_raw_mode(0o700);
             // A program may be open for writing to nobody.
             let link = format!("/proc/self/fd/{}", file.as_raw_fd());
@@ -132,22 +135,20 @@ impl Sources {
             let read_only = rustix::fs::fchmod(&file, mode)
                 .and_then(|()| rustix::fs::open(link, flags, Mode::empty()));
             let read_only = read_only.map_err(|errno| RestoreError::Object {
-                name: path_of_program.to_string_lossy().into_owned(),
+                name: path.to_string_lossy().into_owned(),
                 source: errno.into(),
             })?;
             return self.put_away(&read_only);
         }
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let file = rustix::fs::open(path, flags, Mode::empty());
-        let file = file.map_err(|errno| RestoreError::File {
-            path: path.to_string_lossy().into_owned(),
-            reason: format!("cannot be opened: {errno}"),
-        })?;
+        let mapped = plan.regions.iter();
+        let mut mapped = mapped.filter(|region| Nature::of(region) == Nature::Named(path));
+        let was = mapped.next().and_then(identity);
+        let (file, _) = open_regular(path, was, OFlags::RDONLY, opener)?;
         self.put_away(&file)
     }
 
     /// Opens the files that these regions map, and refuses one that is not what it was. Objects are made by `objects`.
-    pub fn open_all(&mut self, regions: &[Region]) -> Result<(), RestoreError> {
+    pub fn open_all(&mut self, regions: &[Region], opener: &Opener) -> Result<(), RestoreError> {
         for region in regions.iter().filter(|region| region.shows.is_none()) {
             let Backing::File {
                 path,
@@ -161,57 +162,97 @@ impl Sources {
             let Some(key) = key(region).filter(|key| !self.open.contains_key(key)) else {
                 continue;
             };
-            if path.starts_with(b"/anon_hugepage") {
-                continue;
-            }
-            if let Some(path) = path.strip_suffix(b" (deleted)")
-                && region.sharing == Sharing::Private
-            {
+            let private = region.sharing == Sharing::Private;
+            let file = match Nature::of(region) {
+                Nature::HugePages => continue,
                 // What it held is in the snapshot, page by page; something has to stand behind them.
-                let file = nameless(Path::new(OsStr::from_bytes(path)), *size_bytes)?;
-                let file = self.put_away(&file)?;
-                self.open.insert(key, Source::File(file));
-                continue;
-            }
-            let (file, stat) = open_file(region, Path::new(OsStr::from_bytes(path)))?;
-            let modified = stat
-                .st_mtime
-                .saturating_mul(1_000_000_000)
-                .saturating_add_unsigned(stat.st_mtime_nsec);
-            let size = u64::try_from(stat.st_size).unwrap_or(0);
-            if size != *size_bytes {
-                let reason = format!("is {size} bytes long now and was {size_bytes}");
-                return Err(refused(path, reason));
-            }
-            if region.sharing == Sharing::Private && modified != *modified_ns {
-                return Err(refused(path, "was modified since".to_owned()));
-            }
-            let file = self.put_away(&file)?;
+                Nature::Memfd(name) if private => memory(name, *size_bytes),
+                Nature::Deleted(path) if private => nameless(path, *size_bytes, opener),
+                Nature::Named(path) => {
+                    open_unchanged(region, path, (*size_bytes, *modified_ns), opener)
+                }
+                Nature::Unknown | Nature::Nothing => Err(refused(path, "is no path".to_owned())),
+                _ => Err(refused(path, "was deleted while it was mapped".to_owned())),
+            };
+            let file = self.put_away(&file?)?;
             self.open.insert(key, Source::File(file));
         }
         Ok(())
     }
 }
 
+/// Opens the file behind a region if it is as long as it was, and, if its pages are private copies, was not modified.
+fn open_unchanged(
+    region: &Region,
+    path: &Path,
+    (size_bytes, modified_ns): (u64, i64),
+    opener: &Opener,
+) -> Result<OwnedFd, RestoreError> {
+    let (file, stat) = open_file(region, path, opener)?;
+    let modified = stat
+        .st_mtime
+        .saturating_mul(1_000_000_000)
+        .saturating_add_unsigned(stat.st_mtime_nsec);
+    let size = u64::try_from(stat.st_size).unwrap_or(0);
+    let bytes = path.as_os_str().as_bytes();
+    if size != size_bytes {
+        let reason = format!("is {size} bytes long now and was {size_bytes}");
+        return Err(refused(bytes, reason));
+    }
+    if region.sharing == Sharing::Private && modified != modified_ns {
+        return Err(refused(bytes, "was modified since".to_owned()));
+    }
+    Ok(file)
+}
+
 /// A new file that nobody else can open. It has the name for a moment, by which the kernel shows it, unless somebody else
-/// has it now; where none can be made, it is memory.
-pub(super) fn nameless(path: &Path, size_bytes: u64) -> Result<OwnedFd, RestoreError> {
-    let flags = OFlags::RDWR | OFlags::CLOEXEC;
-    let mode = Mode::from_raw_mode(0o600);
-    let named = rustix::fs::open(path, flags | OFlags::CREATE | OFlags::EXCL, mode)
-        .and_then(|file| rustix::fs::unlink(path).map(|()| file));
-    let without = || {
-        let directory = path.parent().unwrap_or(Path::new("/"));
-        rustix::fs::open(directory, flags | OFlags::TMPFILE, mode)
+/// has it now; where none can be made, it is memory. The process's user makes it.
+pub(super) fn nameless(
+    path: &Path,
+    size_bytes: u64,
+    opener: &Opener,
+) -> Result<OwnedFd, RestoreError> {
+    let named = opener.create(path).map(|created| {
+        created.name.remove();
+        created.file
+    });
+    let file = match named {
+        Ok(file) => file,
+        Err(_) => return unlinkable(path, size_bytes, opener),
     };
-    let name = path.file_name().unwrap_or_default();
-    let memory = || rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC);
-    let made = named.or_else(|_| without()).or_else(|_| memory());
-    let made = made.and_then(|file| rustix::fs::ftruncate(&file, size_bytes).map(|()| file));
-    made.map_err(|errno| RestoreError::Object {
+    sized(file, size_bytes, path)
+}
+
+/// The same, but one that never has a name.
+pub(super) fn unlinkable(
+    path: &Path,
+    size_bytes: u64,
+    opener: &Opener,
+) -> Result<OwnedFd, RestoreError> {
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    match opener.create_nameless(directory, false) {
+        Ok(file) => sized(file, size_bytes, path),
+        Err(_) => memory(path.file_name().unwrap_or_default().as_bytes(), size_bytes),
+    }
+}
+
+/// A file of memory.
+fn memory(name: &[u8], size_bytes: u64) -> Result<OwnedFd, RestoreError> {
+    let made = rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC);
+    let made = made.map_err(|errno| RestoreError::Object {
+        name: String::from_utf8_lossy(name).into_owned(),
+        source: errno.into(),
+    })?;
+    sized(made, size_bytes, Path::new(OsStr::from_bytes(name)))
+}
+
+fn sized(file: OwnedFd, size_bytes: u64, path: &Path) -> Result<OwnedFd, RestoreError> {
+    let sized = rustix::fs::ftruncate(&file, size_bytes);
+    sized.map_err(|errno| RestoreError::Object {
         name: path.to_string_lossy().into_owned(),
         source: errno.into(),
-    })
+    })?;
+    Ok(file)
 }
 
 fn refused(path: &[u8], reason: String) -> RestoreError {
@@ -225,19 +266,46 @@ fn refused(path: &[u8], reason: String) -> RestoreError {
 pub(super) fn open_file(
     region: &Region,
     path: &Path,
+    opener: &Opener,
 ) -> Result<(OwnedFd, rustix::fs::Stat), RestoreError> {
-    let bytes = path.as_os_str().as_bytes();
-    if bytes.ends_with(b" (deleted)") {
-        return Err(refused(bytes, "was deleted while it was mapped".to_owned()));
-    }
     let access = match writes_through(region) {
         true => OFlags::RDWR,
         false => OFlags::RDONLY,
     };
-    let flags = access | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let opened = rustix::fs::open(path, flags, Mode::empty())
-        .and_then(|file| rustix::fs::fstat(&file).map(|stat| (file, stat)));
-    opened.map_err(|errno| refused(bytes, format!("cannot be opened: {errno}")))
+    open_regular(path, identity(region), access, opener)
+}
+
+/// Which file a region mapped.
+pub(super) fn identity(region: &Region) -> Option<FileIdentity> {
+    match region.backing {
+        Backing::File { device, inode, .. } | Backing::SharedMemory { device, inode, .. } => {
+            Some(FileIdentity { device, inode })
+        }
+        Backing::Anonymous | Backing::Kernel => None,
+    }
+}
+
+/// Opens a regular file, as the process would.
+pub(super) fn open_regular(
+    path: &Path,
+    was: Option<FileIdentity>,
+    access: OFlags,
+    opener: &Opener,
+) -> Result<(OwnedFd, rustix::fs::Stat), RestoreError> {
+    let bytes = path.as_os_str().as_bytes();
+    let failed = |error: OpenError| {
+        let reason = match error {
+            OpenError::Kernel(errno) => format!("cannot be opened: {errno}"),
+            error => error.to_string(),
+        };
+        refused(bytes, reason)
+    };
+    let found = opener.find(path, was).map_err(failed)?;
+    if !found.kind().is_file() {
+        return Err(refused(bytes, "is not a regular file now".to_owned()));
+    }
+    let file = found.open(access).map_err(failed)?;
+    Ok((file, found.stat))
 }
 
 /// First address of a region, and the address past its last byte.

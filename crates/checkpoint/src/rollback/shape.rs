@@ -4,7 +4,7 @@ use super::RollbackError;
 use crate::layout;
 use pagetide_kernel::maps::{Mapping, MappingName};
 use pagetide_pages::{PageRange, PageSet, PageSize};
-use pagetide_process::{RemoteCallError, RemoteCalls, StoppedProcess};
+use pagetide_process::{RemoteCallError, RemoteCalls, StoppedProcess, SystemCall};
 use pagetide_snapshot::{Backing, Region, Sharing};
 use rustix::mm::{MapFlags, ProtFlags};
 use std::os::unix::ffi::OsStrExt;
@@ -226,7 +226,7 @@ impl Shape {
             heap.apply(pid, calls, start_brk)?;
         }
         for missing in &self.map {
-            missing.map(calls).map_err(remote)?;
+            missing.map(pid, calls).map_err(remote)?;
         }
         for &(range, protection) in &self.protect {
             let (start, end) = SIZE.span_of(range);
@@ -316,7 +316,7 @@ impl Missing {
         }
     }
 
-    fn map(&self, calls: &mut RemoteCalls<'_>) -> Result<(), RemoteCallError> {
+    fn map(&self, pid: i32, calls: &mut RemoteCalls<'_>) -> Result<(), RemoteCallError> {
         let (start, end) = SIZE.span_of(self.pages);
         let protection = u64::from(self.protection.bits());
         let place =
@@ -331,11 +331,23 @@ impl Missing {
         let mut path = behind.path.clone();
         path.push(0);
         let at_cwd = i64::from(nix::libc::AT_FDCWD).cast_unsigned();
-        let flags = (nix::libc::O_RDONLY | nix::libc::O_CLOEXEC).cast_unsigned();
+        // Not waiting for anybody, whatever the path has been made to lead to meanwhile.
+        let flags = nix::libc::O_RDONLY | nix::libc::O_CLOEXEC | nix::libc::O_NOFOLLOW;
+        let flags = (flags | nix::libc::O_NONBLOCK | nix::libc::O_NOCTTY).cast_unsigned();
         let file = calls.with_bytes(&path, |calls, path| {
             let arguments = [at_cwd, path, u64::from(flags), 0, 0, 0];
             calls.call(nix::libc::SYS_openat, arguments)
         })?;
+        let opened = rustix::fs::stat(format!("/proc/{pid}/fd/{file}"));
+        let is_the_file =
+            opened.is_ok_and(|stat| (stat.st_dev, stat.st_ino) == (behind.device, behind.inode));
+        if !is_the_file {
+            calls.call(nix::libc::SYS_close, [file, 0, 0, 0, 0, 0])?;
+            return Err(RemoteCallError::Failed {
+                call: SystemCall(nix::libc::SYS_openat),
+                errno: rustix::io::Errno::STALE,
+            });
+        }
         let flags = place(MapFlags::empty());
         let mapped = calls.call(
             nix::libc::SYS_mmap,

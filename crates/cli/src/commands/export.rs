@@ -6,11 +6,14 @@ use crate::failure::Wrong;
 use anyhow::Context;
 use pagetide::MemberNames;
 use pagetide_snapshot::{Capture, View};
+use rustix::fs::{AtFlags, Mode, OFlags, Stat, fstat, mkdirat, openat, statat, unlinkat};
+use rustix::io::Errno;
 use serde::Serialize;
-use std::fs::{self, File, OpenOptions};
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
 use std::io::{BufWriter, ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 
 /// `map.json`: what the files of a raw export are.
 #[derive(Serialize)]
@@ -30,11 +33,12 @@ pub fn run(options: &Export) -> anyhow::Result<()> {
         ExportFormat::Raw => {
             check_empty(&options.output)?;
             for (pid, names) in &members {
-                let directory = match pid {
-                    None => options.output.clone(),
-                    Some(pid) => options.output.join(pid.to_string()),
+                let out = Output::at(&options.output)?;
+                let out = match pid {
+                    None => out,
+                    Some(pid) => out.inside(&pid.to_string())?,
                 };
-                raw(&view, *pid, names, &directory)?;
+                raw(&view, *pid, names, &out)?;
             }
             Ok(())
         }
@@ -48,11 +52,12 @@ pub fn run(options: &Export) -> anyhow::Result<()> {
                 );
                 return Err(Wrong::Refused(message).into());
             };
-            let out = create(&options.output)?;
+            let (place, name) = Output::around(&options.output)?;
+            let out = place.create(&name)?;
             let written = pagetide::write_core(&view, names, &out);
             if written.is_err() {
                 // Half a core would look like a whole one.
-                let _ = fs::remove_file(&options.output);
+                place.remove(&name, &out);
             }
             written.with_context(|| format!("export to {}", options.output.display()))
         }
@@ -105,22 +110,21 @@ fn check_empty(directory: &Path) -> anyhow::Result<()> {
     }
 }
 
-fn raw(view: &View, pid: Option<i32>, names: &MemberNames, directory: &Path) -> anyhow::Result<()> {
+fn raw(view: &View, pid: Option<i32>, names: &MemberNames, output: &Output) -> anyhow::Result<()> {
     let index = view
         .space_index(&names.space)
         .with_context(|| format!("snapshot {} has no space {}", view.id(), names.space))?;
     let space = &view.spaces()[index];
-    let memory = directory.join("mem");
-    fs::create_dir_all(&memory).with_context(|| format!("make {}", memory.display()))?;
+    let memory = output.inside("mem")?;
     for region in &space.regions {
         if region.capture != Capture::Captured {
             continue;
         }
         let (start, end) = space.page_size.span_of(region.pages);
-        let path = memory.join(format!("{start:016x}-{end:016x}.bin"));
-        let out = create(&path)?;
+        let name = format!("{start:016x}-{end:016x}.bin");
+        let out = memory.create(name.as_ref())?;
         pagetide::write_region(view, index, region, space.page_size, &out, 0)
-            .with_context(|| format!("export to {}", path.display()))?;
+            .with_context(|| format!("export to {}", memory.path.join(&name).display()))?;
     }
     let map = Map {
         snapshot: view.id().0,
@@ -133,26 +137,89 @@ fn raw(view: &View, pid: Option<i32>, names: &MemberNames, directory: &Path) -> 
             .map(|region| show::region(region, space.page_size))
             .collect(),
     };
-    let path = directory.join("map.json");
-    let mut out = BufWriter::new(create(&path)?);
+    let path = output.path.join("map.json");
+    let mut out = BufWriter::new(output.create("map.json".as_ref())?);
     serde_json::to_writer_pretty(&mut out, &map)
         .map_err(std::io::Error::from)
         .and_then(|()| out.flush())
         .with_context(|| format!("write {}", path.display()))
 }
 
-/// A new file that only its owner can read: what a process had in memory may be secret.
-fn create(path: &Path) -> anyhow::Result<File> {
-    OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(|error| match error.kind() {
-            ErrorKind::AlreadyExists => {
-                let message = format!("{} exists already: name a new file", path.display());
-                Wrong::Refused(message).into()
-            }
-            _ => anyhow::Error::new(error).context(format!("create {}", path.display())),
+/// A directory that is written to, by a descriptor of it: it is the same whatever its path leads to meanwhile.
+struct Output {
+    directory: OwnedFd,
+    /// For messages.
+    path: PathBuf,
+}
+
+const DIRECTORY: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::CLOEXEC);
+
+impl Output {
+    /// A directory, which is made if it does not exist.
+    fn at(path: &Path) -> anyhow::Result<Output> {
+        let failed = || format!("make {}", path.display());
+        fs::create_dir_all(path).with_context(failed)?;
+        let directory = rustix::fs::open(path, DIRECTORY, Mode::empty());
+        Ok(Output {
+            directory: directory.with_context(failed)?,
+            path: path.to_owned(),
         })
+    }
+
+    /// The directory of a file that is to be made, and the file's name.
+    fn around(path: &Path) -> anyhow::Result<(Output, OsString)> {
+        let name = path.file_name();
+        let name = name.with_context(|| format!("{} names no file", path.display()))?;
+        let parent = path.parent().filter(|parent| *parent != Path::new(""));
+        let parent = parent.unwrap_or(Path::new("."));
+        let directory = rustix::fs::open(parent, DIRECTORY, Mode::empty());
+        let output = Output {
+            directory: directory.with_context(|| format!("create {}", path.display()))?,
+            path: parent.to_owned(),
+        };
+        Ok((output, name.to_owned()))
+    }
+
+    /// A directory in it, which is made if it does not exist. No link leads there.
+    fn inside(&self, name: &str) -> anyhow::Result<Output> {
+        let path = self.path.join(name);
+        let made = match mkdirat(&self.directory, name, Mode::from_raw_mode(0o777)) {
+            Err(Errno::EXIST) => Ok(()),
+            made => made,
+        };
+        let flags = DIRECTORY | OFlags::NOFOLLOW;
+        let opened = made.and_then(|()| openat(&self.directory, name, flags, Mode::empty()));
+        let directory = opened.with_context(|| format!("make {}", path.display()))?;
+        Ok(Output { directory, path })
+    }
+
+    /// A new file that only its owner can read: what a process had in memory may be secret.
+    fn create(&self, name: &OsStr) -> anyhow::Result<File> {
+        let path = self.path.join(name);
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match openat(&self.directory, name, flags, Mode::RUSR | Mode::WUSR) {
+            Ok(file) => Ok(file.into()),
+            Err(Errno::EXIST) => {
+                let message = format!("{} exists already: name a new file", path.display());
+                Err(Wrong::Refused(message).into())
+            }
+            Err(error) => {
+                Err(anyhow::Error::new(error).context(format!("create {}", path.display())))
+            }
+        }
+    }
+
+    /// Removes a file that was made, if it still has its name.
+    fn remove(&self, name: &OsStr, file: &File) {
+        let found = statat(&self.directory, name, AtFlags::SYMLINK_NOFOLLOW);
+        let is_it = |found: &Stat| {
+            fstat(file).is_ok_and(|it| (it.st_dev, it.st_ino) == (found.st_dev, found.st_ino))
+        };
+        if found.is_ok_and(|found| is_it(&found)) {
+            unlinkat(&self.directory, name, AtFlags::empty()).ok();
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! Who a thread is and what it may do. The kernel keeps it by thread, and so do we.
 
 use bincode::{Decode, Encode};
+use pagetide_kernel::acting::Actor;
 use pagetide_kernel::ptrace::ThreadId;
 
 use crate::kernel_state::ask::Question;
@@ -45,6 +46,16 @@ pub struct Credentials {
 }
 
 impl Credentials {
+    /// As whom the thread opens files.
+    pub(crate) fn as_actor(&self) -> Actor {
+        Actor {
+            users: [self.uids[1], self.uids[3]],
+            groups: [self.gids[1], self.gids[3]],
+            supplementary: self.groups.clone(),
+            capabilities: self.effective,
+        }
+    }
+
     /// All but `securebits`, which the thread itself has to ask.
     pub(super) fn from_status(status: &Status) -> Self {
         let capabilities = |key| {

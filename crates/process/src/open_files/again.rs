@@ -1,10 +1,11 @@
 //! Opening a file another time, through a descriptor of it, and setting status flags.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl, fstat, open};
+use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl, open};
 use rustix::io::{Errno, Result};
+
+use crate::opener::{Found, OpenError};
 
 /// What open(2) may be given again. The flags that create or empty files are not among them, and O_ASYNC comes last of all.
 const FLAGS_OF_OPEN: u32 = OFlags::ACCMODE.bits()
@@ -39,18 +40,17 @@ pub(crate) fn open_again(file: impl AsFd, status_flags: u32) -> Result<OwnedFd> 
     Ok(fresh)
 }
 
-/// The same for a file that `path` led to a moment ago. O_NOFOLLOW stays among the status flags, and cannot be given along with
-/// a path of `/proc`; a description that has it is opened by its path, which has to lead to the same file still (ESTALE).
-pub(crate) fn open_again_at(file: impl AsFd, path: &Path, status_flags: u32) -> Result<OwnedFd> {
-    if status_flags & OFlags::NOFOLLOW.bits() == 0 {
-        return open_again(file, status_flags);
-    }
-    let flags = flags_of_open(status_flags) | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let fresh = open(path, flags, Mode::empty())?;
-    let (known, found) = (fstat(file)?, fstat(&fresh)?);
-    if (known.st_dev, known.st_ino) != (found.st_dev, found.st_ino) {
-        return Err(Errno::STALE);
-    }
+/// The same for a file that was found by its path, as the process would. O_NOFOLLOW stays among the status flags; a
+/// description that has it is opened by its path, which has to lead to the same file still (ESTALE).
+pub(crate) fn open_found(
+    found: &Found,
+    status_flags: u32,
+) -> std::result::Result<OwnedFd, OpenError> {
+    let flags = flags_of_open(status_flags).difference(OFlags::PATH);
+    let fresh = match status_flags & OFlags::NOFOLLOW.bits() {
+        0 => found.open(flags)?,
+        _ => found.open_not_following(flags)?,
+    };
     set_flags(&fresh, status_flags)?;
     Ok(fresh)
 }

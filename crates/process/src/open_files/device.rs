@@ -6,8 +6,9 @@ use bincode::{Decode, Encode};
 use rustix::fs::{FileType, major, minor};
 
 use crate::blocker::Blocker;
+use crate::opener::Opener;
 
-use super::again::open_again;
+use super::again::open_found;
 use super::foreign::Foreign;
 use super::path::{self, FilePath};
 use super::refused;
@@ -38,16 +39,18 @@ pub(crate) fn read(foreign: &Foreign) -> Result<DeviceState, Blocker> {
     })
 }
 
-pub(crate) fn reopen(state: &DeviceState, status_flags: u32) -> Result<OwnedFd, ReopenError> {
-    let (file, stat) = path::open_path(&state.path, FileType::CharacterDevice)?;
-    if (major(stat.st_rdev), minor(stat.st_rdev)) != state.number {
+pub(crate) fn reopen(
+    state: &DeviceState,
+    status_flags: u32,
+    opener: &Opener,
+) -> Result<OwnedFd, ReopenError> {
+    let found = path::find(&state.path, None, FileType::CharacterDevice, opener)?;
+    let number = found.stat.st_rdev;
+    if (major(number), minor(number)) != state.number {
         return Err(ReopenError::changed(
             &state.path,
             "it is another device now",
         ));
     }
-    open_again(file, status_flags).map_err(|source| ReopenError::Open {
-        path: state.path.as_path().to_owned(),
-        source,
-    })
+    open_found(&found, status_flags).map_err(|error| ReopenError::opening(&state.path, error))
 }

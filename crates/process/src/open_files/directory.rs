@@ -7,8 +7,9 @@ use bincode::{Decode, Encode};
 use rustix::fs::{FileType, stat};
 
 use crate::blocker::Blocker;
+use crate::opener::Opener;
 
-use super::again::{open_again_at, seek};
+use super::again::{open_found, seek};
 use super::foreign::Foreign;
 use super::path::{self, PathIdentity};
 use super::reopen::ReopenError;
@@ -29,13 +30,18 @@ pub(crate) fn read(foreign: &Foreign) -> Result<DirectoryState, Blocker> {
     })
 }
 
-pub(crate) fn reopen(state: &DirectoryState, status_flags: u32) -> Result<OwnedFd, ReopenError> {
+pub(crate) fn reopen(
+    state: &DirectoryState,
+    status_flags: u32,
+    opener: &Opener,
+) -> Result<OwnedFd, ReopenError> {
     let failed = |source| ReopenError::Open {
         path: state.at.path.as_path().to_owned(),
         source,
     };
-    let (path, _) = path::open_path(&state.at.path, FileType::Directory)?;
-    let directory = open_again_at(path, state.at.path.as_path(), status_flags).map_err(failed)?;
+    let found = state.at.find(FileType::Directory, opener)?;
+    let directory = open_found(&found, status_flags);
+    let directory = directory.map_err(|error| ReopenError::opening(&state.at.path, error))?;
     seek(&directory, state.position).map_err(failed)?;
     Ok(directory)
 }
@@ -72,6 +78,12 @@ pub(crate) fn of_process(pid: i32, name: &str) -> Result<PathIdentity, Blocker> 
 }
 
 /// Opens a directory for a process to stand in.
-pub(crate) fn reopen_for_process(at: &PathIdentity) -> Result<OwnedFd, ReopenError> {
-    Ok(path::open_path(&at.path, FileType::Directory)?.0)
+pub(crate) fn reopen_for_process(
+    at: &PathIdentity,
+    opener: &Opener,
+) -> Result<OwnedFd, ReopenError> {
+    let found = at.find(FileType::Directory, opener)?;
+    let entered = found.check_enter();
+    entered.map_err(|error| ReopenError::opening(&at.path, error))?;
+    Ok(found.into_path())
 }

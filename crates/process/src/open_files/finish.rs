@@ -6,6 +6,8 @@ use std::io;
 use pagetide_kernel::descriptor_owner::{OwnerKind, set_owner, set_signal};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
+use crate::opener::Openers;
+
 use super::reopen::{ReopenError, Reopened};
 use super::{Kind, OpenFiles};
 
@@ -17,9 +19,10 @@ impl OpenFiles {
     pub fn finish(
         &self,
         reopened: &Reopened,
+        openers: &Openers,
         pid_now: &dyn Fn(i32) -> Option<i32>,
     ) -> Result<(), ReopenError> {
-        self.seal_objects(reopened)?;
+        self.seal_objects(reopened, openers)?;
         let all_keep = self
             .tables
             .iter()
@@ -62,9 +65,10 @@ impl OpenFiles {
 }
 
 impl OpenFiles {
-    fn seal_objects(&self, reopened: &Reopened) -> Result<(), ReopenError> {
+    fn seal_objects(&self, reopened: &Reopened, openers: &Openers) -> Result<(), ReopenError> {
         let mut done = HashSet::new();
-        for (description, file) in self.descriptions.iter().zip(&reopened.descriptions) {
+        let all = self.descriptions.iter().zip(&reopened.descriptions);
+        for (index, (description, file)) in all.enumerate() {
             let (Kind::Object(state), Some(file)) = (&description.kind, file) else {
                 continue;
             };
@@ -73,7 +77,7 @@ impl OpenFiles {
                 continue;
             };
             if done.insert(state.object) {
-                object.seal(file)?;
+                object.seal(file, self.opener_of(index, openers))?;
             }
         }
         Ok(())

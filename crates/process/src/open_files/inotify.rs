@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bincode::{Decode, Encode};
 use pagetide_kernel::file_handle::{HANDLE_BYTES_MAX, open_path};
@@ -14,6 +15,7 @@ use rustix::fs::{FileType, Mode, OFlags, fstat, inotify, makedev, open};
 use rustix::io::{Errno, ioctl_fionread};
 
 use crate::blocker::Blocker;
+use crate::opener::Opener;
 
 use super::again::set_flags;
 use super::foreign::Foreign;
@@ -167,6 +169,7 @@ pub(crate) fn reopen(
     state: &InotifyState,
     status_flags: u32,
     choices: &ReopenChoices,
+    opener: &Opener,
 ) -> Result<OwnedFd, ReopenError> {
     let failed = |source: Errno| ReopenError::Make {
         what: String::from("a set of watches of files"),
@@ -175,8 +178,8 @@ pub(crate) fn reopen(
     let group = inotify::init(inotify::CreateFlags::CLOEXEC).map_err(failed)?;
     for watch in &state.watches {
         let wanted = FileType::from_raw_mode(watch.file_type);
-        let file = match path::open_path(&watch.at.path, wanted) {
-            Ok((file, _)) => file,
+        let found = match watch.at.find(wanted, opener) {
+            Ok(found) => found,
             Err(ReopenError::Open {
                 source: Errno::NOENT | Errno::NOTDIR,
                 ..
@@ -191,9 +194,11 @@ pub(crate) fn reopen(
         };
         pagetide_kernel::inotify::set_next_watch(&group, watch.number)
             .map_err(|error| failed(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
-        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         let mask = inotify::WatchFlags::from_bits_retain(watch.mask);
-        let number = inotify::add_watch(&group, path, mask).map_err(failed)?;
+        let copy = rustix::io::fcntl_dupfd_cloexec(&group, 0).map_err(failed)?;
+        let copy = Arc::new(copy);
+        let number = found.by_link(move |link| inotify::add_watch(&*copy, link, mask));
+        let number = number.map_err(|error| ReopenError::opening(&watch.at.path, error))?;
         if number != watch.number {
             // Two watches of what was two files are now of one.
             accept(

@@ -1,6 +1,6 @@
 //! Descriptors that refer to processes of the snapshot: opened by each process for itself, once all of them are there.
 
-use rustix::fs::OFlags;
+use rustix::fs::{OFlags, ResolveFlags};
 
 use crate::system_calls::SystemCalls;
 
@@ -12,14 +12,16 @@ use super::{Kind, OpenFiles};
 
 /// System calls by number: `asm/unistd_64.h`.
 mod number {
-    pub(super) const OPEN: i64 = 2;
     pub(super) const CLOSE: i64 = 3;
     pub(super) const LSEEK: i64 = 8;
     pub(super) const FCNTL: i64 = 72;
     pub(super) const PIDFD_OPEN: i64 = 434;
+    pub(super) const OPENAT2: i64 = 437;
 }
 
 const F_DUPFD_CLOEXEC: u64 = 1030;
+/// No others go with O_PATH: openat2(2).
+const FLAGS_WITH_PATH: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 /// PIDFD_THREAD is O_EXCL, PIDFD_NONBLOCK is O_NONBLOCK: `pidfd_open(2)`.
 const FLAGS_OF_PIDFD: u32 = OFlags::NONBLOCK.bits() | OFlags::EXCL.bits();
 
@@ -127,9 +129,20 @@ impl Placing<'_> {
     ) -> Result<i32, ReopenError> {
         let result = match (&file.kind, file.path(pid)) {
             (ProcessFileKind::Proc { .. }, Some(mut path)) => {
-                let flags = u64::from(flags_of_open(status_flags).bits());
-                let args = |address| [address, flags, 0, 0, 0, 0];
-                self.calls.call_with(number::OPEN, &mut path, &args)
+                // struct open_how: flags, mode, resolve. Behind it the path.
+                let flags = flags_of_open(status_flags);
+                let flags = match flags.contains(OFlags::PATH) {
+                    true => flags.intersection(FLAGS_WITH_PATH),
+                    false => flags,
+                };
+                let flags = u64::from(flags.bits());
+                let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+                let how = [flags, 0, resolve.bits()].map(u64::to_ne_bytes);
+                let mut bytes = how.concat();
+                let length = bytes.len() as u64;
+                bytes.append(&mut path);
+                let args = |address| [0, address + length, address, length, 0, 0];
+                self.calls.call_with(number::OPENAT2, &mut bytes, &args)
             }
             _ => {
                 let flags = u64::from(status_flags & FLAGS_OF_PIDFD);

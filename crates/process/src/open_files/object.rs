@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
 
 use bincode::{Decode, Encode};
 use rustix::fs::{
@@ -14,6 +15,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::blocker::Blocker;
+use crate::opener::{OpenError, Opener};
 
 use super::again::{open_again, seek};
 use super::content::{self, ContentError, Run};
@@ -197,7 +199,11 @@ impl StoredObject {
     }
 
     /// The file again, as a descriptor through which others are opened.
-    pub(crate) fn make(&self, choices: &ReopenChoices) -> Result<OwnedFd, ReopenError> {
+    pub(crate) fn make(
+        &self,
+        choices: &ReopenChoices,
+        opener: &Opener,
+    ) -> Result<OwnedFd, ReopenError> {
         let failed = |source: Errno| ReopenError::Make {
             what: self.name(),
             source,
@@ -216,13 +222,14 @@ impl StoredObject {
                 device: self.device,
                 inode: self.inode,
             })?;
-        let file = self.create().map_err(failed)?;
+        let file = self.create(opener)?;
         content::write(&file, self.size_bytes, content).map_err(failed)?;
-        self.dress(&file).map_err(failed)?;
+        self.dress(&file, opener).map_err(failed)?;
         Ok(file)
     }
 
-    fn create(&self) -> Result<OwnedFd, Errno> {
+    /// By the process's own rights. What is to belong to somebody else afterwards can never get a name.
+    fn create(&self, opener: &Opener) -> Result<OwnedFd, ReopenError> {
         match &self.origin {
             ObjectOrigin::Memfd {
                 name,
@@ -230,19 +237,32 @@ impl StoredObject {
                 ..
             } => {
                 let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-                memfd_create(name.as_slice(), flags | memfd::huge_pages(*huge_page_bytes))
+                let flags = flags | memfd::huge_pages(*huge_page_bytes);
+                let made = memfd_create(name.as_slice(), flags);
+                made.map_err(|source| ReopenError::Make {
+                    what: self.name(),
+                    source,
+                })
             }
             ObjectOrigin::Deleted { directory } => {
-                let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-                let mode = Mode::RUSR | Mode::WUSR;
-                // The directory may be gone, or its file system not know files without names.
-                open(directory.as_path(), flags, mode).or_else(|_| open("/tmp", flags, mode))
+                let make = |at: &Path| opener.create_nameless(at, self.is_own(opener));
+                // The directory may be gone or closed, or its file system not know files without names.
+                let made = make(directory.as_path()).or_else(|error| match error {
+                    OpenError::Kernel(_) => make(Path::new("/tmp")),
+                    error => Err(error),
+                });
+                made.map_err(|error| ReopenError::opening(directory, error))
             }
         }
     }
 
+    /// True if the process could have made it as it was.
+    fn is_own(&self, opener: &Opener) -> bool {
+        opener.user() == 0 || (self.uid, self.gid) == (opener.user(), opener.group())
+    }
+
     /// Puts owner, permissions and seals on memory that the caller has made, by any descriptor of it.
-    pub(crate) fn seal(&self, file: &OwnedFd) -> Result<(), ReopenError> {
+    pub(crate) fn seal(&self, file: &OwnedFd, opener: &Opener) -> Result<(), ReopenError> {
         let failed = |source: Errno| ReopenError::Make {
             what: self.name(),
             source,
@@ -250,18 +270,25 @@ impl StoredObject {
         // A descriptor that only reads may not seal.
         let link = format!("/proc/self/fd/{}", file.as_raw_fd());
         let writable = open(link, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
-        self.dress(&writable.map_err(failed)?).map_err(failed)
+        let writable = writable.map_err(failed)?;
+        self.dress(&writable, opener).map_err(failed)
     }
 
-    /// Owner, permissions and seals.
-    fn dress(&self, file: &OwnedFd) -> Result<(), Errno> {
+    /// Owner, permissions and seals. A program with the rights of its owner is made of what a process has written only if
+    /// that is its own user's.
+    fn dress(&self, file: &OwnedFd, opener: &Opener) -> Result<(), Errno> {
+        const RIGHTS_OF_OWNER: u32 = 0o6000;
+        let mode = match self.is_own(opener) {
+            true => self.mode,
+            false => self.mode & !RIGHTS_OF_OWNER,
+        };
         let now = fstat(file)?;
         if (now.st_uid, now.st_gid) != (self.uid, self.gid) {
             let (user, group) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
             fchown(file, Some(user), Some(group))?;
         }
-        if now.st_mode & 0o7777 != self.mode {
-            fchmod(file, Mode::from_raw_mode(self.mode))?;
+        if now.st_mode & 0o7777 != mode {
+            fchmod(file, Mode::from_raw_mode(mode))?;
         }
         match &self.origin {
             ObjectOrigin::Memfd { seals, .. } if *seals != 0 => {

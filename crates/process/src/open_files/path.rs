@@ -1,15 +1,15 @@
 //! Files by path: whether a path leads to a file, and descriptors opened with O_PATH.
 
 use std::ffi::OsStr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use bincode::{Decode, Encode};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, open, statat};
-use rustix::io::Errno;
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, open, statat};
 
 use crate::blocker::Blocker;
+use crate::opener::{FileIdentity, Found, Opener};
 
 use super::foreign::Foreign;
 use super::reopen::ReopenError;
@@ -102,17 +102,32 @@ pub(crate) fn read(foreign: &Foreign) -> Result<PathState, Blocker> {
     })
 }
 
-/// Opens what a path leads to with O_PATH, if it is a file of this type. A link at its end is not followed.
-pub(crate) fn open_path(path: &FilePath, wanted: FileType) -> Result<(OwnedFd, Stat), ReopenError> {
-    let failed = |source: Errno| ReopenError::Open {
-        path: path.as_path().to_owned(),
-        source,
-    };
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let file = open(path.as_path(), flags, Mode::empty()).map_err(failed)?;
-    let stat = fstat(&file).map_err(failed)?;
-    if FileType::from_raw_mode(stat.st_mode) == wanted {
-        Ok((file, stat))
+impl PathIdentity {
+    /// Which file it led to.
+    pub fn file(&self) -> FileIdentity {
+        FileIdentity {
+            device: self.device,
+            inode: self.inode,
+        }
+    }
+
+    /// Looks it up, if it is a file of this type. A link at its end is not followed.
+    pub(crate) fn find(&self, wanted: FileType, opener: &Opener) -> Result<Found, ReopenError> {
+        find(&self.path, Some(self.file()), wanted, opener)
+    }
+}
+
+/// Looks up what a path leads to, if it is a file of this type. A link at its end is not followed.
+pub(crate) fn find(
+    path: &FilePath,
+    was: Option<FileIdentity>,
+    wanted: FileType,
+    opener: &Opener,
+) -> Result<Found, ReopenError> {
+    let found = opener.find(path.as_path(), was);
+    let found = found.map_err(|error| ReopenError::opening(path, error))?;
+    if found.kind() == wanted {
+        Ok(found)
     } else {
         Err(ReopenError::changed(
             path,
@@ -121,21 +136,22 @@ pub(crate) fn open_path(path: &FilePath, wanted: FileType) -> Result<(OwnedFd, S
     }
 }
 
-pub(crate) fn reopen(state: &PathState, status_flags: u32) -> Result<OwnedFd, ReopenError> {
+pub(crate) fn reopen(
+    state: &PathState,
+    status_flags: u32,
+    opener: &Opener,
+) -> Result<OwnedFd, ReopenError> {
     let wanted = FileType::from_raw_mode(state.file_type);
-    let (file, _) = open_path(&state.at.path, wanted)?;
+    let found = state.at.find(wanted, opener)?;
     let own = OFlags::DIRECTORY | OFlags::NOFOLLOW;
     let flags = OFlags::from_bits_retain(status_flags).intersection(own);
-    if flags == OFlags::NOFOLLOW {
-        return Ok(file);
-    }
-    let path = match flags.contains(OFlags::NOFOLLOW) {
-        true => state.at.path.as_path().to_owned(),
-        false => format!("/proc/self/fd/{}", file.as_raw_fd()).into(),
+    let flags_of_open = flags | OFlags::PATH | OFlags::CLOEXEC;
+    let opened = if flags == OFlags::NOFOLLOW {
+        return Ok(found.into_path());
+    } else if flags.contains(OFlags::NOFOLLOW) {
+        found.open_not_following(flags_of_open)
+    } else {
+        found.by_link(move |link| open(link, flags_of_open, Mode::empty()))
     };
-    let opened = open(path, flags | OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
-    opened.map_err(|source| ReopenError::Open {
-        path: state.at.path.as_path().to_owned(),
-        source,
-    })
+    opened.map_err(|error| ReopenError::opening(&state.at.path, error))
 }

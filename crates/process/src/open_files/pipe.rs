@@ -15,8 +15,9 @@ use rustix::pipe::{
 };
 
 use crate::blocker::Blocker;
+use crate::opener::Opener;
 
-use super::again::{can_read, can_write, open_again, set_flags};
+use super::again::{can_read, can_write, open_again, open_found, set_flags};
 use super::foreign::Foreign;
 use super::path::{self, PathIdentity};
 use super::refused::file_system;
@@ -212,6 +213,7 @@ pub(crate) fn reopen(
     state: &PipeState,
     ends: &[(usize, &Description)],
     choices: &ReopenChoices,
+    opener: &Opener,
 ) -> Result<Vec<(usize, OwnedFd)>, ReopenError> {
     let what = || match &state.at {
         Some(at) => at.path.to_string(),
@@ -222,7 +224,7 @@ pub(crate) fn reopen(
         source,
     };
     match &state.at {
-        Some(at) => reopen_fifo(state, at, ends, choices, &failed),
+        Some(at) => reopen_fifo(state, at, ends, choices, opener),
         None => reopen_pipe(state, ends).map_err(failed),
     }
 }
@@ -284,10 +286,24 @@ fn reopen_fifo(
     at: &PathIdentity,
     ends: &[(usize, &Description)],
     choices: &ReopenChoices,
-    failed: &dyn Fn(Errno) -> ReopenError,
+    opener: &Opener,
 ) -> Result<Vec<(usize, OwnedFd)>, ReopenError> {
-    let (fifo, _) = path::open_path(&at.path, FileType::Fifo)?;
-    let reader = open_again(&fifo, OFlags::NONBLOCK.bits()).map_err(failed)?;
+    let failed = |source| ReopenError::Make {
+        what: at.path.to_string(),
+        source,
+    };
+    let fifo = at.find(FileType::Fifo, opener)?;
+    let open = |flags| {
+        let opened = open_found(&fifo, flags);
+        opened.map_err(|error| ReopenError::opening(&at.path, error))
+    };
+    // What is in it is asked of a description that the process has, or had.
+    let flags = OFlags::NONBLOCK.bits();
+    let reader = ends.iter().any(|end| can_read(end.1.status_flags));
+    let reader = match reader {
+        true => open(flags)?,
+        false => open_again(&fifo, flags).map_err(failed)?,
+    };
     if ioctl_fionread(&reader).map_err(failed)? > 0 {
         accept(
             ReopenError::changed(&at.path, "something is in it"),
@@ -302,12 +318,12 @@ fn reopen_fifo(
     ordered.sort_by_key(|end| can_write(end.1.status_flags));
     let mut opened = Vec::new();
     for (index, description) in ordered {
-        let file = open_again(&fifo, description.status_flags).map_err(failed)?;
+        let file = open(description.status_flags)?;
         opened.push((index, file));
     }
     if state.ended || !state.content.is_empty() {
         let flags = OFlags::WRONLY | OFlags::NONBLOCK;
-        let writer = open_again(&fifo, flags.bits()).map_err(failed)?;
+        let writer = open(flags.bits())?;
         fill(state, &writer).map_err(failed)?;
     }
     Ok(opened)

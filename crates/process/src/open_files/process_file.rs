@@ -38,6 +38,8 @@ pub enum ProcessFileKind {
 
 /// Longest path inside of `/proc/PID`, in bytes.
 const NAME_BYTES_MAX: usize = 255;
+/// What in there leads elsewhere.
+const LINKS: [&[u8]; 4] = [b"cwd", b"exe", b"root", b"map_files"];
 const ADVICE: &str =
     "let the program close it before the checkpoint, or checkpoint that process, too";
 
@@ -97,7 +99,7 @@ impl ProcessFile {
                 let mut parts = name.split(|byte| *byte == b'/');
                 name.len() <= NAME_BYTES_MAX
                     && !name.contains(&0)
-                    && parts.all(|part| part != b"..")
+                    && parts.all(|part| part != b".." && !LINKS.contains(&part))
             }
         };
         self.pid > 0 && name

@@ -1,6 +1,6 @@
 //! Regular files that their paths lead to.
 //!
-//! A file is opened again by its path. What it must be then depends on what the program may do with it:
+//! A file is opened again by its path, as the process would open it. What it must be then depends on what the program may do with it:
 //!
 //! - *Opened for reading only, or for both without O_APPEND*: size and time of modification must be those of the
 //!   snapshot. What the program remembers of the file, a database of its pages for instance, would be wrong otherwise.
@@ -20,8 +20,9 @@ use rustix::fs::{FileType, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::blocker::Blocker;
+use crate::opener::Opener;
 
-use super::again::{can_read, open_again, open_again_at, seek};
+use super::again::{can_read, open_again, open_found, seek};
 use super::foreign::Foreign;
 use super::path::{self, PathIdentity};
 use super::refused::file_system;
@@ -58,6 +59,7 @@ pub(crate) fn reopen(
     state: &FileState,
     status_flags: u32,
     choices: &ReopenChoices,
+    opener: &Opener,
 ) -> Result<Option<OwnedFd>, ReopenError> {
     let path = &state.at.path;
     let failed = |source| ReopenError::Open {
@@ -69,14 +71,14 @@ pub(crate) fn reopen(
         seek(&file, state.position).map_err(failed)?;
         return Ok(Some(file));
     }
-    let file = match path::open_path(path, FileType::RegularFile) {
-        Ok((file, stat)) => {
+    let found = match state.at.find(FileType::RegularFile, opener) {
+        Ok(found) => {
             if !state.made_up
-                && let Some(what) = difference(state, status_flags, &stat)
+                && let Some(what) = difference(state, status_flags, &found.stat)
             {
                 accept(ReopenError::changed(path, &what), choices)?;
             }
-            file
+            found
         }
         Err(ReopenError::Open {
             source: Errno::NOENT | Errno::NOTDIR,
@@ -91,7 +93,8 @@ pub(crate) fn reopen(
         }
         Err(error) => return Err(error),
     };
-    let file = open_again_at(file, path.as_path(), status_flags).map_err(failed)?;
+    let file = open_found(&found, status_flags);
+    let file = file.map_err(|error| ReopenError::opening(path, error))?;
     seek(&file, state.position).map_err(failed)?;
     Ok(Some(file))
 }

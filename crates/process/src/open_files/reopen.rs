@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 
 use crate::blocker::Blocker;
+use crate::opener::{OpenError, Opener, Openers};
 use crate::remote_error::RemoteCallError;
 
 use super::again::set_flags;
@@ -34,6 +35,8 @@ pub struct ReopenChoices {
     pub objects: HashMap<(u64, u64), OwnedFd>,
     /// What becomes of TCP connections.
     pub tcp: TcpChoice,
+    /// As whom the files of each process are opened.
+    pub openers: Openers,
     /// Standard streams that led out of the snapshot lead to `/dev/null`, and not where this program's own do.
     pub without_streams: bool,
 }
@@ -85,6 +88,14 @@ pub enum ReopenError {
         /// What the kernel said.
         #[source]
         source: Errno,
+    },
+    /// A file was found, and is not to be opened.
+    #[error("{path} {source}")]
+    NotOpened {
+        /// The path in the snapshot.
+        path: PathBuf,
+        /// Why not.
+        source: OpenError,
     },
     /// A file is not what it was.
     #[error(
@@ -172,8 +183,17 @@ impl ReopenError {
         match self {
             Self::Blocked { .. } | Self::FileChanged { .. } | Self::Locked { .. } => true,
             Self::Open { source, .. } => matches!(*source, Errno::NOENT | Errno::NOTDIR),
+            Self::NotOpened { source, .. } => !matches!(source, OpenError::Act { .. }),
             Self::Socket(error) => error.is_refusal(),
             _ => false,
+        }
+    }
+
+    pub(crate) fn opening(path: &FilePath, error: OpenError) -> Self {
+        let path = path.as_path().to_owned();
+        match error {
+            OpenError::Kernel(source) => Self::Open { path, source },
+            source => Self::NotOpened { path, source },
         }
     }
 
@@ -214,8 +234,10 @@ impl OpenFiles {
         set_locks(self, &descriptions)?;
         let mut directories = Vec::with_capacity(self.tables.len());
         for table in &self.tables {
+            let opener = choices.openers.of(table.pid);
             let open = |at: Option<&PathIdentity>| {
-                let directory = at.map(directory::reopen_for_process).transpose()?;
+                let directory = at.map(|at| directory::reopen_for_process(at, opener));
+                let directory = directory.transpose()?;
                 directory
                     .map(|directory| reopening.raise(directory))
                     .transpose()
@@ -252,6 +274,12 @@ impl OpenFiles {
         Ok(())
     }
 
+    /// As whom a description is opened: the first process that has it.
+    pub(crate) fn opener_of<'a>(&self, description: usize, openers: &'a Openers) -> &'a Opener {
+        let first = self.first_table_with(description);
+        openers.of(first.map_or(0, |index| self.tables[index].pid))
+    }
+
     /// The first number that no process wants.
     fn floor(&self, at_least: i32) -> i32 {
         let numbers = self
@@ -283,33 +311,46 @@ impl Reopening<'_> {
     /// Everything but pipes, which come later.
     fn open_all(&mut self) -> Result<Vec<Option<OwnedFd>>, ReopenError> {
         let mut opened = Vec::with_capacity(self.files.descriptions.len());
-        for description in &self.files.descriptions {
-            let file = self.open(description)?;
+        for (index, description) in self.files.descriptions.iter().enumerate() {
+            let opener = self.files.opener_of(index, &self.choices.openers);
+            let file = self.open(description, opener)?;
             opened.push(file.map(|file| self.raise(file)).transpose()?);
         }
         Ok(opened)
     }
 
-    fn open(&mut self, description: &Description) -> Result<Option<OwnedFd>, ReopenError> {
+    fn open(
+        &mut self,
+        description: &Description,
+        opener: &Opener,
+    ) -> Result<Option<OwnedFd>, ReopenError> {
         let flags = description.status_flags;
         let file = match &description.kind {
             Kind::Closed | Kind::Process(_) | Kind::Pipe(_) | Kind::Socket(_) => return Ok(None),
-            Kind::File(state) => return regular::reopen(state, flags, self.choices),
+            Kind::File(state) => return regular::reopen(state, flags, self.choices, opener),
             Kind::StandardStream(_) if self.choices.without_streams => {
                 terminal::reopen_as_nothing(flags)?
             }
+            Kind::StandardStream(stream) if !terminal::may_have(*stream, opener) => {
+                self.notes.push(format!(
+                    "standard stream {} leads to /dev/null: the terminal of pagetide is not that of user {}",
+                    stream.number,
+                    opener.user()
+                ));
+                terminal::reopen_as_nothing(flags)?
+            }
             Kind::StandardStream(stream) => terminal::reopen_standard(*stream, flags)?,
-            Kind::Directory(state) => directory::reopen(state, flags)?,
-            Kind::Path(state) => path::reopen(state, flags)?,
-            Kind::Object(state) => return self.open_object(*state, flags),
+            Kind::Directory(state) => directory::reopen(state, flags, opener)?,
+            Kind::Path(state) => path::reopen(state, flags, opener)?,
+            Kind::Object(state) => return self.open_object(*state, flags, opener),
             Kind::Eventfd(state) => eventfd::reopen(state, flags)?,
             Kind::Epoll(_) => epoll::reopen()?,
             Kind::Timerfd(state) => timerfd::reopen(state, flags)?,
             Kind::Signalfd(state) => signalfd::reopen(state, flags)?,
-            Kind::Inotify(state) => inotify::reopen(state, flags, self.choices)?,
-            Kind::Device(state) => device::reopen(state, flags)?,
+            Kind::Inotify(state) => inotify::reopen(state, flags, self.choices, opener)?,
+            Kind::Device(state) => device::reopen(state, flags, opener)?,
             Kind::Terminal(state) => {
-                let (file, other) = terminal::reopen(state, flags)?;
+                let (file, other) = terminal::reopen(state, flags, opener)?;
                 if other {
                     let path = &state.path;
                     self.notes
@@ -325,13 +366,14 @@ impl Reopening<'_> {
         &mut self,
         state: super::ObjectUse,
         status_flags: u32,
+        opener: &Opener,
     ) -> Result<Option<OwnedFd>, ReopenError> {
         // The place is checked where bytes become open files; one that was made otherwise and is wrong stays closed.
         let Some(object) = self.files.objects.get(state.object as usize) else {
             return Ok(None);
         };
         if !self.objects.contains_key(&state.object) {
-            let made = object.make(self.choices)?;
+            let made = object.make(self.choices, opener)?;
             self.objects.insert(state.object, made);
         }
         let made = &self.objects[&state.object];
@@ -346,7 +388,9 @@ impl Reopening<'_> {
                     |(_, one)| matches!(&one.kind, Kind::Pipe(end) if end.pipe as usize == number),
                 )
                 .collect();
-            for (index, file) in pipe::reopen(state, &ends, self.choices)? {
+            let first = ends.first().map_or(usize::MAX, |end| end.0);
+            let opener = self.files.opener_of(first, &self.choices.openers);
+            for (index, file) in pipe::reopen(state, &ends, self.choices, opener)? {
                 opened[index] = Some(self.raise(file)?);
             }
         }
@@ -365,7 +409,8 @@ impl Reopening<'_> {
             accepted: self.choices.accepted.iter().cloned().collect(),
             tcp: self.choices.tcp,
         };
-        let (sockets, made) = reopen_sockets(&states, &choices)
+        let opener_of = |index| self.files.opener_of(index, &self.choices.openers);
+        let (sockets, made) = reopen_sockets(&states, &choices, &opener_of)
             .map_err(|error| ReopenError::Socket(Box::new(error)))?;
         for ((index, _), socket) in states.iter().zip(sockets) {
             let flags = self.files.descriptions[*index].status_flags;

@@ -4,7 +4,8 @@
 //! other end) are in a restore pagetide's own descriptors of the same number: the program goes on where the restore was started. A
 //! description that several of them share stays shared. Status flags of pagetide's own descriptors are not touched, since others
 //! have them, too: if they differ, the terminal or pipe is opened anew, and a socket stays as it is. A restore that leaves the
-//! program alone gives it `/dev/null` instead.
+//! program alone gives it `/dev/null` instead, and so does one whose terminal belongs to another user than the program's:
+//! whoever has a terminal can type in it.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -16,8 +17,9 @@ use rustix::stdio::{stderr, stdin, stdout};
 use rustix::termios::isatty;
 
 use crate::blocker::Blocker;
+use crate::opener::Opener;
 
-use super::again::{flags_of_open, open_again};
+use super::again::{flags_of_open, open_again, open_found};
 use super::foreign::Foreign;
 use super::path::{self, FilePath};
 use super::reopen::ReopenError;
@@ -111,6 +113,13 @@ pub(crate) fn read(
     })
 }
 
+/// True if it is no terminal, or one that the process's user may have.
+pub(crate) fn may_have(stream: StandardStream, opener: &Opener) -> bool {
+    let own = stream.own();
+    let is_theirs = |owner| opener.user() == 0 || opener.user() == owner;
+    !isatty(own) || fstat(own).is_ok_and(|stat| is_theirs(stat.st_uid))
+}
+
 /// pagetide's own.
 pub(crate) fn reopen_standard(
     stream: StandardStream,
@@ -149,22 +158,25 @@ pub(crate) fn reopen_as_nothing(status_flags: u32) -> Result<OwnedFd, ReopenErro
 pub(crate) fn reopen(
     state: &TerminalState,
     status_flags: u32,
+    opener: &Opener,
 ) -> Result<(OwnedFd, bool), ReopenError> {
     if let Some(stream) = state.standard
         && isatty(stream.own())
+        && may_have(stream, opener)
         && let Ok(file) = open_again(stream.own(), status_flags)
     {
         return Ok((file, false));
     }
-    let found = path::open_path(&state.path, FileType::CharacterDevice);
-    if let Ok((file, stat)) = found
-        && (major(stat.st_rdev), minor(stat.st_rdev)) == state.number
-        && let Ok(file) = open_again(file, status_flags)
+    let found = path::find(&state.path, None, FileType::CharacterDevice, opener);
+    if let Ok(found) = found
+        && (major(found.stat.st_rdev), minor(found.stat.st_rdev)) == state.number
+        && let Ok(file) = open_found(&found, status_flags)
     {
         return Ok((file, false));
     }
     let own = [0, 1, 2].map(StandardStream::new);
-    let own = own.into_iter().find(|stream| isatty(stream.own()));
+    let mut own = own.into_iter();
+    let own = own.find(|stream| isatty(stream.own()) && may_have(*stream, opener));
     let missing = |source| ReopenError::Open {
         path: state.path.as_path().to_owned(),
         source,

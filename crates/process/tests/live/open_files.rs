@@ -9,8 +9,8 @@ use std::path::Path;
 use pagetide_kernel::kcmp::compare_files;
 use pagetide_kernel::spawn::{Fate, Seed, spawn};
 use pagetide_process::{
-    Blocker, Descriptor, Kind, OpenFiles, ProcessIdentity, ReopenChoices, ReopenError, Reopened,
-    StoppedProcess,
+    Blocker, Descriptor, Kind, OpenFiles, Openers, ProcessIdentity, ReopenChoices, ReopenError,
+    Reopened, StoppedProcess,
 };
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use tempfile::TempDir;
@@ -261,7 +261,9 @@ impl Restored {
                 .unwrap();
             calls.finish().unwrap();
         }
-        files.finish(&reopened, &pid_now).unwrap();
+        files
+            .finish(&reopened, &Openers::default(), &pid_now)
+            .unwrap();
         restored
     }
 }

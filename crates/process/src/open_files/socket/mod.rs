@@ -17,6 +17,7 @@
 
 mod blockers;
 mod diag;
+mod file;
 mod groups;
 mod options;
 mod place;
@@ -34,7 +35,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::BorrowedFd;
 
-pub(crate) use place::Files as SocketFiles;
+pub(crate) use file::Files as SocketFiles;
 pub(crate) use read::read_sockets;
 pub(crate) use reopen::{let_go, reopen_sockets};
 pub use state::SocketState;

@@ -1,26 +1,25 @@
 //! Where the name of a Unix socket leads, and giving a socket its name there.
 //!
-//! A path need not lead to the socket any more: the name of an accepted connection is that of the listening socket, and
-//! files are removed and replaced. Such a name is given in a directory of our own that counts as the root directory for a moment, so that
-//! the socket has its name and no file is touched.
+//! A socket is given its name, whatever that is, in a directory of our own that counts as the root directory for a moment, by a
+//! thread that acts as the process. Where no file is wanted, as for an accepted connection, which has the name of the
+//! listening socket, nothing of it stays. Where one is, see `file`.
 
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, chown, chroot};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{PermissionsExt, chroot};
+use std::path::Path;
 use std::rc::Rc;
 
 use pagetide_kernel::file_context::unshare_file_context;
-use pagetide_kernel::socket::{bind, connect};
-use rustix::fs::Mode;
-use rustix::process::umask;
+use rustix::fs::{Mode, OFlags, open};
+use rustix::process::fchdir;
 use tempfile::TempDir;
 
-use super::options::Shape;
-use super::state::SocketFile;
+use super::file::Nest;
+use crate::opener::Opener;
 
 /// Longest name: the field `sun_path`.
 const NAME_BYTES_MAX: usize = 108;
@@ -41,118 +40,82 @@ pub(super) fn address_of(name: &[u8]) -> Option<Vec<u8>> {
 pub(super) enum Place {
     /// Anywhere: the name is abstract.
     Anywhere,
-    /// From this directory.
-    Directory(PathBuf),
     /// From this root directory.
-    Root(Rc<TempDir>),
+    Apart(Rc<Apart>),
+    /// From this root directory, in which the socket's file waits for its place.
+    Nest(Rc<Nest>),
+}
+
+/// A directory of which nothing stays.
+pub(super) struct Apart {
+    root: OwnedFd,
+    opener: Opener,
+    /// Nobody else can enter it.
+    _outside: TempDir,
 }
 
 impl Place {
     /// A place in which `name` can be given to a socket whatever files there are.
-    pub(super) fn apart(name: &[u8]) -> io::Result<Self> {
+    pub(super) fn apart(name: &[u8], opener: &Opener) -> io::Result<Self> {
         if name.first().is_none_or(|first| *first == 0) {
             return Ok(Self::Anywhere);
         }
-        let root = tempfile::Builder::new().prefix("pagetide-").tempdir()?;
-        let place = Self::Root(Rc::new(root));
-        let path = Path::new(OsStr::from_bytes(name));
-        place.enter(|| path.parent().map_or(Ok(()), fs::create_dir_all))?;
+        let outside = tempfile::Builder::new().prefix("pagetide-").tempdir()?;
+        let inside = outside.path().join("root");
+        fs::create_dir(&inside)?;
+        let root = open_directory(&inside)?;
+        // The process makes directories and the file of its socket in there.
+        let all = fs::Permissions::from_mode(0o777);
+        fs::File::open(&inside)?.set_permissions(all)?;
+        let place = Self::Apart(Rc::new(Apart {
+            root,
+            opener: opener.clone(),
+            _outside: outside,
+        }));
+        place.enter(|| make_parents(name))?;
         Ok(place)
     }
 
-    /// Runs `work` in a thread for which names lead from here.
+    /// Runs `work` in a thread for which names lead from here, and which acts as the process.
     pub(super) fn enter<T: Send>(
         &self,
         work: impl FnOnce() -> io::Result<T> + Send,
     ) -> io::Result<T> {
-        let (directory, is_root) = match self {
-            Self::Anywhere => return work(),
-            Self::Directory(directory) => (directory.as_path(), false),
-            Self::Root(root) => (root.path(), true),
-        };
-        std::thread::scope(|scope| {
-            let thread = std::thread::Builder::new().spawn_scoped(scope, || {
-                unshare_file_context()?;
-                if is_root {
-                    chroot(directory)?;
-                    std::env::set_current_dir("/")?;
-                } else {
-                    std::env::set_current_dir(directory)?;
-                }
-                work()
-            })?;
-            thread
-                .join()
-                .unwrap_or_else(|_| Err(io::Error::other("the thread has failed")))
-        })
+        match self {
+            Self::Anywhere => work(),
+            Self::Apart(apart) => enter(&apart.root, &apart.opener, work),
+            Self::Nest(nest) => nest.enter(work),
+        }
     }
 }
 
-/// Files made for sockets, which are removed again unless they are to be kept. One in whose place was a stale one stays, stale.
-#[derive(Debug, Default)]
-pub(crate) struct Files {
-    made: Vec<PathBuf>,
+/// The directories that a name leads through.
+pub(super) fn make_parents(name: &[u8]) -> io::Result<()> {
+    let path = Path::new(OsStr::from_bytes(name));
+    path.parent().map_or(Ok(()), fs::create_dir_all)
 }
 
-impl Files {
-    pub(crate) fn keep(mut self) {
-        self.made.clear();
-    }
+pub(super) fn open_directory(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(open(path, flags, Mode::empty())?)
+}
 
-    /// Binds `socket` to the path `name` as it was. A stale file of a socket nobody listens on is replaced. EADDRINUSE if
-    /// another socket is there, or a file that is none.
-    pub(super) fn bind(
-        &mut self,
-        socket: BorrowedFd<'_>,
-        shape: Shape,
-        name: &[u8],
-        file: &SocketFile,
-    ) -> io::Result<Place> {
-        let address = address_of(name).ok_or(io::ErrorKind::InvalidData)?;
-        let directory = PathBuf::from(OsStr::from_bytes(&file.directory));
-        let path = directory.join(OsStr::from_bytes(name));
-        let place = Place::Directory(directory);
-        let bound = &mut self.made;
-        place.enter(|| {
-            let was_there = remove_stale(&path, shape, &address)?;
-            // The mask is this thread's own, as is the directory.
-            let before = umask(Mode::from_raw_mode(!file.mode & 0o777));
-            let result = bind(socket, &address);
-            umask(before);
-            result?;
-            if !was_there {
-                bound.push(path.clone());
-            }
-            let [user, group] = file.owner;
-            chown(&path, Some(user), Some(group))
+/// Runs `work` in a thread whose root and current directory are `root`, and which acts as the process.
+pub(super) fn enter<T: Send>(
+    root: &OwnedFd,
+    opener: &Opener,
+    work: impl FnOnce() -> io::Result<T> + Send,
+) -> io::Result<T> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, || {
+            unshare_file_context()?;
+            fchdir(root.as_fd())?;
+            chroot(".")?;
+            opener.assume()?;
+            work()
         })?;
-        Ok(place)
-    }
-}
-
-impl Drop for Files {
-    fn drop(&mut self) {
-        for path in &self.made {
-            // A failed restore has an error of its own to tell.
-            let _ = fs::remove_file(path);
-        }
-    }
-}
-
-/// True if there was one.
-fn remove_stale(path: &Path, shape: Shape, address: &[u8]) -> io::Result<bool> {
-    match fs::symlink_metadata(path) {
-        Ok(found) if found.file_type().is_socket() => {}
-        // Nothing there, or something that is not to be touched, of which bind(2) tells.
-        _ => return Ok(false),
-    }
-    let probe = shape.open()?;
-    rustix::io::ioctl_fionbio(&probe, true)?;
-    match connect(probe.as_fd(), address) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map(|()| true)
-        }
-        // Somebody is there: bind(2) will say that the address is in use.
-        _ => Ok(false),
-    }
+        thread
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the thread has failed")))
+    })
 }

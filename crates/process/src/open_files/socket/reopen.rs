@@ -6,10 +6,15 @@ use pagetide_kernel::socket::bind;
 use pagetide_kernel::socket_option::SocketOption;
 use rustix::fs::{Gid, Uid, fchown, fstat};
 
+use crate::opener::Opener;
+
+use super::file::Files;
 use super::options::{KeptOption, Shape};
-use super::place::Files;
 use super::state::{NetlinkSocket, SocketKind, SocketState, TcpRole};
 use super::{SocketChoices, SocketError, TcpChoice, tcp_reopen, udp, unix_reopen};
+
+/// As whom the socket of a number is opened.
+pub(crate) type OpenerOf<'a> = dyn Fn(usize) -> &'a Opener + 'a;
 
 /// Opens sockets in this process, close-on-exec, in the given order; each comes with the number by which the caller
 /// knows it. All that [`super::read_sockets`] gave for the tree have to be there but those the caller closes: a connection to one
@@ -24,6 +29,7 @@ use super::{SocketChoices, SocketError, TcpChoice, tcp_reopen, udp, unix_reopen}
 pub(crate) fn reopen_sockets(
     states: &[(usize, &SocketState)],
     choices: &SocketChoices,
+    opener_of: &OpenerOf<'_>,
 ) -> Result<(Vec<OwnedFd>, Files), SocketError> {
     for (_, state) in states {
         if let Some(blocker) = choices.refused(state).next() {
@@ -31,7 +37,7 @@ pub(crate) fn reopen_sockets(
         }
     }
     let mut slots: Vec<Option<OwnedFd>> = states.iter().map(|_| None).collect();
-    let files = unix_reopen::reopen(states, &mut slots)?;
+    let files = unix_reopen::reopen(states, &mut slots, opener_of)?;
     // Whoever listens comes first: a connection that uses the same port can be added to it, but not the other way round.
     for (slot, (index, state)) in slots.iter_mut().zip(states) {
         match &state.kind {

@@ -13,6 +13,7 @@ use super::{
     ForeignSocket, SocketChoices, SocketError, TcpChoice, let_go, read_sockets, reopen_sockets,
 };
 use crate::blocker::Blocker;
+use crate::opener::Opener;
 
 /// The sockets as those of this process, but numbered from 3.
 fn read(sockets: &[&OwnedFd]) -> Vec<Result<SocketState, Blocker>> {
@@ -67,9 +68,14 @@ fn settled(mut states: Vec<SocketState>) -> Vec<SocketState> {
     states
 }
 
+fn opener() -> &'static Opener {
+    static OWN: std::sync::OnceLock<Opener> = std::sync::OnceLock::new();
+    OWN.get_or_init(Opener::default)
+}
+
 fn reopen(states: &[SocketState], choices: &SocketChoices) -> Result<Vec<OwnedFd>, SocketError> {
     let states: Vec<_> = states.iter().enumerate().collect();
-    let (sockets, files) = reopen_sockets(&states, choices)?;
+    let (sockets, files) = reopen_sockets(&states, choices, &|_| opener())?;
     files.keep();
     if choices.tcp == TcpChoice::Restore {
         for ((index, state), socket) in states.iter().zip(&sockets) {

@@ -2,17 +2,28 @@
 //! done after the next one.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
 
 use pagetide_kernel::socket::{bind, connect, send};
+use rustix::fs::FileType;
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, Shutdown, SocketFlags, SocketType, accept_with, listen, shutdown, socketpair,
 };
 
+use crate::opener::Opener;
+
 use super::SocketError;
+use super::file::{Files, Nest, plain};
 use super::options::{Shape, widen};
-use super::place::{Files, Place, address_of};
+use super::place::{Place, address_of};
+use super::reopen::OpenerOf;
 use super::state::{Message, SocketKind, SocketState, UnixForm, UnixRole, UnixSocket};
 use super::unix::name_of;
 
@@ -24,6 +35,7 @@ struct Item<'a> {
     index: usize,
     state: &'a SocketState,
     unix: &'a UnixSocket,
+    opener: &'a Opener,
     socket: Option<OwnedFd>,
     /// Where its name leads to it; `None` as long as it has none.
     place: Option<Place>,
@@ -63,6 +75,13 @@ impl Item<'_> {
     fn shape(&self) -> Shape {
         shape(self.unix.form)
     }
+
+    /// For messages: where it gets its name.
+    fn binding(&self) -> String {
+        let name = &self.unix.name;
+        let shown = name.strip_prefix(&[0]).unwrap_or(name);
+        format!("bind to \"{}\"", shown.escape_ascii())
+    }
 }
 
 fn shape(form: UnixForm) -> Shape {
@@ -82,6 +101,7 @@ fn shape(form: UnixForm) -> Shape {
 pub(super) fn reopen(
     states: &[(usize, &SocketState)],
     slots: &mut [Option<OwnedFd>],
+    opener_of: &OpenerOf<'_>,
 ) -> Result<Files, SocketError> {
     let mut items = Vec::new();
     let mut positions = Vec::new();
@@ -92,6 +112,7 @@ pub(super) fn reopen(
                 index: *index,
                 state,
                 unix,
+                opener: opener_of(*index),
                 socket: None,
                 place: None,
                 partner: Partner::None,
@@ -110,7 +131,7 @@ pub(super) fn reopen(
     for item in &mut items {
         item.state
             .set_options(item.index, item.socket()?, |_| true)?;
-        name(item, &mut files)?;
+        name(item)?;
     }
     for item in &items {
         fill(item, &items)?;
@@ -120,6 +141,13 @@ pub(super) fn reopen(
     }
     for item in &mut items {
         end(item)?;
+    }
+    // Last of all: from here on others can see them.
+    for item in &items {
+        if let Some(Place::Nest(nest)) = &item.place {
+            let published = files.publish(nest, item.shape());
+            published.map_err(item.failed(&item.binding()))?;
+        }
     }
     for (position, item) in positions.into_iter().zip(items) {
         item.state.set_buffers(item.index, item.socket()?)?;
@@ -161,7 +189,7 @@ fn create(
                     && partner.unix.form == unix.form;
                 if mutual {
                     let names = [&unix.name, &partner.unix.name];
-                    let [one, two] = pair(unix.form, names).map_err(failed)?;
+                    let [one, two] = pair(unix.form, names, item.opener).map_err(failed)?;
                     items[at].socket = Some(one);
                     items[at].partner = Partner::Item(other);
                     items[other].socket = Some(two);
@@ -180,14 +208,15 @@ fn create(
         items[at].socket = Some(socket);
         return Ok(());
     }
-    let [socket, ghost] = pair(unix.form, [&unix.name, &unix.peer_name]).map_err(failed)?;
+    let names = [&unix.name, &unix.peer_name];
+    let [socket, ghost] = pair(unix.form, names, item.opener).map_err(failed)?;
     items[at].socket = Some(socket);
     items[at].partner = Partner::Ghost(ghost);
     Ok(())
 }
 
 /// Two connected sockets; of streams and packets with these names.
-fn pair(form: UnixForm, [one, two]: [&Vec<u8>; 2]) -> io::Result<[OwnedFd; 2]> {
+fn pair(form: UnixForm, [one, two]: [&Vec<u8>; 2], opener: &Opener) -> io::Result<[OwnedFd; 2]> {
     if form == UnixForm::Datagram || (one.is_empty() && two.is_empty()) {
         let form = SocketType::from_raw(shape(form).form.cast_unsigned());
         let (one, two) = socketpair(AddressFamily::UNIX, form, SocketFlags::CLOEXEC, None)?;
@@ -195,23 +224,27 @@ fn pair(form: UnixForm, [one, two]: [&Vec<u8>; 2]) -> io::Result<[OwnedFd; 2]> {
     }
     // The side with a name was accepted by a listening socket with that name.
     if one.is_empty() {
-        let [two, one] = connection(form, [two, one])?;
+        let [two, one] = connection(form, [two, one], opener)?;
         Ok([one, two])
     } else {
-        connection(form, [one, two])
+        connection(form, [one, two], opener)
     }
 }
 
 /// A connection whose accepted side is the first.
-fn connection(form: UnixForm, [accepted, other]: [&Vec<u8>; 2]) -> io::Result<[OwnedFd; 2]> {
+fn connection(
+    form: UnixForm,
+    [accepted, other]: [&Vec<u8>; 2],
+    opener: &Opener,
+) -> io::Result<[OwnedFd; 2]> {
     let address = address_of(accepted).ok_or(io::ErrorKind::InvalidData)?;
     let listener = shape(form).open()?;
     let client = shape(form).open()?;
     if !other.is_empty() {
         let address = address_of(other).ok_or(io::ErrorKind::InvalidData)?;
-        Place::apart(other)?.enter(|| bind(&client, &address))?;
+        Place::apart(other, opener)?.enter(|| bind(&client, &address))?;
     }
-    Place::apart(accepted)?.enter(|| {
+    Place::apart(accepted, opener)?.enter(|| {
         bind(&listener, &address)?;
         listen(&listener, 1)?;
         connect(&client, &address)
@@ -221,16 +254,16 @@ fn connection(form: UnixForm, [accepted, other]: [&Vec<u8>; 2]) -> io::Result<[O
 }
 
 /// Gives it its name, and lets it listen.
-fn name(item: &mut Item<'_>, files: &mut Files) -> Result<(), SocketError> {
+fn name(item: &mut Item<'_>) -> Result<(), SocketError> {
     let unix = item.unix;
     let connected = !matches!(item.partner, Partner::None) && unix.form != UnixForm::Datagram;
     if !unix.name.is_empty() && !connected {
         let address = item.address()?;
-        let shown = unix.name.strip_prefix(&[0]).unwrap_or(&unix.name);
-        let failed = item.failed(&format!("bind to \"{}\"", shown.escape_ascii()));
+        let failed = item.failed(&item.binding());
         let place = match &unix.file {
-            Some(file) => files.bind(item.socket()?, item.shape(), &unix.name, file),
-            None => Place::apart(&unix.name).and_then(|place| {
+            Some(file) => Nest::bind(item.socket()?, &unix.name, file, item.opener)
+                .map(|nest| Place::Nest(Rc::new(nest))),
+            None => Place::apart(&unix.name, item.opener).and_then(|place| {
                 let socket = item.socket.as_ref();
                 let socket = socket.ok_or(io::ErrorKind::InvalidData)?;
                 place.enter(|| bind(socket, &address))?;
@@ -335,7 +368,26 @@ fn reach(
     let shown = name.strip_prefix(&[0]).unwrap_or(name);
     let failed = item.failed(&format!("connect to \"{}\"", shown.escape_ascii()));
     let socket = item.socket()?;
+    if item.unix.role == UnixRole::PeerByName && name.first() != Some(&0) {
+        return reach_outside(socket, name, item.opener).map_err(failed);
+    }
     place.enter(|| connect(socket, &address)).map_err(failed)
+}
+
+/// Connects to the socket that a path leads to, as the process would.
+fn reach_outside(socket: BorrowedFd<'_>, name: &[u8], opener: &Opener) -> io::Result<()> {
+    let path = Path::new(OsStr::from_bytes(name));
+    let found = opener.find(path, None).map_err(plain)?;
+    if found.kind() != FileType::Socket {
+        return Err(io::ErrorKind::ConnectionRefused.into());
+    }
+    let socket = Arc::new(socket.try_clone_to_owned()?);
+    let connected = found.by_link(move |link| {
+        let address = address_of(link.as_bytes()).ok_or(Errno::INVAL)?;
+        let connected = connect(&*socket, &address);
+        connected.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+    });
+    connected.map_err(plain)
 }
 
 /// Shuts down what was, and closes the other end if it was closed.

@@ -11,7 +11,7 @@ use rustix::event::PollFlags;
 use super::super::options::Shape;
 use super::super::read::events;
 use super::super::state::{SocketKind, SocketState, TcpRole, UdpSocket as UdpState};
-use super::{back, options_of, read, read_whole, reopen, reopen_sockets};
+use super::{back, opener, options_of, read, read_whole, reopen, reopen_sockets};
 use crate::open_files::socket::{SocketChoices, TcpChoice};
 
 fn option(level: i32, number: i32) -> SocketOption {
@@ -173,7 +173,7 @@ fn a_connection_whose_end_vanished_goes_on() {
         vanish(client);
         // Of one that was opened and does not go on, as in a restore that fails, the peer hears nothing.
         let unheard: Vec<_> = states.iter().enumerate().collect();
-        drop(reopen_sockets(&unheard, &SocketChoices::default()).expect("sockets"));
+        drop(reopen_sockets(&unheard, &SocketChoices::default(), &|_| opener()).expect("sockets"));
         let client = back(&states).remove(0);
         assert!(!is_repaired(&client));
         same_options(&options_of(&client), &options);
