@@ -55,9 +55,10 @@ torture-own: setup
 	$(CARGO) build --release --locked -p pagetide-torture
 	target/release/torture --own --seed $(or $(SEED),1) --seconds $(or $(SECONDS),600)
 
-## endure   the long form of the end-to-end tests: many more epochs and kills
+## endure   the long form of the end-to-end tests: many more epochs and kills, and a minute of races
 endure: setup
 	PAGETIDE_EPOCHS=$${PAGETIDE_EPOCHS:-1000} PAGETIDE_KILLS=$${PAGETIDE_KILLS:-1000} \
+		PAGETIDE_RACE_SECONDS=$${PAGETIDE_RACE_SECONDS:-60} \
 		$(CARGO) test --release --locked -p pagetide-tests -- --nocapture
 
 ## fuzz     the decoder and the chain, one minute each (needs a nightly toolchain and cargo-fuzz)

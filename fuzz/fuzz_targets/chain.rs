@@ -5,10 +5,18 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use pagetide_kernel::counted_memory::CountedMemory;
 use pagetide_pages::{PageCount, PageIndex, PageRange, PageSize};
 use pagetide_snapshot::*;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// Counts what is allocated: no input may make it much.
+#[global_allocator]
+static MEMORY: CountedMemory = CountedMemory::new();
+
+/// Metadata may be 64 MiB long, and is held packed, unpacked and decoded.
+const MOST_BYTES: usize = 256 << 20;
 
 const PAGES: u64 = 32;
 const PAGE_BYTES: usize = 512;
@@ -236,4 +244,6 @@ fuzz_target!(|input: &[u8]| {
         check(view, model);
         check(&store.view(view.id()).expect("a view"), model);
     }
+    let peak = MEMORY.take_peak();
+    assert!(peak < MOST_BYTES, "{peak} bytes were allocated at once");
 });

@@ -4,9 +4,17 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use pagetide_kernel::counted_memory::CountedMemory;
 use pagetide_pages::{PageIndex, PageRange, PageSize};
 use pagetide_snapshot::*;
 use std::sync::{Arc, LazyLock};
+
+/// Counts what is allocated: no input may make it much.
+#[global_allocator]
+static MEMORY: CountedMemory = CountedMemory::new();
+
+/// Metadata may be 64 MiB long, and is held packed, unpacked and decoded.
+const MOST_BYTES: usize = 256 << 20;
 
 const STORE: &str = "pagetide-store";
 const SNAPSHOT: &str = "snapshots/0000000001.snap";
@@ -118,4 +126,6 @@ fuzz_target!(|input: &[u8]| {
         })
     });
     assert!(!report.ok || read.is_ok(), "what is sound can be read");
+    let peak = MEMORY.take_peak();
+    assert!(peak < MOST_BYTES, "{peak} bytes were allocated at once");
 });

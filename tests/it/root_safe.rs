@@ -2,6 +2,8 @@
 //! not: by whatever its paths have been made to lead to since the snapshot.
 
 mod forbidden_calls;
+mod inherited;
+mod memory;
 mod race;
 
 use crate::bad::{fails, is_root};
@@ -9,6 +11,7 @@ use pagetide_tests::{Outcome, Scratch, Subject, compiled, pagetide};
 use std::collections::BTreeMap;
 use std::fs::{self, File, FileTimes, Permissions};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, lchown, symlink};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -124,6 +127,9 @@ impl Owned {
         assert!(found >= 6, "{found}");
         let socket = fs::symlink_metadata(self.work.join("socket")).expect("its socket");
         assert!(socket.file_type().is_socket() && socket.uid() == OTHER);
+        let stream = UnixStream::connect(self.work.join("socket")).expect("connect");
+        let peer = rustix::net::sockopt::socket_peercred(&stream).expect("who listens");
+        assert_eq!(peer.uid.as_raw(), OTHER);
     }
 }
 
@@ -378,9 +384,9 @@ fn what_is_allowed_is_where_paths_lead() {
     // Root's link is followed.
     symlink(&aside, &work).expect("make a link");
     let base = work.parent().and_then(Path::parent).expect("a directory");
-    let [program, log, place] = ["program", "log", "place"].map(|name| base.join(name));
-    let words =
-        [&program, &log, &place].map(|path| path.to_str().expect("a plain path").to_owned());
+    let names = ["program", "log", "output", "place"];
+    let text = |name| base.join(name).to_str().expect("a plain path").to_owned();
+    let words = names.map(text);
     let mut all = vec!["--allow", "/usr", "--allow", "/dev"];
     words.iter().for_each(|path| all.extend(["--allow", path]));
     let leads = format!("leads to {}", aside.display());

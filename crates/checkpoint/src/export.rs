@@ -46,7 +46,7 @@ pub fn write_region(
     out: &File,
     offset: u64,
 ) -> Result<(), ExportError> {
-    let end = offset + page_size.bytes_of(region.pages.count());
+    let end = offset.saturating_add(page_size.bytes_of(region.pages.count()));
     let length = out.metadata().map(|metadata| metadata.len());
     let extended = length.and_then(|length| out.set_len(length.max(end)));
     extended.map_err(|source| ExportError::Write {

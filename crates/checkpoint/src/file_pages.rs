@@ -40,7 +40,7 @@ impl FileHashes {
         let mut buffer = vec![0; SIZE.bytes_of(AT_ONCE) as usize];
         let mut hashed = Vec::new();
         for &range in wanted.within(whole).ranges() {
-            let mut hashes = Vec::with_capacity(range.count().0 as usize);
+            let mut hashes = Vec::new();
             for piece in range.pieces(AT_ONCE) {
                 let bytes = &mut buffer[..SIZE.bytes_of(piece.count()) as usize];
                 if read_exactly(file, bytes, SIZE.address_of(piece.start())).is_err() {

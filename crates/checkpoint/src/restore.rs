@@ -12,6 +12,7 @@ mod birth;
 mod build;
 mod fill;
 mod inherit;
+mod journal;
 mod lazy;
 mod made;
 mod mappings;
@@ -38,7 +39,7 @@ use pagetide_process::{
     Blocker, KernelStateApplyError, NewProcess, OPEN_FILES_ATTACHMENT, OpenFiles,
     OpenFilesDecodeError, Openers, RebuildError, RemoteCallError, ReopenChoices, ReopenError,
     ResumeError, StateDecodeError, StopOptions, StoppedProcess, TcpChoice, ThreadState,
-    kernel_mappings_of,
+    enter_control_groups, kernel_mappings_of,
 };
 use pagetide_snapshot::{ReadError, SnapshotId, Store, View};
 pub use paths::paths_of;
@@ -89,6 +90,14 @@ pub enum RestoreError {
     Vdso {
         /// The snapshot.
         id: SnapshotId,
+    },
+    /// It says something of a process that is true of none.
+    #[error("snapshot {id} is of no process that there can be: {what}")]
+    Impossible {
+        /// The snapshot.
+        id: SnapshotId,
+        /// What.
+        what: String,
     },
     /// A number that the process had belongs to another.
     #[error("the number {pid} that a process or thread of the snapshot had belongs to {owner} now")]
@@ -198,6 +207,7 @@ impl RestoreError {
                     | RestoreError::Blocked { .. }
                     | RestoreError::File { .. }
                     | RestoreError::Vdso { .. }
+                    | RestoreError::Impossible { .. }
                     | RestoreError::Taken { .. }
                     | RestoreError::Session { .. }
                     | RestoreError::MemoryOnly { .. }
@@ -247,6 +257,8 @@ pub struct Restored {
     pub first_instruction: Duration,
     /// Why what is written from now on is not tracked, if it is not: the next snapshot is full then.
     pub not_tracked: Option<String>,
+    /// What is otherwise than it was, for people.
+    pub notes: Vec<String>,
     /// With [`RestoreOptions::lazy`]: the memory that still comes. If this program ends before all is there, the processes are
     /// killed.
     pub filling: Option<Filling>,
@@ -353,6 +365,14 @@ pub fn restore(
     };
     let born = Born::bear(view, &plans, options.new_pid)?;
     drop(inherited);
+    let mut notes = std::mem::take(&mut reopened.notes);
+    notes.extend(born.notes());
+    for plan in &plans {
+        notes.extend(enter_control_groups(
+            born.now(plan.pid),
+            &plan.kernel.cgroups,
+        ));
+    }
     let lazy = options.lazy.then(|| Lazy::new(store, view)).transpose()?;
     let mut building = Building {
         lazy: lazy.as_ref(),
@@ -429,6 +449,7 @@ pub fn restore(
         restored_pages,
         first_instruction,
         not_tracked,
+        notes,
         filling,
     })
 }

@@ -15,6 +15,9 @@ use std::time::Duration;
                   cannot be handled); 130 and 143 after SIGINT and SIGTERM."
 )]
 pub struct Arguments {
+    /// The most memory that pagetide itself may take (64M, 2G); what does not fit is refused
+    #[arg(long, global = true, value_name = "SIZE", value_parser = memory_size)]
+    pub memory_limit: Option<u64>,
     #[command(subcommand)]
     pub command: Command,
 }
@@ -410,6 +413,17 @@ fn size(text: &str) -> Result<u64, String> {
     size.ok_or_else(|| "a size is a number of bytes, or one with a unit: 64K, 512M, 1G".to_owned())
 }
 
+/// Less than this does not suffice for anything.
+const LEAST_MEMORY: u64 = 32 << 20;
+
+/// A size that a program can do with.
+fn memory_size(text: &str) -> Result<u64, String> {
+    match size(text)? {
+        bytes if bytes >= LEAST_MEMORY => Ok(bytes),
+        _ => Err("the least limit is 32M".to_owned()),
+    }
+}
+
 /// Clocks overflow at some length; this one is long enough for anybody.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -442,6 +456,15 @@ mod tests {
                 let place = format!("{} {}", subcommand.get_name(), argument.get_id());
                 assert!(argument.get_help().is_some(), "{place} has no help text");
             }
+        }
+    }
+
+    #[test]
+    fn memory_sizes() {
+        assert_eq!(memory_size("64M"), Ok(64 << 20));
+        assert_eq!(memory_size("2g"), Ok(2 << 30));
+        for wrong in ["", "M", "-1G", "1.5G", "31M", "99999999999G"] {
+            assert!(memory_size(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -173,7 +173,11 @@ fn is_refusal(cause: Cause<'_>) -> bool {
         )
         || matches!(
             cause.downcast_ref(),
-            Some(ReadError::NoSuchSnapshot { .. } | ReadError::Future { .. })
+            Some(
+                ReadError::NoSuchSnapshot { .. }
+                    | ReadError::Future { .. }
+                    | ReadError::TooLarge { .. }
+            )
         )
         || cause.downcast_ref().is_some_and(refuses_to_stop)
         || cause.downcast_ref().is_some_and(refuses_calls)
@@ -329,6 +333,7 @@ fn store_advice(cause: Cause<'_>) -> Option<&'static str> {
     }
     match cause.downcast_ref()? {
         ReadError::NoSuchSnapshot { .. } => Some("`pagetide log` lists the snapshots"),
+        ReadError::TooLarge { .. } => Some("raise --memory-limit"),
         ReadError::Damaged { .. } => Some("`pagetide verify` names all damage"),
         ReadError::Future { .. } => Some(NEWER),
         _ => None,

@@ -13,10 +13,19 @@ mod shown;
 mod signals;
 
 use clap::Parser;
+use pagetide_kernel::counted_memory::CountedMemory;
 use std::process::ExitCode;
+
+#[global_allocator]
+static MEMORY: CountedMemory = CountedMemory::new();
 
 fn main() -> ExitCode {
     let arguments = args::Arguments::parse();
+    if let Some(bytes) = arguments.memory_limit {
+        // What can be refused with a reason is refused by the libraries, before this has to end the program.
+        pagetide_snapshot::limit_memory(bytes);
+        MEMORY.limit(usize::try_from(bytes).unwrap_or(usize::MAX));
+    }
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::from_env("PAGETIDE_LOG"))
         .with_writer(std::io::stderr)

@@ -9,7 +9,6 @@
 #![allow(unsafe_code)]
 
 use std::ffi::c_long;
-use std::fs;
 use std::io;
 
 use nix::libc;
@@ -42,24 +41,32 @@ struct CapabilityHeader {
 type CapabilityWords = [[u32; 3]; 2];
 
 impl Actor {
-    /// Who the calling thread is.
+    /// Who the calling thread is. Asked of the kernel by calls: a thread may have another root directory, without `/proc`.
     pub fn own() -> io::Result<Actor> {
-        let status = fs::read_to_string("/proc/thread-self/status")?;
-        let words = |key: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(key));
-            line.unwrap_or("").split_whitespace()
-        };
-        let number = |key, at| words(key).nth(at).and_then(|word| word.parse().ok());
-        let ids = |key| Some([number(key, 1)?, number(key, 3)?]);
-        let capabilities = words("CapEff:").next();
-        let capabilities = capabilities.and_then(|word| u64::from_str_radix(word, 16).ok());
-        let groups = words("Groups:").map(str::parse);
-        let incomplete = || io::Error::other("/proc/thread-self/status is incomplete");
+        let mut ids = [[0u32; 3]; 2];
+        for (call, ids) in [libc::SYS_getresuid, libc::SYS_getresgid]
+            .into_iter()
+            .zip(&mut ids)
+        {
+            let [real, effective, saved] = ids;
+            // SAFETY: each pointer leads to a number that outlives the call.
+            let got = unsafe {
+                libc::syscall(call, &raw mut *real, &raw mut *effective, &raw mut *saved)
+            };
+            check(got)?;
+        }
+        // SAFETY: with a length of 0 the pointer is not used.
+        let count = unsafe { libc::syscall(libc::SYS_getgroups, 0, std::ptr::null_mut::<u32>()) };
+        check(count)?;
+        let mut supplementary = vec![0u32; usize::try_from(count).unwrap_or(0)];
+        // SAFETY: the pointer leads to `count` numbers; if there are more groups now, the call fails.
+        let got = unsafe { libc::syscall(libc::SYS_getgroups, count, supplementary.as_mut_ptr()) };
+        check(got)?;
         Ok(Actor {
-            users: ids("Uid:").ok_or_else(incomplete)?,
-            groups: ids("Gid:").ok_or_else(incomplete)?,
-            supplementary: groups.collect::<Result<_, _>>().unwrap_or_default(),
-            capabilities: capabilities.ok_or_else(incomplete)?,
+            users: [ids[0][1], id_for_files(libc::SYS_setfsuid)],
+            groups: [ids[1][1], id_for_files(libc::SYS_setfsgid)],
+            supplementary,
+            capabilities: word_of(capabilities()?, 0),
         })
     }
 
@@ -102,13 +109,19 @@ impl Actor {
     }
 }
 
-/// These two calls tell no error: they return what held before.
+/// The id that one of these two calls sets. They return what held before, and nothing changes if they are given an id that is
+/// nobody's.
+fn id_for_files(call: c_long) -> u32 {
+    // SAFETY: the call takes a number only.
+    let now = unsafe { libc::syscall(call, SAME) };
+    u32::try_from(now & c_long::from(u32::MAX)).unwrap_or(u32::MAX)
+}
+
+/// These calls tell no error either.
 fn set_for_files(call: c_long, id: u32) -> io::Result<()> {
     // SAFETY: the call takes a number only.
     unsafe { libc::syscall(call, c_long::from(id)) };
-    // SAFETY: the call takes a number only; this one is nobody's, so that nothing changes.
-    let now = unsafe { libc::syscall(call, SAME) };
-    match now == c_long::from(id) {
+    match id_for_files(call) == id {
         true => Ok(()),
         false => Err(io::Error::from_raw_os_error(libc::EPERM)),
     }
@@ -152,6 +165,7 @@ fn check(result: c_long) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     #[test]

@@ -144,9 +144,20 @@ impl AttachedSegment {
     /// A copy of all that it holds.
     pub fn to_vec(&self) -> Vec<u8> {
         let mut bytes = vec![0; self.length];
-        // SAFETY: both ranges are `length` bytes long; the segment stays attached as long as `self` lives, and the vector is new.
-        unsafe { std::ptr::copy_nonoverlapping(self.address, bytes.as_mut_ptr(), self.length) };
+        self.read_at(0, &mut bytes);
         bytes
+    }
+
+    /// Fills `buffer` with what it holds from `offset` on; what lies past the end stays as it is.
+    pub fn read_at(&self, offset: usize, buffer: &mut [u8]) {
+        let length = buffer.len().min(self.length.saturating_sub(offset));
+        if length > 0 {
+            // SAFETY: `offset` is inside the segment, which stays attached as long as `self` lives.
+            let from = unsafe { self.address.add(offset) };
+            // SAFETY: both ranges are `length` bytes long, the one just checked to end inside the segment; nobody else in
+            // this process has the segment, so they do not overlap.
+            unsafe { std::ptr::copy_nonoverlapping(from, buffer.as_mut_ptr(), length) };
+        }
     }
 
     /// Writes `bytes` from `offset` on. What would lie past the end is left out.

@@ -70,12 +70,16 @@ pub enum SpawnError {
 }
 
 /// Steps that may fail, by their number in a report.
-const STEPS: [&str; 4] = [
+const STEPS: [&str; 5] = [
     "",
     "make a process",
     "begin a session",
     "let a process be killed with its maker",
+    "begin a session keyring",
 ];
+
+/// `KEYCTL_JOIN_SESSION_KEYRING` of keyctl(2): a new one, if no name is given.
+const JOIN_SESSION_KEYRING: libc::c_int = 1;
 
 /// What a new process tells of itself, in one write to a pipe.
 #[repr(C)]
@@ -130,6 +134,7 @@ fn each<'a>(seed: &'a Seed, visit: &mut impl FnMut(&'a Seed)) {
 /// Makes the processes of a tree. Their numbers come back in the order of the seeds, a parent before its
 /// children; those that end at once are among them. On a failure all are killed and the first is reaped.
 ///
+/// The first begins a session keyring, which is that of the others, too: the keys of whoever made them are not theirs.
 /// They are killed when the calling *thread* ends (prctl(2), PR_SET_PDEATHSIG), so whoever wants to keep one has to
 /// take that from it. All descriptors of this process are theirs, too, close-on-exec or not.
 pub fn spawn(seed: &Seed) -> Result<Vec<i32>, SpawnError> {
@@ -271,6 +276,9 @@ impl Birth {
         if seed.leads_session && unsafe { libc::setsid() } == -1 {
             self.fail(number, 2);
         }
+        if number == 0 {
+            self.begin_keyring();
+        }
         let mut next = number + 1;
         for child in &seed.children {
             if let Err(errno) = own.give(child, next) {
@@ -296,6 +304,22 @@ impl Birth {
                 // The signal is not one that kills.
                 end(128 + signal)
             }
+        }
+    }
+
+    /// Where keyrings are unknown (ENOSYS) or a filter forbids them (EPERM), nobody can look into ours either.
+    fn begin_keyring(self) {
+        // SAFETY: the call takes a number and a pointer that may be null.
+        let begun = unsafe {
+            libc::syscall(
+                libc::SYS_keyctl,
+                JOIN_SESSION_KEYRING,
+                std::ptr::null::<libc::c_char>(),
+            )
+        };
+        let errno = io::Error::last_os_error().raw_os_error();
+        if begun == -1 && !matches!(errno, Some(libc::ENOSYS | libc::EPERM)) {
+            self.fail(0, 4);
         }
     }
 

@@ -6,7 +6,7 @@
 //!
 //! Not here: registers, extended state and signal masks (see [`crate::ThreadState`]), mappings and the addresses of
 //! `PR_SET_MM_MAP`, descriptors, directories, session and process group. Not known, because the kernel tells nobody:
-//! keyrings, `mlockall(MCL_FUTURE)`, whether a timer was set to a point in time, overruns that a program has yet to ask
+//! keys in keyrings, `mlockall(MCL_FUTURE)`, whether a timer was set to a point in time, overruns that a program has yet to ask
 //! for.
 
 mod apply;
@@ -63,7 +63,7 @@ pub struct KernelState {
     pub limits: Vec<ResourceLimit>,
     /// What is on or off for the whole process.
     pub switches: ProcessSwitches,
-    /// `/proc/PID/cgroup`, for people: a restore leaves the process in the control groups of its maker.
+    /// `/proc/PID/cgroup`: see [`crate::enter_control_groups`].
     pub cgroups: String,
     /// The threads, the first one first.
     pub threads: Vec<ThreadKernelState>,

@@ -23,6 +23,7 @@
 //! ```
 
 mod blocker;
+mod control_groups;
 mod descriptors;
 mod examine;
 mod guard;
@@ -52,6 +53,7 @@ mod tracer;
 mod waits;
 
 pub use blocker::Blocker;
+pub use control_groups::enter_control_groups;
 pub use descriptors::{DescriptorError, FileDescriptor};
 pub use examine::{Examined, NoPrivilege, RefusalError, examine, examine_for_reading};
 pub use guard::{Gate, Guard};

@@ -191,7 +191,7 @@ impl Opener {
     /// the file has to be the one it had.
     pub fn find(&self, path: &Path, was: Option<FileIdentity>) -> Result<Found, OpenError> {
         let found = self.look(path, was)?;
-        self.check_allowed(&found.resolved()?)?;
+        self.check_allowed(|| found.resolved())?;
         Ok(found)
     }
 
@@ -232,7 +232,7 @@ impl Opener {
         if found.kind() != FileType::Directory {
             return Err(Errno::NOTDIR.into());
         }
-        self.check_allowed(&found.resolved()?.join(name))?;
+        self.check_allowed(|| Ok(found.resolved()?.join(name)))?;
         Ok((found, name.to_owned()))
     }
 
@@ -283,13 +283,18 @@ impl Opener {
     }
 
     /// `--allow` speaks of where a path leads.
-    fn check_allowed(&self, resolved: &Path) -> Result<(), OpenError> {
+    fn check_allowed(
+        &self,
+        resolve: impl FnOnce() -> Result<PathBuf, Errno>,
+    ) -> Result<(), OpenError> {
         let allowed = &self.inner.allowed;
-        match allowed.is_empty() || is_allowed(resolved, allowed) {
+        if allowed.is_empty() {
+            return Ok(());
+        }
+        let resolved = resolve()?;
+        match is_allowed(&resolved, allowed) {
             true => Ok(()),
-            false => Err(OpenError::NotAllowed {
-                resolved: resolved.to_owned(),
-            }),
+            false => Err(OpenError::NotAllowed { resolved }),
         }
     }
 

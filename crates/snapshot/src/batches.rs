@@ -66,8 +66,10 @@ impl View {
         let Some(page_bytes) = self.spaces().get(space).map(|space| space.page_size.len()) else {
             return Vec::new();
         };
-        let mut pieces: Vec<Piece<'_>> = self.inner.pieces_in(space, wanted.ranges());
-        pieces.retain(|piece| piece.state == PageState::Data);
+        let pieces = self.inner.pieces_in(space, wanted.ranges());
+        let mut pieces: Vec<Piece<'_>> = pieces
+            .filter(|piece| piece.state == PageState::Data)
+            .collect();
         pieces.sort_by_key(|piece| (u32::MAX - piece.layer, piece.frame, piece.pages.start()));
         let same_frame = |a: &Piece<'_>, b: &Piece<'_>| (a.layer, a.frame) == (b.layer, b.frame);
         let batch = |group: &[Piece<'_>]| Batch {

@@ -134,6 +134,18 @@ pub enum ReadError {
         /// What is wrong.
         what: String,
     },
+    /// What has to be held in memory of it does not fit: see [`crate::limit_memory`].
+    #[error(
+        "snapshot {snapshot} has a table of {length_bytes} bytes, which does not fit into the {limit_bytes} bytes of memory that may be used"
+    )]
+    TooLarge {
+        /// Which snapshot.
+        snapshot: SnapshotId,
+        /// How long the table is.
+        length_bytes: u64,
+        /// The limit.
+        limit_bytes: u64,
+    },
     /// The file is of a format, or uses an encoding, that this version does not know.
     #[error("snapshot {snapshot} ({file}) was written by a newer pagetide: {what}")]
     Future {

@@ -8,6 +8,7 @@ use crate::format::metadata::{self, Metadata};
 use crate::format::preamble::PREAMBLE_BYTES;
 use crate::format::{FormatError, damaged};
 use crate::frame::FrameDecoder;
+use crate::memory;
 use crate::model::{SnapshotId, SnapshotInfo, SnapshotKind, Space, StoreId};
 use crate::storage::{Storage, StoredFile};
 use std::io::{self, ErrorKind};
@@ -138,6 +139,13 @@ impl SnapshotFile {
         hash: &[u8; 32],
         what: &str,
     ) -> Result<Vec<u8>, ReadError> {
+        if length > memory::table_bytes() {
+            return Err(ReadError::TooLarge {
+                snapshot: self.id,
+                length_bytes: length,
+                limit_bytes: memory::memory_limit(),
+            });
+        }
         // The header's lengths have been checked against the length of the file.
         let mut bytes = vec![0; length as usize];
         read_at(

@@ -42,6 +42,7 @@ mod frame;
 mod frames;
 mod ingest;
 mod layer;
+mod memory;
 mod model;
 mod options;
 mod read;
@@ -55,6 +56,7 @@ mod writer;
 
 pub use batches::{Batch, BatchReader};
 pub use error::{LockError, OpenError, ReadError, WriteError};
+pub use memory::{limit_memory, memory_limit};
 pub use model::{
     Attachment, Backing, Capture, ContentHash, PageHash, PageState, Protection, Region, Sharing,
     Shown, SnapshotId, SnapshotInfo, SnapshotKind, Space, StoreId,

@@ -3,6 +3,7 @@
 
 use crate::error::ReadError;
 use crate::layer::{FrameReader, io_error};
+use crate::memory;
 use crate::model::{PageHash, PageState};
 use crate::runs::Resolved;
 use crate::view::{Inner, PageContent, View};
@@ -17,6 +18,11 @@ const KEPT_FRAMES_MIN: usize = 8;
 const KEPT_FRAMES_MAX: usize = 256;
 /// Frames of huge pages are large; no more are decoded while those that are kept exceed this.
 const KEPT_BYTES_MAX: usize = 64 << 20;
+
+/// So many pieces are put in order at once, and so many pages of files are handed on at once: what a snapshot says of a
+/// space may be much longer than what it holds.
+const PIECES_AT_ONCE: usize = 1 << 15;
+const FILE_PAGES_AT_ONCE: PageCount = PageCount(256);
 
 /// The frames decoded last, and what is needed to decode more.
 pub struct FrameCache {
@@ -154,6 +160,22 @@ impl View {
     ) -> Result<(), E> {
         let page_bytes = self.checked_space(space)?.page_size.len();
         let mut pieces = self.inner.pieces_in(space, ranges);
+        loop {
+            let batch: Vec<Piece<'_>> = pieces.by_ref().take(PIECES_AT_ONCE).collect();
+            if batch.is_empty() {
+                return Ok(());
+            }
+            self.read_batch(batch, page_bytes, threads, &visit)?;
+        }
+    }
+
+    fn read_batch<E: From<ReadError> + Send>(
+        &self,
+        mut pieces: Vec<Piece<'_>>,
+        page_bytes: usize,
+        threads: usize,
+        visit: &(impl Fn(PageRange, PageContent<'_>) -> Result<(), E> + Sync),
+    ) -> Result<(), E> {
         // Pieces of one frame stand together then, in the order of the files.
         pieces.sort_by_key(|piece| (piece.layer, piece.frame));
         let same_frame = |a: &Piece<'_>, b: &Piece<'_>| {
@@ -170,7 +192,7 @@ impl View {
                 let Some(group) = groups.get(next.fetch_add(1, Ordering::Relaxed)) else {
                     break;
                 };
-                self.visit_group(group, page_bytes, &mut reader, &mut raw, &visit)?;
+                self.visit_group(group, page_bytes, &mut reader, &mut raw, visit)?;
             }
             Ok(())
         };
@@ -247,20 +269,26 @@ impl<'h> Piece<'h> {
 }
 
 impl Inner {
-    /// The hashes of the pages of `run` if they are in a file.
-    fn hashes_of(&self, run: &Resolved) -> &[PageHash] {
+    /// The hashes of these pages of `run` if they are in a file.
+    fn hashes_of(&self, run: &Resolved, pages: PageRange) -> &[PageHash] {
         if run.state != PageState::File {
             return &[];
         }
-        let first = run.ordinal as usize;
+        let first = (run.ordinal + (pages.start().0 - run.pages.start().0)) as usize;
         let hashes = &self.layers[run.layer as usize].index.hashes;
-        &hashes[first..first + run.pages.count().0 as usize]
+        &hashes[first..first + pages.count().0 as usize]
     }
 
     /// The pieces of all pages of `ranges`.
-    pub(crate) fn pieces_in(&self, space: usize, ranges: &[PageRange]) -> Vec<Piece<'_>> {
-        let runs = ranges.iter().flat_map(|&range| self.parts(space, range));
-        runs.flat_map(|run| self.pieces(run)).collect()
+    pub(crate) fn pieces_in<'a>(
+        &'a self,
+        space: usize,
+        ranges: &'a [PageRange],
+    ) -> impl Iterator<Item = Piece<'a>> + 'a {
+        let runs = ranges
+            .iter()
+            .flat_map(move |&range| self.parts(space, range));
+        runs.flat_map(|run| self.pieces(run))
     }
 
     /// `run` cut where frames end.
@@ -272,14 +300,18 @@ impl Inner {
                 return None;
             }
             if run.state != PageState::Data {
-                at = left.end();
+                let pages = match run.state {
+                    PageState::File => left.pieces(FILE_PAGES_AT_ONCE).next()?,
+                    _ => left,
+                };
+                at = pages.end();
                 return Some(Piece {
-                    pages: left,
+                    pages,
                     state: run.state,
                     layer: u32::MAX,
                     frame: 0,
                     position: 0,
-                    hashes: self.hashes_of(&run),
+                    hashes: self.hashes_of(&run, pages),
                 });
             }
             let index = &self.layers[run.layer as usize].index;
@@ -328,7 +360,9 @@ impl Inner {
                 })?),
             };
         let mut raw = Vec::new();
-        while state.frames.len() >= state.capacity || state.bytes > KEPT_BYTES_MAX {
+        while state.frames.len() >= state.capacity
+            || state.bytes > memory::cache_bytes(KEPT_BYTES_MAX)
+        {
             let oldest = state.frames.iter().min_by_key(|(_, (_, used))| *used);
             let oldest = oldest.map(|(&key, _)| key);
             // The buffer of the frame that goes is used again, unless somebody still reads it.
@@ -351,5 +385,5 @@ impl Inner {
 pub fn worker_count(asked: usize, jobs: usize) -> usize {
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     let threads = if asked == 0 { cores() } else { asked };
-    threads.min(jobs)
+    memory::threads(threads).min(jobs)
 }

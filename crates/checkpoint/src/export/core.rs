@@ -50,6 +50,12 @@ pub fn write_core(view: &View, names: &MemberNames, out: &File) -> Result<(), Co
     let state = view.attachment(&names.process).ok_or_else(not_a_process)?;
     let state = ProcessState::from_bytes(state)?;
     let regions = &view.spaces()[space].regions;
+    if regions
+        .iter()
+        .any(|region| SIZE.span_of(region.pages).1 < SIZE.span_of(region.pages).0)
+    {
+        return Err(std::io::Error::from(std::io::ErrorKind::FileTooLarge).into());
+    }
     let notes = notes(&state, regions);
 
     let segments = regions.len() as u64 + 1;
@@ -71,7 +77,10 @@ pub fn write_core(view: &View, names: &MemberNames, out: &File) -> Result<(), Co
         head.extend_from_slice(bytes_of(&load_segment(region, data_at)));
         placed.push((region, data_at));
         if region.capture == Capture::Captured {
-            data_at += SIZE.bytes_of(region.pages.count());
+            let end = data_at.checked_add(SIZE.bytes_of(region.pages.count()));
+            data_at = end
+                .ok_or(std::io::ErrorKind::FileTooLarge)
+                .map_err(std::io::Error::from)?;
         }
     }
     if extended {

@@ -18,6 +18,8 @@ pub(super) struct Born {
     numbers: HashMap<i32, i32>,
     /// They themselves: once one lives, it may end, and its parent may give its number free.
     held: Vec<PidFd>,
+    /// Those that lead a session, and did not.
+    apart: HashSet<i32>,
 }
 
 /// How a process that ended is made to end again.
@@ -46,7 +48,9 @@ impl Born {
             roots: Vec::new(),
             numbers: HashMap::new(),
             held: Vec::new(),
+            apart: HashSet::new(),
         };
+        let terminal = Terminal::own();
         let family = Family {
             processes: &processes,
             plans,
@@ -57,7 +61,11 @@ impl Born {
             .filter(|process| !all.contains(&process.parent))
         {
             let mut order = Vec::new();
-            let seed = family.seed(root, &mut order)?;
+            let mut seed = family.seed(root, &mut order)?;
+            if !seed.leads_session && terminal.is_of_another(family.user(root.pid)) {
+                seed.leads_session = true;
+                born.apart.insert(root.pid);
+            }
             let made = spawn_patiently(&seed).map_err(|error| match error {
                 SpawnError::Taken { pid } => RestoreError::Taken {
                     pid,
@@ -90,6 +98,23 @@ impl Born {
     /// True if the process that had this number is a child of this program now.
     pub fn is_root(&self, then: i32) -> bool {
         self.roots.contains(&self.now(then))
+    }
+
+    /// True if the process that had this number leads a session now, and did not: the terminal of ours is not its user's.
+    pub fn is_apart(&self, then: i32) -> bool {
+        self.apart.contains(&then)
+    }
+
+    /// What is otherwise than it was, for people.
+    pub fn notes(&self) -> Vec<String> {
+        let apart = self.apart.iter();
+        let note = |then| {
+            format!(
+                "process {} leads a session of its own: the terminal of pagetide is not that of its user",
+                self.now(then)
+            )
+        };
+        apart.map(|&then| note(then)).collect()
     }
 
     /// Ends them all. One that was built already does not end with its parent any more.
@@ -139,7 +164,57 @@ struct Family<'a> {
     new_pid: bool,
 }
 
+/// The terminal that controls us, and so whatever is in our session.
+struct Terminal {
+    /// Its owner, if that is known; none if there is no such terminal.
+    owner: Option<Option<u32>>,
+}
+
+impl Terminal {
+    fn own() -> Terminal {
+        let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+        let (_, fields) = stat.rsplit_once(") ").unwrap_or_default();
+        // tty_nr, the seventh; the state is the third.
+        let number: i32 = fields
+            .split(' ')
+            .nth(4)
+            .and_then(|word| word.parse().ok())
+            .unwrap_or(0);
+        let number = number.cast_unsigned();
+        let (major, minor) = (
+            (number >> 8) & 0xfff,
+            (number & 0xff) | ((number >> 12) & 0xf_ff00),
+        );
+        let streams = [
+            rustix::stdio::stdin(),
+            rustix::stdio::stdout(),
+            rustix::stdio::stderr(),
+        ];
+        let owner = || {
+            let stats = streams
+                .iter()
+                .filter_map(|stream| rustix::fs::fstat(stream).ok());
+            let wanted = rustix::fs::makedev(major, minor);
+            let mut found = stats.filter(|stat| stat.st_rdev == wanted);
+            found.next().map(|stat| stat.st_uid)
+        };
+        Terminal {
+            owner: (number != 0).then(owner),
+        }
+    }
+
+    /// True if there is one, and somebody else than this user owns it.
+    fn is_of_another(&self, user: u32) -> bool {
+        user != 0 && self.owner.is_some_and(|owner| owner != Some(user))
+    }
+}
+
 impl Family<'_> {
+    fn user(&self, pid: i32) -> u32 {
+        let plan = self.plans.iter().find(|plan| plan.pid == pid);
+        plan.map_or(0, |plan| plan.state.outside.uids[1])
+    }
+
     fn session(&self, pid: i32) -> Option<i32> {
         let plan = self.plans.iter().find(|plan| plan.pid == pid)?;
         Some(plan.state.outside.sid)

@@ -174,6 +174,8 @@ impl Building<'_> {
         let outside = &plan.state.outside;
         let group = self.born.now(outside.pgid);
         let leads_session = outside.sid == plan.pid;
+        // Whoever leads a session leads its group, too.
+        let leads_session = leads_session || self.born.is_apart(plan.pid);
         if leads_session || !self.born.has(outside.pgid) {
             return Ok(());
         }

@@ -2,6 +2,7 @@
 //! nothing comes of it.
 
 use super::RestoreError;
+use super::journal::Journal;
 use super::objects::Object;
 use pagetide_kernel::shared_memory::{self, AttachedSegment};
 use pagetide_process::Name;
@@ -9,17 +10,20 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, PoisonError};
 
-/// An object that was there already, and what it held where it was overwritten. That takes as much memory.
+/// So many bytes of a segment are copied at once.
+const AT_ONCE: usize = 64 << 10;
+
+/// An object that was there already, and what it held where it was overwritten.
 enum Present {
     File {
         file: File,
         /// Its length, once it may have changed.
         length_bytes: Option<u64>,
-        overwritten: Mutex<Vec<(u64, Vec<u8>)>>,
+        overwritten: Mutex<Journal>,
     },
     Segment {
         attached: AttachedSegment,
-        held: Vec<u8>,
+        held: Journal,
     },
 }
 
@@ -34,13 +38,18 @@ impl Present {
                 let overwritten = &*overwritten;
                 let note = |at, bytes: &[u8]| {
                     let mut all = overwritten.lock().unwrap_or_else(PoisonError::into_inner);
-                    all.push((at, bytes.to_vec()));
+                    all.add(at, bytes)
                 };
                 *length_bytes = Some(object.tell_tail(file, &note)?);
                 object.put_back(file, &note)
             }
             Present::Segment { attached, held } => {
-                *held = attached.to_vec();
+                let mut chunk = vec![0; AT_ONCE];
+                for at in (0..attached.length()).step_by(AT_ONCE) {
+                    let chunk = &mut chunk[..AT_ONCE.min(attached.length() - at)];
+                    attached.read_at(at, chunk);
+                    object.told(held.add(at as u64, chunk))?;
+                }
                 object.fill_segment(attached)
             }
         }
@@ -55,13 +64,14 @@ impl Present {
                 overwritten,
             } => {
                 let overwritten = overwritten.get_mut();
-                for (at, bytes) in overwritten.unwrap_or_else(PoisonError::into_inner) {
-                    file.write_all_at(bytes, *at).ok();
-                }
+                let overwritten = overwritten.unwrap_or_else(PoisonError::into_inner);
+                overwritten.play(|at, bytes| drop(file.write_all_at(bytes, at)));
                 file.set_len(*length_bytes).ok();
             }
             Present::File { .. } => {}
-            Present::Segment { attached, held } => attached.write_at(0, held),
+            Present::Segment { attached, held } => held.play(|at, bytes| {
+                attached.write_at(usize::try_from(at).unwrap_or(usize::MAX), bytes);
+            }),
         }
     }
 }
@@ -104,7 +114,7 @@ impl<'a> Made<'a> {
 
     /// This segment was there already, and is to be written.
     pub fn present_segment(&mut self, object: Object<'a>, attached: AttachedSegment) {
-        let held = Vec::new();
+        let held = Journal::default();
         self.present
             .push((object, Present::Segment { attached, held }));
     }

@@ -5,6 +5,7 @@ use pagetide_snapshot::{Backing, Region};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::OnceLock;
 
 /// What a region maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +36,12 @@ impl<'a> Nature<'a> {
         let (path, is_memory) = match &region.backing {
             Backing::Anonymous | Backing::Kernel => return Nature::Nothing,
             Backing::File { path, .. } => (&path[..], false),
-            Backing::SharedMemory { path, .. } => (&path[..], true),
+            Backing::SharedMemory { path, device, .. } => {
+                if is_segment(path) && Some(*device) == device_of_memory() {
+                    return Nature::Segment;
+                }
+                (&path[..], true)
+            }
         };
         if is_memory && region.name.starts_with("[anon_shmem:") {
             return Nature::SharedAnonymous;
@@ -53,8 +59,6 @@ impl<'a> Nature<'a> {
             Nature::HugePages
         } else if is_memory && gone == b"/dev/zero" {
             Nature::SharedAnonymous
-        } else if is_memory && gone.starts_with(b"/SYSV") {
-            Nature::Segment
         } else {
             Nature::Deleted(Path::new(OsStr::from_bytes(gone)))
         }
@@ -69,6 +73,21 @@ impl<'a> Nature<'a> {
     }
 }
 
+/// The name of a System V segment: its key in hexadecimal digits. A file may be called so, too.
+fn is_segment(path: &[u8]) -> bool {
+    let key = path.strip_prefix(b"/SYSV");
+    key.is_some_and(|key| key.len() == 8 && key.iter().all(u8::is_ascii_hexdigit))
+}
+
+/// The device of what has no name in any file system: the kernel's own mount of memory.
+fn device_of_memory() -> Option<u64> {
+    static DEVICE: OnceLock<Option<u64>> = OnceLock::new();
+    *DEVICE.get_or_init(|| {
+        let memory = rustix::fs::memfd_create(c"", rustix::fs::MemfdFlags::CLOEXEC).ok()?;
+        Some(rustix::fs::fstat(memory).ok()?.st_dev)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,14 +95,14 @@ mod tests {
 
     #[test]
     fn a_name_that_begins_like_that_of_memory_is_a_path_unless_it_is_memory() {
-        let of = |path: &str, is_memory: bool| {
+        let of_device = |path: &str, is_memory: bool, device: u64| {
             let path = path.as_bytes().to_vec();
             let mut region = Region::anonymous(PageRange::new(PageIndex(1), PageIndex(2)));
             region.backing = match is_memory {
                 true => Backing::SharedMemory {
                     path,
                     offset_bytes: 0,
-                    device: 1,
+                    device,
                     inode: 1,
                 },
                 false => Backing::File {
@@ -103,6 +122,9 @@ mod tests {
                 }),
             }
         };
+        let memory = device_of_memory().expect("memory");
+        assert_eq!(of_device("/SYSV00000000", true, memory), "Segment");
+        let of = |path: &str, is_memory| of_device(path, is_memory, memory + 1);
         for path in [
             "/memfd:x",
             "/SYSV00000000",
@@ -115,8 +137,11 @@ mod tests {
         }
         assert_eq!(of("/memfd:x (deleted)", true), "memory x");
         assert_eq!(of("/memfd:x (deleted)", false), "memory x");
-        assert_eq!(of("/SYSV00000000 (deleted)", true), "Segment");
-        assert_eq!(of("/SYSV00000000 (deleted)", false), "path /SYSV00000000");
+        assert_eq!(of("/SYSV00000000 (deleted)", true), "path /SYSV00000000");
+        assert_eq!(
+            of_device("/SYSV0000000x", true, memory),
+            "path /SYSV0000000x"
+        );
         assert_eq!(of("/dev/zero (deleted)", true), "SharedAnonymous");
         assert_eq!(of("/dev/zeroes (deleted)", true), "path /dev/zeroes");
         for path in ["[heap]", "etc/passwd", "../x", ""] {

@@ -9,7 +9,7 @@ use crate::capture::SIZE;
 use crate::file_pages::OutsideFiles;
 use crate::object_records::{ObjectRecord, records_of};
 use pagetide_kernel::shared_memory::{self, AttachedSegment, Segment};
-use pagetide_pages::{PageIndex, PageRange};
+use pagetide_pages::{PageCount, PageIndex, PageRange};
 use pagetide_process::{OpenError, Opener};
 use pagetide_snapshot::{Backing, PageContent, Region, View};
 use rustix::fs::{Gid, MemfdFlags, Mode, OFlags, Uid};
@@ -103,6 +103,11 @@ impl<'a> Object<'a> {
             name: String::from_utf8_lossy(self.path()).into_owned(),
             source,
         }
+    }
+
+    /// An error of what is done for it.
+    pub fn told(&self, done: io::Result<()>) -> Result<(), RestoreError> {
+        done.map_err(self.failed())
     }
 
     fn all(&self) -> PageRange {
@@ -233,7 +238,7 @@ impl<'a> Object<'a> {
     pub fn tell_tail(
         &self,
         file: &File,
-        overwrites: &impl Fn(u64, &[u8]),
+        overwrites: &impl Fn(u64, &[u8]) -> io::Result<()>,
     ) -> Result<u64, RestoreError> {
         let length = file.metadata().map_err(self.failed())?.len();
         let mut chunk = vec![0; TAIL_AT_ONCE];
@@ -244,7 +249,7 @@ impl<'a> Object<'a> {
             let chunk = &mut chunk[..count];
             file.read_exact_at(chunk, at).map_err(self.failed())?;
             if chunk.iter().any(|byte| *byte != 0) {
-                overwrites(at, chunk);
+                self.told(overwrites(at, chunk))?;
             }
             at += count as u64;
         }
@@ -255,7 +260,7 @@ impl<'a> Object<'a> {
     pub fn put_back(
         &self,
         file: &File,
-        overwrites: &(impl Fn(u64, &[u8]) + Sync),
+        overwrites: &(impl Fn(u64, &[u8]) -> io::Result<()> + Sync),
     ) -> Result<(), RestoreError> {
         let size = self.record.size_bytes;
         file.set_len(size).map_err(self.failed())?;
@@ -274,7 +279,7 @@ impl<'a> Object<'a> {
                     let now = &mut now[..length];
                     file.read_exact_at(now, at).map_err(self.failed())?;
                     if now != wanted {
-                        overwrites(at, now);
+                        self.told(overwrites(at, now))?;
                         file.write_all_at(wanted, at).map_err(self.failed())?;
                     }
                 }
@@ -298,23 +303,14 @@ impl<'a> Object<'a> {
         let files = OutsideFiles::default();
         self.view
             .read_parallel::<RestoreError>(self.space, self.all(), 0, |pages, content| {
-                let mut now = vec![0; SIZE.bytes_of(pages.count()) as usize];
-                let at = SIZE.address_of(pages.start());
-                match content {
+                let same = match content {
                     PageContent::File(hashes) => {
                         let region = self.object_region(pages);
-                        return Ok(files.read(region, pages, hashes, &mut now)?);
+                        return Ok(files.read(region, pages, hashes, &mut Vec::new())?);
                     }
                     PageContent::Guard | PageContent::Unbacked => return Ok(()),
-                    PageContent::Bytes(_) | PageContent::Zero => {}
-                }
-                read_or_zero(&file, &mut now, at).map_err(self.failed())?;
-                let same = match content {
-                    PageContent::Bytes(bytes) => {
-                        tail_cut(bytes, at, self.record.size_bytes)
-                            == tail_cut(&now, at, self.record.size_bytes)
-                    }
-                    _ => now.iter().all(|byte| *byte == 0),
+                    PageContent::Bytes(bytes) => self.has_bytes(&file, pages, bytes)?,
+                    PageContent::Zero => self.has_zeros(&file, pages)?,
                 };
                 match same {
                     true => Ok(()),
@@ -322,6 +318,36 @@ impl<'a> Object<'a> {
                 }
             })?;
         Ok(file.into())
+    }
+
+    fn has_bytes(&self, file: &File, pages: PageRange, bytes: &[u8]) -> Result<bool, RestoreError> {
+        let mut now = vec![0; bytes.len()];
+        let at = SIZE.address_of(pages.start());
+        read_or_zero(file, &mut now, at).map_err(self.failed())?;
+        let size = self.record.size_bytes;
+        Ok(tail_cut(bytes, at, size) == tail_cut(&now, at, size))
+    }
+
+    /// Pages of zeros may be many. What lies past the end of the file is zero, too.
+    fn has_zeros(&self, file: &File, pages: PageRange) -> Result<bool, RestoreError> {
+        let end = file
+            .metadata()
+            .map_err(self.failed())?
+            .len()
+            .div_ceil(SIZE.bytes());
+        let inside = PageRange::new(PageIndex(0), PageIndex(end));
+        let Some(inside) = pages.intersection(inside) else {
+            return Ok(true);
+        };
+        let mut now = vec![0; ZEROS_AT_ONCE];
+        for piece in inside.pieces(PageCount((ZEROS_AT_ONCE / SIZE.len()) as u64)) {
+            let now = &mut now[..SIZE.bytes_of(piece.count()) as usize];
+            read_or_zero(file, now, SIZE.address_of(piece.start())).map_err(self.failed())?;
+            if now.iter().any(|byte| *byte != 0) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn object_region(&self, pages: PageRange) -> &Region {
@@ -386,8 +412,13 @@ impl<'a> Object<'a> {
                 match content {
                     PageContent::Bytes(bytes) => attached.write_at(at, bytes),
                     PageContent::Zero => {
-                        let length = SIZE.bytes_of(pages.count()) as usize;
-                        attached.write_at(at, &vec![0; length.min(attached.length())]);
+                        let length = usize::try_from(SIZE.bytes_of(pages.count()));
+                        let length = length.unwrap_or(usize::MAX);
+                        let end = at.saturating_add(length).min(attached.length());
+                        let zeros = [0; TAIL_AT_ONCE];
+                        for at in (at..end).step_by(TAIL_AT_ONCE) {
+                            attached.write_at(at, &zeros[..TAIL_AT_ONCE.min(end - at)]);
+                        }
                     }
                     _ => {}
                 }
@@ -398,6 +429,8 @@ impl<'a> Object<'a> {
 
 /// So many bytes behind the end of an object are read at once: it may be a long hole.
 const TAIL_AT_ONCE: usize = 64 << 10;
+/// So many bytes that have to be zeros are read at once.
+const ZEROS_AT_ONCE: usize = 1 << 20;
 
 /// Of the mode of a segment: it goes when nobody has it attached any more (shmctl(2)).
 const SHM_DEST: u32 = 0o1000;

@@ -2,8 +2,10 @@
 
 use super::RestoreError;
 use super::sources;
+use crate::capture::SIZE;
 use crate::member::MemberNames;
 use pagetide_kernel::memory::ProcessMemory;
+use pagetide_pages::PageIndex;
 use pagetide_process::{KernelMapping, KernelState, ProcessState};
 use pagetide_snapshot::{Backing, PageContent, ReadError, Region, View};
 use std::ffi::OsStr;
@@ -22,6 +24,38 @@ pub(super) struct Plan<'a> {
     pub kernel_mappings: Vec<KernelMapping>,
 }
 
+/// No process has addresses from here on, with five levels of page tables.
+const ADDRESSES_END: u64 = 1 << 56;
+
+/// Refuses what no process can have, before anything is made of it.
+fn check_spaces(view: &View) -> Result<(), RestoreError> {
+    let impossible = |what| RestoreError::Impossible {
+        id: view.id(),
+        what,
+    };
+    for space in view.spaces() {
+        if space.page_size != SIZE {
+            let what = format!(
+                "space {} has pages of {} bytes",
+                space.name,
+                space.page_size.bytes()
+            );
+            return Err(impossible(what));
+        }
+        let last = space
+            .regions
+            .iter()
+            .rfind(|one| one.backing != Backing::Kernel);
+        let end = PageIndex(ADDRESSES_END / SIZE.bytes());
+        if let Some(last) = last.filter(|last| last.pages.end() > end) {
+            let (first, end) = (last.pages.start().0, last.pages.end().0);
+            let what = format!("space {} has pages {first:#x} to {end:#x}", space.name);
+            return Err(impossible(what));
+        }
+    }
+    Ok(())
+}
+
 impl<'a> Plan<'a> {
     pub fn of(view: &'a View, names: &MemberNames) -> Result<Plan<'a>, RestoreError> {
         let id = view.id();
@@ -32,6 +66,7 @@ impl<'a> Plan<'a> {
         let kernel = view.attachment(&names.kernel);
         let kernel = kernel.ok_or(RestoreError::MemoryOnly { id })?;
         let kernel = KernelState::from_bytes(kernel)?;
+        check_spaces(view)?;
         let regions = &view.spaces()[space].regions[..];
         let of_kernel = regions
             .iter()
@@ -63,11 +98,15 @@ impl<'a> Plan<'a> {
             return Ok(());
         };
         let own = own.iter().find(is_vdso).ok_or_else(differs)?;
+        // Before any of it is read: what it says of its length may be anything.
+        if SIZE.bytes_of(wanted.pages.count()) != own.end - own.start {
+            return Err(differs());
+        }
         let mut bytes = Vec::new();
         view.read::<ReadError>(self.space, wanted.pages, |pages, content| {
             match content {
                 PageContent::Bytes(found) => bytes.extend_from_slice(found),
-                _ => bytes.resize(bytes.len() + 4096 * pages.count().0 as usize, 0),
+                _ => bytes.resize(bytes.len() + SIZE.bytes_of(pages.count()) as usize, 0),
             }
             Ok(())
         })?;

@@ -288,7 +288,7 @@ fn options(taking: &Taking, residence: Residence, signals: &Signals) -> Options 
         // The threads that have stopped wait for those that have not, and there will be another try.
         options.stop_timeout = Duration::from_secs(2);
     }
-    options.buffer_bytes = taking.buffer << 20;
+    options.buffer_bytes = (taking.buffer << 20).min(pagetide_snapshot::memory_limit() / 2);
     options.page_table_limit = taking.page_table_limit;
     options.write.level = taking.level;
     options.cancel = signals.cancel();

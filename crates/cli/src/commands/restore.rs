@@ -27,6 +27,7 @@ struct Answer {
     restored_pages: u64,
     first_instruction_us: u64,
     not_tracked: Option<String>,
+    notes: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -74,6 +75,7 @@ pub fn run(arguments: &Restore) -> anyhow::Result<ExitCode> {
         restored_pages: done.restored_pages.0,
         first_instruction_us: output::microseconds(done.first_instruction),
         not_tracked: done.not_tracked,
+        notes: done.notes,
     };
     if arguments.json {
         output::json(&answer)?;
@@ -86,6 +88,9 @@ pub fn run(arguments: &Restore) -> anyhow::Result<ExitCode> {
             answer.restored_pages,
             output::duration(done.first_instruction)
         );
+        for note in &answer.notes {
+            output::note_line(note);
+        }
     }
     if let Some(behind) = behind {
         behind.done()?;

@@ -2,7 +2,7 @@
 
 use pagetide_kernel::ptrace::ThreadId;
 
-use crate::kernel_state::calls::{Caller, PERSONALITY, PRCTL};
+use crate::kernel_state::calls::{Caller, KEYCTL, PERSONALITY, PRCTL};
 use crate::kernel_state::error::KernelStateApplyError;
 use crate::kernel_state::signals::For;
 use crate::kernel_state::timers::TimerBatch;
@@ -15,6 +15,9 @@ use crate::system_calls::SystemCalls;
 const PR_SET_PDEATHSIG: u64 = 1;
 const PR_SET_NAME: u64 = 15;
 const PR_SET_NO_NEW_PRIVS: u64 = 38;
+const KEYCTL_CHOWN: u64 = 4;
+/// -3: the session keyring of the calling thread.
+const SESSION_KEYRING: u64 = -3_i64 as u64;
 /// Length of a thread's name with the zero byte at its end.
 const NAME_BYTES: usize = 16;
 
@@ -29,7 +32,21 @@ impl KernelState {
         let caller = &mut Caller { calls, thread: pid };
         switches::lift_signal_limit(pid);
         signals::apply_actions(&self.signal_actions, caller)?;
+        self.own_keyring(caller)?;
         switches::apply(&self.switches, pid, caller)
+    }
+
+    /// The session keyring, which it began at its birth, belongs to its user. A user with too many keys leaves it to us.
+    fn own_keyring(&self, caller: &mut Caller<'_>) -> Result<(), KernelStateApplyError> {
+        let credentials = self.threads.first().map(|first| &first.credentials);
+        let Some(credentials) = credentials.filter(|one| one.uids[3] != 0 || one.gids[3] != 0)
+        else {
+            return Ok(());
+        };
+        let [user, group] = [credentials.uids[3], credentials.gids[3]].map(u64::from);
+        let arguments = [KEYCTL_CHOWN, SESSION_KEYRING, user, group, 0, 0];
+        caller.try_call("session keyring", KEYCTL, arguments)?;
+        Ok(())
     }
 
     /// For one thread, run by that thread: all that takes nothing away from it. `thread` is its number now, `was` its

@@ -33,6 +33,7 @@ pub(super) const TIMER_DELETE: i64 = 226;
 pub(super) const SET_MEMPOLICY: i64 = 238;
 pub(super) const GET_MEMPOLICY: i64 = 239;
 pub(super) const SET_ROBUST_LIST: i64 = 273;
+pub(super) const KEYCTL: i64 = 250;
 pub(super) const RT_TGSIGQUEUEINFO: i64 = 297;
 pub(super) const PRLIMIT: i64 = 302;
 pub(super) const RSEQ: i64 = 334;

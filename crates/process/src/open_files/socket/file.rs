@@ -78,8 +78,18 @@ impl Nest {
         let address = address_of(name).ok_or(io::ErrorKind::InvalidData)?;
         let directory = PathBuf::from(OsStr::from_bytes(&file.directory));
         let path = directory.join(OsStr::from_bytes(name));
-        let (home, base) = opener.find_parent(&path).map_err(plain)?;
-        let (opener, root, nest) = make_nest(&home, opener)?;
+        let (opener, (home, base)) = match opener.find_parent(&path) {
+            Err(OpenError::Kernel(Errno::ACCESS)) => {
+                let own = opener.own();
+                let found = own.find_parent(&path).map_err(plain)?;
+                if !found.0.is_roots_alone() {
+                    return Err(Errno::ACCESS.into());
+                }
+                (own, found)
+            }
+            found => (opener.clone(), found.map_err(plain)?),
+        };
+        let (opener, root, nest) = make_nest(&home, &opener)?;
         let work = || {
             make_parents(name)?;
             // The mask is this thread's own, as are its directories.

@@ -219,7 +219,9 @@ fn create(
 fn pair(form: UnixForm, [one, two]: [&Vec<u8>; 2], opener: &Opener) -> io::Result<[OwnedFd; 2]> {
     if form == UnixForm::Datagram || (one.is_empty() && two.is_empty()) {
         let form = SocketType::from_raw(shape(form).form.cast_unsigned());
-        let (one, two) = socketpair(AddressFamily::UNIX, form, SocketFlags::CLOEXEC, None)?;
+        // Each tells the other who made them.
+        let make = move || socketpair(AddressFamily::UNIX, form, SocketFlags::CLOEXEC, None);
+        let (one, two) = opener.run(make).map_err(plain)??;
         return Ok([one, two]);
     }
     // The side with a name was accepted by a listening socket with that name.
@@ -274,7 +276,14 @@ fn name(item: &mut Item<'_>) -> Result<(), SocketError> {
     }
     if let UnixRole::Listening { backlog } = unix.role {
         let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
-        listen(item.socket()?, backlog).map_err(|error| item.failed("listen on")(error.into()))?;
+        // Whoever connects is told who listens.
+        let listened = || {
+            let socket = item.socket.as_ref().ok_or(io::ErrorKind::InvalidData)?;
+            let socket = socket.try_clone()?;
+            let listen = move || listen(&socket, backlog);
+            Ok(item.opener.run(listen).map_err(plain)??)
+        };
+        listened().map_err(item.failed("listen on"))?;
     }
     Ok(())
 }
