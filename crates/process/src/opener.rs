@@ -190,15 +190,40 @@ impl Opener {
     /// Looks up a path, without opening what is there, and without following a link at its end. If the process may not,
     /// the file has to be the one it had.
     pub fn find(&self, path: &Path, was: Option<FileIdentity>) -> Result<Found, OpenError> {
-        let found = self.look(path, was)?;
+        let found = self.look(path, was, None)?;
         self.check_allowed(|| found.resolved())?;
         Ok(found)
     }
 
-    fn look(&self, path: &Path, was: Option<FileIdentity>) -> Result<Found, OpenError> {
+    /// The same, of what is opened with these flags afterwards, if it is a file or directory: the thread that acts as the process is
+    /// asked once for both.
+    pub fn find_to_open(
+        &self,
+        path: &Path,
+        was: Option<FileIdentity>,
+        flags: OFlags,
+    ) -> Result<Found, OpenError> {
+        // Nothing is opened that is not allowed.
+        let early = self.inner.allowed.is_empty().then_some(flags | ALWAYS);
+        let found = self.look(path, was, early)?;
+        self.check_allowed(|| found.resolved())?;
+        Ok(found)
+    }
+
+    fn look(
+        &self,
+        path: &Path,
+        was: Option<FileIdentity>,
+        early: Option<OFlags>,
+    ) -> Result<Found, OpenError> {
         let user = self.user();
         let wanted = path.to_owned();
-        let file = match self.run(move || walk::look_up(&wanted, user))? {
+        let look = move || {
+            let file = walk::look_up(&wanted, user)?;
+            let opened = early.and_then(|flags| open_early(&file, flags));
+            Ok((file, opened))
+        };
+        let (file, opened) = match self.run(look)? {
             Err(Errno::ACCESS | Errno::PERM) if self.inner.actor.is_some() => {
                 let not_theirs = OpenError::NotTheirs { user };
                 let was = was.ok_or(Errno::ACCESS)?;
@@ -209,7 +234,7 @@ impl Opener {
                 if identity(&fstat(&file)?) != was {
                     return Err(not_theirs);
                 }
-                file
+                (file, None)
             }
             Err(Errno::LOOP) => return Err(OpenError::Link { user }),
             other => other?,
@@ -221,6 +246,7 @@ impl Opener {
             is_the_same: was == Some(identity(&stat)),
             file,
             stat,
+            opened: Mutex::new(opened),
         })
     }
 
@@ -228,7 +254,7 @@ impl Opener {
     pub(crate) fn find_parent(&self, path: &Path) -> Result<(Found, OsString), OpenError> {
         let name = path.file_name().ok_or(Errno::INVAL)?;
         let directory = path.parent().unwrap_or(Path::new("/"));
-        let found = self.look(directory, None)?;
+        let found = self.look(directory, None, None)?;
         if found.kind() != FileType::Directory {
             return Err(Errno::NOTDIR.into());
         }
@@ -244,6 +270,7 @@ impl Opener {
             file: found.copy()?,
             stat: found.stat,
             is_the_same: found.is_the_same,
+            opened: Mutex::default(),
         })
     }
 
@@ -358,6 +385,23 @@ pub struct Found {
     /// What it is.
     pub stat: Stat,
     is_the_same: bool,
+    /// What opening it came to, if that was done already.
+    opened: Mutex<Option<Opened>>,
+}
+
+/// With which flags it was opened, and what came of it.
+type Opened = (OFlags, Result<OwnedFd, Errno>);
+
+/// Flags of whatever is opened.
+const ALWAYS: OFlags = OFlags::CLOEXEC
+    .union(OFlags::NOCTTY)
+    .union(OFlags::NONBLOCK);
+
+/// Opens a file or directory, which has no effect on anybody.
+fn open_early(file: &OwnedFd, flags: OFlags) -> Option<Opened> {
+    let kind = FileType::from_raw_mode(fstat(file).ok()?.st_mode);
+    let is_harmless = matches!(kind, FileType::RegularFile | FileType::Directory);
+    is_harmless.then(|| (flags, open(link_of(file), flags, Mode::empty())))
 }
 
 impl Found {
@@ -383,14 +427,21 @@ impl Found {
 
     /// Opens it, without waiting for anybody.
     pub fn open(&self, flags: OFlags) -> Result<OwnedFd, OpenError> {
-        let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+        let flags = flags | ALWAYS;
+        let mut early = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        // What was refused is tried again, by whoever may.
+        if let Some((with, Ok(file))) = early.take()
+            && with == flags
+        {
+            return Ok(file);
+        }
         self.by_link(move |link| open(link, flags, Mode::empty()))
     }
 
     /// Opens it by its path, for the sake of O_NOFOLLOW, which cannot be given along with a path of `/proc`. ESTALE if
     /// that does not lead to it any more.
     pub(crate) fn open_not_following(&self, flags: OFlags) -> Result<OwnedFd, OpenError> {
-        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+        let flags = flags | OFlags::NOFOLLOW | ALWAYS;
         let (path, user) = (self.path.clone(), self.opener.user());
         let as_process = move || walk::open_last(&path, flags, user);
         let opened = match self.opener.run(as_process)? {

@@ -300,7 +300,7 @@ pub(super) fn open_regular(
         };
         refused(bytes, reason)
     };
-    let found = opener.find(path, was).map_err(failed)?;
+    let found = opener.find_to_open(path, was, access).map_err(failed)?;
     if !found.kind().is_file() {
         return Err(refused(bytes, "is not a regular file now".to_owned()));
     }

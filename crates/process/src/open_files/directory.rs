@@ -39,7 +39,9 @@ pub(crate) fn reopen(
         path: state.at.path.as_path().to_owned(),
         source,
     };
-    let found = state.at.find(FileType::Directory, opener)?;
+    let found = state
+        .at
+        .find_to_open(FileType::Directory, opener, status_flags)?;
     let directory = open_found(&found, status_flags);
     let directory = directory.map_err(|error| ReopenError::opening(&state.at.path, error))?;
     seek(&directory, state.position).map_err(failed)?;

@@ -9,8 +9,9 @@ use bincode::{Decode, Encode};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, open, statat};
 
 use crate::blocker::Blocker;
-use crate::opener::{FileIdentity, Found, Opener};
+use crate::opener::{FileIdentity, Found, OpenError, Opener};
 
+use super::again::flags_of_open;
 use super::foreign::Foreign;
 use super::reopen::ReopenError;
 
@@ -115,6 +116,18 @@ impl PathIdentity {
     pub(crate) fn find(&self, wanted: FileType, opener: &Opener) -> Result<Found, ReopenError> {
         find(&self.path, Some(self.file()), wanted, opener)
     }
+
+    /// The same, of what is opened with these status flags afterwards.
+    pub(crate) fn find_to_open(
+        &self,
+        wanted: FileType,
+        opener: &Opener,
+        status_flags: u32,
+    ) -> Result<Found, ReopenError> {
+        let flags = flags_of_open(status_flags).difference(OFlags::PATH);
+        let found = opener.find_to_open(self.path.as_path(), Some(self.file()), flags);
+        checked(&self.path, found, wanted)
+    }
 }
 
 /// Looks up what a path leads to, if it is a file of this type. A link at its end is not followed.
@@ -124,7 +137,14 @@ pub(crate) fn find(
     wanted: FileType,
     opener: &Opener,
 ) -> Result<Found, ReopenError> {
-    let found = opener.find(path.as_path(), was);
+    checked(path, opener.find(path.as_path(), was), wanted)
+}
+
+fn checked(
+    path: &FilePath,
+    found: Result<Found, OpenError>,
+    wanted: FileType,
+) -> Result<Found, ReopenError> {
     let found = found.map_err(|error| ReopenError::opening(path, error))?;
     if found.kind() == wanted {
         Ok(found)

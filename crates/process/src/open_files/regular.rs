@@ -71,7 +71,10 @@ pub(crate) fn reopen(
         seek(&file, state.position).map_err(failed)?;
         return Ok(Some(file));
     }
-    let found = match state.at.find(FileType::RegularFile, opener) {
+    let found = match state
+        .at
+        .find_to_open(FileType::RegularFile, opener, status_flags)
+    {
         Ok(found) => {
             if !state.made_up
                 && let Some(what) = difference(state, status_flags, &found.stat)
