@@ -64,6 +64,7 @@ mod layout;
 mod leave;
 mod mapping_blockers;
 mod mark;
+mod marking;
 mod member;
 mod memo;
 mod numa;

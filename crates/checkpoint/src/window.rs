@@ -5,8 +5,8 @@ use crate::capture::{ASK_FROM, CaptureError, Copied, SIZE, Source};
 use crate::compared::ComparedBecause;
 use crate::file_pages::{FileHashes, file_page};
 use crate::files::{self, FileReport, Files, Stamps};
-use crate::growth;
 use crate::layout::{self, Layout, Tracked, Watch};
+use crate::marking;
 use crate::member::Member;
 use crate::memo::Memo;
 use crate::objects::{in_file, shown_in};
@@ -172,7 +172,7 @@ impl Member {
             left = harvest.layout().left.clone();
             let not_tracked = |found| not_tracked(pid, found);
             refused.extend(harvest.layout().refused.iter().map(not_tracked));
-            refused.extend(left_for_many(pid, &layout, &left));
+            refused.extend(marking::left_for_many(pid, &layout, &left));
             harvests.push((pid, harvest));
         }
         Ok(Looked {
@@ -185,30 +185,6 @@ impl Member {
             unlisted,
             scan: started.elapsed(),
         })
-    }
-
-    /// Ends what earlier snapshots have marked: the process is not to see it.
-    fn take_marks_back(&mut self, mappings: &[Mapping]) -> Result<(), TrackError> {
-        let Some(tracking) = self.tracking.as_mut() else {
-            return Ok(());
-        };
-        let private = mappings.iter().filter(|mapping| !mapping.shared);
-        let private: Vec<PageRange> = private.map(Mapping::pages).collect();
-        tracking.tracker.release(&private)
-    }
-
-    /// Takes what was written of what is tracked. New memory is left to be compared where a mapping more would be too much for it.
-    pub fn harvest(&mut self, layout: &Layout) -> Result<Option<Harvest>, TrackError> {
-        let Some(tracking) = self.tracking.as_mut() else {
-            return Ok(None);
-        };
-        let mappings = &layout.mappings;
-        let leave = |fresh: &PageSet| match are_many(layout) {
-            true => fresh.clone(),
-            false => growth::not_worth_a_mapping(mappings, fresh),
-        };
-        let harvest = tracking.tracker.harvest_but(&layout.tracked, &leave)?;
-        Ok(Some(harvest))
     }
 
     /// True if all of these pages, which are pinned, are still where they were registered. mremap(2) takes them along, and
@@ -588,28 +564,6 @@ struct Plan {
     /// Guard regions over files.
     guards: PageSet,
     memo: Memo,
-}
-
-fn are_many(layout: &Layout) -> bool {
-    growth::are_many(layout.mappings.len(), growth::most_mappings())
-}
-
-/// Names what is left to be compared, if that is because there are many mappings.
-fn left_for_many(pid: i32, layout: &Layout, left: &PageSet) -> Vec<NotTracked> {
-    let (mappings, most) = (layout.mappings.len(), growth::most_mappings());
-    if !growth::are_many(mappings, most) {
-        return Vec::new();
-    }
-    let name = |range: &PageRange| {
-        let (start, end) = SIZE.span_of(*range);
-        NotTracked {
-            pid,
-            start,
-            end,
-            reason: ComparedBecause::ManyMappings { mappings, most },
-        }
-    };
-    left.ranges().iter().map(name).collect()
 }
 
 fn not_tracked(pid: i32, refused: &pagetide_tracker::Refused) -> NotTracked {
