@@ -21,6 +21,7 @@ mod restore_failures;
 mod restore_lazy;
 mod rollback;
 mod root_safe;
+mod served;
 mod shared;
 mod sharing;
 mod shell;

@@ -5,6 +5,9 @@ use crate::arena::Arena;
 use crate::capture::SIZE;
 use pagetide_snapshot::{Region, SnapshotWriter, Space, WriteError};
 
+/// So many pieces are stored between two signs of progress.
+const PIECES_AT_ONCE: usize = 256;
+
 /// See the head of this file.
 #[derive(Default)]
 pub(crate) struct Spaces {
@@ -41,7 +44,11 @@ impl Spaces {
     pub fn store(&self, arena: &Arena, writer: &mut SnapshotWriter) -> Result<(), WriteError> {
         self.tell(writer)?;
         for (space, pieces) in arena.pieces() {
-            writer.put_pages(space, &pieces)?;
+            // Processes may stand still meanwhile; whoever watches sees that it goes on.
+            for some in pieces.chunks(PIECES_AT_ONCE) {
+                writer.put_pages(space, some)?;
+                pagetide_kernel::progress::step();
+            }
         }
         Ok(())
     }

@@ -89,6 +89,10 @@ pub struct Taking {
     /// Copy while the process is stopped, or most of it while it runs [default: by the amount]
     #[arg(long, value_enum)]
     pub mode: Option<ModeName>,
+    /// How long the process may take to stop, and how long nothing may move while it stands still: then it is let go, whatever hangs
+    /// [default: 5s; with --every, 2s to stop]
+    #[arg(long, value_name = "DUR", value_parser = duration)]
+    pub stop_timeout: Option<Duration>,
     /// Most memory for copied pages, in MiB
     #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u64).range(4..=1 << 20))]
     pub buffer: u64,

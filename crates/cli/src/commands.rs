@@ -49,8 +49,10 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
 
 /// How long the threads of a process may take to stop for a single command: on a machine that is busy
 /// with other things it can be long.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
 fn stop_options() -> StopOptions {
-    StopOptions::with_timeout(Duration::from_secs(5))
+    StopOptions::with_timeout(STOP_TIMEOUT)
 }
 
 /// The store in a directory, which must be there, for a command that only tells what is in it: whoever could write to it.

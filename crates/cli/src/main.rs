@@ -11,6 +11,7 @@ mod failure;
 mod output;
 mod shown;
 mod signals;
+mod watch;
 
 use clap::Parser;
 use pagetide_kernel::counted_memory::CountedMemory;

@@ -1,6 +1,7 @@
 //! SIGINT and SIGTERM: what is under way ends early and cleanly, and the exit code tells. A second
 //! signal ends at once.
 
+use nix::sys::signal::{SigSet, Signal};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -28,6 +29,7 @@ impl Signals {
             let number = signal.unsigned_abs() as usize;
             signal_hook::flag::register_usize(signal, Arc::clone(&signals.received), number)?;
         }
+        take_by_another_thread()?;
         Ok(signals)
     }
 
@@ -48,4 +50,23 @@ impl Signals {
             number => u8::try_from(128 + number).ok(),
         }
     }
+}
+
+/// Has a thread take the signals that does nothing else: one that waits in the kernel for a file system that never answers
+/// takes none, and the kernel would choose the first thread. Threads that are started later do not take them either, and
+/// commands that are started have a mask of their own.
+fn take_by_another_thread() -> std::io::Result<()> {
+    let both = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
+    both.thread_block()?;
+    let wait = move || {
+        if both.thread_unblock().is_ok() {
+            loop {
+                std::thread::park();
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("pagetide-signals".to_owned())
+        .spawn(wait)
+        .map(drop)
 }

@@ -37,6 +37,7 @@ pub mod pagemap;
 pub mod pagemap_scan;
 pub mod pidfd;
 pub mod probe;
+pub mod progress;
 pub mod ptrace;
 pub mod record_locks;
 pub mod robust_list;

@@ -6,6 +6,7 @@
 //! Both need `PTRACE_MODE_ATTACH_REALCREDS`. A page that neither can read is named, never skipped.
 
 use crate::maps::Mapping;
+use crate::progress;
 use crate::sharing::Sharing;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::unistd::Pid;
@@ -208,6 +209,7 @@ impl ProcessMemory {
                 let left = size.bytes_of(PageCount(piece.end().0 - at.0)) as usize;
                 // An error, or less than a page: whether this page can be read is found out by itself.
                 let read = self.file.read_at(&mut out[..left], size.address_of(at));
+                progress::step();
                 let mut whole = read.unwrap_or(0) / size.len();
                 if whole == 0 {
                     let page = &mut out[..size.len()];
@@ -244,6 +246,7 @@ impl ProcessMemory {
             let local = &mut [IoSliceMut::new(out)];
             // An error means that nothing was read: the first page of the first piece refuses.
             let read = process_vm_readv(Pid::from_raw(self.pid), local, &remote).unwrap_or(0);
+            progress::step();
             let mut pages = PageCount((read / size.len()) as u64);
             out = &mut out[pages.0 as usize * size.len()..];
             while done < pieces.len() && pages >= pieces[done].count() {

@@ -8,6 +8,7 @@ use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use crate::progress;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{
@@ -86,6 +87,7 @@ impl PidFd {
     /// A copy of descriptor `number` of that process, close-on-exec on this side:
     /// `pidfd_getfd(2)`, Linux 5.6, needs ptrace access to the process (see `ptrace(2)`).
     pub fn get_fd(&self, number: i32) -> Result<OwnedFd, PidFdError> {
+        progress::step();
         pidfd_getfd(&self.descriptor, number, PidfdGetfdFlags::empty())
             .map_err(|source| PidFdError::GetFd { number, source })
     }

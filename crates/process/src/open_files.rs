@@ -39,6 +39,7 @@ mod read;
 mod refused;
 mod regular;
 mod reopen;
+mod served;
 mod signalfd;
 mod socket;
 mod tables;

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use pagetide_kernel::pidfd::{PidFd, PidFdError};
@@ -206,6 +207,27 @@ pub struct StoppedProcess {
     since: Instant,
     tracer: Tracer,
     pub(crate) terrain: Terrain,
+    _standing: Standing,
+}
+
+/// How many processes stand still by this program, or are being stopped.
+static STANDING: AtomicUsize = AtomicUsize::new(0);
+
+/// Counts one of them.
+#[derive(Debug)]
+struct Standing;
+
+impl Standing {
+    fn begin() -> Self {
+        STANDING.fetch_add(1, Ordering::Relaxed);
+        Self
+    }
+}
+
+impl Drop for Standing {
+    fn drop(&mut self) {
+        STANDING.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl StoppedProcess {
@@ -228,6 +250,7 @@ impl StoppedProcess {
         let memory = terrain.memory();
         let (looked_at, stacks) = (memory.clone(), terrain.stacks());
         tracer.run(move |tracees| tracees.waits = Waits::survey(pid, looked_at, stacks));
+        let standing = Standing::begin();
         let begin = Instant::now();
         let deadline = begin + options.timeout;
         let outcome = tracer.run(move |tracees| {
@@ -268,7 +291,13 @@ impl StoppedProcess {
             since: begin,
             tracer,
             terrain,
+            _standing: standing,
         })
+    }
+
+    /// True while any process stands still by this program, or is being stopped.
+    pub fn any() -> bool {
+        STANDING.load(Ordering::Relaxed) > 0
     }
 
     /// Which process it is.

@@ -112,6 +112,7 @@ impl Tracer {
             // Fails only if nobody wants the result any more.
             sender.send(job(tracees)).ok();
         });
+        pagetide_kernel::progress::step();
         self.jobs
             .as_ref()
             .and_then(|jobs| jobs.send(job).ok())

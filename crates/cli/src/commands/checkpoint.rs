@@ -1,11 +1,12 @@
 //! `pagetide checkpoint` and `pagetide run`: snapshots of one process, once or on a schedule.
 
-use super::{stop_options, storage_to_act};
+use super::{STOP_TIMEOUT, stop_options, storage_to_act};
 use crate::args::{BackendName, Checkpoint, LeaveName, ModeName, Run, Taking};
 use crate::blockers::{self, Listed};
 use crate::failure::{Signalled, Wrong, message};
 use crate::output;
 use crate::signals::Signals;
+use crate::watch;
 use anyhow::Context;
 use pagetide::{
     Checkpointer, Leave, Mode, NotCaptured, NotTracked, Options, Progress, Report, Request,
@@ -88,6 +89,11 @@ pub(super) fn compared(not_tracked: &[NotTracked]) -> Vec<Compared> {
 
 pub fn run(arguments: &Checkpoint) -> anyhow::Result<ExitCode> {
     let signals = Signals::catch()?;
+    watch::start(
+        arguments.taking.stop_timeout.unwrap_or(STOP_TIMEOUT),
+        &signals,
+        true,
+    )?;
     // The process is looked at first: a pid that cannot be handled leaves no store behind.
     pagetide_process::examine(arguments.pid)?;
     let store = open_or_create(&arguments.taking)?;
@@ -182,6 +188,11 @@ pub fn run_command(arguments: &Run) -> anyhow::Result<ExitCode> {
         .spawn()
         .with_context(|| format!("start {}", program.display()))?;
     let signals = Signals::catch()?;
+    watch::start(
+        arguments.taking.stop_timeout.unwrap_or(STOP_TIMEOUT),
+        &signals,
+        false,
+    )?;
     let outcome = follow(arguments, store, &signals, &mut child);
     let status = end(&mut child, &signals)?;
     outcome?;
@@ -284,7 +295,9 @@ fn options(taking: &Taking, residence: Residence, signals: &Signals) -> Options 
     options.tree = taking.tree;
     options.store_files = taking.store_files;
     options.restorable = !taking.memory_only;
-    if residence == Residence::Here {
+    if let Some(timeout) = taking.stop_timeout {
+        options.stop_timeout = timeout;
+    } else if residence == Residence::Here {
         // The threads that have stopped wait for those that have not, and there will be another try.
         options.stop_timeout = Duration::from_secs(2);
     }

@@ -1,8 +1,10 @@
 //! `pagetide detach`: remove what pagetide left in a process.
 
-use super::stop_options;
+use super::{STOP_TIMEOUT, stop_options};
 use crate::args::Detach;
 use crate::output;
+use crate::signals::Signals;
+use crate::watch;
 use serde::Serialize;
 
 #[derive(Serialize)]
@@ -12,6 +14,7 @@ struct Answer {
 }
 
 pub fn run(options: &Detach) -> anyhow::Result<()> {
+    watch::start(STOP_TIMEOUT, &Signals::default(), false)?;
     let examined = pagetide_process::examine(options.pid)?;
     let detached = pagetide::detach(&examined.identity, stop_options())?;
     let answer = Answer {

@@ -1,10 +1,12 @@
 //! `pagetide inspect`: what a checkpoint of a process would hold, and what would keep it from being restored.
 
-use super::stop_options;
+use super::{STOP_TIMEOUT, stop_options};
 use crate::args::Inspect;
 use crate::blockers::{self, Listed};
 use crate::commands::checkpoint::{Compared, compared};
 use crate::output::{self, Page};
+use crate::signals::Signals;
+use crate::watch;
 use serde::Serialize;
 
 #[derive(Serialize)]
@@ -22,6 +24,7 @@ struct Answer<'a> {
 }
 
 pub fn run(options: &Inspect) -> anyhow::Result<()> {
+    watch::start(STOP_TIMEOUT, &Signals::default(), false)?;
     let found = pagetide::inspect(options.pid, options.tree, stop_options())?;
     if options.json {
         return output::json(&Answer {

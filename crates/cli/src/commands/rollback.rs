@@ -1,8 +1,10 @@
 //! `pagetide rollback`: a live process's memory and registers put back to a snapshot.
 
-use super::{open_store_to_act, stop_options, view_at};
+use super::{STOP_TIMEOUT, open_store_to_act, stop_options, view_at};
 use crate::args::Rollback;
 use crate::output;
+use crate::signals::Signals;
+use crate::watch;
 use serde::Serialize;
 
 #[derive(Serialize)]
@@ -15,6 +17,7 @@ struct Answer {
 }
 
 pub fn run(options: &Rollback) -> anyhow::Result<()> {
+    watch::start(STOP_TIMEOUT, &Signals::default(), false)?;
     let store = open_store_to_act(&options.store, options.trust_store)?;
     let view = view_at(&store, options.at)?;
     let done = pagetide::roll_back(options.pid, &store, &view, stop_options())?;

@@ -89,6 +89,7 @@ fn wait(
     kept: ThreadId,
     patience: libc::c_int,
 ) -> io::Result<Option<(ThreadId, WaitReport)>> {
+    crate::progress::step();
     let whose = libc::__WALL | libc::__WNOTHREAD;
     let how = whose | libc::WNOHANG;
     let look_only = whose | patience | libc::WEXITED | libc::WSTOPPED | libc::WNOWAIT;

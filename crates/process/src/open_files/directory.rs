@@ -13,6 +13,7 @@ use super::again::{open_found, seek};
 use super::foreign::Foreign;
 use super::path::{self, PathIdentity};
 use super::reopen::ReopenError;
+use super::served::Mounts;
 
 /// A directory that is open.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -49,7 +50,7 @@ pub(crate) fn reopen(
 }
 
 /// The directory behind a link of `/proc/PID`: `cwd` or `root`.
-pub(crate) fn of_process(pid: i32, name: &str) -> Result<PathIdentity, Blocker> {
+pub(crate) fn of_process(pid: i32, name: &str, mounts: &Mounts) -> Result<PathIdentity, Blocker> {
     let link = format!("/proc/{pid}/{name}");
     let (kind, what, instead) = match name {
         "cwd" => (
@@ -75,6 +76,12 @@ pub(crate) fn of_process(pid: i32, name: &str) -> Result<PathIdentity, Blocker> 
         instead: Some(instead.to_owned()),
     };
     let path = std::fs::read_link(&link).map_err(|_| blocker(Path::new("?")))?;
+    if mounts.lead_to(&path) || mounts.are_behind_link(&link) {
+        let served = " (a program or another machine serves it)";
+        let mut refused = blocker(&path);
+        refused.what.push_str(served);
+        return Err(refused);
+    }
     let found = stat(link.as_str()).map_err(|_| blocker(&path))?;
     path::leads_to(&path, &found).ok_or_else(|| blocker(&path))
 }

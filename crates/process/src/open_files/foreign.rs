@@ -25,6 +25,8 @@ pub(crate) struct Foreign {
     pub(crate) stat: Stat,
     /// Kind of the file system: `f_type` of statfs(2).
     pub(crate) file_system: u64,
+    /// Somebody else serves it: then `copy`, `stat` and `file_system` are of something else, so that it is not touched.
+    pub(crate) is_served: bool,
     pub(crate) copy: OwnedFd,
 }
 

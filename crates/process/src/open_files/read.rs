@@ -3,13 +3,13 @@
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use pagetide_kernel::descriptor_owner::{self, OwnerKind};
 use pagetide_kernel::maps::{MapsError, mappings};
 use pagetide_kernel::pidfd::{PidFd, PidFdError};
-use rustix::fs::{FileType, OFlags, fstat, fstatfs};
+use rustix::fs::{FileType, MemfdFlags, OFlags, fstat, fstatfs, memfd_create};
 use rustix::process::{Pid, Resource, Rlimit, getpgid, getrlimit, setrlimit};
 
 use crate::blocker::Blocker;
@@ -19,6 +19,7 @@ use super::foreign::Foreign;
 use super::locks::{self, PosixLock, Told};
 use super::object::Objects;
 use super::refused::{self, file_system};
+use super::served::Mounts;
 use super::socket::{self, ForeignSocket};
 use super::tables::{self, ByNumber, Listed};
 use super::terminal::{self, StandardStream};
@@ -97,8 +98,9 @@ impl OpenFiles {
             listed.extend(tables::list(process.identity().pid, skip)?);
         }
         let count = tables::number_descriptions(&mut listed)?;
-        let foreigns = copy_all(stopped, &listed, count)?;
-        let mut reader = Reader::new(stopped, &listed, &foreigns)?;
+        let mounts = Mounts::of(stopped.iter().map(|process| process.identity().pid));
+        let foreigns = copy_all(stopped, &listed, count, &mounts)?;
+        let mut reader = Reader::new(stopped, &listed, &foreigns, &mounts)?;
         let found: Vec<Found> = foreigns.iter().map(|one| reader.look_at(one)).collect();
         let files = reader.finish(found);
         let blockers = files.blockers().cloned().collect();
@@ -123,6 +125,7 @@ fn copy_all(
     stopped: &[&StoppedProcess],
     listed: &[Listed],
     count: u32,
+    mounts: &Mounts,
 ) -> Result<Vec<Foreign>, OpenFilesError> {
     let mut foreigns: Vec<Foreign> = Vec::with_capacity(count as usize);
     let mut process: Option<(i32, PidFd)> = None;
@@ -140,8 +143,14 @@ fn copy_all(
             Some((known, descriptor)) if known == pid => descriptor,
             _ => open_process(stopped, pid)?,
         };
-        let copy = descriptor.get_fd(one.number);
-        let copy = copy.map_err(|source| OpenFilesError::Copy { pid, source })?;
+        let is_served = mounts.are_behind(&one.info);
+        let copy = match is_served {
+            true => in_its_place(pid, one.number),
+            false => {
+                let copy = descriptor.get_fd(one.number);
+                copy.map_err(|source| OpenFilesError::Copy { pid, source })
+            }
+        }?;
         process = Some((pid, descriptor));
         let failed = |source: rustix::io::Errno| OpenFilesError::Look {
             pid,
@@ -160,10 +169,21 @@ fn copy_all(
             info: one.info.clone(),
             stat: fstat(&copy).map_err(failed)?,
             file_system: fstatfs(&copy).map_err(failed)?.f_type.cast_unsigned(),
+            is_served,
             copy,
         });
     }
     Ok(foreigns)
+}
+
+/// Something to look at in the place of a file that is not to be touched.
+fn in_its_place(pid: i32, number: i32) -> Result<OwnedFd, OpenFilesError> {
+    let made = memfd_create("not touched", MemfdFlags::CLOEXEC);
+    made.map_err(|source| OpenFilesError::Look {
+        pid,
+        number,
+        source: source.into(),
+    })
 }
 
 fn open_process(stopped: &[&StoppedProcess], pid: i32) -> Result<PidFd, OpenFilesError> {
@@ -204,6 +224,7 @@ struct Reader<'a> {
     listed: &'a [Listed],
     numbers: ByNumber<'a>,
     foreigns: &'a [Foreign],
+    mounts: &'a Mounts,
     pids: Vec<i32>,
     objects: Objects,
     /// Device number and number of the terminals that are standard streams.
@@ -217,9 +238,11 @@ impl<'a> Reader<'a> {
         stopped: &'a [&'a StoppedProcess],
         listed: &'a [Listed],
         foreigns: &'a [Foreign],
+        mounts: &'a Mounts,
     ) -> Result<Self, OpenFilesError> {
         let nameless = foreigns
             .iter()
+            .filter(|one| !one.is_served)
             .any(|one| one.file_type() == FileType::RegularFile && one.stat.st_nlink == 0);
         let mapped = if nameless {
             mapped_shared(stopped)?
@@ -237,6 +260,7 @@ impl<'a> Reader<'a> {
             listed,
             numbers: ByNumber::new(listed),
             foreigns,
+            mounts,
             pids: stopped.iter().map(|one| one.identity().pid).collect(),
             objects: Objects::new(mapped),
             terminals: terminals.collect(),
@@ -245,6 +269,10 @@ impl<'a> Reader<'a> {
     }
 
     fn look_at(&mut self, foreign: &Foreign) -> Found {
+        // A path may lead there though the file itself lies elsewhere, as one that something is mounted over.
+        if foreign.is_served || self.mounts.lead_to(&foreign.link) {
+            return Found::Refused(refused::served(foreign));
+        }
         if foreign.info.flags & OFlags::PATH.bits() != 0 {
             return match process_file::read_proc(foreign, &self.pids) {
                 Some(found) => found.map(Kind::Process).into(),
@@ -381,8 +409,8 @@ impl<'a> Reader<'a> {
                     None
                 }
             };
-            let cwd = keep(directory::of_process(pid, "cwd"));
-            let root = keep(directory::of_process(pid, "root"));
+            let cwd = keep(directory::of_process(pid, "cwd", self.mounts));
+            let root = keep(directory::of_process(pid, "root", self.mounts));
             let own = || self.listed.iter().filter(|one| one.pid == pid);
             DescriptorTable {
                 pid,

@@ -83,6 +83,15 @@ pub(crate) fn by_file_system(foreign: &Foreign) -> Option<Blocker> {
     Some(foreign.blocker(kind, what, ADVICE))
 }
 
+/// The blocker of a file that is not touched while its process stands still.
+pub(crate) fn served(foreign: &Foreign) -> Blocker {
+    let what = format!(
+        "is {}, in a file system that a program or another machine serves, which may wait for this very process",
+        foreign.link.display()
+    );
+    foreign.blocker("served-file", &what, ADVICE)
+}
+
 /// The blocker of an anonymous file, which none of the kinds that are brought back has claimed.
 pub(crate) fn anonymous(foreign: &Foreign) -> Blocker {
     let link = foreign.link_bytes();
