@@ -1,9 +1,9 @@
 //! Whatever hangs, nobody is held: a thread that sees when a process stands still by us and nothing comes of it any more, as
-//! when a file system that we asked never answers, and ends this program then. With that the kernel lets everybody go.
+//! when a file system that we asked never answers, lets everybody go, and ends this program.
 //!
-//! Nothing else would do. A call that waits in the kernel cannot be called off by another thread, and the kernel takes a
-//! process out of tracing for certain only when the thread ends that traces it. What an end at any moment leaves behind is
-//! what kill -9 does: the next snapshot is full.
+//! Nothing less would do: a call that waits in the kernel cannot be called off by another thread. And the end alone would not
+//! do either: the kernel closes what is open before it takes processes out of tracing, and closing may be what waits. What
+//! an end at any moment leaves behind is what kill -9 does: the next snapshot is full.
 
 use crate::output;
 use crate::signals::Signals;
@@ -72,6 +72,7 @@ fn ticks() -> u64 {
 }
 
 fn give_up(patience: Duration, signals: &Signals) -> ! {
+    StoppedProcess::let_all_go(LOOK * 10);
     let status = signals.exit_status();
     match status {
         Some(_) => output::note!(

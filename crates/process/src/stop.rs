@@ -20,7 +20,7 @@ use crate::remote::RemoteCalls;
 use crate::remote_error::RemoteCallError;
 use crate::thread_state::{self, ThreadState, ThreadStateError};
 use crate::tracees::{Ending, StopFailure};
-use crate::tracer::Tracer;
+use crate::tracer::{self, Tracer};
 use crate::waits::Waits;
 
 /// How to stop a process.
@@ -293,6 +293,12 @@ impl StoppedProcess {
             terrain,
             _standing: standing,
         })
+    }
+
+    /// Lets go whatever this program has stopped, for the moment before it ends because something hangs: the kernel would do
+    /// so only after it has closed what is open, and that may be what hangs. Nothing else may be done with what was stopped.
+    pub fn let_all_go(patience: Duration) {
+        tracer::let_everybody_go(patience);
     }
 
     /// True while any process stands still by this program, or is being stopped.

@@ -10,6 +10,7 @@
 //! belong to the rest of the program. (A thread of the program that waits for *any* child without
 //! `__WNOTHREAD` would take ours; programs that embed this crate must wait for children by number.)
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -65,6 +66,29 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 type Job = Box<dyn FnOnce(&mut Tracees) + Send>;
 
+/// The way to each tracing thread, by its number, for when the one that gave it work waits for ever.
+static TRACERS: Mutex<BTreeMap<i32, Sender<Job>>> = Mutex::new(BTreeMap::new());
+
+/// Has all tracing threads let go what they have stopped, and waits for that.
+pub(crate) fn let_everybody_go(patience: Duration) {
+    let (done, told) = channel();
+    let tracers: Vec<Sender<Job>> = lock(&TRACERS).values().cloned().collect();
+    for tracer in tracers {
+        let done = done.clone();
+        let job: Job = Box::new(move |tracees| {
+            tracees.let_all_go();
+            // Fails only if nobody waits any more.
+            done.send(()).ok();
+        });
+        // One that has ended has let go.
+        tracer.send(job).ok();
+    }
+    drop(done);
+    let deadline = Instant::now() + patience;
+    let left = || deadline.saturating_duration_since(Instant::now());
+    while told.recv_timeout(left()).is_ok() {}
+}
+
 /// The handle on a tracing thread.
 #[derive(Debug)]
 pub(crate) struct Tracer {
@@ -90,6 +114,7 @@ impl Tracer {
                 run_jobs(&received, Tracees::new(pid, own_number, shared_there))
             })?;
         let thread_number = number.recv().map_err(io::Error::other)?;
+        lock(&TRACERS).insert(thread_number, jobs.clone());
         Ok(Self {
             jobs: Some(jobs),
             thread: Some(thread),
@@ -151,6 +176,7 @@ impl Tracer {
 
 impl Drop for Tracer {
     fn drop(&mut self) {
+        lock(&TRACERS).remove(&self.thread_number);
         drop(self.jobs.take());
         let Some(thread) = self.thread.take() else {
             return;
