@@ -30,6 +30,7 @@ mod sparse;
 mod timeouts;
 mod traps;
 mod tree;
+mod unsafe_budget;
 mod unseen;
 mod untouched;
 mod untrusted_store;

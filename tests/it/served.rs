@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct Served {
     server: Target,
     user: Child,
-    _scratch: Scratch,
+    scratch: Scratch,
 }
 
 impl Served {
@@ -35,7 +35,7 @@ impl Served {
         let served = Served {
             server,
             user: user.expect("start a shell"),
-            _scratch: scratch,
+            scratch,
         };
         let since = Instant::now();
         while !fs::read_to_string(served.of_user("comm")).is_ok_and(|comm| comm == "sleep\n") {
@@ -75,6 +75,13 @@ impl Drop for Served {
         let _ = self.server.ask("answer");
         let _ = self.user.kill();
         let _ = self.user.wait();
+        // It may have vanished already.
+        let point = self.scratch.join("served");
+        let _ = Command::new("umount")
+            .arg("--lazy")
+            .arg(point)
+            .stderr(Stdio::null())
+            .status();
     }
 }
 
