@@ -14,6 +14,7 @@ mod kills;
 mod many_mappings;
 mod pages;
 mod postgres;
+mod privilege;
 mod recycled;
 mod redis;
 mod restore;

@@ -17,6 +17,7 @@ mod verify;
 use crate::args::Command;
 use crate::failure::Wrong;
 use crate::output;
+use crate::privilege;
 use anyhow::Context;
 use pagetide_process::StopOptions;
 use pagetide_snapshot::{DirectoryStorage, SnapshotId, Storage, Store, View};
@@ -27,6 +28,12 @@ use std::time::Duration;
 
 /// Does what the user asked for.
 pub fn run(command: Command) -> anyhow::Result<ExitCode> {
+    if matches!(
+        command,
+        Command::Log(_) | Command::Show(_) | Command::Diff(_) | Command::Verify(_)
+    ) {
+        privilege::only_read().context("give up privilege")?;
+    }
     match command {
         Command::Probe(options) => probe::run(&options),
         Command::Checkpoint(options) => return checkpoint::run(&options),

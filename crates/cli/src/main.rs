@@ -9,6 +9,7 @@ mod blockers;
 mod commands;
 mod failure;
 mod output;
+mod privilege;
 mod shown;
 mod signals;
 mod watch;
