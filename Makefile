@@ -3,7 +3,7 @@
 CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
-.PHONY: help setup build demo test kernels lint deny fuzz bench torture torture-own endure doc clean
+.PHONY: help setup build demo test kernels lint deny fuzz bench neighbours torture torture-own endure doc clean
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -42,6 +42,12 @@ deny:
 ## bench    figures against the bare kernel operations: the table of docs/BENCHMARKS.md
 bench: setup
 	$(CARGO) run --release --locked -p pagetide-bench
+
+## neighbours  what redis, nginx, PostgreSQL, a JVM and node notice under load of checkpoints beside them: requests a
+##          second and the slowest in a hundred, as a table; six minutes at most (needs nginx-light and a JDK, too)
+neighbours: setup
+	$(CARGO) build --release --locked -p pagetide-cli -p pagetide-bench
+	target/release/pagetide-bench neighbours
 
 ## torture  random programs of memory management under checkpoints: SECONDS (1800) of them, from SEED, by
 ##          wp-async, and then the same ones by rehash

@@ -5,6 +5,7 @@
 
 mod binary;
 mod client;
+mod control_group;
 mod cycle;
 mod failures;
 mod frozen;
@@ -22,6 +23,7 @@ mod whole;
 
 pub use binary::pagetide_path;
 pub use client::{Client, Load, ask_once, free_port};
+pub use control_group::ControlGroup;
 pub use cycle::{Program, cycle};
 pub use frozen::{Frozen, children, family, thread_states};
 pub use image::{Image, Mapped, maps};

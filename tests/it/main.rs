@@ -1,5 +1,6 @@
 //! End-to-end tests, one binary: see the modules.
 
+mod advice;
 mod backends;
 mod bad;
 mod bad_store;
@@ -9,6 +10,7 @@ mod commands;
 mod debugger;
 mod deceiving_names;
 mod disk_full;
+mod frozen;
 mod inspect;
 mod kills;
 mod many_mappings;

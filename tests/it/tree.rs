@@ -394,3 +394,23 @@ fn one_process_of_a_tree_as_a_core() {
         .map(Image::page_count);
     assert!(bytes.len() > pages.expect("its image") * 4096);
 }
+
+/// A shell that does nothing but make children, which execute programs and end.
+const STORM: &str = "echo ready; while :; do /bin/true; (:); /bin/true | /bin/true; done";
+
+#[test]
+fn a_shell_that_forks_all_the_time_is_looked_at_and_taken() {
+    let target = Target::start_by(std::process::Command::new("/bin/sh").args(["-c", STORM]));
+    let pid = target.pid();
+    for _ in 0..40 {
+        let found = pagetide(["inspect", "--tree", &pid.to_string(), "--json"]).done();
+        assert!(number(&found.json(), "processes") >= 1);
+    }
+    let store = TestStore::new();
+    for _ in 0..5 {
+        store.checkpoint(pid, &["--tree"]);
+    }
+    let words = store.checkpoint_words(pid, &["--tree", "--every", "20ms", "--count", "30"]);
+    assert_eq!(pagetide(words).done().lines().len(), 30);
+    store.assert_sound();
+}

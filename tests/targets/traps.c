@@ -160,9 +160,8 @@ static const char *perform(const char *command) {
         madvise(anonymous + 2 * PAGE, 6 * PAGE, 21 /* MADV_PAGEOUT */);
     } else if (!strcmp(command, "guard")) {
         if (madvise(anonymous + 40 * PAGE, 3 * PAGE, MADV_GUARD_INSTALL)) return strerror(errno);
-    } else if (!strcmp(command, "guard_file")) {
-        fill(private_file + 41 * PAGE, PAGE);
-        if (madvise(private_file + 40 * PAGE, 3 * PAGE, MADV_GUARD_INSTALL)) return strerror(errno);
+    } else if (!strcmp(command, "private_copies")) {
+        fill(private_file + 40 * PAGE, 3 * PAGE);
     } else if (!strcmp(command, "poison")) {
         return poison();
     } else if (!strcmp(command, "punch")) {

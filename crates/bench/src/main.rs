@@ -3,6 +3,7 @@
 
 mod limits;
 mod mappings;
+mod neighbours;
 mod restore;
 mod scan;
 mod target;
@@ -30,6 +31,7 @@ fn main() -> anyhow::Result<()> {
         Some(size) if size.starts_with("restore-") => {
             return restore::serve(size.trim_start_matches("restore-"));
         }
+        Some("neighbours") => return neighbours::measure(),
         Some("peak") => return throughput::serve_peak(arguments),
         Some("restore") => rows.extend(restore::measure()?),
         Some("stops") => {
@@ -45,7 +47,9 @@ fn main() -> anyhow::Result<()> {
             rows.extend(restore::measure()?);
         }
         Some(other) => {
-            anyhow::bail!("{other} is not known: run without arguments, `restore` or `stops`")
+            anyhow::bail!(
+                "{other} is not known: run without arguments, `restore`, `stops` or `neighbours`"
+            )
         }
     }
 

@@ -14,7 +14,9 @@ use crate::tracking::{Tracking, TrackingError};
 use pagetide_kernel::memory::MemoryError;
 use pagetide_kernel::pagemap_scan::OpenPagemapError;
 use pagetide_kernel::probe::Probe;
-use pagetide_process::{ProcessIdentity, RefusalError, StopOptions, StoppedProcess, examine};
+use pagetide_process::{
+    Freezer, ProcessIdentity, RefusalError, StopError, StopOptions, StoppedProcess, examine,
+};
 use pagetide_snapshot::{LockError, ReadError, Store, StoreId, View, WriterLock};
 use pagetide_tracker::Backend;
 use std::time::{Duration, Instant};
@@ -40,6 +42,9 @@ pub enum AttachError {
     /// The store could not be read.
     #[error(transparent)]
     Store(#[from] ReadError),
+    /// It could not be stopped.
+    #[error(transparent)]
+    Stop(#[from] StopError),
     /// Tracking could not be found.
     #[error(transparent)]
     Tracking(#[from] TrackingError),
@@ -74,8 +79,10 @@ pub(crate) fn choose_backend(wanted: Option<Backend>) -> Result<Backend, AttachE
     }
 }
 
-/// So many programs that are executed one after another are followed within one snapshot.
+/// So many programs that the named process executes one after another are followed within one snapshot.
 const PROGRAMS_FOLLOWED: usize = 3;
+/// So often a snapshot is begun anew because a child of a tree ended or executed a program meanwhile.
+const CHILDREN_PASSED: usize = 50;
 
 /// Takes snapshots of a process or a tree of processes into one store. Holds the store's writer lock.
 pub struct Checkpointer {
@@ -164,6 +171,14 @@ impl Checkpointer {
         let limit = page_table_limit::of(named.pid(), self.options.page_table_limit);
         let (store, backend) = (self.store.id(), self.backend);
         named.tracking = Tracking::find(named.identity(), store, backend, limit)?;
+        if named.tracking.is_none()
+            && self.options.backend.is_none()
+            && Freezer::of_process(named.pid()).is_some()
+        {
+            // It runs no call by which tracking could begin.
+            self.backend = Backend::Rehash;
+            return self.find_parent();
+        }
         match named.phase() {
             None => {}
             Some(Phase::Armed) => {
@@ -208,16 +223,28 @@ impl Checkpointer {
     /// counts as written again.
     pub fn take(&mut self, request: Request) -> Result<Report, TakeError> {
         let started = Instant::now();
-        for _ in 0..PROGRAMS_FOLLOWED {
+        let (mut followed, mut passed) = (0, 0);
+        loop {
             match self.try_take(request, started) {
-                Err(error) if error.is_space_gone() => self.follow(error)?,
+                Err(error) if error.is_space_gone() && followed < PROGRAMS_FOLLOWED => {
+                    followed += usize::from(self.has_lost_the_named());
+                    self.follow(error)?;
+                }
                 Err(error) if error.may_be_of_a_child() && self.lost_a_child() => {
-                    tracing::debug!(%error, "a child has ended meanwhile");
+                    tracing::debug!(%error, "a child has ended meanwhile, or runs another program");
                 }
                 outcome => return outcome,
             }
+            passed += 1;
+            if passed == CHILDREN_PASSED {
+                return self.try_take(request, started);
+            }
         }
-        self.try_take(request, started)
+    }
+
+    /// True if the process that was named has left its address space.
+    fn has_lost_the_named(&self) -> bool {
+        !self.members[0].space.pagemap.is_alive()
     }
 
     /// Goes on with the new address spaces of processes whose old ones are gone, because they executed
@@ -294,7 +321,8 @@ impl Checkpointer {
 }
 
 impl Member {
-    /// Begins tracking the stopped process if it has not begun. What was remembered of it counts no more.
+    /// Begins tracking the stopped process if it has not begun. What was remembered of it counts no more. One that is
+    /// frozen is compared, unless tracking was asked for by name.
     pub(crate) fn begin_tracking(
         &mut self,
         stopped: &mut StoppedProcess,
@@ -302,7 +330,8 @@ impl Member {
         options: &Options,
         store: StoreId,
     ) -> Result<(), TakeError> {
-        if backend == Backend::Rehash || self.tracking.is_some() {
+        let is_compared = options.backend.is_none() && stopped.freezer().is_some();
+        if backend == Backend::Rehash || self.tracking.is_some() || is_compared {
             return Ok(());
         }
         let stays = options.residence == Residence::Target;

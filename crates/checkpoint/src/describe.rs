@@ -18,14 +18,13 @@ const BPF_MEMORY_UNSEEN: &str =
 impl Member {
     /// The regions, and what the snapshot does not hold.
     pub fn describe(
-        &mut self,
+        &self,
         stopped: &Stopped,
         files: &mut Files,
         report: &FileReport,
         io: &AsynchronousIo,
     ) -> (Vec<Region>, Vec<NotCaptured>) {
         let pid = self.pid();
-        self.advice.refresh(pid, &stopped.layout.mappings);
         let mut not_captured: Vec<NotCaptured> = io
             .devices
             .iter()
@@ -71,7 +70,7 @@ impl Member {
                 false => FileDescription::default(),
             };
             let shows = (watch == Watch::Object).then(|| objects::shown(mapping));
-            let advice = self.advice.of(mapping);
+            let advice = stopped.advice.of(mapping);
             regions.push(layout::region(mapping, about, advice, capture, shows));
         }
         (regions, not_captured)

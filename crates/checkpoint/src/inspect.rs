@@ -4,12 +4,11 @@ use crate::checkpointer::AttachError;
 use crate::report::NotTracked;
 use crate::restorable::Restorable;
 use crate::tracking;
-use crate::tree::children;
+use crate::tree::{children, stop_child, stop_for_a_look};
 use crate::watchers;
 use pagetide_kernel::maps::{self, MapsError};
 use pagetide_process::{
-    Blocker, RefusalError, ResumeError, RingsOfThreads, StopError, StopOptions, StoppedProcess,
-    examine,
+    Blocker, RefusalError, ResumeError, RingsOfThreads, StopError, StopOptions, examine,
 };
 
 /// Why a process could not be inspected. It runs on.
@@ -65,22 +64,17 @@ pub struct Inspection {
 /// Looks at process `pid`, with its children if `tree`.
 pub fn inspect(pid: i32, tree: bool, options: StopOptions) -> Result<Inspection, InspectError> {
     let identity = examine(pid)?.identity;
-    let mut stopped = vec![Some(StoppedProcess::stop(&identity, options)?)];
+    let named = stop_for_a_look(&identity, options)?.ok_or(StopError::Gone { pid })?;
+    let mut stopped = vec![Some(named)];
     let mut at = 0;
     while tree && at < stopped.len() {
         let parent = stopped[at].as_ref().map_or(pid, |one| one.identity().pid);
         for child in children(parent) {
-            match examine(child) {
-                Ok(examined) => {
-                    stopped.push(Some(StoppedProcess::stop(&examined.identity, options)?));
-                }
-                // It has ended and waits to be reaped: there is nothing of it to look at.
-                Err(RefusalError::Zombie { .. } | RefusalError::NoSuchProcess { .. }) => {}
-                Err(error) => {
-                    let source = Box::new(AttachError::from(error));
-                    return Err(InspectError::Member { pid: child, source });
-                }
-            }
+            let found = stop_child(child, options).map_err(|error| InspectError::Member {
+                pid: child,
+                source: Box::new(error),
+            })?;
+            stopped.extend(found.map(Some));
         }
         at += 1;
     }
@@ -94,7 +88,7 @@ pub fn inspect(pid: i32, tree: bool, options: StopOptions) -> Result<Inspection,
         restorable.name_rings(*pid, rings);
     }
     let mut inspection = Inspection {
-        processes: stopped.len(),
+        processes: 0,
         threads: 0,
         mappings: 0,
         mapped_bytes: 0,
@@ -118,23 +112,40 @@ pub fn inspect(pid: i32, tree: bool, options: StopOptions) -> Result<Inspection,
         inspection.tracked += usize::from(own);
     }
     let mut layouts = Vec::with_capacity(stopped.len());
+    let mut killed = Vec::new();
     for process in stopped.iter().flatten() {
-        let pid = process.identity().pid;
-        let mappings = maps::mappings(pid)?;
+        let found = process.identity();
+        let mappings = match maps::mappings(found.pid) {
+            // Somebody killed it while it stood still. It is the child of one that still stands.
+            Err(_) if found.pid != pid && !found.is_alive_and_same() => {
+                killed.push(found.pid);
+                continue;
+            }
+            other => other?,
+        };
         inspection.threads += process.threads().len();
         inspection.mappings += mappings.len();
         let lengths = mappings.iter().map(maps::Mapping::length_bytes);
         inspection.mapped_bytes += lengths.sum::<u64>();
-        layouts.push((pid, mappings));
+        layouts.push((found.pid, mappings));
     }
     for process in stopped.into_iter().flatten() {
-        process.resume()?;
+        let found = process.identity().pid;
+        match process.resume() {
+            Err(ResumeError::Gone { .. }) if found != pid => killed.push(found),
+            other => other?,
+        }
     }
     // In the order in which a checkpoint does it, so that it finds the same.
     restorable.look_from_outside();
     for (pid, mappings) in &layouts {
         restorable.look_at_mappings(*pid, mappings);
     }
+    inspection.processes = layouts.len();
     inspection.blockers = restorable.blockers;
+    // Nothing could be read of one that was killed, and nothing of it would be in a checkpoint.
+    inspection
+        .blockers
+        .retain(|blocker| !killed.contains(&blocker.pid));
     Ok(inspection)
 }

@@ -1,6 +1,7 @@
 //! One instant: all members stand still, what has changed of them is copied, and they run on. Again if what
-//! was taken for unchanged before the stop turns out not to be so after it.
+//! was taken for unchanged before the stop, or for known, turns out not to be so after it.
 
+use crate::advice::{self, Looks};
 use crate::arena::Arena;
 use crate::capture::{Copied, SIZE};
 use crate::checkpointer::Checkpointer;
@@ -61,6 +62,18 @@ pub(crate) struct ObjectPages {
     pub copied: PageCount,
 }
 
+/// Does `other` in a thread of its own while `work` is done here. The results of both, that of the work first.
+fn beside<W, O: Send>(other: impl FnOnce() -> O + Send, work: impl FnOnce() -> W) -> (W, O) {
+    std::thread::scope(|scope| {
+        let other = scope.spawn(other);
+        let done = work();
+        match other.join() {
+            Ok(result) => (done, result),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
 impl Checkpointer {
     /// Stops the processes and copies, again if what was taken for unchanged before the stop is not so
     /// after it. In the last attempt nothing is taken for unchanged.
@@ -111,8 +124,11 @@ impl Checkpointer {
                 ready += member.unless_lost(written)?;
             }
             self.arena.prepare(SIZE.bytes_of(ready));
+            let counts: Vec<usize> = before.iter().map(|found| found.mappings.len()).collect();
+            let mut looks = Looks::before(&mut self.members, &counts, attempt);
 
             let (mut stopped, others) = self.stop_all()?;
+            looks.stopped(&self.members, &others);
             for number in others {
                 // What was found before the stop was another program's.
                 for found in precopied.iter_mut().skip(number).take(1) {
@@ -138,15 +154,20 @@ impl Checkpointer {
                 .flatten()
                 .map(|process| process.since())
                 .min();
-            let mut found = self
-                .capture_all(
-                    &mut stopped,
-                    (parent, precopied),
-                    (&before, &report, hashes),
-                    writing,
-                    harvests,
-                )
-                .map_err(|error| self.explain(error))?;
+            let inside = looks.inside(&self.members);
+            let (captured, inside) = beside(
+                || advice::read_all(&inside),
+                || {
+                    self.capture_all(
+                        &mut stopped,
+                        (parent, precopied),
+                        (&before, &report, hashes),
+                        writing,
+                        harvests,
+                    )
+                },
+            );
+            let mut found = captured.map_err(|error| self.explain(error))?;
             copy += found.copy;
             for member in &self.members[known..] {
                 // Not before: the signal must not be found waiting.
@@ -187,6 +208,7 @@ impl Checkpointer {
                 io_after.push(io);
             }
             found.io = io_after;
+            settled &= looks.after(&mut self.members, &inside, &mut found.members);
             if settled {
                 let stamps = match trust_files {
                     true => after.settled(),

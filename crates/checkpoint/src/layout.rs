@@ -1,11 +1,10 @@
 //! What each mapping of a process needs: to be tracked, to be compared, or to be named as not
 //! captured. And a mapping as a region of a snapshot. Not the copying itself.
 
-use pagetide_kernel::maps::{self, Mapping, MappingName};
+use pagetide_kernel::maps::{Mapping, MappingName};
 use pagetide_pages::{PageCount, PageRange, PageSet};
 use pagetide_snapshot::{Backing, Capture, Protection, Region, Sharing, Shown};
 use std::os::unix::ffi::OsStrExt;
-use std::time::{Duration, Instant};
 
 /// How changes of a mapping's pages are found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,8 +12,8 @@ pub(crate) enum Watch {
     /// Private anonymous memory: the tracker knows all that is written.
     Track,
     /// A private mapping of a file. The process's own copies are found in its page tables and compared; the
-    /// rest is what the file has. It is not tracked: dropping a copy would read as not written, and on
-    /// kernels from 6.15 on a guard region over a protected page would hang the process for ever.
+    /// rest is what the file has. It is never registered: dropping a copy would read as not written, and there are
+    /// kernels in which a program's own call on such memory hangs while it is registered.
     OverFile,
     /// Others can change it unseen (shared memory, or a mapping no tracker may watch): every page is
     /// read and compared with what is stored.
@@ -272,73 +271,5 @@ impl Layout {
             .filter(|(mapping, watch)| wanted(mapping, *watch))
             .map(|(mapping, _)| mapping.pages())
             .collect()
-    }
-}
-
-/// The advice of madvise(2) that the kernel keeps as an attribute of a mapping, and other attributes that a mapping
-/// made again needs, from its VmFlags.
-pub(crate) fn advice_of(flags: &[String]) -> Vec<String> {
-    let names = [
-        ("sr", "sequential"),
-        ("rr", "random"),
-        ("dc", "dontfork"),
-        ("dd", "dontdump"),
-        ("wf", "wipeonfork"),
-        ("hg", "hugepage"),
-        ("nh", "nohugepage"),
-        ("mg", "mergeable"),
-        ("lo", "locked"),
-        ("gd", "growsdown"),
-        ("ht", "hugetlb"),
-        ("nr", "noreserve"),
-    ];
-    let has = |flag: &str| flags.iter().any(|found| found == flag);
-    let named = names.iter().filter(|(flag, _)| has(flag));
-    let mut advice: Vec<String> = named.map(|(_, name)| (*name).to_owned()).collect();
-    // No advice, but attributes that tell what a mapping was once: open for writing, or writable itself.
-    if has("sh") && has("mw") && !has("wr") {
-        advice.push("maywrite".to_owned());
-    }
-    if has("ac") && !has("wr") {
-        advice.push("accounted".to_owned());
-    }
-    advice
-}
-
-/// So long advice counts as what it was. Reading it walks all page tables, and takes the longer the more
-/// memory there is.
-const ADVICE_HOLDS: Duration = Duration::from_secs(1);
-
-/// The advice of each mapping, as it was at most a second ago.
-#[derive(Default)]
-pub(crate) struct AdviceCache {
-    layout: Vec<Mapping>,
-    advice: Vec<(PageRange, Vec<String>)>,
-    read: Option<Instant>,
-}
-
-impl AdviceCache {
-    /// Makes this the advice of `layout`.
-    pub fn refresh(&mut self, pid: i32, layout: &[Mapping]) {
-        let is_fresh = self.read.is_some_and(|read| read.elapsed() < ADVICE_HOLDS);
-        if is_fresh && self.layout == layout {
-            return;
-        }
-        // Advice describes; without it nothing is lost but the description.
-        let flags = maps::mappings_with_flags(pid).unwrap_or_default();
-        self.advice = flags
-            .iter()
-            .map(|(mapping, flags)| (mapping.pages(), advice_of(flags)))
-            .collect();
-        self.layout = layout.to_vec();
-        self.read = Some(Instant::now());
-    }
-
-    /// The advice given for `mapping`.
-    pub fn of(&self, mapping: &Mapping) -> Vec<String> {
-        let found = self
-            .advice
-            .binary_search_by_key(&mapping.pages().start(), |(pages, _)| pages.start());
-        found.map_or_else(|_| Vec::new(), |at| self.advice[at].1.clone())
     }
 }

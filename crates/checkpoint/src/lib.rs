@@ -49,6 +49,7 @@
 //! # }
 //! ```
 
+mod advice;
 mod arena;
 mod capture;
 mod checkpointer;
@@ -62,6 +63,7 @@ mod inspect;
 mod instant;
 mod layout;
 mod leave;
+mod left_behind;
 mod mapping_blockers;
 mod mark;
 mod marking;

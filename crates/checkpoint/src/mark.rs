@@ -47,7 +47,7 @@ pub(crate) struct MarkContent {
     pub store: StoreId,
     pub process: ProcessIdentity,
     pub backend: Backend,
-    /// The number of the userfaultfd in the process; -1 if the backend needs none.
+    /// The number of the userfaultfd in the process; -1 if the backend needs none, or if it is still being made.
     pub uffd_number: i32,
     pub phase: Phase,
     /// Length and checksum of what the tracker remembers.
@@ -140,13 +140,39 @@ pub(crate) struct Mark {
 }
 
 impl Mark {
-    /// Writes a first mark into a new memfd.
-    pub fn create(memfd: OwnedFd, content: MarkContent) -> std::io::Result<Mark> {
+    /// The userfaultfds, by inode, that were there before one was made, if that one was never heard of.
+    pub fn others(&self) -> Option<Vec<u64>> {
+        if self.content.backend != Backend::WpAsync || self.content.uffd_number >= 0 {
+            return None;
+        }
+        let bytes = self.remembered()?;
+        let inodes = bytes
+            .chunks_exact(8)
+            .filter_map(|inode| inode.try_into().ok());
+        Some(inodes.map(u64::from_le_bytes).collect())
+    }
+
+    /// The userfaultfd was made.
+    pub fn was_made(&mut self, uffd_number: i32) -> std::io::Result<()> {
+        self.content.uffd_number = uffd_number;
+        self.content.remembered = (0, 0);
+        self.set(self.content.phase)
+    }
+
+    /// Writes a first mark into a new memfd. If a userfaultfd is to be made, that comes after it: whoever finds
+    /// the mark as it is now knows that the call was given up on, and by the `others`, the inodes of those that
+    /// were there before, which one came of it.
+    pub fn create(memfd: OwnedFd, content: MarkContent, others: &[u64]) -> std::io::Result<Mark> {
         let phase = content.phase;
         let mut mark = Mark {
             file: File::from(memfd),
             content,
         };
+        let others: Vec<u8> = others
+            .iter()
+            .flat_map(|inode| inode.to_le_bytes())
+            .collect();
+        mark.remember(&others)?;
         mark.set(phase)?;
         Ok(mark)
     }
@@ -241,8 +267,12 @@ mod tests {
             uffd_number: -1,
             ..content(Phase::Armed)
         };
-        let mut mark = Mark::create(memfd(), soft_dirty).expect("a mark");
-        assert_eq!(mark.remembered(), None, "nothing was kept");
+        let mut mark = Mark::create(memfd(), soft_dirty, &[]).expect("a mark");
+        assert_eq!(
+            mark.remembered().as_deref(),
+            Some(&b""[..]),
+            "nothing was kept"
+        );
         for bytes in [&b"a longer piece"[..], b"short", b""] {
             mark.remember(bytes).expect("room");
             mark.set(Phase::Harvesting).expect("room");
@@ -256,6 +286,25 @@ mod tests {
             .write_all_at(b"H", REMEMBERED_AT + 1)
             .expect("room");
         assert_eq!(mark.remembered(), None, "damaged");
+    }
+
+    #[test]
+    fn a_mark_says_that_its_userfaultfd_is_being_made_until_it_was() {
+        let memfd = rustix::fs::memfd_create("mark", rustix::fs::MemfdFlags::CLOEXEC);
+        let content = MarkContent {
+            uffd_number: -1,
+            ..content(Phase::Armed)
+        };
+        let mut mark =
+            Mark::create(memfd.expect("a memfd"), content, &[7, 1 << 40]).expect("a mark");
+        let read = |mark: &Mark| {
+            let again = mark.file.try_clone().expect("a copy");
+            Mark::read(again.into()).expect("a file").expect("a mark")
+        };
+        assert_eq!(read(&mark).others(), Some(vec![7, 1 << 40]));
+        mark.was_made(12).expect("room");
+        assert_eq!(read(&mark).others(), None);
+        assert_eq!(read(&mark).content().uffd_number, 12);
     }
 
     #[test]

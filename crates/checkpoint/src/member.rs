@@ -1,8 +1,8 @@
 //! One process under checkpoint, with what is known of it from one snapshot to the next. A checkpoint of
 //! a process tree has several.
 
+use crate::advice::LastLook;
 use crate::checkpointer::AttachError;
-use crate::layout::AdviceCache;
 use crate::mark::Phase;
 use crate::memo::{self, Memo};
 use crate::numa;
@@ -98,7 +98,11 @@ pub(crate) struct Ending<'a> {
     identity: &'a ProcessIdentity,
 }
 
-impl Ending<'_> {
+impl<'a> Ending<'a> {
+    pub fn of(pidfd: Option<&'a PidFd>, identity: &'a ProcessIdentity) -> Ending<'a> {
+        Ending { pidfd, identity }
+    }
+
     pub fn has_come(&self) -> bool {
         let ended = |pidfd: &PidFd| pidfd.wait_for_end(Duration::ZERO).ok();
         let ended = self.pidfd.and_then(ended);
@@ -115,7 +119,8 @@ pub(crate) struct Member {
     /// What the last snapshot of the chain remembers of this process. Without it nothing is known, and
     /// all of it is copied.
     pub memo: Option<Memo>,
-    pub advice: AdviceCache,
+    /// What was read last of the advice of its mappings.
+    pub last_look: LastLook,
     /// At the last stop a thread said that it has used io_uring.
     pub uses_rings: bool,
     /// What /proc says of it, read for the snapshot under way.
@@ -140,7 +145,7 @@ impl Member {
             names,
             tracking: None,
             memo: None,
-            advice: AdviceCache::default(),
+            last_look: LastLook::default(),
             uses_rings: false,
             outside: None,
             is_child: false,
@@ -159,10 +164,7 @@ impl Member {
 
     /// By what its end is seen.
     pub fn ending(&self) -> Ending<'_> {
-        Ending {
-            pidfd: self.pidfd.as_deref(),
-            identity: self.identity(),
-        }
+        Ending::of(self.pidfd.as_deref(), self.identity())
     }
 
     /// The process itself, to send it signals when time has passed.
@@ -240,8 +242,8 @@ impl Member {
         self.tracking = None;
         self.memo = None;
         self.outside = None;
+        self.last_look = LastLook::default();
         self.uses_rings = false;
-        self.advice = AdviceCache::default();
     }
 
     /// True if what is written while a harvest is under way may be lost.

@@ -1,9 +1,9 @@
 //! What a process is made of besides memory and registers: open files, and what the kernel keeps for it. Read in the stop,
 //! attached to the snapshot, and needed by a restore alone. What a restore could not bring back is named.
 
+use crate::left_behind;
 use crate::mapping_blockers::{AIO, mapping_blockers};
 use crate::report::NotCaptured;
-use crate::tracking;
 use crate::tree::{AllStopped, children};
 use pagetide_kernel::maps::Mapping;
 use pagetide_process::{Blocker, KernelState, OPEN_FILES_ATTACHMENT, OpenFiles, RingsOfThreads};
@@ -36,7 +36,7 @@ impl Restorable {
         let pids = stopped.iter().flatten().map(|one| one.identity().pid);
         let ours: Vec<(i32, i32)> = pids
             .flat_map(|pid| {
-                let numbers = tracking::own_descriptors(pid);
+                let numbers = left_behind::own_descriptors(pid);
                 numbers.into_iter().map(move |number| (pid, number))
             })
             .collect();

@@ -446,7 +446,7 @@ impl Checkpointer {
     ) -> (Vec<NotCaptured>, Vec<NotTracked>) {
         let (mut not_captured, mut not_tracked) = (Vec::new(), Vec::new());
         let nothing = AsynchronousIo::default();
-        for (number, member) in self.members.iter_mut().enumerate() {
+        for (number, member) in self.members.iter().enumerate() {
             let Some(stopped) = &mut found.members[number] else {
                 continue;
             };

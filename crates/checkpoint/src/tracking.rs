@@ -2,7 +2,8 @@
 //! inside it, if the backend needs one, and the mark. Not the use of it.
 
 use crate::growth;
-use crate::mark::{MEMFD_LINK, MEMFD_NAME, Mark, MarkContent, Phase};
+use crate::left_behind::{self, Found};
+use crate::mark::{MEMFD_NAME, Mark, MarkContent, Phase};
 use crate::page_table_limit;
 use pagetide_kernel::maps::{self, Mapping};
 use pagetide_kernel::pagemap_scan::{
@@ -11,14 +12,12 @@ use pagetide_kernel::pagemap_scan::{
 use pagetide_kernel::pidfd::{PidFd, PidFdError};
 use pagetide_kernel::userfaultfd::{CREATION_FLAGS, UserfaultfdError, WriteProtector};
 use pagetide_process::{
-    ProcessIdentity, RemoteCallError, ResumeError, StopError, StopOptions, StoppedProcess,
+    Freezer, ProcessIdentity, RemoteCallError, ResumeError, StopError, StopOptions, StoppedProcess,
     SystemCalls,
 };
 use pagetide_snapshot::StoreId;
 use pagetide_tracker::{Backend, SoftDirty, TrackError, Tracker, WpAsync};
 use std::os::fd::OwnedFd;
-
-const UFFD_LINK: &str = "anon_inode:[userfaultfd]";
 
 /// Why tracking could not begin, be found again, or be removed.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +75,19 @@ pub enum TrackingError {
     },
 }
 
+impl TrackingError {
+    /// True if a control group keeps the process frozen: it runs no call until it is thawed.
+    pub(crate) fn is_frozen(&self) -> bool {
+        matches!(
+            self,
+            TrackingError::Remote {
+                source: RemoteCallError::Frozen { .. },
+                ..
+            }
+        )
+    }
+}
+
 /// The tracking of one process.
 pub(crate) struct Tracking {
     pub tracker: Box<dyn Tracker + Send>,
@@ -83,41 +95,6 @@ pub(crate) struct Tracking {
     pub mark: Option<Mark>,
     /// How many of the process's mappings were kept apart from the one before them when tracking began.
     kept_apart: u64,
-}
-
-/// Where a process's tracking was found.
-struct Found {
-    mark: Mark,
-    mark_number: i32,
-}
-
-/// All marks in a process, its own and those inherited from a parent.
-fn marks(identity: &ProcessIdentity, pidfd: &PidFd) -> Result<Vec<Found>, TrackingError> {
-    let pid = identity.pid;
-    let mut found = Vec::new();
-    for (mark_number, _) in links(pid).filter(|(_, link)| link == MEMFD_LINK) {
-        // Between the listing and the fetch the process may have closed it.
-        let Ok(memfd) = pidfd.get_fd(mark_number) else {
-            continue;
-        };
-        let mark = Mark::read(memfd).map_err(|source| TrackingError::Mark { pid, source })?;
-        found.extend(mark.map(|mark| Found { mark, mark_number }));
-    }
-    Ok(found)
-}
-
-/// The file descriptors of a process and what they refer to.
-fn links(pid: i32) -> impl Iterator<Item = (i32, String)> {
-    let directory = std::fs::read_dir(format!("/proc/{pid}/fd"));
-    directory
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| {
-            let number = entry.file_name().to_str()?.parse().ok()?;
-            let link = std::fs::read_link(entry.path()).ok()?;
-            Some((number, link.to_str()?.to_owned()))
-        })
 }
 
 fn fetch(pidfd: &PidFd, pid: i32, number: i32) -> Result<OwnedFd, TrackingError> {
@@ -140,15 +117,19 @@ impl Tracking {
     ) -> Result<Option<Tracking>, TrackingError> {
         let pid = identity.pid;
         let pidfd = open_pidfd(pid)?;
-        let own = marks(identity, &pidfd)?
+        let own = left_behind::marks(pid, &pidfd)?
             .into_iter()
-            .find(|found| found.mark.content().process == *identity);
-        let Some(Found { mark, .. }) = own else {
+            .find(|found| found.mark.is_some() && found.is_of(identity));
+        let Some(Found {
+            mark: Some(mark),
+            uffd,
+            ..
+        }) = own
+        else {
             return Ok(None);
         };
         let number = mark.content().uffd_number;
-        let is_whole = mark.content().backend != Backend::WpAsync
-            || links(pid).any(|(found, link)| found == number && link == UFFD_LINK);
+        let is_whole = mark.content().backend != Backend::WpAsync || uffd == Some(number);
         if !is_whole {
             return Ok(None);
         }
@@ -210,22 +191,27 @@ impl Tracking {
             close_in(stopped, &stale).map_err(|source| TrackingError::Remote { pid, source })?;
         }
         let mut left = Left::default();
-        let owner = stays.then_some(store);
         let begun = (|| {
             let remote = |source| TrackingError::Remote { pid, source };
             let mut calls = stopped.remote_calls().map_err(remote)?;
-            let made = create(&mut calls, backend, owner, &mut left);
-            made.and(calls.finish()).map_err(remote)?;
-            fetch_all(&pidfd, identity, backend, owner, &left, page_table_limit)
+            let made = create(&mut calls, &pidfd, identity, (backend, store), &mut left);
+            let finished = calls.finish().map_err(remote);
+            let mark = made?;
+            finished?;
+            watch(&pidfd, pid, backend, mark, page_table_limit)
         })();
-        // What is not to stay, or was left by a beginning that failed, is closed again.
-        if begun.is_err() || !stays {
+        // What is not to stay, or was left by a beginning that failed, is closed again. Who is frozen closes nothing,
+        // and the mark says what there is to do when he is thawed.
+        let is_frozen = begun.as_ref().is_err_and(TrackingError::is_frozen);
+        if (begun.is_err() || !stays) && !is_frozen {
             let closed = close_in(stopped, &left.numbers());
             if begun.is_ok() {
                 closed.map_err(|source| TrackingError::Remote { pid, source })?;
             }
         }
-        begun
+        let mut tracking = begun?;
+        tracking.mark.take_if(|_| !stays);
+        Ok(tracking)
     }
 
     /// Begins to track, by `backend` and for `store`, a process that is being built; the tracking stays there.
@@ -238,10 +224,9 @@ impl Tracking {
         let pid = identity.pid;
         let pidfd = open_pidfd(pid)?;
         let mut left = Left::default();
-        create(calls, backend, Some(store), &mut left)
-            .map_err(|source| TrackingError::Remote { pid, source })?;
+        let mark = create(calls, &pidfd, identity, (backend, store), &mut left)?;
         let limit = page_table_limit::of(pid, None);
-        fetch_all(&pidfd, identity, backend, Some(store), &left, limit)
+        watch(&pidfd, pid, backend, mark, limit)
     }
 
     /// How many of the process's `mappings` there are only because it is tracked.
@@ -268,18 +253,9 @@ impl Tracking {
 
 /// The marks of a tracking of this very process that is not gone on with, and what is left beside them.
 fn stale_descriptors(identity: &ProcessIdentity, pidfd: &PidFd) -> Result<Vec<i32>, TrackingError> {
-    let links: Vec<(i32, String)> = links(identity.pid).collect();
-    let own = marks(identity, pidfd)?
-        .into_iter()
-        .filter(|found| found.mark.content().process == *identity);
-    let numbers = own.flat_map(|found| {
-        let uffd = found.mark.content().uffd_number;
-        let is_open = links
-            .iter()
-            .any(|(number, link)| *number == uffd && link == UFFD_LINK);
-        [Some(found.mark_number), is_open.then_some(uffd)]
-    });
-    let mut numbers: Vec<i32> = numbers.flatten().collect();
+    let all = left_behind::marks(identity.pid, pidfd)?;
+    let own = all.iter().filter(|found| found.is_of(identity));
+    let mut numbers: Vec<i32> = own.flat_map(Found::numbers).collect();
     numbers.sort_unstable();
     numbers.dedup();
     Ok(numbers)
@@ -298,73 +274,72 @@ impl Left {
     }
 }
 
-/// Creates what the backend needs inside the process, and the mark if the tracking is to stay there, for `store`.
+/// Creates the mark inside the process, and then what the backend needs: should we be gone before that is heard of,
+/// the mark tells whose it is.
 fn create(
     calls: &mut dyn SystemCalls,
-    backend: Backend,
-    store: Option<StoreId>,
-    left: &mut Left,
-) -> Result<(), RemoteCallError> {
-    if backend == Backend::WpAsync {
-        let flags = u64::from(CREATION_FLAGS);
-        let uffd = calls.call(nix::libc::SYS_userfaultfd, [flags, 0, 0, 0, 0, 0])?;
-        left.uffd = i32::try_from(uffd).ok();
-    }
-    if store.is_some() {
-        let flags = u64::from(rustix::fs::MemfdFlags::CLOEXEC.bits());
-        let mut name = MEMFD_NAME.to_vec();
-        let memfd = calls.call_with(nix::libc::SYS_memfd_create, &mut name, &|name| {
-            [name, flags, 0, 0, 0, 0]
-        })?;
-        left.memfd = i32::try_from(memfd).ok();
-    }
-    Ok(())
-}
-
-/// Fetches what was created.
-fn fetch_all(
     pidfd: &PidFd,
     identity: &ProcessIdentity,
+    (backend, store): (Backend, StoreId),
+    left: &mut Left,
+) -> Result<Mark, TrackingError> {
+    let pid = identity.pid;
+    let remote = |source| TrackingError::Remote { pid, source };
+    let wrong = |source| TrackingError::Mark { pid, source };
+    let flags = u64::from(rustix::fs::MemfdFlags::CLOEXEC.bits());
+    let mut name = MEMFD_NAME.to_vec();
+    let memfd = calls.call_with(nix::libc::SYS_memfd_create, &mut name, &|name| {
+        [name, flags, 0, 0, 0, 0]
+    });
+    let memfd = i32::try_from(memfd.map_err(remote)?).unwrap_or(-1);
+    left.memfd = Some(memfd);
+    let content = MarkContent {
+        store,
+        process: identity.clone(),
+        backend,
+        uffd_number: -1,
+        phase: Phase::Armed,
+        remembered: (0, 0),
+    };
+    let others = left_behind::userfaultfds(pid);
+    let mark = Mark::create(fetch(pidfd, pid, memfd)?, content, &others);
+    let mut mark = mark.map_err(wrong)?;
+    if backend == Backend::WpAsync {
+        let flags = u64::from(CREATION_FLAGS);
+        let uffd = calls.call(nix::libc::SYS_userfaultfd, [flags, 0, 0, 0, 0, 0]);
+        let uffd = i32::try_from(uffd.map_err(remote)?).unwrap_or(-1);
+        left.uffd = Some(uffd);
+        mark.was_made(uffd).map_err(wrong)?;
+    }
+    Ok(mark)
+}
+
+/// The tracking that a mark speaks of, which has just been made.
+fn watch(
+    pidfd: &PidFd,
+    pid: i32,
     backend: Backend,
-    store: Option<StoreId>,
-    left: &Left,
+    mut mark: Mark,
     page_table_limit: u64,
 ) -> Result<Tracking, TrackingError> {
-    let pid = identity.pid;
-    let uffd_number = left.uffd.unwrap_or(-1);
     let kept_apart = growth::kept_apart(&maps::mappings(pid).unwrap_or_default());
     let tracker: Box<dyn Tracker + Send> = match backend {
         Backend::SoftDirty => Box::new(SoftDirty::of_process(pid)?),
         _ => {
-            let protector = WriteProtector::enable(fetch(pidfd, pid, uffd_number)?)?;
+            let uffd = fetch(pidfd, pid, mark.content().uffd_number)?;
+            let protector = WriteProtector::enable(uffd)?;
             let tracker = WpAsync::with(protector, Pagemap::of_process(pid)?);
             Box::new(tracker.with_page_table_limit(page_table_limit))
         }
     };
-    let mark = match (store, left.memfd) {
-        (Some(store), Some(memfd)) => {
-            let content = MarkContent {
-                store,
-                process: identity.clone(),
-                backend,
-                uffd_number,
-                phase: Phase::Armed,
-                remembered: (0, 0),
-            };
-            let made = Mark::create(fetch(pidfd, pid, memfd)?, content).and_then(|mut mark| {
-                if backend == Backend::WpAsync {
-                    mark.remember(&kept_apart.to_le_bytes())?;
-                    mark.set(Phase::Armed)?;
-                }
-                Ok(mark)
-            });
-            Some(made.map_err(|source| TrackingError::Mark { pid, source })?)
-        }
-        _ => None,
-    };
+    if backend == Backend::WpAsync {
+        mark.remember(&kept_apart.to_le_bytes())
+            .and_then(|()| mark.set(Phase::Armed))
+            .map_err(|source| TrackingError::Mark { pid, source })?;
+    }
     Ok(Tracking {
         tracker,
-        mark,
+        mark: Some(mark),
         kept_apart,
     })
 }
@@ -380,32 +355,14 @@ fn close_in(stopped: &mut StoppedProcess, numbers: &[i32]) -> Result<(), RemoteC
     closed.and(calls.finish())
 }
 
-/// The descriptors of a process that belong to pagetide's tracking, of itself or inherited. What cannot be looked at has none.
-pub(crate) fn own_descriptors(pid: i32) -> Vec<i32> {
-    let links: Vec<(i32, String)> = links(pid).collect();
-    let mut numbers = Vec::new();
-    for (number, _) in links.iter().filter(|(_, link)| link == MEMFD_LINK) {
-        let memfd = PidFd::open(pid).and_then(|pidfd| pidfd.get_fd(*number));
-        let mark = memfd
-            .ok()
-            .and_then(|memfd| Mark::read(memfd).ok().flatten());
-        let Some(mark) = mark else { continue };
-        let uffd = mark.content().uffd_number;
-        let is_open = |(number, link): &(i32, String)| *number == uffd && link == UFFD_LINK;
-        numbers.push(*number);
-        numbers.extend(links.iter().any(is_open).then_some(uffd));
-    }
-    numbers
-}
-
 /// True if pagetide left tracking in process `pid` itself. What cannot be looked at is not tracked.
 pub(crate) fn is_tracked(pid: i32) -> bool {
     let Ok(identity) = ProcessIdentity::of(pid) else {
         return false;
     };
-    let found = open_pidfd(pid).and_then(|pidfd| marks(&identity, &pidfd));
+    let found = open_pidfd(pid).and_then(|pidfd| left_behind::marks(pid, &pidfd));
     found.is_ok_and(|found| {
-        let of_this = |found: &Found| found.mark.content().process == identity;
+        let of_this = |found: &Found| found.mark.is_some() && found.is_of(&identity);
         found.iter().any(of_this)
     })
 }
@@ -424,30 +381,26 @@ pub struct Detached {
 pub fn detach(identity: &ProcessIdentity, options: StopOptions) -> Result<Detached, TrackingError> {
     let pid = identity.pid;
     let pidfd = open_pidfd(pid)?;
-    let found = marks(identity, &pidfd)?;
+    let found = left_behind::marks(pid, &pidfd)?;
     if found.is_empty() {
         return Ok(Detached { descriptors: 0 });
     }
-    let links: Vec<(i32, String)> = links(pid).collect();
-    let mut numbers = Vec::new();
-    for Found { mark, mark_number } in &found {
-        let uffd = mark.content().uffd_number;
-        if links
-            .iter()
-            .any(|(number, link)| *number == uffd && link == UFFD_LINK)
-        {
-            if mark.content().process == *identity {
-                // A forked child may hold copies of the userfaultfd, so closing it may not be the end.
-                unregister(pid, fetch(&pidfd, pid, uffd)?);
-            }
-            numbers.push(uffd);
-        }
-        numbers.push(*mark_number);
+    let remote = |source| TrackingError::Remote { pid, source };
+    // Before anything is taken away.
+    if let Some(freezer) = Freezer::of_process(pid) {
+        return Err(remote(RemoteCallError::Frozen { pid, freezer }));
     }
+    for found in &found {
+        if let Some(uffd) = found.uffd.filter(|_| found.is_of(identity)) {
+            // A forked child may hold copies of the userfaultfd, so closing it may not be the end.
+            unregister(pid, fetch(&pidfd, pid, uffd)?);
+        }
+    }
+    let numbers: Vec<i32> = found.iter().flat_map(Found::numbers).collect();
     let mut stopped = StoppedProcess::stop(identity, options)?;
     let closed = close_in(&mut stopped, &numbers);
     stopped.resume()?;
-    closed.map_err(|source| TrackingError::Remote { pid, source })?;
+    closed.map_err(remote)?;
     Ok(Detached {
         descriptors: numbers.len(),
     })
@@ -475,3 +428,6 @@ fn unregister(pid: i32, uffd: OwnedFd) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

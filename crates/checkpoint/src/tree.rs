@@ -9,6 +9,7 @@ use pagetide_process::{
     ProcessIdentity, ProcessState, RefusalError, StopError, StopOptions, StoppedProcess, examine,
 };
 use pagetide_snapshot::View;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// The attachment that names the processes of a tree.
@@ -137,18 +138,66 @@ fn has_ended(pid: i32) -> bool {
 }
 
 /// True for what is found of a process that is about to end and holds nothing any more, or that is just
-/// executing a program: its first thread may be seen to have ended then.
+/// executing a program: its first thread may be seen to have ended then. Or we have just stopped its parent, and
+/// trace it from its birth until that is noticed.
 fn is_passing(error: &AttachError) -> bool {
-    !matches!(
-        error,
+    match error {
+        AttachError::Refused(RefusalError::AlreadyTraced { tracer, .. }) => {
+            Path::new(&format!("/proc/self/task/{tracer}")).exists()
+        }
         AttachError::Refused(
-            RefusalError::AlreadyTraced { .. }
-                | RefusalError::NoPrivilege { .. }
-                | RefusalError::ThirtyTwoBit { .. }
-                | RefusalError::FirstThreadEnded { .. }
-                | RefusalError::Itself { .. }
-        ) | AttachError::Tracking(TrackingError::OwnedByAnother { .. })
-    )
+            RefusalError::NoPrivilege { .. }
+            | RefusalError::ThirtyTwoBit { .. }
+            | RefusalError::Frozen { .. }
+            | RefusalError::Itself { .. },
+        )
+        | AttachError::Tracking(TrackingError::OwnedByAnother { .. }) => false,
+        _ => true,
+    }
+}
+
+/// Looks at a child until it is seen as it is; nothing if it has ended.
+fn when_settled<T>(
+    pid: i32,
+    patience: Duration,
+    mut look: impl FnMut() -> Result<T, AttachError>,
+) -> Result<Option<T>, AttachError> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match look() {
+            Ok(seen) => return Ok(Some(seen)),
+            Err(_) if has_ended(pid) => return Ok(None),
+            Err(error) if is_passing(&error) && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_micros(100));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Finds and stops a child for a look; nothing if it has ended.
+pub(crate) fn stop_child(
+    pid: i32,
+    options: StopOptions,
+) -> Result<Option<StoppedProcess>, AttachError> {
+    match when_settled(pid, options.timeout, || Ok(examine(pid)?))? {
+        Some(examined) => Ok(stop_for_a_look(&examined.identity, options)?),
+        None => Ok(None),
+    }
+}
+
+/// Stops a process for a look, whatever program it executes meanwhile; nothing if it has ended.
+pub(crate) fn stop_for_a_look(
+    identity: &ProcessIdentity,
+    options: StopOptions,
+) -> Result<Option<StoppedProcess>, StopError> {
+    let pidfd = PidFd::open(identity.pid).ok();
+    let stop = Stop {
+        identity,
+        end: Ending::of(pidfd.as_ref(), identity),
+        is_child: true,
+    };
+    stop.run(options)
 }
 
 /// The stopped processes, in the order of the members; `None` for one that has ended.
@@ -223,23 +272,14 @@ impl Checkpointer {
                 false => Err(StopError::Gone { pid }.into()),
             };
         }
-        let deadline = Instant::now() + self.options.stop_timeout;
-        loop {
-            match self.child(pid, parent) {
-                Ok(member) => {
-                    self.members.push(member);
-                    return Ok(());
-                }
-                Err(_) if has_ended(pid) => return Ok(()),
-                Err(error) if is_passing(&error) && Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_micros(100));
-                }
-                Err(error) => {
-                    let source = Box::new(error);
-                    return Err(TakeError::Member { pid, source });
-                }
-            }
-        }
+        let patience = self.options.stop_timeout;
+        let found = when_settled(pid, patience, || self.child(pid, parent));
+        let member = found.map_err(|error| TakeError::Member {
+            pid,
+            source: Box::new(error),
+        })?;
+        self.members.extend(member);
+        Ok(())
     }
 
     fn child(&self, pid: i32, parent: i32) -> Result<Member, AttachError> {
@@ -279,9 +319,10 @@ impl Checkpointer {
         });
     }
 
-    /// True if a child has ended since those that have were let go.
+    /// True if a child has ended since those that have were let go, or runs another program than it did then.
     pub(crate) fn lost_a_child(&self) -> bool {
-        self.members[1..].iter().any(Member::has_ended)
+        let lost = |child: &Member| child.has_ended() || child.has_lost_its_space();
+        self.members[1..].iter().any(lost)
     }
 
     /// Stops all members, parents before their children, and children that were born meanwhile. Also

@@ -7,7 +7,7 @@
 //! refused what it registers after us. All of these are known by their descriptors.
 
 use crate::compared::ComparedBecause;
-use crate::tracking;
+use crate::left_behind;
 use std::collections::{HashMap, HashSet};
 use std::fs;
 
@@ -28,7 +28,7 @@ pub(crate) fn watched_among(
                     continue;
                 }
                 let ours = ours.get_or_insert_with(|| {
-                    let numbers = tracking::own_descriptors(holder);
+                    let numbers = left_behind::own_descriptors(holder);
                     numbers.into_iter().collect()
                 });
                 if !ours.contains(&descriptor) {

@@ -1,6 +1,7 @@
 //! What happens to one process between stopping and letting go: deciding which of its pages to copy. The
 //! rounds of copying before that are in `precopy`, the copying itself is in `capture`.
 
+use crate::advice::Advice;
 use crate::capture::{ASK_FROM, CaptureError, Copied, SIZE, Source};
 use crate::compared::ComparedBecause;
 use crate::file_pages::{FileHashes, file_page};
@@ -60,6 +61,8 @@ pub(crate) struct Looked {
 /// What came out of the stop window.
 pub(crate) struct Stopped {
     pub layout: Layout,
+    /// The advice of its mappings.
+    pub advice: Advice,
     pub threads: Vec<ThreadState>,
     /// States of pages without bytes, in the order in which they hold.
     pub states: Vec<(PageRange, PageState)>,
@@ -284,6 +287,7 @@ impl Member {
             copied: precopied.union(&pages.subtract(&unreadable)),
             window: pages,
             layout,
+            advice: Advice::default(),
             threads: looked.threads,
             states,
             in_file: plan.in_file,

@@ -9,6 +9,7 @@ mod common;
 mod snaps;
 
 use common::machine::Machine;
+use common::watched::has_flag;
 use common::{HUGE, PAGE, Region, file_of, memfd, needs, punch_hole, secret_file, skip};
 use nix::libc;
 use pagetide::{OwnMemory, OwnMemoryError, OwnMemoryOptions, Placement};
@@ -191,6 +192,22 @@ fn t27_a_copy_of_a_file_that_is_dropped_shows_the_file_again() {
         exact(&mut own, &region, "the file has changed beneath a copy");
         region.advise(0..64, libc::MADV_DONTNEED).unwrap();
         exact(&mut own, &region, "all dropped");
+    }
+}
+
+#[test]
+fn t32_private_mappings_of_files_are_never_registered() {
+    needs!(wp_async);
+    let file = file_of(64, 7);
+    let of_file = Region::of_file(&file, 64, false);
+    let anonymous = Region::private(64);
+    for (region, registered) in [(&of_file, false), (&anonymous, true)] {
+        let mut own = own(region);
+        for round in 0..3 {
+            region.fill(round * 4..round * 4 + 2, 9);
+            exact(&mut own, region, "with new copies of its own");
+            assert_eq!(has_flag(region, 0, "uw"), registered, "round {round}");
+        }
     }
 }
 

@@ -105,6 +105,7 @@ fn unwrapped(cause: Cause<'_>) -> Cause<'_> {
     } else if let Some(error) = cause.downcast_ref() {
         match error {
             AttachError::Refused(inner) => Some(inner),
+            AttachError::Stop(inner) => Some(inner),
             AttachError::Lock(inner) => Some(inner),
             AttachError::Store(inner) => Some(inner),
             AttachError::Tracking(inner) => Some(inner),
@@ -190,6 +191,7 @@ fn refuses_to_stop(error: &StopError) -> bool {
             | StopError::NoPrivilege { .. }
             | StopError::ThirtyTwoBit { .. }
             | StopError::FirstThreadEnded { .. }
+            | StopError::Frozen { .. }
     )
 }
 
@@ -202,6 +204,7 @@ fn refuses_calls(error: &RemoteCallError) -> bool {
             | RemoteCallError::DivertsSyscalls { .. }
             | RemoteCallError::NoLanding { .. }
             | RemoteCallError::NoThread { .. }
+            | RemoteCallError::Frozen { .. }
     ) || has_no_free_descriptor(error)
 }
 

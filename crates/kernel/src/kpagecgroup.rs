@@ -4,12 +4,12 @@
 //! directory; 0 for a frame that is charged to none. A page of a cgroup that was removed shows the nearest
 //! one above that is still there. Source: `Documentation/admin-guide/mm/pagemap.rst`, cgroups(7).
 
+use crate::cgroups::CgroupMount;
 use crate::frame_file::FrameFile;
 pub use crate::frame_file::{OpenFramesError, ReadFramesError};
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -40,8 +40,7 @@ impl CgroupPaths {
     /// otherwise version 2. Directories that vanish meanwhile are left out. Nothing is found where no such
     /// hierarchy is mounted.
     pub fn of_this_machine() -> io::Result<CgroupPaths> {
-        let mounts = fs::read("/proc/self/mountinfo")?;
-        let Some((mount_point, root)) = memory_hierarchy(&mounts) else {
+        let Some((mount_point, root)) = memory_hierarchy(CgroupMount::all()?) else {
             return Ok(CgroupPaths::default());
         };
         let mut paths = HashMap::new();
@@ -69,64 +68,19 @@ impl CgroupPaths {
 }
 
 /// Where the hierarchy that controls memory is mounted, and which cgroup is its root there.
-pub(crate) fn memory_hierarchy(mountinfo: &[u8]) -> Option<(PathBuf, PathBuf)> {
-    let mut unified = None;
-    for line in mountinfo.split(|byte| *byte == b'\n') {
-        // id parent device root mount-point options [tags] - type source super-options
-        let fields: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
-        let Some(dash) = fields.iter().position(|field| *field == b"-") else {
-            continue;
-        };
-        let (Some(root), Some(point), Some(kind)) =
-            (fields.get(3), fields.get(4), fields.get(dash + 1))
-        else {
-            continue;
-        };
-        let controls_memory = fields.get(dash + 3).is_some_and(|options| {
-            options
-                .split(|byte| *byte == b',')
-                .any(|option| option == b"memory")
-        });
-        let found = || Some((unescaped(point), unescaped(root)));
-        match *kind {
-            b"cgroup" if controls_memory => return found(),
-            b"cgroup2" if unified.is_none() => unified = found(),
-            _ => {}
-        }
-    }
-    unified
-}
-
-/// A path of `mountinfo`, where blanks, newlines and backslashes are three octal digits.
-fn unescaped(field: &[u8]) -> PathBuf {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&byte, after)) = rest.split_first() {
-        let code = after
-            .first_chunk::<3>()
-            .filter(|_| byte == b'\\')
-            .and_then(|digits| str::from_utf8(digits).ok())
-            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match code {
-            Some(code) => {
-                bytes.push(code);
-                rest = &after[3..];
-            }
-            None => {
-                bytes.push(byte);
-                rest = after;
-            }
-        }
-    }
-    PathBuf::from(std::ffi::OsString::from_vec(bytes))
+pub(crate) fn memory_hierarchy(mounts: Vec<CgroupMount>) -> Option<(PathBuf, PathBuf)> {
+    let of_memory = mounts.iter().find(|mount| mount.controls("memory"));
+    let chosen = of_memory.or_else(|| mounts.iter().find(|mount| mount.is_unified))?;
+    Some((chosen.point.clone(), chosen.root.clone()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cgroups;
 
     fn found(mountinfo: &str) -> Option<(String, String)> {
-        let (point, root) = memory_hierarchy(mountinfo.as_bytes())?;
+        let (point, root) = memory_hierarchy(cgroups::parse(mountinfo.as_bytes()))?;
         Some((point.display().to_string(), root.display().to_string()))
     }
 

@@ -10,6 +10,7 @@ compile_error!("pagetide knows the kernel interfaces of Linux on x86-64 only");
 
 pub mod acting;
 pub mod cachestat;
+pub mod cgroups;
 pub mod clear_refs;
 pub mod counted_memory;
 pub mod descriptor_owner;

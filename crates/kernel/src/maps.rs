@@ -218,23 +218,42 @@ pub(crate) fn without_overlaps<T>(
 /// The mappings of process `pid`, each with the VmFlags of proc_pid_smaps(5) as their two-letter
 /// names (`rd`, `wr`, `hg`, `dc`, ...). Walks all page tables of the process: slow.
 pub fn mappings_with_flags(pid: i32) -> Result<Vec<(Mapping, Vec<String>)>, MapsError> {
-    let path = PathBuf::from(format!("/proc/{pid}/smaps"));
-    let text = read(&path)?;
-    let mut described: Vec<(Mapping, Vec<String>)> = Vec::new();
-    for line in lines(&text) {
-        // A field is `Name:   value`; the line of a mapping begins with a hexadecimal digit and has
-        // no colon in its first word.
-        let word = line.split(|byte| *byte == b' ').next().unwrap_or_default();
-        match (word.ends_with(b":"), described.last_mut()) {
-            (false, _) => described.push((parse(&path, line)?, Vec::new())),
-            (true, Some((_, flags))) if word == b"VmFlags:" => {
-                let names = String::from_utf8_lossy(&line[word.len()..]);
-                *flags = names.split_whitespace().map(str::to_owned).collect();
-            }
-            (true, _) => {}
-        }
+    MappingFlags::read(pid)?.parse()
+}
+
+/// What the kernel says in `/proc/PID/smaps`, read and not yet parsed: for whoever has no time for that.
+#[derive(Debug)]
+pub struct MappingFlags {
+    path: PathBuf,
+    text: Vec<u8>,
+}
+
+impl MappingFlags {
+    /// Reads it: as [`mappings_with_flags`].
+    pub fn read(pid: i32) -> Result<MappingFlags, MapsError> {
+        let path = PathBuf::from(format!("/proc/{pid}/smaps"));
+        let text = read(&path)?;
+        Ok(MappingFlags { path, text })
     }
-    Ok(without_overlaps(described, |(mapping, _)| mapping))
+
+    /// The mappings, each with its VmFlags.
+    pub fn parse(&self) -> Result<Vec<(Mapping, Vec<String>)>, MapsError> {
+        let mut described: Vec<(Mapping, Vec<String>)> = Vec::new();
+        for line in lines(&self.text) {
+            // A field is `Name:   value`; the line of a mapping begins with a hexadecimal digit and has
+            // no colon in its first word.
+            let word = line.split(|byte| *byte == b' ').next().unwrap_or_default();
+            match (word.ends_with(b":"), described.last_mut()) {
+                (false, _) => described.push((parse(&self.path, line)?, Vec::new())),
+                (true, Some((_, flags))) if word == b"VmFlags:" => {
+                    let names = String::from_utf8_lossy(&line[word.len()..]);
+                    *flags = names.split_whitespace().map(str::to_owned).collect();
+                }
+                (true, _) => {}
+            }
+        }
+        Ok(without_overlaps(described, |(mapping, _)| mapping))
+    }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, MapsError> {

@@ -5,6 +5,7 @@
 //! not used of late. Sources: cgroups(7), `Documentation/admin-guide/cgroup-v1/memory.rst` and `cgroup-v2.rst`,
 //! proc_meminfo(5).
 
+use crate::cgroups::CgroupMount;
 use crate::kpagecgroup::memory_hierarchy;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,9 +15,9 @@ use std::path::{Path, PathBuf};
 pub fn memory_left(pid: i32) -> Option<u64> {
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let machine = field(&meminfo, "MemAvailable:").map(|kib| kib << 10);
-    let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let mounts = CgroupMount::all().unwrap_or_default();
     let of = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    let cgroups = memory_hierarchy(&mounts).and_then(|(mount, root)| {
+    let cgroups = memory_hierarchy(mounts).and_then(|(mount, root)| {
         let directory = directory(&of, &mount, &root)?;
         left_in(&directory, &mount)
     });

@@ -7,14 +7,13 @@
 
 mod common;
 
-use common::child::{Child, create_userfaultfd, run_to_end};
+use common::child::run_to_end;
 use common::machine::Machine;
 use common::watched::{Watcher, advise_or_skip, has_flag, loads, refused_with};
 use common::{MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, PAGE, Region, needs, poison};
 use nix::libc;
 use pagetide_kernel::memory::ProcessMemory;
-use pagetide_kernel::pagemap_scan::{Categories, Pagemap};
-use pagetide_kernel::userfaultfd::WriteProtector;
+use pagetide_kernel::pagemap_scan::Categories;
 use pagetide_pages::PageSize;
 use std::fs::File;
 
@@ -302,39 +301,4 @@ fn a_guard_over_private_memory_reads_written_when_it_comes_and_when_it_goes() {
     region.advise(2..4, MADV_GUARD_REMOVE).unwrap();
     assert_eq!(watcher.written(&region), [2, 3]);
     assert_eq!(loads(&region), [1, 2, 0, 0, 5, 6, 7, 8]);
-}
-
-#[test]
-fn t32_a_guard_over_a_protected_page_of_a_file_is_not_installed_for_ever() {
-    needs!(wp_async);
-    let test = "t32_a_guard_over_a_protected_page_of_a_file_is_not_installed_for_ever";
-    let probe = private_file();
-    if !advise_or_skip(test, &probe, 2..4, MADV_GUARD_INSTALL) {
-        return;
-    }
-    let region = private_file();
-    let child = Child::run(|board| {
-        board.tell(0, create_userfaultfd());
-        board.wait(1);
-        let installed = region.advise(2..4, MADV_GUARD_INSTALL);
-        board.tell(2, 1 + u32::from(installed.is_err()));
-    });
-    let fd = child.fetch(child.wait(0));
-    let watcher = Watcher {
-        protector: WriteProtector::enable(fd).unwrap(),
-        pagemap: Pagemap::of_process(child.pid()).unwrap(),
-    };
-    watcher.settle(&region);
-    child.tell(1, 1);
-    // The call begins again and again inside the kernel: so much of the processor's time and no answer.
-    while child.told(2) == 0 && child.processor_ticks() < 20 {
-        std::thread::yield_now();
-    }
-    assert_eq!(child.told(2), 0, "the kernel has got better");
-    let length = region.end() - region.start();
-    watcher
-        .protector
-        .unregister(region.start(), length)
-        .unwrap();
-    assert_eq!(child.wait(2), 1, "it goes on when tracking ends");
 }

@@ -8,6 +8,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 
+use crate::freezer::Freezer;
 use crate::identity::{IdentityError, ProcessIdentity};
 use crate::proc_files::{FLAG_KERNEL_THREAD, Stat, Status, comm_of};
 
@@ -134,6 +135,16 @@ pub enum RefusalError {
         /// The tracer's name.
         tracer_comm: String,
     },
+    /// A control group keeps it frozen in such a way that it cannot be stopped by ptrace(2) either.
+    #[error("process {pid} ({comm}) is frozen by {freezer}")]
+    Frozen {
+        /// The number asked for.
+        pid: i32,
+        /// Its name.
+        comm: String,
+        /// By what.
+        freezer: Freezer,
+    },
     /// We may not trace it.
     #[error("no permission to enter process {pid} ({comm}): {reason}")]
     NoPrivilege {
@@ -180,6 +191,10 @@ pub fn examine(pid: i32) -> Result<Examined, RefusalError> {
     if runs_32_bit(pid) {
         let comm = examined.comm;
         return Err(RefusalError::ThirtyTwoBit { pid, comm });
+    }
+    if let Some(freezer) = Freezer::of_process(pid).filter(|by| !by.lets_threads_stop()) {
+        let comm = examined.comm;
+        return Err(RefusalError::Frozen { pid, comm, freezer });
     }
     Ok(examined)
 }

@@ -26,6 +26,7 @@ mod blocker;
 mod control_groups;
 mod descriptors;
 mod examine;
+mod freezer;
 mod guard;
 mod identity;
 mod kernel_state;
@@ -56,6 +57,7 @@ pub use blocker::Blocker;
 pub use control_groups::enter_control_groups;
 pub use descriptors::{DescriptorError, FileDescriptor};
 pub use examine::{Examined, NoPrivilege, RefusalError, examine, examine_for_reading};
+pub use freezer::Freezer;
 pub use guard::{Gate, Guard};
 pub use identity::{IdentityError, ProcessIdentity};
 pub use kernel_state::{

@@ -58,6 +58,7 @@ impl<'a> RemoteCalls<'a> {
         by: Option<ThreadId>,
     ) -> Result<Self, RemoteCallError> {
         let pid = stopped.identity().pid;
+        stopped.must_run()?;
         let landing = stopped
             .landing()
             .ok_or(RemoteCallError::NoLanding { pid })?;
@@ -172,7 +173,9 @@ impl<'a> RemoteCalls<'a> {
     /// Runs one system call and returns its result.
     ///
     /// Not for calls that do not return (`exit`, `rt_sigreturn`) or that replace the program, nor
-    /// for those that may wait for long: after ten seconds a call is interrupted.
+    /// for those that may wait for long: after ten seconds a call is interrupted, and after one if a control
+    /// group has frozen the thread meanwhile. One that was given up on may still be made, when the thread is
+    /// thawed or wakes: what it then leaves in the process is for the caller to have marked beforehand.
     pub fn call(&mut self, number: i64, args: [u64; 6]) -> Result<u64, RemoteCallError> {
         self.check(number, args)?;
         let call = SystemCall(number);

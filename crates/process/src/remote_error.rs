@@ -5,6 +5,7 @@ use std::io;
 use pagetide_kernel::ptrace::ThreadId;
 use rustix::io::Errno;
 
+use crate::freezer::Freezer;
 use crate::syscall_names::SystemCall;
 
 /// Why a call could not be run in the target, or what it answered.
@@ -90,6 +91,14 @@ pub enum RemoteCallError {
     TimedOut {
         /// The call.
         call: SystemCall,
+    },
+    /// A control group keeps the process frozen, so that it runs no call until it is thawed.
+    #[error("process {pid} is frozen by {freezer}")]
+    Frozen {
+        /// The process.
+        pid: i32,
+        /// By what.
+        freezer: Freezer,
     },
     /// Something else than the call happened in the thread.
     #[error("thread {thread} did not run {call}: {what}")]

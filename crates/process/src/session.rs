@@ -13,8 +13,9 @@ use rustix::io::Errno;
 
 use pagetide_kernel::ptrace::{self, Event, Options, Registers, ThreadId, WaitReport, XSTATE_ROOM};
 
-pub(crate) use call::{Step, UnderWay};
+pub(crate) use call::{LOOK_AFTER, Patience, Step, UnderWay, given_up};
 
+use crate::freezer::Freezer;
 use crate::landing::{Landing, StackMapping};
 use crate::proc_files::Status;
 use crate::remote_error::RemoteCallError;
@@ -30,7 +31,7 @@ const BYTES_MAX: usize = 64 * 1024;
 /// How long a call may take before it is interrupted.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an interrupted call may take to come back.
-const INTERRUPT_TIMEOUT: Duration = Duration::from_secs(2);
+pub(crate) const INTERRUPT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Number of `clone3(2)`.
 const CLONE3: i64 = 435;
 /// Words of `struct clone_args` up to `cgroup`, and which of them is `set_tid`.
@@ -242,11 +243,11 @@ impl Session {
     ) -> Result<u64, RemoteCallError> {
         let pid = tracees.pid();
         self.enter(pid)?;
-        let deadline = Instant::now() + CALL_TIMEOUT;
+        let mut patience = Patience::until(Instant::now() + CALL_TIMEOUT);
         let mut under_way = UnderWay::new(call, args);
         let result = loop {
             let begun = self.begin(&mut under_way, pid);
-            match begun.and_then(|()| self.follow(tracees, &mut under_way, deadline)) {
+            match begun.and_then(|()| self.follow(tracees, &mut under_way, &mut patience)) {
                 Ok(None) => {}
                 Ok(Some(result)) => break Ok(result),
                 Err(error) => break Err(error),
@@ -304,24 +305,28 @@ impl Session {
     /// Makes the thread what it was and stops it where it was stopped.
     pub(crate) fn end(mut self, tracees: &mut Tracees) -> Result<(), RemoteCallError> {
         let ending = self.begin_end(tracees.pid())?;
-        self.end_now(tracees, ending)
+        self.end_now(tracees, ending, Instant::now() + INTERRUPT_TIMEOUT)
     }
 
-    /// Waits until the end that has begun is complete.
+    /// Waits until the end that has begun is complete. A thread that does not stand by then is itself already, and is
+    /// let go by the end of the tracing thread.
     pub(crate) fn end_now(
         &mut self,
         tracees: &mut Tracees,
         mut ending: Ending,
+        deadline: Instant,
     ) -> Result<(), RemoteCallError> {
         let pid = tracees.pid();
-        let deadline = Instant::now() + INTERRUPT_TIMEOUT;
         while !ending.stands {
             match tracees.wait_in_session(self.thread, deadline) {
                 SessionReport::Report(report) => self.step_to_end(&mut ending, report, pid)?,
                 SessionReport::Gone => return Err(RemoteCallError::Gone { pid }),
                 SessionReport::Timeout => {
                     tracees.abandon(self.thread);
-                    return Err(RemoteCallError::Over);
+                    return Err(match Freezer::of_thread(pid, self.thread) {
+                        Some(freezer) => RemoteCallError::Frozen { pid, freezer },
+                        None => RemoteCallError::Over,
+                    });
                 }
             }
         }

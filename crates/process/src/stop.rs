@@ -13,6 +13,7 @@ use rustix::process::Signal;
 
 use crate::descriptors::{self, DescriptorError, FileDescriptor};
 use crate::examine::{NoPrivilege, why_no_privilege};
+use crate::freezer::Freezer;
 use crate::identity::ProcessIdentity;
 use crate::landing::{Landing, Terrain};
 use crate::proc_files::{Stat, Status, comm_of};
@@ -134,6 +135,15 @@ pub enum StopError {
         /// How long was waited, in milliseconds.
         waited_ms: u128,
     },
+    /// A control group keeps it frozen, or froze it while it was being stopped, in such a way that it
+    /// cannot be stopped by ptrace(2).
+    #[error("process {pid} is frozen by {freezer}")]
+    Frozen {
+        /// The process.
+        pid: i32,
+        /// By what.
+        freezer: Freezer,
+    },
     /// It made threads faster than they could be found.
     #[error("process {pid} kept making threads for {waited_ms} ms")]
     TooManyThreads {
@@ -207,6 +217,8 @@ pub struct StoppedProcess {
     since: Instant,
     tracer: Tracer,
     pub(crate) terrain: Terrain,
+    /// What kept it frozen before it was stopped: it runs no calls.
+    freezer: Option<Freezer>,
     _standing: Standing,
 }
 
@@ -245,6 +257,10 @@ impl StoppedProcess {
             },
             _ => StopError::Gone { pid },
         })?;
+        let freezer = Freezer::of_first_thread(pid);
+        if let Some(freezer) = freezer.clone().filter(|by| !by.lets_threads_stop()) {
+            return Err(StopError::Frozen { pid, freezer });
+        }
         let terrain = Terrain::survey(identity);
         let tracer = Tracer::start(pid).map_err(StopError::Tracer)?;
         let memory = terrain.memory();
@@ -292,6 +308,7 @@ impl StoppedProcess {
             tracer,
             terrain,
             _standing: standing,
+            freezer,
         })
     }
 
@@ -364,6 +381,22 @@ impl StoppedProcess {
         let memory = self.terrain.memory();
         self.tracer
             .run(move |tracees| thread_state::write_all(tracees, &states, memory.as_deref()))
+    }
+
+    /// What keeps it frozen, as was found before it was stopped. Then it can be read and runs no calls.
+    pub fn freezer(&self) -> Option<&Freezer> {
+        self.freezer.as_ref()
+    }
+
+    /// An error at once if it runs no calls because it is frozen.
+    pub(crate) fn must_run(&self) -> Result<(), RemoteCallError> {
+        match self.freezer.clone() {
+            None => Ok(()),
+            Some(freezer) => Err(RemoteCallError::Frozen {
+                pid: self.identity.pid,
+                freezer,
+            }),
+        }
     }
 
     /// Begins a session of system calls run inside the target.
@@ -445,16 +478,7 @@ fn explain(failure: StopFailure, pid: i32, waited: Duration) -> StopError {
         StopFailure::Timeout { thread: None } => StopError::TooManyThreads { pid, waited_ms },
         StopFailure::Timeout {
             thread: Some(thread),
-        } => StopError::Timeout {
-            pid,
-            thread,
-            state: Stat::of_thread(pid, thread).map_or('?', |stat| stat.state()),
-            place: std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/wchan"))
-                .ok()
-                .filter(|place| !place.is_empty() && place != "0")
-                .unwrap_or_else(|| String::from("an unknown place")),
-            waited_ms,
-        },
+        } => did_not_stop(pid, thread, waited_ms),
         StopFailure::Kernel {
             what,
             thread,
@@ -466,5 +490,21 @@ fn explain(failure: StopFailure, pid: i32, waited: Duration) -> StopError {
             source,
         },
         StopFailure::Proc(source) => StopError::Proc { pid, source },
+    }
+}
+
+fn did_not_stop(pid: i32, thread: ThreadId, waited_ms: u128) -> StopError {
+    if let Some(freezer) = Freezer::of_thread(pid, thread) {
+        return StopError::Frozen { pid, freezer };
+    }
+    StopError::Timeout {
+        pid,
+        thread,
+        state: Stat::of_thread(pid, thread).map_or('?', |stat| stat.state()),
+        place: std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/wchan"))
+            .ok()
+            .filter(|place| !place.is_empty() && place != "0")
+            .unwrap_or_else(|| String::from("an unknown place")),
+        waited_ms,
     }
 }

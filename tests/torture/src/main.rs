@@ -59,9 +59,6 @@ struct Arguments {
     /// How long one run of pagetide may take, in seconds
     #[arg(long, default_value_t = 120)]
     patience: u64,
-    /// Also do what some kernels never come back from where a userfaultfd protects mappings of files
-    #[arg(long)]
-    unsparing: bool,
     /// A directory on a disk, for files
     #[arg(long, default_value = "/var/tmp")]
     disk: PathBuf,
@@ -100,7 +97,6 @@ fn main() -> ExitCode {
             backend: backend.clone(),
             disk: arguments.disk.clone(),
             patience: Duration::from_secs(arguments.patience),
-            unsparing: arguments.unsparing,
         };
         let outcome = match &arguments.replay {
             Some(path) => replay(path, &arguments, &conditions),

@@ -21,8 +21,6 @@ pub struct Conditions {
     pub disk: PathBuf,
     /// How long one run of pagetide may take.
     pub patience: Duration,
-    /// Also what some kernels never come back from where a userfaultfd protects mappings of files.
-    pub unsparing: bool,
 }
 
 /// What went wrong, and after how much.

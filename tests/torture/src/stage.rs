@@ -127,9 +127,6 @@ impl Stage {
         // Without restartable sequences: a thread that makes system calls for us passes through user
         // mode, and the kernel would then tell it in memory which processor it is on.
         command.env("GLIBC_TUNABLES", "glibc.pthread.rseq=0");
-        if conditions.unsparing {
-            command.env("ADVERSARY_UNSPARING", "1");
-        }
         Stage {
             target: Target::start_by(command.arg(disk.path()).arg(memory)),
             store: TestStore::new(),

@@ -43,7 +43,6 @@ fn slice(test: &str, backend: &str) {
         backend: backend.to_owned(),
         disk: std::env::temp_dir(),
         patience: Duration::from_secs(120),
-        unsparing: false,
     };
     for program in REMEMBERED {
         let outcome = run(&parse(program), &conditions, None);

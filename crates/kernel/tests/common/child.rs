@@ -110,17 +110,6 @@ impl Child {
         self.board.observe(word * 4)
     }
 
-    /// How much of the processor's time the child has used, in ticks of the clock, of which there are
-    /// a hundred a second.
-    pub fn processor_ticks(&self) -> u64 {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).expect("stat");
-        let (_, fields) = stat.rsplit_once(") ").expect("the fields after the name");
-        let fields: Vec<&str> = fields.split(' ').collect();
-        let ticks = |at: usize| fields[at].parse::<u64>().expect("a number");
-        // utime and stime: fields 14 and 15, of which the first two are gone.
-        ticks(11) + ticks(12)
-    }
-
     /// Fetches a file descriptor of the child.
     pub fn fetch(&self, fd: u32) -> OwnedFd {
         let pid = Pid::from_raw(self.pid).expect("pid");

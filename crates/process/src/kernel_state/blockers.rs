@@ -17,6 +17,7 @@ pub(super) fn unknown(pid: i32, thread: ThreadId, error: &RemoteCallError) -> Bl
             "syscall-dispatch",
             "let it switch off syscall user dispatch before the checkpoint",
         ),
+        RemoteCallError::Frozen { .. } => ("kernel-state", "thaw it before the checkpoint"),
         _ => (
             "kernel-state",
             "let the process do without what forbids system calls inside of it",

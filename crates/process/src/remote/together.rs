@@ -4,12 +4,14 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use pagetide_kernel::ptrace::{ThreadId, WaitReport};
+use pagetide_kernel::ptrace::{self, ThreadId, WaitReport};
 use rustix::io::Errno;
 
 use crate::remote::checked;
 use crate::remote_error::RemoteCallError;
-use crate::session::{Ending, Session, Step, UnderWay};
+use crate::session::{
+    Ending, INTERRUPT_TIMEOUT, LOOK_AFTER, Patience, Session, Step, UnderWay, given_up,
+};
 use crate::stop::StoppedProcess;
 use crate::syscall_names::SystemCall;
 use crate::tracees::{SessionReport, Tracees};
@@ -33,6 +35,7 @@ impl StoppedProcess {
         threads: Vec<(ThreadId, usize)>,
         calls: impl Fn(ThreadId, u64) -> Calls + Send + 'static,
     ) -> Result<Vec<Result<Answers, RemoteCallError>>, RemoteCallError> {
+        self.must_run()?;
         let no_landing = RemoteCallError::NoLanding {
             pid: self.identity().pid,
         };
@@ -103,10 +106,12 @@ fn run_all(tracees: &mut Tracees, callers: &mut [Result<Caller, RemoteCallError>
             }
         }
     }
-    let deadline = Instant::now() + TIMEOUT;
+    let mut patience = Patience::until(Instant::now() + TIMEOUT);
     while !going.is_empty() {
-        let (thread, report) =
-            tracees.wait_in_sessions(&|thread| going.contains_key(&thread), deadline);
+        let (thread, report) = tracees.wait_in_sessions(
+            &|thread| going.contains_key(&thread),
+            Instant::now() + LOOK_AFTER,
+        );
         let whose = thread.and_then(|thread| going.get(&thread).copied());
         match (report, whose) {
             (SessionReport::Report(report), Some(index)) => {
@@ -126,13 +131,34 @@ fn run_all(tracees: &mut Tracees, callers: &mut [Result<Caller, RemoteCallError>
                 return;
             }
             (SessionReport::Timeout, _) => {
-                for index in going.into_values() {
-                    if let Ok(caller) = &mut callers[index] {
-                        caller.give_up(tracees);
-                    }
+                for thread in going.keys().take(1) {
+                    patience.look_after(pid, *thread);
                 }
-                return;
+                if patience.is_over() {
+                    give_up(tracees, callers, going.into_values().collect());
+                    return;
+                }
             }
+        }
+    }
+}
+
+/// The time is over for these. All of them are interrupted before the first one is waited for.
+fn give_up(
+    tracees: &mut Tracees,
+    callers: &mut [Result<Caller, RemoteCallError>],
+    late: Vec<usize>,
+) {
+    for &index in &late {
+        if let Ok(caller) = &callers[index] {
+            // Gone meanwhile is seen when it is waited for.
+            ptrace::interrupt(caller.session.thread).ok();
+        }
+    }
+    let deadline = Instant::now() + INTERRUPT_TIMEOUT;
+    for index in late {
+        if let Ok(caller) = &mut callers[index] {
+            caller.give_up(tracees, deadline);
         }
     }
 }
@@ -217,23 +243,24 @@ impl Caller {
         }
     }
 
-    /// The time is over: the call is interrupted, and the thread made what it was, with nobody else meanwhile.
-    fn give_up(&mut self, tracees: &mut Tracees) {
+    /// The call was interrupted. The thread is made what it was, with nobody else meanwhile.
+    fn give_up(&mut self, tracees: &mut Tracees, deadline: Instant) {
         let pid = tracees.pid();
         if let Doing::Call(mut under_way) = std::mem::replace(&mut self.doing, Doing::Nothing) {
-            let late = self.session.follow(tracees, &mut under_way, Instant::now());
+            let mut patience = Patience::interrupted_until(deadline);
+            let (thread, call) = (self.session.thread, under_way.call());
+            let late = self.session.follow(tracees, &mut under_way, &mut patience);
             self.error.get_or_insert(match late {
                 Err(error) => error,
-                Ok(_) => RemoteCallError::TimedOut {
-                    call: under_way.call(),
-                },
+                Ok(_) => given_up(pid, thread, call),
             });
             if self.begin_end(pid).is_err() {
                 return;
             }
         }
+        let deadline = deadline.max(Instant::now() + LOOK_AFTER);
         if let Doing::Ending(ending) = std::mem::replace(&mut self.doing, Doing::Nothing)
-            && let Err(error) = self.session.end_now(tracees, ending)
+            && let Err(error) = self.session.end_now(tracees, ending, deadline)
         {
             self.error.get_or_insert(error);
         }

@@ -1,14 +1,67 @@
 //! One system call, made by the thread of a session: sent into it, and followed until it is out of it again.
 
 use super::{INTERRUPT_TIMEOUT, SIGSTOP, Session, kernel};
+use crate::freezer::Freezer;
 use crate::remote_error::RemoteCallError;
 use crate::syscall_names::SystemCall;
 use crate::tracees::{SessionReport, Tracees};
-use pagetide_kernel::ptrace::{self, Registers, WaitReport};
-use std::time::Instant;
+use pagetide_kernel::ptrace::{self, Event, Registers, ThreadId, WaitReport};
+use std::time::{Duration, Instant};
 
 /// How often a call is begun that a stop signal interrupts.
 const BEGUN_MAX: u32 = 16;
+
+/// A call that takes longer is looked after.
+pub(crate) const LOOK_AFTER: Duration = Duration::from_millis(100);
+/// How long a thread that was frozen in the middle of a call may take to be thawed.
+const THAW_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a call is waited for, and what has become of the waiting.
+#[derive(Debug)]
+pub(crate) struct Patience {
+    deadline: Instant,
+    /// Where the wait for an interrupted call ends.
+    interrupted: Option<Instant>,
+    frozen: bool,
+}
+
+impl Patience {
+    /// Waits until `deadline`, and a little longer for the call to be interrupted.
+    pub(crate) fn until(deadline: Instant) -> Self {
+        Self {
+            deadline,
+            interrupted: None,
+            frozen: false,
+        }
+    }
+
+    /// For a call that was interrupted already.
+    pub(crate) fn interrupted_until(deadline: Instant) -> Self {
+        Self {
+            interrupted: Some(deadline),
+            ..Self::until(deadline)
+        }
+    }
+
+    /// Notes that a thread is frozen, if it is. What is not thawed soon is not waited for.
+    pub(crate) fn look_after(&mut self, pid: i32, thread: ThreadId) {
+        if !self.frozen
+            && let Some(freezer) = Freezer::of_thread(pid, thread)
+        {
+            self.frozen = true;
+            // One that can be stopped is made what it was at once.
+            let more = match freezer.lets_threads_stop() {
+                true => Duration::ZERO,
+                false => THAW_TIMEOUT,
+            };
+            self.deadline = self.deadline.min(Instant::now() + more);
+        }
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        Instant::now() >= self.deadline
+    }
+}
 
 /// A call that the thread is in.
 #[derive(Debug)]
@@ -94,39 +147,70 @@ impl Session {
         &mut self,
         tracees: &mut Tracees,
         under_way: &mut UnderWay,
-        deadline: Instant,
+        patience: &mut Patience,
     ) -> Result<Option<u64>, RemoteCallError> {
         let pid = tracees.pid();
         let (thread, call) = (self.thread, under_way.call);
-        let mut deadline = deadline;
-        let mut interrupted = false;
         loop {
-            let report = match tracees.wait_in_session(thread, deadline) {
+            let until = patience.interrupted.unwrap_or(patience.deadline);
+            let until = until.min(Instant::now() + LOOK_AFTER);
+            let report = match tracees.wait_in_session(thread, until) {
                 SessionReport::Report(report) => report,
                 SessionReport::Gone => return Err(RemoteCallError::Gone { pid }),
-                SessionReport::Timeout if interrupted => {
-                    // It sleeps uninterruptibly. The end of the tracing thread lets it go,
-                    // and the frame leads it back.
-                    self.lost = true;
-                    tracees.abandon(thread);
-                    return Err(RemoteCallError::TimedOut { call });
-                }
                 SessionReport::Timeout => {
-                    interrupted = true;
-                    deadline = Instant::now() + INTERRUPT_TIMEOUT;
-                    ptrace::interrupt(thread).map_err(kernel(pid, "interrupt", thread))?;
+                    self.overdue(tracees, under_way, patience)?;
                     continue;
                 }
             };
+            let is_interrupted = patience.interrupted.is_some();
+            let stands = matches!(report, WaitReport::Event(Event::Stop { .. }));
+            if is_interrupted && stands && under_way.stops == 0 {
+                // It was stopped before it came to the call, and will not make it.
+                return Err(given_up(pid, thread, call));
+            }
             match self.step(under_way, report, pid)? {
                 Step::Goes => {}
-                Step::Again | Step::Done(_) if interrupted => {
-                    return Err(RemoteCallError::TimedOut { call });
+                Step::Again if is_interrupted => return Err(given_up(pid, thread, call)),
+                Step::Done(result) if is_interrupted && result.cast_signed() < 0 => {
+                    return Err(given_up(pid, thread, call));
                 }
                 Step::Again => return Ok(None),
                 Step::Done(result) => return Ok(Some(result)),
             }
         }
+    }
+
+    /// The call takes long: it is interrupted when its time is over, and given up on when that does not help.
+    fn overdue(
+        &mut self,
+        tracees: &mut Tracees,
+        under_way: &UnderWay,
+        patience: &mut Patience,
+    ) -> Result<(), RemoteCallError> {
+        let (pid, thread) = (tracees.pid(), self.thread);
+        match patience.interrupted {
+            None => {
+                patience.look_after(pid, thread);
+                if patience.is_over() {
+                    ptrace::interrupt(thread).map_err(kernel(pid, "interrupt", thread))?;
+                    patience.interrupted = Some(Instant::now() + INTERRUPT_TIMEOUT);
+                }
+                Ok(())
+            }
+            // It sleeps uninterruptibly, or is frozen. The end of the tracing thread lets it go, and the frame
+            // leads it back. Without one it would be lost, so there it is waited for as long as it takes.
+            Some(until) if Instant::now() >= until && self.finds_back() => {
+                self.lost = true;
+                tracees.abandon(thread);
+                Err(given_up(pid, thread, under_way.call))
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// True if the thread becomes itself again without us, or need not.
+    fn finds_back(&self) -> bool {
+        self.frame.is_some() || self.is_new
     }
 
     /// Goes on with a call by what the thread reported.
@@ -181,5 +265,13 @@ impl Session {
             "block the signals of",
             self.thread,
         ))
+    }
+}
+
+/// Why a call was given up on: its process is frozen, or it takes too long.
+pub(crate) fn given_up(pid: i32, thread: ThreadId, call: SystemCall) -> RemoteCallError {
+    match Freezer::of_thread(pid, thread) {
+        Some(freezer) => RemoteCallError::Frozen { pid, freezer },
+        None => RemoteCallError::TimedOut { call },
     }
 }

@@ -1,6 +1,7 @@
 //! A real process is stopped, looked at, entered and let go, and must not notice. Each module
 //! names the failure it prevents. The programs in `targets/` are compiled with `cc`.
 
+mod frozen;
 mod harness;
 mod interrupted_calls;
 mod kernel_state;
