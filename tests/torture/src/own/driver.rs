@@ -53,6 +53,7 @@ pub fn run_program(program: &[String], disk: &Path) -> Result<Tally, (usize, Str
             Some(line) => driver.drive(line).map_err(|what| (step, what))?,
             None => driver.operate(line),
         };
+        driver.owe_for(line);
         driver.tell_what_is_owed();
         driver.tally.count(kind(line), done);
     }
@@ -176,6 +177,25 @@ impl Driver {
         if let Some(own) = &self.own {
             own.written_pages().mark(address, length);
         }
+    }
+
+    /// Whatever a step may have written through another mapping of memory that is `alone`.
+    fn owe_for(&mut self, line: &str) {
+        let all = numbers(line);
+        let n = |at: usize| all.get(at).copied().unwrap_or(0);
+        let verb = line.split(' ').next().unwrap_or("");
+        if self.world.slots.is_empty() {
+            return;
+        }
+        let (slot, pages) = match verb {
+            "fill" => self.world.range(n(0), n(1), n(2)),
+            "!during" => self.world.range(n(0), 0, u64::from(u32::MAX)),
+            "store" | "read" | "direct" | "vm" | "mem" | "fixed" | "!late" | "!slow" => {
+                self.world.range(n(0), n(1), 1)
+            }
+            _ => return,
+        };
+        self.world.owe_what_others_show(slot, pages);
     }
 
     fn tell_what_is_owed(&mut self) {

@@ -175,6 +175,19 @@ impl World {
         })
     }
 
+    /// The same of what is written through a region that shows such a page, too: that is another mapping of it.
+    pub fn owe_what_others_show(&mut self, slot: usize, pages: Range<usize>) {
+        if self.slots[slot].alone {
+            return;
+        }
+        for page in pages {
+            let cell = self.slots[slot].cells[page];
+            if let (Some((file, at)), true) = (cell.file, cell.shared) {
+                self.owe(file, at..at + 1);
+            }
+        }
+    }
+
     pub fn is_whole(&self) -> bool {
         let mut cells = self.slots.iter().flat_map(|slot| &slot.cells);
         cells.all(|cell| cell.mapped)
