@@ -1,6 +1,7 @@
 /* Holds a mapping of every kind, each with pages in states that are known. `where` tells the addresses. The
    mappings do not touch each other. A child that is forked shares all of them, and stores to some of one. */
 #include "common.h"
+#include <linux/userfaultfd.h>
 
 #ifndef MADV_GUARD_INSTALL
 #define MADV_GUARD_INSTALL 102
@@ -63,6 +64,30 @@ static int file_of(const char *directory, const char *name, size_t pages) {
 
 static unsigned char *anonymous, *swapped, *swapped_shared, *mergeable, *family;
 
+/* Shared memory of which one page was stored to by this process, one by its child only, one dropped again, one cleared from
+   the page table only; the rest was never touched. */
+static void map_shared_states(void) {
+    unsigned char *at = map("shared_states", 8 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1);
+    store(at, 0, 1);
+    pid_t child = fork();
+    if (child == 0) {
+        at[1 * PAGE] = 1;
+        _exit(0);
+    }
+    if (child < 0 || waitpid(child, NULL, 0) != child) die("a child");
+    store(at, 2, 4);
+    if (madvise(at + 2 * PAGE, PAGE, MADV_REMOVE)) die("remove");
+    if (madvise(at + 3 * PAGE, PAGE, MADV_DONTNEED)) die("dontneed");
+}
+
+/* Reading untouched memory for huge pages shows the huge zero page, if the kernel has it to give. */
+static void map_huge_zero(void) {
+    unsigned char *at = map("huge_zero", 2 * HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+    madvise(at, 2 * HUGE_PAGE, MADV_HUGEPAGE);
+    load(at, 0, 1);
+    store(at, HUGE_PAGE / PAGE, HUGE_PAGE / PAGE + 1);
+}
+
 static void map_files(const char *directory) {
     int memory = memfd_create("pages", MFD_CLOEXEC);
     if (memory < 0 || ftruncate(memory, 4 * PAGE)) die("memfd");
@@ -103,6 +128,19 @@ static void share_with_a_child(void) {
     if (child < 0 || read(done[0], &byte, 1) != 1) die("fork");
 }
 
+/* Makes the second of four pages one that cannot be read: UFFDIO_POISON, which stays when the userfaultfd is closed. */
+static int poison(void) {
+    unsigned char *at = map_private("poisoned", 4);
+    store(at, 0, 1);
+    int fd = syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
+    struct uffdio_api api = {.api = UFFD_API, .features = 1 << 14 /* UFFD_FEATURE_POISON */};
+    struct uffdio_register registered = {.range = {(unsigned long)at, 4 * PAGE}, .mode = UFFDIO_REGISTER_MODE_MISSING};
+    struct { struct uffdio_range range; uint64_t mode; int64_t updated; } poisoned = {{(unsigned long)at + PAGE, PAGE}, 0, 0};
+    if (fd < 0 || ioctl(fd, UFFDIO_API, &api) || ioctl(fd, UFFDIO_REGISTER, &registered)) return -1;
+    if (ioctl(fd, _IOWR(UFFDIO, 0x08, poisoned), &poisoned)) return -1;
+    return close(fd);
+}
+
 int main(int count, char **words) {
     begin();
     if (count != 2) return 2;
@@ -124,6 +162,8 @@ int main(int count, char **words) {
     mergeable = map_private("mergeable", 4);
     for (size_t page = 0; page < 4; page++) memset(mergeable + page * PAGE, 0x5a, PAGE);
     map_huge();
+    map_huge_zero();
+    map_shared_states();
     map_files(words[1]);
     ready();
     for (;;) {
@@ -141,6 +181,8 @@ int main(int count, char **words) {
             puts(failed ? strerror(errno) : "done");
         } else if (!strcmp(command, "merge")) {
             puts(madvise(mergeable, 4 * PAGE, MADV_MERGEABLE) ? strerror(errno) : "done");
+        } else if (!strcmp(command, "poison")) {
+            puts(poison() ? strerror(errno) : "done");
         } else if (!strcmp(command, "hugetlb")) {
             unsigned char *at = map("hugetlb", 2 * HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1);
             if (at) store(at, 0, 1);

@@ -1,6 +1,7 @@
 //! What the user may say. Parsing touches nothing: no file, no process.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use pagetide_pages::{PageRange, PageSize};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -286,9 +287,15 @@ pub struct Pages {
     /// The process; it is not stopped, and what it does meanwhile shows
     #[arg(value_parser = clap::value_parser!(i32).range(1..))]
     pub pid: i32,
+    /// Another process: tell which page frames the two share (root only)
+    #[arg(value_name = "PID2", value_parser = clap::value_parser!(i32).range(1..), conflicts_with_all = ["at", "range"])]
+    pub other: Option<i32>,
     /// Explain the page at this address (0x7f0012345000, 7f0012345000, or decimal)
     #[arg(long, value_name = "ADDR", value_parser = address)]
     pub at: Option<Address>,
+    /// Count only what lies between two addresses, the second one excluded (7f0012345000-7f0012445000)
+    #[arg(long, value_name = "A-B", value_parser = address_range, conflicts_with = "at")]
+    pub range: Option<PageRange>,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -428,6 +435,23 @@ fn memory_size(text: &str) -> Result<u64, String> {
     }
 }
 
+/// Two addresses, hexadecimal with or without `0x` as `/proc/PID/maps` shows them.
+fn address_range(text: &str) -> Result<PageRange, String> {
+    let wrong = || {
+        format!(
+            "{text:?} is not a range: two addresses are needed, as in 7f0012345000-7f0012445000"
+        )
+    };
+    let (start, end) = text.split_once('-').ok_or_else(wrong)?;
+    let (start, end) = (address(start)?.value, address(end)?.value);
+    if start >= end {
+        return Err(format!(
+            "the range {text:?} is empty: the second address is to be the higher one"
+        ));
+    }
+    Ok(PageSize::KIB_4.covering(start, end))
+}
+
 /// Clocks overflow at some length; this one is long enough for anybody.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -490,6 +514,16 @@ mod tests {
         assert_eq!(size("1gb"), Ok(1 << 30));
         for wrong in ["", "M", "-1", "1.5G", "5X", "1BB", "99999999T"] {
             assert!(size(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn ranges_of_addresses() {
+        let of = |text| address_range(text).map(|range| PageSize::KIB_4.span_of(range));
+        assert_eq!(of("7f0000-7f2000"), Ok((0x7f_0000, 0x7f_2000)));
+        assert_eq!(of("0x7f0001-0x7f0002"), Ok((0x7f_0000, 0x7f_1000)));
+        for wrong in ["", "7f0000", "7f2000-7f0000", "7f0000-7f0000", "-", "x-y"] {
+            assert!(of(wrong).is_err(), "{wrong}");
         }
     }
 

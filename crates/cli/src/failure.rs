@@ -166,7 +166,10 @@ fn is_refusal(cause: Cause<'_>) -> bool {
         return error.is_refusal();
     }
     matches!(cause.downcast_ref(), Some(Wrong::Refused(_)))
-        || matches!(cause.downcast_ref(), Some(PageUsageError::NotMapped { .. }))
+        || matches!(
+            cause.downcast_ref(),
+            Some(PageUsageError::NotMapped { .. } | PageUsageError::FramesHidden)
+        )
         || matches!(cause.downcast_ref(), Some(AttachError::Backend { .. }))
         || matches!(
             cause.downcast_ref(),

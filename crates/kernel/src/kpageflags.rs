@@ -69,7 +69,11 @@ pub const PAGE_FLAGS: &[PageFlag] = &[
         "logically offline, as in a balloon (until 5.0: BALLOON)",
     ),
     flag(24, "ZERO_PAGE", "the zero page, small or huge"),
-    flag(25, "IDLE", "not used since it was marked idle"),
+    flag(
+        25,
+        "IDLE",
+        "not used since it was marked idle; may be stale until /sys/kernel/mm/page_idle/bitmap is read",
+    ),
     flag(26, "PGTABLE", "a page table"),
     flag(32, "RESERVED", "not managed by the kernel's allocators"),
     flag(33, "MLOCKED", "locked by mlock(2)"),

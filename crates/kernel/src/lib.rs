@@ -32,6 +32,7 @@ pub mod memory;
 pub mod memory_cgroup;
 pub mod move_pages;
 pub mod numa_maps;
+pub mod object_pages;
 pub mod own_descriptors;
 pub mod own_region;
 pub mod pagemap;

@@ -20,6 +20,34 @@ pub struct Node(pub u32);
 #[error("{}", std::io::Error::from_raw_os_error(self.0))]
 pub struct PageErrno(pub i32);
 
+impl PageErrno {
+    /// What the kernel means by it when it is asked for the node of a page, in words.
+    pub fn of_page(self) -> &'static str {
+        match self.0 {
+            libc::ENOENT => "the page is not there: never touched, dropped, or in swap (ENOENT)",
+            libc::EFAULT => "nothing is mapped, or it is the zero page (EFAULT)",
+            _ => self.of_move(),
+        }
+    }
+
+    /// What the kernel means by it when it is asked to move a page, in words.
+    pub fn of_move(self) -> &'static str {
+        match self.0 {
+            libc::ENOENT => "the page is not there (ENOENT)",
+            libc::EFAULT => "nothing is mapped, or it is the zero page (EFAULT)",
+            libc::EACCES => {
+                "other processes map the page, too: MPOL_MF_MOVE_ALL moves it, with CAP_SYS_NICE (EACCES)"
+            }
+            libc::EBUSY => "the page is in use just now: again later (EBUSY)",
+            libc::EIO => "the page cannot be written back before it is moved (EIO)",
+            libc::EINVAL => "a dirty page that its file system cannot move (EINVAL)",
+            libc::ENOMEM => "there is no room on the node (ENOMEM)",
+            libc::EINTR => "the kernel was interrupted before it came to this page (EINTR)",
+            _ => "for a reason that move_pages(2) does not name",
+        }
+    }
+}
+
 /// Why the kernel did not answer at all.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

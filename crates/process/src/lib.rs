@@ -76,8 +76,9 @@ pub use open_files::{
 };
 pub use opener::{Created, FileIdentity, Found, Name, OpenError, Opener, Openers, is_allowed};
 pub use page_usage::{
-    ExplainedPage, PageUsage, PageUsageError, RegionUsage, SwapEntry, SwapKind, Unavailable, Usage,
-    explain_page, page_usage,
+    ExplainedPage, ObjectState, PageUsage, PageUsageError, RegionUsage, SharedFrames, SharedRange,
+    SharedRegion, SwapEntry, SwapKind, Unavailable, Usage, explain_page, page_sources, page_usage,
+    shared_frames,
 };
 pub use pagetide_kernel::keeper::KeeperError;
 pub use pagetide_kernel::ptrace::{Registers, SyscallEntry, ThreadId};

@@ -7,10 +7,15 @@
 //! Sources: `Documentation/admin-guide/mm/pagemap.rst`, proc_pid_smaps(5), numa_maps(5).
 
 mod count;
+mod object;
 mod page;
+mod shared;
 mod sources;
 
+pub use object::ObjectState;
 pub use page::{ExplainedPage, SwapEntry, SwapKind, explain_page};
+pub use shared::{SharedFrames, SharedRange, SharedRegion, shared_frames};
+pub use sources::page_sources;
 
 use pagetide_kernel::kpagecgroup::ReadFramesError;
 use pagetide_kernel::kpageflags::FlagName;
@@ -19,6 +24,7 @@ use pagetide_kernel::numa_maps::{NumaMapping, numa_mappings};
 use pagetide_kernel::pagemap::ReadEntriesError;
 use pagetide_kernel::pagemap_scan::{OpenPagemapError, ScanError};
 use pagetide_kernel::smaps::{CountedMapping, counted_mappings};
+use pagetide_pages::{PageRange, PageSize};
 use sources::Sources;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -33,7 +39,7 @@ pub struct Usage {
     /// In memory, whatever it is: also the zero page, and memory of the kernel or a device.
     pub present_bytes: u64,
     /// In swap, as the page table has it. Swapped pages of shared memory are not in the page table; see
-    /// `swap_bytes`.
+    /// `object_swapped_bytes` and `swap_bytes`.
     pub swapped_bytes: u64,
     /// Written since it was last write-protected by userfaultfd; `None` if nothing is registered for that.
     pub written_bytes: Option<u64>,
@@ -45,6 +51,15 @@ pub struct Usage {
     pub huge_bytes: u64,
     /// Pages of files and of shared memory.
     pub file_bytes: u64,
+    /// What the object behind shared memory has of the range in memory, mapped in this process or not; `None` for anything
+    /// else than shared memory, and without privilege.
+    pub object_resident_bytes: Option<u64>,
+    /// The part of that which this process has mapped.
+    pub object_present_bytes: Option<u64>,
+    /// What it has in swap.
+    pub object_swapped_bytes: Option<u64>,
+    /// What it does not have: nobody ever touched it, or it was dropped.
+    pub object_hole_bytes: Option<u64>,
     /// Pages that are mapped once and nowhere else.
     pub exclusive_bytes: u64,
     /// Guard regions (MADV_GUARD_INSTALL).
@@ -56,13 +71,13 @@ pub struct Usage {
     /// Unique set: the part of it that is mapped once and nowhere else.
     pub uss_bytes: u64,
     /// Proportional set, in units of 1/4096 byte: each page divided by how often it is mapped.
-    pss_fixed: u64,
+    pss_fixed: Option<u64>,
     /// In swap, swapped pages of shared memory included (`Swap` of smaps).
     pub swap_bytes: u64,
-    /// The same, each page divided by its users (`SwapPss` of smaps).
-    pub swap_pss_bytes: u64,
-    /// Locked in memory, each page divided as for the proportional set (`Locked` of smaps).
-    pub locked_bytes: u64,
+    /// The same, each page divided by its users (`SwapPss` of smaps); `None` for a part of a mapping.
+    pub swap_pss_bytes: Option<u64>,
+    /// Locked in memory, each page divided as for the proportional set (`Locked` of smaps); `None` for a part of a mapping.
+    pub locked_bytes: Option<u64>,
     /// How many present pages have each flag; `None` without privilege.
     pub page_flags: Option<BTreeMap<FlagName, u64>>,
     /// Bytes on each NUMA node; `None` if the kernel knows none.
@@ -76,9 +91,10 @@ pub struct Usage {
 const PSS_SHIFT: u32 = 12;
 
 impl Usage {
-    /// Proportional set in bytes: each page divided by how often it is mapped.
-    pub fn pss_bytes(&self) -> u64 {
-        self.pss_fixed >> PSS_SHIFT
+    /// Proportional set in bytes: each page divided by how often it is mapped. `None` for a part of a mapping where the
+    /// kernel does not show how often pages are mapped.
+    pub fn pss_bytes(&self) -> Option<u64> {
+        self.pss_fixed.map(|pss| pss >> PSS_SHIFT)
     }
 
     fn add(&mut self, other: &Usage) {
@@ -104,15 +120,19 @@ impl Usage {
         self.zero_bytes = both(self.zero_bytes, other.zero_bytes);
         self.huge_bytes += other.huge_bytes;
         self.file_bytes += other.file_bytes;
+        self.object_resident_bytes = both(self.object_resident_bytes, other.object_resident_bytes);
+        self.object_present_bytes = both(self.object_present_bytes, other.object_present_bytes);
+        self.object_swapped_bytes = both(self.object_swapped_bytes, other.object_swapped_bytes);
+        self.object_hole_bytes = both(self.object_hole_bytes, other.object_hole_bytes);
         self.exclusive_bytes += other.exclusive_bytes;
         self.guard_bytes += other.guard_bytes;
         self.hugetlb_bytes += other.hugetlb_bytes;
         self.rss_bytes += other.rss_bytes;
         self.uss_bytes += other.uss_bytes;
-        self.pss_fixed += other.pss_fixed;
+        self.pss_fixed = both(self.pss_fixed, other.pss_fixed);
         self.swap_bytes += other.swap_bytes;
-        self.swap_pss_bytes += other.swap_pss_bytes;
-        self.locked_bytes += other.locked_bytes;
+        self.swap_pss_bytes = both(self.swap_pss_bytes, other.swap_pss_bytes);
+        self.locked_bytes = both(self.locked_bytes, other.locked_bytes);
         merge(&mut self.page_flags, &other.page_flags);
         merge(&mut self.numa_bytes, &other.numa_bytes);
         merge(&mut self.cgroup_pages, &other.cgroup_pages);
@@ -189,18 +209,21 @@ pub enum PageUsageError {
     /// Entries of `pagemap` could not be read.
     #[error(transparent)]
     Entries(#[from] ReadEntriesError),
+    /// The kernel does not show page frames to this user.
+    #[error("which frames two processes share is shown to root only (CAP_SYS_ADMIN)")]
+    FramesHidden,
     /// A table of page frames could not be read.
     #[error(transparent)]
     Frames(#[from] ReadFramesError),
 }
 
-/// Counts the pages of process `pid`.
+/// Counts the pages of process `pid` that lie in `within` (addresses), or all of them.
 ///
 /// Costs a walk over its page tables for `smaps`, `numa_maps` and `pagemap` each, and 24 bytes read for each
 /// page in memory if page frames may be looked up; nothing for address space that holds nothing.
-pub fn page_usage(pid: i32) -> Result<PageUsage, PageUsageError> {
+pub fn page_usage(pid: i32, within: Option<PageRange>) -> Result<PageUsage, PageUsageError> {
     let mut sources = Sources::open(pid)?;
-    let counted = regions(pid, &mut sources);
+    let counted = regions(pid, within, &mut sources);
     // Errors of a space that is gone say less.
     if !sources.pagemap.is_alive() {
         return Err(PageUsageError::Gone { pid });
@@ -220,20 +243,26 @@ pub fn page_usage(pid: i32) -> Result<PageUsage, PageUsageError> {
     })
 }
 
-fn regions(pid: i32, sources: &mut Sources) -> Result<Vec<RegionUsage>, PageUsageError> {
+fn regions(
+    pid: i32,
+    within: Option<PageRange>,
+    sources: &mut Sources,
+) -> Result<Vec<RegionUsage>, PageUsageError> {
     let mappings = counted_mappings(pid)?;
     let nodes = nodes(pid, sources);
-    let region = |counted: CountedMapping| {
-        let mut usage = count::count(sources, &counted)?;
-        let numa = nodes
-            .as_ref()
-            .and_then(|nodes| nodes.get(&counted.mapping.start));
-        usage.numa_bytes = nodes.is_some().then(BTreeMap::new);
+    let region = |mut counted: CountedMapping| {
+        let whole = counted.mapping.clone();
+        let is_part = within.is_some_and(|within| clip(&mut counted.mapping, within));
+        let mut usage = count::count(sources, &counted, is_part)?;
+        object::count(pid, sources, &whole, &counted.mapping, &mut usage);
+        let numa = nodes.as_ref().and_then(|nodes| nodes.get(&whole.start));
+        usage.numa_bytes = (nodes.is_some() && !is_part).then(BTreeMap::new);
+        // The kernel counts nodes by mapping.
         if let Some(NumaMapping {
             nodes,
             page_bytes: Some(unit),
             ..
-        }) = numa
+        }) = numa.filter(|_| !is_part)
         {
             usage.numa_bytes = Some(nodes.iter().map(|(node, n)| (*node, n * unit)).collect());
         }
@@ -245,7 +274,20 @@ fn regions(pid: i32, sources: &mut Sources) -> Result<Vec<RegionUsage>, PageUsag
             usage,
         })
     };
-    mappings.into_iter().map(region).collect()
+    let touched = |counted: &CountedMapping| {
+        within.is_none_or(|within| counted.mapping.pages().intersection(within).is_some())
+    };
+    mappings.into_iter().filter(touched).map(region).collect()
+}
+
+/// Leaves of `mapping` what lies in `within`, and tells whether that is less than all of it.
+fn clip(mapping: &mut Mapping, within: PageRange) -> bool {
+    let (from, to) = PageSize::KIB_4.span_of(within);
+    let (start, end) = (mapping.start.max(from), mapping.end.min(to));
+    let is_part = (start, end) != (mapping.start, mapping.end);
+    mapping.offset_bytes += start - mapping.start;
+    (mapping.start, mapping.end) = (start, end);
+    is_part
 }
 
 /// The lines of `numa_maps` by their address, if there are any.

@@ -1,6 +1,7 @@
 //! `pagetide pages`: what the page tables say of a process, a region a line, or of one page.
 
 mod at;
+mod shared;
 
 use crate::args::Pages;
 use crate::output::{self, Page};
@@ -49,15 +50,20 @@ struct UsageAnswer {
     zero_bytes: Option<u64>,
     huge_bytes: u64,
     file_bytes: u64,
+    object_resident_bytes: Option<u64>,
+    object_swapped_bytes: Option<u64>,
+    object_hole_bytes: Option<u64>,
+    #[serde(skip)]
+    object_present_bytes: Option<u64>,
     exclusive_bytes: u64,
     guard_bytes: u64,
     hugetlb_bytes: u64,
     rss_bytes: u64,
     uss_bytes: u64,
-    pss_bytes: u64,
+    pss_bytes: Option<u64>,
     swap_bytes: u64,
-    swap_pss_bytes: u64,
-    locked_bytes: u64,
+    swap_pss_bytes: Option<u64>,
+    locked_bytes: Option<u64>,
     /// Pages by the name of the flag.
     page_flags: Option<BTreeMap<String, u64>>,
     /// Bytes by the number of the node.
@@ -84,7 +90,10 @@ pub fn run(options: &Pages) -> anyhow::Result<()> {
     if let Some(address) = options.at {
         return at::run(options.pid, address, options.json);
     }
-    let usage = pagetide_process::page_usage(options.pid)?;
+    if let Some(other) = options.other {
+        return shared::run(options.pid, other, options.json);
+    }
+    let usage = pagetide_process::page_usage(options.pid, options.range)?;
     let answer = answer(options.pid, &usage);
     if options.json {
         return output::json(&answer);
@@ -142,6 +151,10 @@ fn counted(usage: &Usage, paths: &BTreeMap<u64, PathBuf>) -> UsageAnswer {
         zero_bytes: usage.zero_bytes,
         huge_bytes: usage.huge_bytes,
         file_bytes: usage.file_bytes,
+        object_resident_bytes: usage.object_resident_bytes,
+        object_swapped_bytes: usage.object_swapped_bytes,
+        object_hole_bytes: usage.object_hole_bytes,
+        object_present_bytes: usage.object_present_bytes,
         exclusive_bytes: usage.exclusive_bytes,
         guard_bytes: usage.guard_bytes,
         hugetlb_bytes: usage.hugetlb_bytes,
@@ -178,7 +191,7 @@ fn note(unavailable: &[UnavailableAnswer]) {
     }
 }
 
-const COLUMNS: [&str; 16] = [
+const COLUMNS: [&str; 18] = [
     "region (KiB)",
     "prot",
     "size",
@@ -189,6 +202,8 @@ const COLUMNS: [&str; 16] = [
     "zero",
     "huge",
     "file",
+    "unmapped",
+    "hole",
     "exclusive",
     "guard",
     "rss",
@@ -200,22 +215,28 @@ const COLUMNS: [&str; 16] = [
 fn row(region: String, protection: String, usage: &UsageAnswer, name: String) -> Vec<String> {
     let kib = |bytes: u64| (bytes / 1024).to_string();
     let maybe = |bytes: Option<u64>| bytes.map_or("-".to_owned(), kib);
+    // Of shared memory: pages that the object has in memory, and that this process has not mapped.
+    let unmapped = usage
+        .object_resident_bytes
+        .map(|of_object| of_object.saturating_sub(usage.object_present_bytes.unwrap_or(0)));
     vec![
         region,
         protection,
         kib(usage.size_bytes),
         kib(usage.present_bytes),
-        kib(usage.swapped_bytes),
+        kib(usage.swapped_bytes + usage.object_swapped_bytes.unwrap_or(0)),
         maybe(usage.written_bytes),
         maybe(usage.soft_dirty_bytes),
         maybe(usage.zero_bytes),
         kib(usage.huge_bytes),
         kib(usage.file_bytes),
+        maybe(unmapped),
+        maybe(usage.object_hole_bytes),
         kib(usage.exclusive_bytes),
         kib(usage.guard_bytes),
         kib(usage.rss_bytes),
         kib(usage.uss_bytes),
-        kib(usage.pss_bytes),
+        maybe(usage.pss_bytes),
         name,
     ]
 }
@@ -241,10 +262,11 @@ fn page(answer: &Answer) -> Page {
     let right: Vec<usize> = (2..COLUMNS.len() - 1).collect();
     let mut page = Page::new();
     page.table(&COLUMNS, &right, rows).line("");
+    let locked = totals.locked_bytes.map(output::bytes);
     page.line(format!(
         "swap {}, locked {}, hugetlb {}",
         output::bytes(totals.swap_bytes),
-        output::bytes(totals.locked_bytes),
+        locked.as_deref().unwrap_or("not told"),
         output::bytes(totals.hugetlb_bytes),
     ));
     for (node, bytes) in totals.numa_bytes.iter().flatten() {

@@ -3,6 +3,7 @@
 use crate::args::Probe as Options;
 use crate::output::{self, Page};
 use pagetide_kernel::probe::Probe;
+use pagetide_process::page_sources;
 use serde::Serialize;
 
 #[derive(Serialize)]
@@ -12,6 +13,15 @@ struct Answer {
     default: Option<&'static str>,
     pagemap_scan: bool,
     scan_categories: Vec<String>,
+    /// What `pagetide pages` can tell besides, and why not.
+    pages: Vec<SourceAnswer>,
+}
+
+#[derive(Serialize)]
+struct SourceAnswer {
+    what: &'static str,
+    usable: bool,
+    reason: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -33,6 +43,14 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
                 name: backend.name(),
                 usable: usable.is_ok(),
                 reason: usable.err(),
+            })
+            .collect(),
+        pages: page_sources()
+            .into_iter()
+            .map(|(what, told)| SourceAnswer {
+                what,
+                usable: told.is_ok(),
+                reason: told.err(),
             })
             .collect(),
         kernel: probe.kernel,
@@ -58,5 +76,21 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     if let Some(default) = answer.default {
         page.line("").line(format!("{default} would be used"));
     }
+    let categories = match answer.scan_categories.as_slice() {
+        [] => "none: this kernel has no PAGEMAP_SCAN (Linux 6.7)".to_owned(),
+        known => known.join(", "),
+    };
+    page.line("");
+    page.line(format!(
+        "categories of pages that a scan tells: {categories}"
+    ));
+    page.line("");
+    let row = |source: &SourceAnswer| {
+        let usable = if source.usable { "yes" } else { "no" };
+        let reason = source.reason.clone().unwrap_or_default();
+        vec![source.what.to_owned(), usable.to_owned(), reason]
+    };
+    let rows = answer.pages.iter().map(row).collect();
+    page.table(&["of pages", "told", "why not"], &[], rows);
     page.print()
 }

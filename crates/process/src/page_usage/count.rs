@@ -4,6 +4,7 @@ use super::page::swap_entry;
 use super::sources::{Frames, Sources};
 use super::{PSS_SHIFT, PageUsageError, SwapKind, Usage};
 use pagetide_kernel::kpageflags::{FlagName, PageFlags};
+use pagetide_kernel::maps::{Mapping, MappingName};
 use pagetide_kernel::pagemap::PagemapEntry;
 use pagetide_kernel::pagemap_scan::{Categories, ScanRequest, ScannedRange};
 use pagetide_kernel::smaps::CountedMapping;
@@ -33,6 +34,10 @@ pub(super) struct Nature {
     hugetlb: bool,
     /// Frames may be mapped that the kernel does not count: memory of the kernel or of a device.
     uncounted: bool,
+    /// No file stands behind it.
+    anonymous: bool,
+    /// MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB: behind it stands a file without a name, which has nothing.
+    own_huge_pages: bool,
 }
 
 impl Nature {
@@ -40,34 +45,68 @@ impl Nature {
         Nature {
             hugetlb: counted.has_flag("ht"),
             uncounted: counted.has_flag("pf") || counted.has_flag("mm"),
+            anonymous: !counted.mapping.has_file(),
+            own_huge_pages: counted.has_flag("ht")
+                && !counted.mapping.shared
+                && is_anonymous_huge_file(&counted.mapping.name),
         }
+    }
+
+    /// Whether a page is the huge zero page. The scan does not say so, and the entry says "file" of it, which no other page
+    /// of anonymous memory is.
+    pub(super) fn is_huge_zero(self, entry: PagemapEntry, huge: bool) -> bool {
+        self.anonymous && huge && entry.is_present() && entry.is_file_or_shared()
+    }
+
+    /// Whether it is memory of the kernel or of a device, or lies in the kernel's half of the address space.
+    pub(super) fn is_of_the_kernel(self, mapping: &Mapping) -> bool {
+        self.uncounted || mapping.start >= KERNEL_HALF
+    }
+
+    /// Whether an empty entry does not tell that there is nothing: the page table forgets pages of files. Huge pages that only
+    /// this process has are never swapped, and have no file to be read from again.
+    pub(super) fn forgets(self) -> bool {
+        !self.anonymous && !self.own_huge_pages
     }
 
     /// Whether the kernel counts a present page at all. It does not look at frames that are mapped without
     /// being counted, and then says neither "file" nor "exclusive" of them.
     pub(super) fn is_counted(self, entry: PagemapEntry, zero: bool) -> bool {
         let looked_at = entry.is_file_or_shared() || entry.is_exclusive();
-        looked_at || !(zero || self.uncounted)
+        // But of the huge zero page it says "file".
+        looked_at && !(zero && self.anonymous) || !(zero || self.uncounted)
     }
 }
 
+/// The name of the file that the kernel makes for MAP_ANONYMOUS | MAP_HUGETLB.
+fn is_anonymous_huge_file(name: &MappingName) -> bool {
+    matches!(name, MappingName::Path(path) if path.as_os_str() == "/anon_hugepage (deleted)")
+}
+
 /// Counts one mapping.
-pub(super) fn count(sources: &Sources, counted: &CountedMapping) -> Result<Usage, PageUsageError> {
+/// `is_part`: of which a part is left, so that what smaps says of all of it does not hold.
+pub(super) fn count(
+    sources: &Sources,
+    counted: &CountedMapping,
+    is_part: bool,
+) -> Result<Usage, PageUsageError> {
+    let of_whole = |name| (!is_part).then(|| counted.bytes(name));
     let mapping = &counted.mapping;
     let knows_zero = !sources.categories.is_empty() || sources.has_flags();
     let mut usage = Usage {
         size_bytes: mapping.length_bytes(),
         zero_bytes: knows_zero.then_some(0),
         soft_dirty_bytes: sources.soft_dirty.then_some(0),
-        swap_bytes: counted.bytes("Swap"),
-        swap_pss_bytes: counted.bytes("SwapPss"),
-        locked_bytes: counted.bytes("Locked"),
+        pss_fixed: sources.has_counts().then_some(0),
+        swap_bytes: of_whole("Swap").unwrap_or(0),
+        swap_pss_bytes: of_whole("SwapPss"),
+        locked_bytes: of_whole("Locked"),
         page_flags: sources.has_flags().then(BTreeMap::new),
         cgroup_pages: sources.has_cgroups().then(BTreeMap::new),
         ..Usage::default()
     };
     if !sources.has_counts() {
-        usage.pss_fixed = counted.bytes("Pss") << PSS_SHIFT;
+        usage.pss_fixed = of_whole("Pss").map(|pss| pss << PSS_SHIFT);
     }
     if sources.categories.is_empty() {
         usage.huge_bytes = ["AnonHugePages", "ShmemPmdMapped", "FilePmdMapped"]
@@ -90,7 +129,7 @@ pub(super) fn count(sources: &Sources, counted: &CountedMapping) -> Result<Usage
     for group in groups(spans(sources, mapping.pages())?) {
         tally.add_group(sources, &group)?;
     }
-    Ok(tally.finish(registered))
+    Ok(tally.finish(registered, is_part))
 }
 
 /// Whether the mapping is registered for asynchronous write-protection.
@@ -139,7 +178,7 @@ pub(super) fn spans(sources: &Sources, pages: PageRange) -> Result<Vec<Span>, Pa
 }
 
 /// Spans that are read together, none of them longer than is read at once.
-fn groups(spans: Vec<Span>) -> Vec<Vec<Span>> {
+pub(super) fn groups(spans: Vec<Span>) -> Vec<Vec<Span>> {
     let mut groups: Vec<Vec<Span>> = Vec::new();
     for span in spans {
         for pages in span.pages.pieces(AT_ONCE) {
@@ -228,11 +267,13 @@ impl Tally {
         }
         let of_frame = |table: &Option<Vec<u64>>| Some(table.as_ref()?[frame?]);
         let flags = (|| Some(frames.flags.as_ref()?[frame?]))();
+        let huge_zero = self.nature.is_huge_zero(entry, is(Categories::HUGE));
         let zero = is(Categories::ZERO_PAGE)
+            || huge_zero
             || flags.is_some_and(|flags: PageFlags| flags.contains(PageFlags::ZERO_PAGE));
         let bytes = |condition| if condition { PAGE } else { 0 };
         usage.present_bytes += PAGE;
-        usage.file_bytes += bytes(entry.is_file_or_shared());
+        usage.file_bytes += bytes(entry.is_file_or_shared() && !huge_zero);
         usage.exclusive_bytes += bytes(entry.is_exclusive());
         usage.huge_bytes +=
             bytes(is(Categories::HUGE) || categories.is_none() && self.nature.hugetlb);
@@ -243,8 +284,8 @@ impl Tally {
         if !self.nature.hugetlb && self.nature.is_counted(entry, zero) {
             usage.rss_bytes += PAGE;
             usage.uss_bytes += bytes(entry.is_exclusive());
-            if let Some(users) = of_frame(&frames.counts) {
-                usage.pss_fixed += (PAGE << PSS_SHIFT) / users.max(1);
+            if let (Some(pss), Some(users)) = (&mut usage.pss_fixed, of_frame(&frames.counts)) {
+                *pss += (PAGE << PSS_SHIFT) / users.max(1);
             }
         }
         if let Some(PageFlags(mut bits)) = flags {
@@ -258,8 +299,11 @@ impl Tally {
         }
     }
 
-    fn finish(self, registered: bool) -> Usage {
+    fn finish(self, registered: bool, is_part: bool) -> Usage {
         let mut usage = self.usage;
+        if is_part {
+            usage.swap_bytes = self.slots_bytes;
+        }
         usage.swapped_bytes = match self.frames_shown || !registered {
             true => self.slots_bytes,
             // Markers of empty slots look the same; only smaps tells how many pages are in swap.

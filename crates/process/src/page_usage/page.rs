@@ -2,10 +2,10 @@
 
 use super::count::{Nature, is_registered, spans};
 use super::sources::Sources;
-use super::{PageUsageError, Unavailable};
+use super::{ObjectState, PageUsageError, Unavailable, object};
 use pagetide_kernel::kpageflags::PageFlags;
 use pagetide_kernel::maps::Mapping;
-use pagetide_kernel::move_pages::nodes_of;
+use pagetide_kernel::move_pages::{PageErrno, nodes_of};
 use pagetide_kernel::numa_maps::numa_mappings;
 use pagetide_kernel::pagemap::PagemapEntry;
 use pagetide_kernel::pagemap_scan::Categories;
@@ -37,6 +37,20 @@ pub struct SwapEntry {
     pub swap_type: Option<u8>,
     /// Place in the swap area, in pages; of a marker, its bits (1 write-protected, 2 poisoned, 4 guard).
     pub offset: Option<u64>,
+}
+
+impl SwapEntry {
+    /// What a marker says of its empty slot; `None` for anything else.
+    pub fn marks(&self) -> Option<Vec<&'static str>> {
+        let bits = self.offset.filter(|_| self.kind == SwapKind::Marker)?;
+        let marks = [
+            (1, "write-protected"),
+            (2, "poisoned: reading it is a SIGBUS"),
+            (4, "guard region"),
+        ];
+        let set = marks.iter().filter(|(bit, _)| bits & bit != 0);
+        Some(set.map(|(_, name)| *name).collect())
+    }
 }
 
 /// The last swap type stands for markers (since 5.19), and those from here up to it for other things than
@@ -102,6 +116,12 @@ pub struct ExplainedPage {
     pub numa_policy: Option<String>,
     /// The NUMA node it is on.
     pub numa_node: Option<u32>,
+    /// Why the kernel gives no node for it.
+    pub no_numa_node: Option<PageErrno>,
+    /// What the object behind shared memory has here; `None` for anything else, and without privilege.
+    pub object: Option<ObjectState>,
+    /// There is nothing here: nobody has touched it, or it was dropped. `None` if that is not known.
+    pub empty: Option<bool>,
     /// What is not told.
     pub unavailable: Vec<Unavailable>,
 }
@@ -155,7 +175,11 @@ fn explain(pid: i32, address: u64, sources: &mut Sources) -> Result<ExplainedPag
         written: registered.then(|| !entry.is_write_protected()),
         soft_dirty: sources.soft_dirty.then(|| entry.is_soft_dirty()),
         zero: categories
-            .map(|all| all.contains(Categories::ZERO_PAGE))
+            .map(|all| {
+                let huge = all.contains(Categories::HUGE);
+                all.contains(Categories::ZERO_PAGE) || nature.is_huge_zero(entry, huge)
+            })
+            .map(|zero| zero || zero_by_flags == Some(true))
             .or(zero_by_flags),
         huge: categories.map(|all| all.contains(Categories::HUGE)),
         entry,
@@ -166,6 +190,9 @@ fn explain(pid: i32, address: u64, sources: &mut Sources) -> Result<ExplainedPag
         cgroup_path: cgroup.and_then(|inode| Some(sources.cgroup_path(inode)?.to_owned())),
         numa_policy: None,
         numa_node: None,
+        no_numa_node: None,
+        object: None,
+        empty: None,
         unavailable: Vec::new(),
         flags: counted.flags,
         mapping: counted.mapping,
@@ -181,24 +208,44 @@ fn explain(pid: i32, address: u64, sources: &mut Sources) -> Result<ExplainedPag
         }
         Err(error) => sources.numa_unavailable(&error),
     }
-    let zero = explained.zero.unwrap_or(false);
-    if entry.is_present() && nature.is_counted(entry, zero) {
+    if in_page_tables {
         match nodes_of(pid, &[page.start()]) {
-            Ok(nodes) => {
-                let node = nodes.first().and_then(|node| node.as_ref().ok());
-                explained.numa_node = node.map(|node| node.0);
-            }
+            Ok(nodes) => match nodes.first() {
+                Some(Ok(node)) => explained.numa_node = Some(node.0),
+                Some(Err(errno)) => explained.no_numa_node = Some(*errno),
+                None => {}
+            },
             Err(error) => sources.lacks("numa-node", told(&error)),
         }
+        explained.object = object::state(pid, sources, &explained.mapping, page);
     }
-    let soft_dirty_bit = 1 << 55;
-    if entry.0 & !soft_dirty_bit == 0 && in_page_tables && explained.mapping.has_file() {
+    explained.empty = is_empty(&explained, nature);
+    let hidden = explained
+        .swap
+        .is_some_and(|swap| swap.kind == SwapKind::Hidden);
+    if explained.empty.is_none() && in_page_tables && !hidden {
         let reason = "the page table forgets pages of files and shared memory that are swapped out or \
                       reclaimed: an empty entry does not tell whether there is content";
         sources.lacks("content", reason.to_owned());
     }
     explained.unavailable = std::mem::take(&mut sources.unavailable);
     Ok(explained)
+}
+
+/// Whether there is nothing at the page. A marker is no content.
+fn is_empty(page: &ExplainedPage, nature: Nature) -> Option<bool> {
+    let soft_dirty_bit = 1 << 55;
+    match page.swap.map(|swap| swap.kind) {
+        Some(SwapKind::Hidden) => return None,
+        Some(SwapKind::Marker) => {}
+        _ if page.entry.0 & !soft_dirty_bit != 0 => return Some(false),
+        _ => {}
+    }
+    match page.object {
+        Some(state) => Some(state == ObjectState::Hole),
+        None if nature.forgets() => None,
+        None => Some(true),
+    }
 }
 
 fn told(error: &dyn std::error::Error) -> String {
@@ -225,6 +272,16 @@ mod tests {
         assert_eq!(kind(31), Some(SwapKind::Marker));
         let shown = swap_entry(entry(3, 9), true).expect("it is swapped");
         assert_eq!((shown.swap_type, shown.offset), (Some(3), Some(9)));
+    }
+
+    #[test]
+    fn what_markers_say_is_told() {
+        let marks = |offset| swap_entry(entry(31, offset), true).and_then(|swap| swap.marks());
+        assert_eq!(marks(1), Some(vec!["write-protected"]));
+        assert_eq!(marks(2), Some(vec!["poisoned: reading it is a SIGBUS"]));
+        assert_eq!(marks(5), Some(vec!["write-protected", "guard region"]));
+        let area = swap_entry(entry(0, 5), true).expect("it is swapped");
+        assert_eq!(area.marks(), None);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::{PageUsageError, Unavailable};
 use pagetide_kernel::kpagecgroup::{CgroupPaths, KPageCgroup, OpenFramesError, ReadFramesError};
 use pagetide_kernel::kpagecount::KPageCount;
 use pagetide_kernel::kpageflags::{KPageFlags, PageFlags};
-use pagetide_kernel::numa_maps::NumaMapsError;
+use pagetide_kernel::numa_maps::{NumaMapsError, numa_mappings};
 use pagetide_kernel::pagemap::PagemapEntry;
 use pagetide_kernel::pagemap_scan::{Categories, Pagemap};
 use pagetide_kernel::probe::known_categories;
@@ -51,12 +51,12 @@ impl Sources {
         };
         if !soft_dirty {
             let reason = "this kernel has no soft-dirty bits (CONFIG_MEM_SOFT_DIRTY)";
-            sources.lacks("soft-dirty", reason.to_owned());
+            sources.lacks(SOFT_DIRTY, reason.to_owned());
         }
         if sources.categories.is_empty() {
             let reason = "zero pages are told by page flags only, and huge pages by smaps: this kernel \
                           has no PAGEMAP_SCAN (Linux 6.7)";
-            sources.lacks("page-categories", reason.to_owned());
+            sources.lacks(CATEGORIES, reason.to_owned());
         }
         if sources.frames {
             sources.open_tables();
@@ -115,7 +115,7 @@ impl Sources {
             NumaMapsError::Read { source, .. } => format!("{error}: {source}"),
             _ => error.to_string(),
         };
-        self.lacks("numa-nodes", reason);
+        self.lacks(NODES, reason);
     }
 
     pub(super) fn lacks(&mut self, what: &'static str, reason: String) {
@@ -150,6 +150,29 @@ impl Sources {
     }
 }
 
+/// What can be told of pages besides their entries, by its name, and for what cannot be told the reason.
+pub fn page_sources() -> Vec<(&'static str, Result<(), String>)> {
+    let mut sources = match Sources::open(std::process::id().cast_signed()) {
+        Ok(sources) => sources,
+        Err(error) => return vec![("pagemap", Err(error.to_string()))],
+    };
+    if let Err(error) = numa_mappings(std::process::id().cast_signed()) {
+        sources.numa_unavailable(&error);
+    }
+    let told = |what: &'static str| {
+        let lacks = sources.unavailable.iter().find(|one| one.what == what);
+        (what, lacks.map_or(Ok(()), |one| Err(one.reason.clone())))
+    };
+    [
+        SOFT_DIRTY, CATEGORIES, FRAMES, SLOTS, FLAGS, COUNTS, CGROUPS, NODES,
+    ]
+    .map(told)
+    .to_vec()
+}
+
+const SOFT_DIRTY: &str = "soft-dirty";
+const CATEGORIES: &str = "page-categories";
+const NODES: &str = "numa-nodes";
 const FRAMES: &str = "frame-numbers";
 const SLOTS: &str = "swap-slots";
 const FLAGS: &str = "page-flags";

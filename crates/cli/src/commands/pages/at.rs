@@ -4,7 +4,10 @@ use super::{MappingAnswer, UnavailableAnswer, mapping, note, unavailable};
 use crate::args::Address;
 use crate::output::{self, Page};
 use pagetide_kernel::kpageflags::{FlagName, PageFlags};
-use pagetide_process::{ExplainedPage, PageUsageError, SwapEntry, SwapKind, explain_page};
+use pagetide_kernel::move_pages::PageErrno;
+use pagetide_process::{
+    ExplainedPage, ObjectState, PageUsageError, SwapEntry, SwapKind, explain_page,
+};
 use serde::Serialize;
 
 #[derive(Serialize)]
@@ -25,12 +28,18 @@ struct Answer {
     zero: Option<bool>,
     huge: Option<bool>,
     frame: Option<u64>,
+    /// Nothing is there. Null if that is not known.
+    empty: Option<bool>,
     swap: Option<SwapAnswer>,
+    /// What the object behind shared memory has here.
+    object: Option<&'static str>,
     page_flags: Option<Vec<String>>,
     map_count: Option<u64>,
     memory_cgroup: Option<CgroupAnswer>,
     numa_policy: Option<String>,
     numa_node: Option<u32>,
+    /// Why there is no node, in words.
+    numa_node_error: Option<&'static str>,
     unavailable: Vec<UnavailableAnswer>,
 }
 
@@ -40,6 +49,8 @@ struct SwapAnswer {
     #[serde(rename = "type")]
     swap_type: Option<u8>,
     offset: Option<u64>,
+    /// What a marker says.
+    marks: Option<Vec<&'static str>>,
 }
 
 #[derive(Serialize)]
@@ -97,6 +108,13 @@ fn answer(pid: i32, page: &ExplainedPage) -> Answer {
             kind: kind(swap),
             swap_type: swap.swap_type,
             offset: swap.offset,
+            marks: swap.marks(),
+        }),
+        empty: page.empty,
+        object: page.object.map(|state| match state {
+            ObjectState::Resident => "resident",
+            ObjectState::Swapped => "swapped",
+            _ => "hole",
         }),
         page_flags: page
             .page_flags
@@ -108,6 +126,7 @@ fn answer(pid: i32, page: &ExplainedPage) -> Answer {
         }),
         numa_policy: page.numa_policy.clone(),
         numa_node: page.numa_node,
+        numa_node_error: page.no_numa_node.map(PageErrno::of_page),
         unavailable: unavailable(&page.unavailable),
     }
 }
@@ -137,6 +156,7 @@ fn page(answer: &Answer, flags: Option<PageFlags>) -> Page {
         ("soft-dirty", answer.soft_dirty),
         ("zero page", answer.zero),
         ("huge", answer.huge),
+        ("empty", answer.empty),
     ];
     for (name, value) in bits {
         line(name, value.map_or("-".to_owned(), yes));
@@ -146,10 +166,24 @@ fn page(answer: &Answer, flags: Option<PageFlags>) -> Page {
     }
     if let Some(swap) = &answer.swap {
         let value = match (swap.swap_type, swap.offset) {
+            _ if swap.marks.is_some() => {
+                format!(
+                    "marker: {}",
+                    swap.marks.as_deref().unwrap_or_default().join(", ")
+                )
+            }
             (Some(area), Some(at)) => format!("{}, type {area}, offset {at:#x}", swap.kind),
             _ => swap.kind.to_owned(),
         };
         line("swap entry", value);
+    }
+    if let Some(object) = answer.object {
+        let value = match object {
+            "resident" => "has the page in memory",
+            "swapped" => "has the page in swap",
+            _ => "has no page here: never touched, or dropped",
+        };
+        line("shared object", value.to_owned());
     }
     if let Some(count) = answer.map_count {
         line("mapped", format!("{count} times"));
@@ -167,6 +201,9 @@ fn page(answer: &Answer, flags: Option<PageFlags>) -> Page {
     }
     if let Some(node) = answer.numa_node {
         line("NUMA node", node.to_string());
+    }
+    if let Some(error) = answer.numa_node_error {
+        line("NUMA node", format!("none: {error}"));
     }
     for name in flags.into_iter().flat_map(PageFlags::names) {
         let meaning = FlagName::known(name).map_or("not known here", |flag| flag.meaning);
