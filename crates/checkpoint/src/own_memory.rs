@@ -9,7 +9,7 @@
 //! copies. Private anonymous memory is tracked. What can change with no page fault of this process is compared by
 //! content, by the same rules as for another process: shared memory, unless the embedder promises that it is
 //! written through its region only ([`Placement::written_through_it_only`]); private mappings of files; huge pages
-//! of the pool. Fixed buffers of io_uring, and what was written while direct reads may be under way, is copied once
+//! of the pool; what would need too many page tables to be tracked. Fixed buffers of io_uring, and what was written while direct reads may be under way, is copied once
 //! more; where a ring or a device may write to memory that nothing lists, all of it is compared, and the snapshot
 //! says so. What is not mapped any more, or is no memory, is an error.
 //!
@@ -35,8 +35,11 @@ pub use placement::Placement;
 
 use crate::arena::Arena;
 use crate::capture::{ASK_FROM, Copied, SIZE, Source};
+use crate::compared::ComparedBecause;
 use crate::files::{FileReport, Files};
+use crate::page_table_limit;
 use crate::page_tables::PageTables;
+use crate::report::NotTracked;
 use captured::{Taken, Told};
 use claims::Claim;
 use ground::{Ground, Kind, refused};
@@ -67,6 +70,10 @@ pub struct OwnMemoryOptions {
     /// The most memory that copied pages may take. A capture of more is stored in part while the writers
     /// are paused.
     pub buffer_bytes: u64,
+    /// The most page tables, in bytes, that one capture may make for memory that holds nothing. A mapping for which
+    /// this is not enough is compared with the parent instead of being tracked ([`OwnSnapshot::not_tracked`]).
+    /// `None` for a sixteenth of what is left to this process by its memory cgroups and by the machine.
+    pub page_table_limit_bytes: Option<u64>,
     /// How snapshots are written.
     pub write: WriteOptions,
 }
@@ -76,6 +83,7 @@ impl Default for OwnMemoryOptions {
         OwnMemoryOptions {
             space: "memory".to_owned(),
             buffer_bytes: 256 << 20,
+            page_table_limit_bytes: None,
             write: WriteOptions::default(),
         }
     }
@@ -159,13 +167,14 @@ impl OwnMemory {
         let claim = Claim::new(pid, &places.mapped())?;
         let ways = without_forks(|| Ways::open(&store, pid.cast_signed()));
         let ways = ways.map_err(OwnMemoryError::Withhold)??;
+        let limit = page_table_limit::of(pid.cast_signed(), options.page_table_limit_bytes);
         let mut own = OwnMemory {
             pid,
             open: None,
             _claim: claim,
             _withheld: ways.withheld,
             lock: ways.lock,
-            tracker: ways.tracker,
+            tracker: ways.tracker.with_page_table_limit(limit),
             pagemap: ways.pagemap,
             memory: ways.memory,
             knows_guards: probe::known_categories().contains(Categories::GUARD),
@@ -195,13 +204,13 @@ impl OwnMemory {
         };
         for _ in 0..HELD_TRIES {
             let change = self.tracker.arm(&ground.tracked())?;
-            match change.refused.first() {
-                Some(found) if is_held(found) => std::thread::sleep(HELD_PAUSE),
-                found => return refuse(found),
+            match change.refused.iter().any(is_held) {
+                true => std::thread::sleep(HELD_PAUSE),
+                false => return refuse(&change.refused),
             }
         }
         let change = self.tracker.arm(&ground.tracked())?;
-        refuse(change.refused.first())
+        refuse(&change.refused)
     }
 
     /// Makes room for `bytes` of written pages, so that the next capture touches no fresh memory.
@@ -271,7 +280,9 @@ impl OwnMemory {
         let mut writer = self.store.begin(&self.lock, view, options)?;
         writer.set_spaces(vec![self.space()])?;
         let harvest = self.tracker.harvest(&ground.tracked())?;
-        refuse(harvest.layout().refused.first())?;
+        refuse(&harvest.layout().refused)?;
+        let untracked = harvest.layout().refused.iter();
+        let untracked = untracked.map(|found| found.pages).collect();
         let told = Told::take(&self.told);
         let (lengths, doubtful) = lengths(&ground, &self.files, parent.map(|last| &last.lengths));
         let tables = PageTables {
@@ -286,6 +297,7 @@ impl OwnMemory {
             signs,
             written: harvest.written().union(&told.pages),
             fresh: &harvest.layout().fresh,
+            untracked: &untracked,
             memo: parent.map(|last| &last.memo),
             doubtful,
         })?;
@@ -336,6 +348,7 @@ impl OwnMemory {
             written: copied_pages.subtract(&unreadable).count(),
             unreadable: unreadable.subtract(&guards).count(),
             compared_because: plan.compared_because,
+            not_tracked: self.not_tracked(&harvest.layout().refused),
             next: (plan.memo, lengths),
             paused: Duration::ZERO,
             writer,
@@ -343,6 +356,20 @@ impl OwnMemory {
             told,
             states,
         })
+    }
+
+    /// What is compared because the tracker refused it.
+    fn not_tracked(&self, refused: &[Refused]) -> Vec<NotTracked> {
+        let named = refused.iter().map(|found| {
+            let (start, end) = SIZE.span_of(found.pages);
+            NotTracked {
+                pid: self.pid.cast_signed(),
+                start,
+                end,
+                reason: ComparedBecause::Refused(found.reason.to_string()),
+            }
+        });
+        named.collect()
     }
 
     fn space(&self) -> Space {
@@ -396,9 +423,14 @@ fn pid_now() -> u32 {
         .cast_unsigned()
 }
 
-/// What the tracker cannot watch cannot be captured.
-fn refuse(first: Option<&Refused>) -> Result<(), OwnMemoryError> {
-    match first {
+/// What the tracker cannot watch cannot be captured, but for what would take too many page tables: that is compared.
+fn refuse(refused_by_tracker: &[Refused]) -> Result<(), OwnMemoryError> {
+    let can_be_compared =
+        |found: &&Refused| matches!(found.reason, RefusedReason::PageTables { .. });
+    match refused_by_tracker
+        .iter()
+        .find(|found| !can_be_compared(found))
+    {
         None => Ok(()),
         Some(found) => Err(refused(found.pages, found.reason.to_string())),
     }

@@ -5,6 +5,7 @@ use super::plan::Memo;
 use super::shared::Lengths;
 use super::{Last, OwnMemory, OwnMemoryError};
 use crate::compared::ComparedBecause;
+use crate::report::NotTracked;
 use pagetide_pages::{PageCount, PageRange, PageSet};
 use pagetide_snapshot::{PageState, SnapshotWriter, View};
 use pagetide_tracker::Harvest;
@@ -30,6 +31,7 @@ pub(super) struct Taken {
     pub unreadable: PageCount,
     pub mapped_anew: PageCount,
     pub compared_because: Option<ComparedBecause>,
+    pub not_tracked: Vec<NotTracked>,
     pub paused: Duration,
 }
 
@@ -74,6 +76,8 @@ pub struct OwnSnapshot {
     pub mapped_anew_pages: PageCount,
     /// Why memory that is otherwise tracked was read in full and compared, if it was.
     pub compared_because: Option<ComparedBecause>,
+    /// The parts of the regions that are not tracked and are read in full and compared each time, and why.
+    pub not_tracked: Vec<NotTracked>,
     /// How long [`OwnMemory::capture`] took: the writers were paused that long.
     pub paused: Duration,
 }
@@ -128,6 +132,7 @@ impl<'a> Captured<'a> {
             unreadable_pages: taken.unreadable,
             mapped_anew_pages: taken.mapped_anew,
             compared_because: taken.compared_because,
+            not_tracked: taken.not_tracked,
             paused: taken.paused,
         })
     }

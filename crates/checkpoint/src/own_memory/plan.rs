@@ -83,6 +83,8 @@ pub(super) struct Known<'a> {
     pub written: PageSet,
     /// Of this, what was mapped since the last harvest.
     pub fresh: &'a PageSet,
+    /// What the tracker does not watch.
+    pub untracked: &'a PageSet,
     /// What is remembered from the parent; `None` if there is no parent.
     pub memo: Option<&'a Memo>,
     /// Shared memory that is tracked and cannot be believed this time.
@@ -135,8 +137,10 @@ impl Plan {
         let read = written.intersect(&private);
         let mut shared = ground
             .pages(|kind| kind == Kind::Shared)
-            .union(&written.union(&known.doubtful).intersect(&alone));
-        let mut compare = huge.clone();
+            .union(&written.union(&known.doubtful).intersect(&alone))
+            .union(&known.untracked.intersect(&alone));
+        let untracked = known.untracked.intersect(&private);
+        let mut compare = huge.union(&untracked.subtract(&read));
         if compared_because.is_some() {
             compare = compare.union(&private.subtract(&read));
             shared = shared.union(&alone);
