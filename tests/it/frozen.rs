@@ -3,8 +3,11 @@
 //! each message says what to do.
 
 use pagetide_tests::{
-    ControlGroup, Image, Scratch, Target, TestStore, compiled, list, number, pagetide, text,
+    ControlGroup, Image, Scratch, Target, TestStore, compiled, list, number, pagetide,
+    pagetide_path, skipped, text,
 };
+use serde_json::Value;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Much longer than an answer at once, and shorter than what was waited for a call before.
@@ -65,9 +68,10 @@ fn t43_version_1_is_refused_at_once_by_name() {
 
 #[test]
 fn t43_version_2_is_taken_without_a_call_inside() {
+    pagetide_path();
     let files = Scratch::new();
     // Without restartable sequences: the kernel would tell a thread that goes on in memory which processor it is on.
-    let mut command = std::process::Command::new(compiled("traps"));
+    let mut command = Command::new(compiled("traps"));
     command.env("GLIBC_TUNABLES", "glibc.pthread.rseq=0");
     let mut target = Target::start_by(command.arg(files.path()));
     let pid = target.pid();
@@ -117,6 +121,56 @@ fn t43_version_2_is_taken_without_a_call_inside() {
     group.thaw();
     pagetide(["detach", &pid.to_string()]).done();
     assert_eq!(left_in(pid), 0);
+}
+
+/// The reasons why all memory was compared: for machines, and for people.
+fn compared(report: &Value) -> Vec<(&str, &str)> {
+    let all = list(report, "not_tracked").iter();
+    all.filter(|one| text(one, "end") == text(one, "start"))
+        .map(|one| (text(one, "because"), text(one, "reason")))
+        .collect()
+}
+
+/// Through a ring that nobody but its thread knows of the kernel writes with no trace, and who is frozen cannot be asked.
+#[test]
+fn t43_what_a_ring_of_a_frozen_thread_wrote_is_not_missed() {
+    let test = "frozen::a_ring_of_a_frozen_thread";
+    let mut command = Command::new(compiled("writers"));
+    command.env("GLIBC_TUNABLES", "glibc.pthread.rseq=0");
+    let mut target = Target::start_by(&mut command);
+    let pid = target.pid();
+    let Some(group) = ControlGroup::of(test, true, pid) else {
+        return;
+    };
+    let store = TestStore::new();
+    let answer = target.ask("make registered_ring");
+    let backend = text(&store.checkpoint(pid, &[]), "backend").to_owned();
+    if answer != "done" || backend != "wp-async" {
+        skipped(test, &format!("a hidden ring: {answer}, with {backend}"));
+        return;
+    }
+    let mut reports = Vec::new();
+    // Before the first one, the threads were asked; before the others, nobody told of the ring.
+    for round in 0..3 {
+        assert_eq!(target.ask("write"), "done");
+        wait_until_it_waits(pid);
+        group.freeze();
+        let report = store.checkpoint(pid, &[]);
+        group.thaw();
+        assert_eq!(text(&report, "kind"), "delta", "{report}");
+        let truth = Image::of_process(&target.freeze());
+        store.assert_equals(number(&report, "id"), &truth, &format!("round {round}"));
+        reports.push(report);
+    }
+    for report in &reports {
+        let why = compared(report);
+        assert_eq!(why.len(), 1, "{report}");
+        assert_eq!(why[0].0, "not-asked", "{report}");
+        assert!(why[0].1.contains(&group.how_to_thaw()), "{report}");
+    }
+    let report = store.checkpoint(pid, &[]);
+    let why: Vec<&str> = compared(&report).iter().map(|(name, _)| *name).collect();
+    assert_eq!(why, ["registered-ring"], "{report}");
 }
 
 #[test]

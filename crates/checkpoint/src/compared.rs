@@ -39,6 +39,11 @@ pub enum ComparedBecause {
     MovedBuffers,
     /// A thread has a ring registered, which needs no descriptor and no mapping.
     RegisteredRing,
+    /// Its threads could not be asked whether they have such a ring, because it is frozen.
+    NotAsked {
+        /// By what, and how it is thawed.
+        freezer: String,
+    },
     /// The process has used a ring, and another process has one whose queues may lie in its memory.
     RingElsewhere,
     /// The kernel has pinned more pages of it than are listed.
@@ -68,6 +73,7 @@ impl ComparedBecause {
             ComparedBecause::BufferRing => "buffer-ring",
             ComparedBecause::MovedBuffers => "moved-buffers",
             ComparedBecause::RegisteredRing => "registered-ring",
+            ComparedBecause::NotAsked { .. } => "not-asked",
             ComparedBecause::RingElsewhere => "ring-elsewhere",
             ComparedBecause::Pinned => "pinned",
             ComparedBecause::PacketBuffers => "packet-buffers",
@@ -118,6 +124,12 @@ impl fmt::Display for ComparedBecause {
             }
             ComparedBecause::RegisteredRing => {
                 "a thread of it has an io_uring registered, which nothing else shows"
+            }
+            ComparedBecause::NotAsked { freezer } => {
+                return write!(
+                    f,
+                    "its threads cannot be asked for an io_uring that nothing else shows while it is frozen by {freezer}"
+                );
             }
             ComparedBecause::RingElsewhere => {
                 "another process has an io_uring that may write to its memory"

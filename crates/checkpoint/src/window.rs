@@ -216,6 +216,10 @@ impl Member {
         if !window.rings.registered.is_empty() {
             reasons.push(ComparedBecause::RegisteredRing);
         }
+        if let Some(freezer) = &window.rings.not_asked {
+            let freezer = freezer.to_string();
+            reasons.push(ComparedBecause::NotAsked { freezer });
+        }
         let unlisted = !reasons.is_empty();
         reasons.extend_from_slice(window.watchers);
         if !unlisted

@@ -6,6 +6,7 @@ use pagetide_kernel::ptrace::ThreadId;
 use rustix::io::Errno;
 
 use crate::blocker::Blocker;
+use crate::freezer::Freezer;
 use crate::proc_files::Status;
 use crate::remote::RemoteCalls;
 use crate::remote_error::RemoteCallError;
@@ -23,9 +24,11 @@ const SLOTS: u32 = 16;
 pub struct RingsOfThreads {
     /// Rings that a thread has registered: the thread, and the number by which it uses the ring.
     pub registered: Vec<(ThreadId, u32)>,
-    /// Some thread has used a ring at some time. What it had registered then may be in use still, if others have
-    /// the ring.
+    /// Some thread has used a ring at some time, or may have. What it had registered then may be in use still, if
+    /// others have the ring.
     pub used: bool,
+    /// What kept threads from being asked. Each may have a ring registered then.
+    pub not_asked: Option<Freezer>,
 }
 
 impl RingsOfThreads {
@@ -41,6 +44,14 @@ impl RingsOfThreads {
         };
         self.registered.iter().map(blocker).collect()
     }
+
+    /// A thread was not asked because of `error`: what is frozen may have anything.
+    fn not_asked(&mut self, error: RemoteCallError) {
+        if let RemoteCallError::Frozen { freezer, .. } = error {
+            self.used = true;
+            self.not_asked = Some(freezer);
+        }
+    }
 }
 
 /// A call that submits nothing and waits for nothing. EINVAL: the thread has never used io_uring; EBADF: it has no
@@ -52,7 +63,7 @@ fn question(number: u32) -> (i64, [u64; 6]) {
 
 impl StoppedProcess {
     /// Asks all threads, at the same time. A thread that cannot be asked tells nothing: its seccomp filters forbid
-    /// io_uring_enter(2), or no system call can be made in it.
+    /// io_uring_enter(2), or no system call can be made in it. If that is because it is frozen, it is told.
     pub fn rings_of_threads(&mut self) -> RingsOfThreads {
         let pid = self.identity().pid;
         // Seccomp has to be asked of each call.
@@ -65,19 +76,22 @@ impl StoppedProcess {
         if !together.is_empty() {
             let rooms = together.iter().map(|thread| (*thread, 0)).collect();
             let answers = self.call_in_all(rooms, |_, _| vec![question(0)]);
-            let answered = together.into_iter().zip(answers.into_iter().flatten());
-            users.extend(answered.filter_map(|(thread, answer)| {
-                let (results, _) = answer.ok()?;
-                let never = matches!(
-                    results.first(),
-                    None | Some(Err(Errno::INVAL | Errno::NOSYS))
-                );
-                (!never).then_some(thread)
-            }));
+            let answers = answers.unwrap_or_else(|error| {
+                found.not_asked(error);
+                Vec::new()
+            });
+            for (thread, answer) in together.into_iter().zip(answers) {
+                match answer.map(|(results, _)| results.into_iter().next()) {
+                    Err(error) => found.not_asked(error),
+                    Ok(None | Some(Err(Errno::INVAL | Errno::NOSYS))) => {}
+                    Ok(Some(_)) => users.push(thread),
+                }
+            }
         }
         for thread in users {
-            if let Ok(mut calls) = self.remote_calls_by(thread) {
-                ask(&mut calls, thread, &mut found);
+            match self.remote_calls_by(thread) {
+                Ok(mut calls) => ask(&mut calls, thread, &mut found),
+                Err(error) => found.not_asked(error),
             }
         }
         found
@@ -96,7 +110,7 @@ fn ask(calls: &mut RemoteCalls<'_>, thread: ThreadId, found: &mut RingsOfThreads
                 _ => found.registered.push((thread, slot)),
             },
             Ok(_) => found.registered.push((thread, slot)),
-            Err(_) => return,
+            Err(error) => return found.not_asked(error),
         }
         found.used = true;
     }
@@ -111,6 +125,7 @@ mod tests {
         let rings = RingsOfThreads {
             registered: vec![(ThreadId::new(8), 0), (ThreadId::new(8), 3)],
             used: true,
+            not_asked: None,
         };
         let names: Vec<String> = rings.blockers(7).iter().map(Blocker::name).collect();
         assert_eq!(names, ["io-uring:thread:8:0", "io-uring:thread:8:3"]);
