@@ -117,7 +117,10 @@ fn t43_version_2_is_taken_without_a_call_inside() {
     target.ask("write");
     exactly(&tracked, &target, text(&report, "backend"), "delta");
     group.freeze();
-    pagetide(["detach", &pid.to_string()]).refused(&name);
+    let detached = pagetide(["detach", &pid.to_string()]).refused(&name);
+    let first = format!("pagetide: tracking cannot be removed from process {pid}: ");
+    assert!(detached.stderr.starts_with(&first), "{detached:#?}");
+    assert!(left_in(pid) > 0);
     group.thaw();
     pagetide(["detach", &pid.to_string()]).done();
     assert_eq!(left_in(pid), 0);

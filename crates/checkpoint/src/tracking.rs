@@ -43,6 +43,15 @@ pub enum TrackingError {
         #[source]
         source: RemoteCallError,
     },
+    /// A system call that ends tracking inside the process failed, or cannot be made now.
+    #[error("tracking cannot be removed from process {pid}")]
+    Detach {
+        /// The process.
+        pid: i32,
+        /// What went wrong.
+        #[source]
+        source: RemoteCallError,
+    },
     /// The process could not be let go.
     #[error(transparent)]
     Resume(#[from] ResumeError),
@@ -385,10 +394,10 @@ pub fn detach(identity: &ProcessIdentity, options: StopOptions) -> Result<Detach
     if found.is_empty() {
         return Ok(Detached { descriptors: 0 });
     }
-    let remote = |source| TrackingError::Remote { pid, source };
+    let failed = |source| TrackingError::Detach { pid, source };
     // Before anything is taken away.
     if let Some(freezer) = Freezer::of_process(pid) {
-        return Err(remote(RemoteCallError::Frozen { pid, freezer }));
+        return Err(failed(RemoteCallError::Frozen { pid, freezer }));
     }
     for found in &found {
         if let Some(uffd) = found.uffd.filter(|_| found.is_of(identity)) {
@@ -400,7 +409,7 @@ pub fn detach(identity: &ProcessIdentity, options: StopOptions) -> Result<Detach
     let mut stopped = StoppedProcess::stop(identity, options)?;
     let closed = close_in(&mut stopped, &numbers);
     stopped.resume()?;
-    closed.map_err(remote)?;
+    closed.map_err(failed)?;
     Ok(Detached {
         descriptors: numbers.len(),
     })
