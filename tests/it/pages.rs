@@ -5,6 +5,7 @@
 //! must be equal; Pss must be equal once it is rounded down, too. A total of Pss is therefore up to 1 KiB a
 //! mapping larger than the sum of smaps.
 
+mod corners;
 mod kinds;
 
 use crate::bad::{fails, is_root};
