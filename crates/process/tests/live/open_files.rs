@@ -135,6 +135,9 @@ fn neutral_link(link: &str, pids: &[(i32, &str)]) -> String {
 }
 
 fn neutral_info(info: &str, pids: &[(i32, &str)]) -> String {
+    // A timer that goes off again and again has nothing left for a moment, each time before it begins anew.
+    let goes_on = |line: &str| line.starts_with("it_interval:") && !line.ends_with("(0, 0)");
+    let ticks = info.lines().any(goes_on);
     let line = |line: &str| -> Option<String> {
         let (key, value) = line.split_once(':')?;
         let value = value.trim();
@@ -151,6 +154,7 @@ fn neutral_info(info: &str, pids: &[(i32, &str)]) -> String {
                 Some(format!("flags {:o}", flags & !how_made))
             }
             // Time goes on.
+            "it_value" if ticks => None,
             "it_value" => Some(format!("it_value is 0: {}", value == "(0, 0)")),
             "ticks" => Some(format!("ticks is 0: {}", value == "0")),
             // Number, kind, access and range; without the process and the inode.
