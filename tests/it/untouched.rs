@@ -61,6 +61,22 @@ fn t38_memory_that_was_never_touched_costs_no_page_tables() {
     store.assert_sound();
 }
 
+/// What is harvested of a reservation before the stop is marked, and looks like content in the stop: it has to be stored all the
+/// same. So does what is made accessible of it meanwhile.
+#[test]
+fn a_reservation_that_is_new_is_in_the_delta() {
+    let mut target = Target::start("grows", [""; 0]);
+    let store = TestStore::new();
+    store.checkpoint(target.pid(), &["--mode", "precopy"]);
+    for _ in 0..3 {
+        assert_eq!(target.ask("reservation 132"), "done");
+        let report = store.checkpoint(target.pid(), &["--mode", "precopy"]);
+        assert_eq!(text(&report, "kind"), "delta", "{report}");
+    }
+    let frozen = target.freeze();
+    store.checkpoint_exactly(&frozen, &["--mode", "precopy"], false);
+}
+
 /// A gigabyte of which little is touched, touched first, touched again and dropped: each delta is what the process held.
 #[test]
 fn t38_what_is_touched_and_dropped_among_untouched_memory_is_found() {

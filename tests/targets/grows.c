@@ -1,5 +1,6 @@
 /* A program whose memory grows, is mapped and never touched, or is looked at by itself. Commands: `reserve GIB` maps
- * memory, `store PAGE VALUE` and `drop PAGE COUNT` are about it; `heap KIB`, `arena KIB` (mprotect), `stretch KIB` (mremap) and
+ * memory, `store PAGE VALUE` and `drop PAGE COUNT` are about it; `reservation KIB` makes the beginning of a new
+ * reservation accessible; `heap KIB`, `arena KIB` (mprotect), `stretch KIB` (mremap) and
  * `beside KIB` (mmap) make memory grow and fill what is new; `pieces COUNT` maps small pieces far from each other;
  * `watch` opens its own pagemap, `unwatch` closes it, `round` writes pages and tells how many of them its own scan does not find;
  * `two` and `join` move what was mapped as two. */
@@ -80,6 +81,11 @@ int main(void) {
             if (mprotect(arena + arena_length, a << 10, PROT_READ | PROT_WRITE)) die("mprotect");
             memset(arena + arena_length, value, a << 10);
             arena_length += a << 10;
+        } else if (sscanf(line, "reservation %zu", &a) == 1) {
+            /* As the C library makes the heap of a thread. */
+            char *heap = map_at(NULL, 16 * MIB, PROT_NONE);
+            if (mprotect(heap, a << 10, PROT_READ | PROT_WRITE)) die("mprotect");
+            memset(heap, value, a << 10);
         } else if (sscanf(line, "stretch %zu", &a) == 1) {
             if (!stretched) stretched = map_at(alone(1024 * MIB), stretched_length = PAGE, PROT_READ | PROT_WRITE);
             size_t length = stretched_length + (a << 10);

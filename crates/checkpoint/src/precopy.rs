@@ -32,7 +32,7 @@ pub(crate) struct Precopied {
     pub covered: PageSet,
     /// Of these, pages that were copied.
     pub copied: PageSet,
-    /// Pages that could not be read then.
+    /// Pages that could not be read then, or that were not to be: they were harvested, and have no bytes and no state yet.
     pub postponed: PageSet,
     /// Something may have been on its way into pages when they were harvested.
     pub is_doubtful: bool,
@@ -182,6 +182,12 @@ impl Member {
             true => layout.anonymous.subtract(&refused),
             false => harvest.written().intersect(&layout.anonymous),
         };
+        // A reservation is not copied, but what was harvested of it reads clean from now on, also if it is made
+        // accessible before the stop.
+        let tracked: PageSet = layout.tracked.iter().copied().collect();
+        let reserved = harvest
+            .written()
+            .intersect(&tracked.subtract(&layout.anonymous));
         harvests.push((pid, harvest));
         let source = Source {
             memory: &self.space.memory,
@@ -207,7 +213,7 @@ impl Member {
         }
         precopied.covered = precopied.covered.union(&covered);
         precopied.copied = precopied.copied.union(&pages);
-        precopied.postponed = precopied.postponed.union(&postponed);
+        precopied.postponed = precopied.postponed.union(&postponed).union(&reserved);
         Ok(pages.count())
     }
 }

@@ -74,7 +74,7 @@ pub(crate) struct Stopped {
     /// Pages on their way into which something may be that was sent before the harvest.
     pub may_land: PageSet,
     pub not_tracked: Vec<NotTracked>,
-    /// Pages that were copied, or that have a state in `states`.
+    /// Pages that were copied, or that were harvested and have a state in `states`.
     pub read: PageSet,
     pub unreadable: PageSet,
     /// Pages copied, in the window and before.
@@ -249,6 +249,8 @@ impl Member {
             None => looked.written.clone(),
         };
         let layout = looked.layout;
+        // If this attempt is not the last one, these read clean in the next, whatever they are then.
+        let harvested_reserved = looked.written.intersect(&layout.reserved);
         let pid = self.pid();
         let mut not_tracked = looked.refused;
         let whole = looked.whole.into_iter();
@@ -287,7 +289,7 @@ impl Member {
         self.name_guards(&unreadable, &mut states)?;
         let precopied = &window.precopied.copied;
         Ok(Stopped {
-            read: pages.union(&plan.read),
+            read: pages.union(&plan.read).union(&harvested_reserved),
             copied: precopied.union(&pages.subtract(&unreadable)),
             window: pages,
             layout,
