@@ -246,6 +246,7 @@ fn boot(
                     progress(kernel, done, program, words, printed);
                 }
             }
+            _ if line.trim().is_empty() => {}
             _ => eprintln!("kernels: {kernel}: {line}"),
         }
     }
@@ -271,6 +272,7 @@ fn script_of(programs: &[&Path], commands: &[Vec<String>]) -> Result<String> {
          status=$?\n\
          sed 's/^/@@o/' /run/out\n\
          sed 's/^/@@e/' /run/err\n\
+         echo\n\
          echo \"@@>$status $(($(date +%s) - begun))\"\n\
          }}\n"
     );
