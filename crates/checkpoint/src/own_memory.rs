@@ -242,6 +242,9 @@ impl OwnMemory {
     /// written. Call it while nobody uses the memory. The next snapshot is a delta that says so.
     ///
     /// It is checked beforehand that all regions are mapped and that the snapshot has bytes for each of their pages.
+    ///
+    /// Regions that show the same shared memory by now, and did not in the snapshot, cannot both be put back: the one with the
+    /// higher address holds then, and nothing tells. Map them as they were first.
     pub fn roll_back(&mut self, view: &View) -> Result<PageCount, OwnMemoryError> {
         self.check_pid()?;
         self.give_back_open();
