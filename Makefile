@@ -1,24 +1,44 @@
 # Every target works from a fresh clone. `make demo` and `make test` set up what they need by themselves.
 
 CARGO ?= cargo
+export CARGO
 export CARGO_TERM_COLOR ?= auto
+PREFIX ?= /usr/local
 
-.PHONY: help setup build demo test kernels lint deny fuzz bench neighbours torture torture-own endure doc clean
+.PHONY: help setup build demo test kernels lint deny fuzz bench neighbours torture torture-own endure doc clean \
+	install uninstall deb
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
 
-## setup    install the Debian packages that building and testing need (as root), or name what is missing
+## setup    install the packages that all targets need (as root; Debian, Ubuntu), or name what is missing
 setup:
-	@sh tests/setup.sh
+	@sh tests/setup.sh test
 
 ## build    the program, optimised: target/release/pagetide
-build: setup
+build:
+	@sh tests/setup.sh build
 	$(CARGO) build --release --locked -p pagetide-cli
 
-## demo     checkpoints of a real redis-server under load, and a value rolled back
-demo: build
+## demo     checkpoints of a real redis-server under load, and a value rolled back: ten seconds after the build
+demo:
+	@sh tests/setup.sh demo
+	$(CARGO) build --release --locked -p pagetide-cli
 	@bash tests/demo.sh target/release/pagetide
+
+## install  the program, its manual pages and completions, to PREFIX (/usr/local), below DESTDIR if that is set
+install:
+	@[ -e target/release/pagetide ] || { echo "install: build it first: make build" >&2; exit 1; }
+	@sh tests/install.sh target/release/pagetide "$(DESTDIR)$(PREFIX)"
+
+## uninstall  what `make install` put there
+uninstall:
+	@sh tests/install.sh --remove "$(DESTDIR)$(PREFIX)"
+
+## deb      a Debian package of the same: target/debian/*.deb (needs cargo-deb)
+deb: build
+	rm -rf target/package && sh tests/install.sh target/release/pagetide target/package
+	$(CARGO) deb --no-build --locked -p pagetide-cli
 
 ## test     all tests, on three kernels: about twenty minutes on two cores
 test: setup

@@ -14,6 +14,7 @@ mod frozen;
 mod inspect;
 mod kills;
 mod many_mappings;
+mod packaging;
 mod pages;
 mod postgres;
 mod privilege;

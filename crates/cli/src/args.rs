@@ -1,6 +1,6 @@
 //! What the user may say. Parsing touches nothing: no file, no process.
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use pagetide_pages::{PageRange, PageSize};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -12,8 +12,8 @@ use std::time::Duration;
     name = "pagetide",
     version,
     max_term_width = 100,
-    after_help = "Exit status: 0 done; 1 failed; 2 wrong usage; 3 refused (the process or the store \
-                  cannot be handled); 130 and 143 after SIGINT and SIGTERM."
+    after_help = "Exit status: 0 done; 1 failed; 2 wrong usage; 3 refused, nothing was changed;\n\
+                  130 and 143 after SIGINT and SIGTERM."
 )]
 pub struct Arguments {
     /// The most memory that pagetide itself may take (64M, 2G); what does not fit is refused
@@ -23,12 +23,46 @@ pub struct Arguments {
     pub command: Command,
 }
 
+impl Arguments {
+    /// What was said on the command line. Ends the program where that is help, or wrong.
+    pub fn said() -> Self {
+        let matches = Self::grouped().get_matches();
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
+
+    /// The command line with the list of commands by what one wants to do, short enough for a screen.
+    pub fn grouped() -> clap::Command {
+        let command = Self::command();
+        let mut list = String::new();
+        for (title, names) in GROUPS {
+            for (place, name) in names.iter().enumerate() {
+                let title = if place == 0 { title } else { "" };
+                let about = command.find_subcommand(name).and_then(|it| it.get_about());
+                let about = about.map(ToString::to_string).unwrap_or_default();
+                list += &format!("{title:<10}  {name:<11}  {about}\n");
+            }
+        }
+        command.help_template(format!(
+            "{{about}}\n\n{{usage-heading}} {{usage}}\n\n{list}\n{{options}}\n{{after-help}}"
+        ))
+    }
+}
+
+/// The commands by what one wants to do.
+const GROUPS: [(&str, &[&str]); 5] = [
+    ("Take", &["checkpoint", "run", "inspect", "detach"]),
+    ("Bring back", &["restore", "rollback", "export"]),
+    ("A store", &["log", "show", "diff", "verify"]),
+    ("A process", &["pages", "probe"]),
+    ("Packagers", &["completions", "man"]),
+];
+
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Show what this kernel and user allow, and which backend would be used
+    /// Show what this kernel and user allow, and what is used
     Probe(Probe),
-    /// Take snapshots of a running process: the first full, later ones deltas
+    /// Take snapshots of a process: the first full, then deltas
     Checkpoint(Checkpoint),
     /// Start a command under checkpoints and exit with its status
     Run(Run),
@@ -40,22 +74,22 @@ pub enum Command {
     Diff(Diff),
     /// Check every byte of every snapshot
     Verify(StoreOnly),
-    /// Write a snapshot out as plain files or as an ELF core
+    /// Write a snapshot as plain files or as an ELF core
     Export(Export),
-    /// Put the memory and registers of a live process back to a snapshot
+    /// Put memory and registers of a live process back
     Rollback(Rollback),
-    /// Start the process of a snapshot again, after it was killed or the machine was started anew
+    /// Start the process of a snapshot again
     Restore(Restore),
-    /// Show what a checkpoint would hold, and what would keep it from being restored
+    /// Show what would keep a process from being restored
     Inspect(Inspect),
-    /// Count the pages of a process by what its page tables say, a region a line
+    /// Count the pages of a process, a region a line
     Pages(Pages),
     /// Remove what pagetide left in a process
     Detach(Detach),
     /// Print a completion script for a shell
     Completions(Completions),
-    /// Print the manual page
-    Man,
+    /// Print the manual, or write its pages
+    Man(Man),
 }
 
 /// Options of `probe`.
@@ -320,6 +354,14 @@ pub struct Completions {
     pub shell: clap_complete::Shell,
 }
 
+/// Options of `man`.
+#[derive(Debug, Args)]
+pub struct Man {
+    /// Write a page for each command to this directory, instead of printing all as one
+    #[arg(long, value_name = "DIR")]
+    pub directory: Option<PathBuf>,
+}
+
 /// A backend by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum BackendName {
@@ -548,6 +590,28 @@ mod tests {
             "99999999999999999999",
         ] {
             assert!(of(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    /// Prevents a command that one does not find in the help, and a help that scrolls away.
+    #[test]
+    fn the_help_names_each_command_once_and_fits_a_screen() {
+        let mut command = Arguments::grouped().term_width(80);
+        let help = command.render_help().to_string();
+        let lines: Vec<&str> = help.lines().collect();
+        assert!(
+            lines.len() <= 24 && lines.iter().all(|line| line.len() <= 80),
+            "{help}"
+        );
+        for name in Arguments::command()
+            .get_subcommands()
+            .map(clap::Command::get_name)
+        {
+            let named = |line: &&&str| {
+                line.get(12..)
+                    .is_some_and(|rest| rest.split(' ').next() == Some(name))
+            };
+            assert_eq!(lines.iter().filter(named).count(), 1, "{name}: {help}");
         }
     }
 }

@@ -49,7 +49,7 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Pages(options) => pages::run(&options),
         Command::Detach(options) => detach::run(&options),
         Command::Completions(options) => packaging::completions(&options),
-        Command::Man => packaging::man(),
+        Command::Man(options) => packaging::man(&options),
     }
     .map(|()| ExitCode::SUCCESS)
 }

@@ -14,7 +14,6 @@ mod shown;
 mod signals;
 mod watch;
 
-use clap::Parser;
 use pagetide_kernel::counted_memory::CountedMemory;
 use std::process::ExitCode;
 
@@ -22,7 +21,7 @@ use std::process::ExitCode;
 static MEMORY: CountedMemory = CountedMemory::new();
 
 fn main() -> ExitCode {
-    let arguments = args::Arguments::parse();
+    let arguments = args::Arguments::said();
     if let Some(bytes) = arguments.memory_limit {
         // What can be refused with a reason is refused by the libraries, before this has to end the program.
         pagetide_snapshot::limit_memory(bytes);

@@ -53,8 +53,8 @@ pub const ALL: [Server; 5] = [
     },
     Server {
         name: "PostgreSQL, 8 backends",
-        program: "/usr/lib/postgresql/15/bin/postgres",
-        package: "postgresql-15",
+        program: "postgres",
+        package: "postgresql",
         protocol: Protocol::Postgres,
         command: postgres,
         prepare: fill_postgres,
@@ -80,10 +80,13 @@ pub const ALL: [Server; 5] = [
 /// The packages of what is not installed, with blanks between them.
 pub fn missing() -> String {
     let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut places: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    places.push("/usr/sbin".into());
+    places.extend(postgres_programs());
     let is_there = |server: &&Server| {
-        // An absolute name stays what it is.
-        std::env::split_paths(&path).any(|directory| directory.join(server.program).exists())
-            || Path::new("/usr/sbin").join(server.program).exists()
+        places
+            .iter()
+            .any(|place| place.join(server.program).exists())
     };
     let missing = ALL.iter().filter(|server| !is_there(server));
     let packages: Vec<&str> = missing.map(|server| server.package).collect();
@@ -204,9 +207,16 @@ fn nginx(directory: &Path, port: u16) -> anyhow::Result<Command> {
     Ok(command)
 }
 
+/// The newest programs of PostgreSQL that are installed, which are on nobody's path.
+fn postgres_programs() -> Option<PathBuf> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?;
+    let programs = versions.flatten().map(|version| version.path().join("bin"));
+    programs.filter(|path| path.join("postgres").exists()).max()
+}
+
 /// PostgreSQL refuses to run as root.
 fn as_postgres(program: &str) -> Command {
-    let path = PathBuf::from("/usr/lib/postgresql/15/bin").join(program);
+    let path = postgres_programs().unwrap_or_default().join(program);
     match rustix::process::geteuid().is_root() {
         false => Command::new(path),
         true => {

@@ -1,8 +1,10 @@
 //! `pagetide completions` and `pagetide man`: for packagers.
 
-use crate::args::{Arguments, Completions};
+use crate::args::{Arguments, Completions, Man};
 use crate::output;
+use anyhow::Context;
 use clap::CommandFactory;
+use std::path::Path;
 
 pub fn completions(options: &Completions) -> anyhow::Result<()> {
     let mut script = Vec::new();
@@ -15,8 +17,15 @@ pub fn completions(options: &Completions) -> anyhow::Result<()> {
     output::script(&script)
 }
 
-/// One page: the program, then a section for each command.
-pub fn man() -> anyhow::Result<()> {
+pub fn man(options: &Man) -> anyhow::Result<()> {
+    match &options.directory {
+        Some(directory) => pages_into(directory),
+        None => one_page(),
+    }
+}
+
+/// The program, then a section for each command.
+fn one_page() -> anyhow::Result<()> {
     let mut command = Arguments::command();
     command.build();
     let mut page = Vec::new();
@@ -27,4 +36,11 @@ pub fn man() -> anyhow::Result<()> {
         man.render_options_section(&mut page)?;
     }
     output::script(&page)
+}
+
+/// `pagetide.1`, and `pagetide-COMMAND.1` for each command.
+fn pages_into(directory: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(directory)
+        .and_then(|()| clap_mangen::generate_to(Arguments::command(), directory))
+        .with_context(|| format!("write manual pages to {}", directory.display()))
 }
