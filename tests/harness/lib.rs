@@ -12,6 +12,7 @@ mod frozen;
 mod image;
 mod machine;
 mod run;
+mod signals;
 mod sizes;
 mod skipped;
 mod steps;
@@ -25,6 +26,7 @@ pub use binary::pagetide_path;
 pub use client::{Client, Load, ask_once, free_port};
 pub use control_group::ControlGroup;
 pub use cycle::{Program, cycle};
+pub use failures::caught;
 pub use frozen::{Frozen, children, family, thread_states};
 pub use image::{Image, Mapped, maps};
 pub use machine::Machine;
@@ -56,6 +58,7 @@ impl Scratch {
     /// A new and empty directory on the disk that holds temporary files.
     pub fn new() -> Scratch {
         failures::tell_at_once();
+        signals::leave_none_ignored();
         let directory = tempfile::Builder::new()
             .prefix("pagetide-it-")
             .tempdir()

@@ -11,8 +11,8 @@ use crate::run::Conditions;
 use crate::tally::Tally;
 use nix::errno::Errno;
 use pagetide_tests::{
-    Background, Frozen, Image, Outcome, Target, TestStore, background, compiled, number, pagetide,
-    text, thread_states,
+    Background, Frozen, Image, Outcome, Target, TestStore, background, caught, compiled, number,
+    pagetide, text, thread_states,
 };
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::Value;
@@ -21,7 +21,6 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc::Receiver;
@@ -155,7 +154,7 @@ impl Stage {
     /// The answers to these.
     fn hear(&mut self, lines: &[String]) -> Result<(), String> {
         for line in lines {
-            let answer = catch_unwind(AssertUnwindSafe(|| self.target.line()));
+            let answer = caught(|| self.target.line());
             let answer = answer.map_err(|_| {
                 let pid = self.target.pid();
                 let stack = std::fs::read_to_string(format!("/proc/{pid}/stack"));
@@ -465,7 +464,7 @@ impl Stage {
             digests.swap_remove(self.random.dice(digests.len() as u64) as usize);
         }
         for (id, digest) in &digests {
-            let now = catch_unwind(AssertUnwindSafe(|| self.store.image(*id).digest()));
+            let now = caught(|| self.store.image(*id).digest());
             let outcome = match now {
                 Ok(now) if now == *digest => Ok(()),
                 Ok(_) => return Err(format!("snapshot {id} has changed since it was taken")),

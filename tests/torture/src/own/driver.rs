@@ -12,9 +12,9 @@ use pagetide::{Captured, OwnMemory, OwnMemoryError, OwnMemoryOptions, OwnRegion,
 use pagetide_pages::PageIndex;
 use pagetide_snapshot::storage::Fault;
 use pagetide_snapshot::{MemoryStorage, PageState, SnapshotKind, Store, View};
+use pagetide_tests::caught;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -289,7 +289,7 @@ impl Driver {
             };
         }
         let own = self.own.as_mut().ok_or("there is none")?;
-        let outcome = catch_unwind(AssertUnwindSafe(|| {
+        let outcome = caught(|| {
             captured(own, &self.world, |captured| {
                 match how {
                     "give" => captured.give_back(),
@@ -299,7 +299,7 @@ impl Driver {
                 }
                 Ok(())
             })
-        }));
+        });
         match outcome {
             Ok(outcome) => outcome,
             Err(_) if how == "panic" => Ok(Ok(())),

@@ -434,7 +434,7 @@ impl World {
             return Err("it is promised to be written through it only".to_owned());
         }
         let (there, here) = (&self.slots[target].region, &self.slots[source].region);
-        let moved = std::panic::catch_unwind(|| here.move_to(pages.clone(), there, place, leave));
+        let moved = pagetide_tests::caught(|| here.move_to(pages.clone(), there, place, leave));
         if moved.is_err() {
             // Several mappings that the model takes for one, as advice or tracking tells them apart. Some may have been
             // moved before the kernel gave up.
