@@ -1,5 +1,6 @@
 //! Prevents that a snapshot says of a mapping which advice and locks it had at some other time than its memory: what is
-//! stored is what held in the stop. The program says in a word of its own memory how it is.
+//! stored is what held in the stop; and that a rollback leaves other advice and locks than there were. The program says in a
+//! word of its own memory how it is.
 
 use pagetide_tests::{Target, TestStore, background, list, number, pagetide, text};
 use serde_json::Value;
@@ -108,4 +109,72 @@ fn t44_advice_given_just_before_a_snapshot_is_in_it() {
         }
         assert!(settled >= 3, "{settled} of 4");
     }
+}
+
+impl Advised {
+    /// The VmFlags of the mapping as the kernel tells them now.
+    fn flags(&self) -> Vec<String> {
+        let smaps = std::fs::read_to_string(self.target.proc("smaps")).expect("its mappings");
+        let mut inside = false;
+        for line in smaps.lines() {
+            let range = line
+                .split(' ')
+                .next()
+                .and_then(|range| range.split_once('-'));
+            let parse = |text| u64::from_str_radix(text, 16).ok();
+            if let Some((start, end)) = range.and_then(|(a, b)| Some((parse(a)?, parse(b)?))) {
+                inside = (start..end).contains(&self.mapping);
+            }
+            if let Some(flags) = line.strip_prefix("VmFlags:").filter(|_| inside) {
+                // Whether it is tracked is ours, and comes with the next snapshot.
+                let flags = flags.split_whitespace().filter(|flag| *flag != "uw");
+                return flags.map(str::to_owned).collect();
+            }
+        }
+        Vec::new()
+    }
+
+    fn rollback(&self, id: u64) -> Value {
+        let (pid, at) = (self.target.pid_text(), id.to_string());
+        let words = ["rollback", &pid, &self.store.text(), "--at", &at, "--json"];
+        pagetide(words).done().json()
+    }
+}
+
+#[test]
+fn t83_a_rollback_puts_advice_and_locks_back() {
+    let mut advised = Advised::start("0");
+    let pid = advised.target.pid();
+    let mut taken = Vec::new();
+    for command in ["clear", "set"] {
+        advised.target.ask(command);
+        let id = number(&advised.store.checkpoint(pid, &[]), "id");
+        taken.push((id, advised.flags()));
+    }
+    assert_ne!(taken[0].1, taken[1].1);
+    // What was given since is taken back, what was taken back is given, and so is that of what is mapped anew.
+    for (command, to) in [("clear", 1), ("set", 0), ("drop", 1), ("drop", 0)] {
+        advised.target.ask(command);
+        let (id, flags) = &taken[to];
+        let done = advised.rollback(*id);
+        assert_eq!(&advised.flags(), flags, "after {command}, to {id}");
+        assert_eq!(done["notes"], serde_json::json!([]), "{done}");
+    }
+    assert!(advised.target.is_alive());
+}
+
+#[test]
+fn t83_advice_that_nothing_takes_back_is_named() {
+    let mut advised = Advised::start("0");
+    let pid = advised.target.pid();
+    let id = number(&advised.store.checkpoint(pid, &[]), "id");
+    advised.target.ask("huge");
+    let done = advised.rollback(id);
+    let notes = list(&done, "notes");
+    let named = format!("{:#x}-", advised.mapping);
+    let told = |note: &Value| {
+        let note = note.as_str().expect("a note");
+        note.starts_with(&named) && note.contains("was not hugepage")
+    };
+    assert!(notes.iter().any(told), "{done}");
 }

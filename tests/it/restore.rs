@@ -6,6 +6,7 @@ mod database_server;
 mod descriptors;
 mod interpreters;
 mod mechanisms;
+mod memory_attributes;
 mod objects;
 mod servers;
 mod trees;

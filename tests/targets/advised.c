@@ -1,5 +1,5 @@
 /* Argument: how many mappings of one page to have besides. `set` and `clear` give advice and a lock to a mapping, or take
- * them away; `toggle` does so all the time from then on. A word in memory says how it is: 1 set, 0 clear, 2 changing.
+ * them away; `toggle` does so all the time from then on; `drop` unmaps it, and `huge` gives it advice that nothing takes back. A word in memory says how it is: 1 set, 0 clear, 2 changing.
  * `where` is answered with the addresses of the mapping and of the word. */
 #include "common.h"
 
@@ -43,6 +43,10 @@ int main(int argc, char **argv) {
         }
         if (!strcmp(line, "toggle")) {
             if (pthread_create(&thread, NULL, toggle, NULL)) die("pthread_create");
+        } else if (!strcmp(line, "drop")) {
+            if (munmap(advised, ADVISED_PAGES * PAGE)) die("munmap");
+        } else if (!strcmp(line, "huge")) {
+            if (madvise(advised, ADVISED_PAGES * PAGE, MADV_HUGEPAGE)) die("madvise");
         } else {
             change(!strcmp(line, "set"));
         }

@@ -2,7 +2,8 @@
  * mappings of a page each, as many as `vm.max_map_count` allows if need be:
  *   protections  one piece of private memory of which every second page may not be written,
  *   nonlinear    a shared file of which each page is shown elsewhere, by remap_file_pages(2),
- *   sharing      a file, by turns shared and private.
+ *   sharing      a file, by turns shared and private,
+ *   limit        as protections, but nothing is stored, and there are as many as the kernel allows.
  * `write SEED COUNT` stores into that many pages and is answered with `done`; `count` is answered with the
  * number of mappings the process has there. */
 #include "common.h"
@@ -31,6 +32,14 @@ static void protections(void) {
     for (size_t at = 0; at < pages; at++) memset(memory + at * PAGE, (int)(at % 251) + 1, PAGE);
     for (size_t at = 1; at < pages; at += 2)
         if (mprotect(memory + at * PAGE, PAGE, PROT_READ)) die("mprotect");
+    step = 2;
+}
+
+static void limit(void) {
+    memory = map_anonymous(pages * PAGE);
+    size_t at = 1;
+    while (at < pages && mprotect(memory + at * PAGE, PAGE, PROT_READ) == 0) at += 2;
+    if (at >= pages || errno != ENOMEM) die("mprotect");
     step = 2;
 }
 
@@ -74,6 +83,7 @@ int main(int argc, char **argv) {
     if (argc != 4) return 2;
     pages = strtoul(argv[2], NULL, 10);
     if (!strcmp(argv[1], "protections")) protections();
+    if (!strcmp(argv[1], "limit")) limit();
     if (!strcmp(argv[1], "nonlinear")) nonlinear(argv[3]);
     if (!strcmp(argv[1], "sharing")) sharing(argv[3]);
     if (!memory) return 2;

@@ -12,7 +12,7 @@
 use crate::capture::SIZE;
 use crate::member::Member;
 use crate::window::Stopped;
-use pagetide_kernel::maps::{Mapping, MappingFlags};
+use pagetide_kernel::maps::{Mapping, MappingFlags, MapsError};
 use pagetide_pages::PageRange;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -34,7 +34,7 @@ const ENTRY_BYTES: u64 = 8;
 const SERVES: Duration = Duration::from_secs(1);
 
 /// The names that we give to VmFlags which are advice or locks.
-const ADVICE: [(&str, &str); 12] = [
+const ADVICE: [(&str, &str); 13] = [
     ("sr", "sequential"),
     ("rr", "random"),
     ("dc", "dontfork"),
@@ -44,6 +44,8 @@ const ADVICE: [(&str, &str); 12] = [
     ("nh", "nohugepage"),
     ("mg", "mergeable"),
     ("lo", "locked"),
+    // Told since Linux 6.17.
+    ("lf", "lockonfault"),
     ("gd", "growsdown"),
     ("ht", "hugetlb"),
     ("nr", "noreserve"),
@@ -81,6 +83,13 @@ impl Advice {
         Advice(all.iter().map(of_one).collect())
     }
 
+    /// The advice of process `pid` as it is now, and its mappings. Walks all page tables: slow.
+    pub fn read(pid: i32) -> Result<(Advice, Vec<Mapping>), MapsError> {
+        let flags = MappingFlags::read(pid)?;
+        let mappings = flags.parse()?.into_iter().map(|(mapping, _)| mapping);
+        Ok((Advice::of_flags(&flags), mappings.collect()))
+    }
+
     /// The advice given for `mapping`.
     pub fn of(&self, mapping: &Mapping) -> Vec<String> {
         let pages = mapping.pages();
@@ -88,6 +97,11 @@ impl Advice {
             .0
             .binary_search_by_key(&pages.start(), |(pages, _)| pages.start());
         found.map_or_else(|_| Vec::new(), |at| self.0[at].1.clone())
+    }
+
+    /// True if that advice was given for `mapping`.
+    pub fn has(&self, mapping: &Mapping, name: &str) -> bool {
+        self.of(mapping).iter().any(|given| given == name)
     }
 
     /// What was told of pages of `range`, a mapping at another time.

@@ -6,7 +6,7 @@
 
 mod core;
 
-pub use core::{CoreError, write_core};
+pub use core::{CoreError, CoreExtent, write_core};
 
 use crate::file_pages::{FilePagesError, OutsideFiles};
 use pagetide_pages::PageSize;

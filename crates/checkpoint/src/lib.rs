@@ -76,6 +76,7 @@ mod options;
 mod own_memory;
 mod page_table_limit;
 mod page_tables;
+mod poison;
 mod precopy;
 mod report;
 mod restorable;
@@ -95,7 +96,7 @@ mod writers;
 pub use capture::CaptureError;
 pub use checkpointer::{AttachError, Checkpointer, backends};
 pub use compared::ComparedBecause;
-pub use export::{CoreError, ExportError, write_core, write_region};
+pub use export::{CoreError, CoreExtent, ExportError, write_core, write_region};
 pub use file_pages::FilePagesError;
 pub use inspect::{InspectError, Inspection, inspect};
 pub use member::{MEMORY_SPACE, MemberNames, PROCESS_ATTACHMENT};
@@ -105,11 +106,12 @@ pub use own_memory::{
     Captured, OwnMemory, OwnMemoryError, OwnMemoryOptions, OwnSnapshot, Placement, WrittenPages,
 };
 pub use pagetide_kernel::own_region::OwnRegion;
+pub use poison::{Poisoned, poisoned_of};
 pub use report::{NotCaptured, NotTracked, Report};
 pub use restorable::blockers_of;
 pub use restore::{
-    FillError, FilledReport, Filling, LazyError, RestoreError, RestoreOptions, Restored, paths_of,
-    restore,
+    FillError, FilledReport, Filling, LazyError, RestoreError, RestoreOptions, Restored,
+    check_limits, paths_of, restore,
 };
 pub use rollback::{RollbackError, RolledBack, roll_back};
 pub use take::TakeError;

@@ -1,8 +1,8 @@
 //! On which NUMA nodes the pages of each region lay, and by what policy: the attachment `numa` of a
-//! snapshot. It describes; nothing is put back from it.
+//! snapshot. A restore puts the policies back (`restore::policy`); the nodes describe.
 //!
-//! On a machine with one node of memory there is nothing to tell: every page is there, and a policy can
-//! name no other. Then the record is empty and no attachment is made.
+//! On a machine with one node of memory every page is there, and only policies are recorded: then there is most often
+//! nothing to tell, and no attachment is made.
 
 use pagetide_kernel::maps::Mapping;
 use pagetide_kernel::numa_maps::numa_mappings;
@@ -12,6 +12,9 @@ use pagetide_snapshot::View;
 pub(crate) const ATTACHMENT: &str = "numa";
 
 const VERSION: u16 = 1;
+
+/// The policy of who has asked for none.
+const DEFAULT: &str = "default";
 
 /// More than this was never written by us.
 const LIMIT_BYTES: usize = 256 << 20;
@@ -70,10 +73,15 @@ impl NumaRecord {
     /// What the kernel says now of `mappings` of process `pid`, sorted. The kernel walks all page tables
     /// for it: not for a stop window. What it does not tell is not recorded.
     pub fn of_process(pid: i32, mappings: &[Mapping]) -> NumaRecord {
-        match nodes_with_memory() {
-            0 | 1 => NumaRecord::default(),
-            _ => NumaRecord::told(pid, mappings),
+        let mut told = NumaRecord::told(pid, mappings);
+        if nodes_with_memory() < 2 {
+            told.regions.retain(|region| region.policy != DEFAULT);
+            for region in &mut told.regions {
+                region.nodes.clear();
+                region.page_bytes = 0;
+            }
         }
+        told
     }
 
     fn told(pid: i32, mappings: &[Mapping]) -> NumaRecord {
@@ -83,7 +91,7 @@ impl NumaRecord {
         });
         let tells = all
             .into_iter()
-            .filter(|told| told.policy != "default" || !told.nodes.is_empty());
+            .filter(|told| told.policy != DEFAULT || !told.nodes.is_empty());
         let region = |told: pagetide_kernel::numa_maps::NumaMapping| {
             let at = mappings.binary_search_by_key(&told.start, |mapping| mapping.start);
             Some(NumaRegion {

@@ -1,6 +1,7 @@
 //! What one snapshot was: counts, times and what is missing from it. Plain values.
 
 use crate::compared::ComparedBecause;
+use crate::poison::Poisoned;
 use pagetide_pages::PageCount;
 use pagetide_process::Blocker;
 use pagetide_snapshot::{SnapshotId, SnapshotKind};
@@ -91,6 +92,8 @@ pub struct Report {
     pub total: Duration,
     /// What the snapshot does not hold.
     pub not_captured: Vec<NotCaptured>,
+    /// Memory that is poisoned: it cannot be read, and whoever touches it gets a SIGBUS. It is so again after a restore.
+    pub poisoned: Vec<Poisoned>,
     /// What had to be compared because it could not be tracked.
     pub not_tracked: Vec<NotTracked>,
     /// About how many mappings the processes have only because they are tracked: memory that grew is not joined with

@@ -3,11 +3,12 @@
 
 use crate::left_behind;
 use crate::mapping_blockers::{AIO, mapping_blockers};
+use crate::poison::{self, Poisoned};
 use crate::report::NotCaptured;
 use crate::tree::{AllStopped, children};
 use pagetide_kernel::maps::Mapping;
 use pagetide_process::{Blocker, KernelState, OPEN_FILES_ATTACHMENT, OpenFiles, RingsOfThreads};
-use pagetide_snapshot::{SnapshotWriter, View, WriteError};
+use pagetide_snapshot::{Region, SnapshotWriter, View, WriteError};
 use std::path::Path;
 
 /// The name of the attachment that lists what a restore cannot bring back.
@@ -114,6 +115,13 @@ impl Restorable {
                     self.blockers.push(found);
                 }
             }
+        }
+    }
+
+    /// Names memory that could not be poisoned again, as these `regions` have it.
+    pub fn name_poisoned(&mut self, poisoned: &[Poisoned], regions: &[Region]) {
+        if self.is_asked_for {
+            self.blockers.extend(poison::blockers(poisoned, regions));
         }
     }
 

@@ -14,15 +14,20 @@ mod fill;
 mod inherit;
 mod journal;
 mod lazy;
+mod limits;
 mod made;
 mod mappings;
 mod nature;
 mod objects;
 mod paths;
 mod plan;
+mod poison;
+mod policy;
+mod segments;
 mod sources;
 
 use crate::file_pages::FilePagesError;
+use crate::poison::poisoned_of;
 use crate::restorable::blockers_of;
 use crate::tree::members_of;
 use birth::{Born, check_free};
@@ -30,6 +35,7 @@ use build::Building;
 use inherit::Inheritance;
 use lazy::Lazy;
 pub use lazy::{FillError, FilledReport, Filling, LazyError};
+pub use limits::check as check_limits;
 use made::Made;
 use pagetide_kernel::memory::MemoryError;
 use pagetide_kernel::pidfd::PidFdError;
@@ -99,6 +105,18 @@ pub enum RestoreError {
         /// What.
         what: String,
     },
+    /// It has more mappings than this machine allows.
+    #[error(
+        "process {pid} of the snapshot needs {needed} mappings, and this machine allows {allowed}: sysctl -w vm.max_map_count={needed}"
+    )]
+    TooManyMappings {
+        /// The process.
+        pid: i32,
+        /// How many it needs while it is made.
+        needed: u64,
+        /// How many a process may have.
+        allowed: u64,
+    },
     /// A number that the process had belongs to another.
     #[error("the number {pid} that a process or thread of the snapshot had belongs to {owner} now")]
     Taken {
@@ -147,6 +165,9 @@ pub enum RestoreError {
         #[source]
         source: RemoteCallError,
     },
+    /// What was made could not be looked at.
+    #[error(transparent)]
+    Maps(#[from] pagetide_kernel::maps::MapsError),
     /// Its memory could not be written.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -192,6 +213,16 @@ pub enum RestoreError {
     /// Its memory could not be made to come later.
     #[error(transparent)]
     Lazy(#[from] LazyError),
+    /// Memory could not be made such that reading it is a SIGBUS, as it was.
+    #[error("poison {start:#x}-{end:#x}, which was so: {why:?} (UFFDIO_POISON needs Linux 6.6)")]
+    Poison {
+        /// First address.
+        start: u64,
+        /// Address past the last byte.
+        end: u64,
+        /// What the kernel said.
+        why: pagetide_kernel::userfaultfd::missing::NotPut,
+    },
     /// It was killed before it ran.
     #[error(transparent)]
     Resume(#[from] ResumeError),
@@ -208,6 +239,7 @@ impl RestoreError {
                     | RestoreError::File { .. }
                     | RestoreError::Vdso { .. }
                     | RestoreError::Impossible { .. }
+                    | RestoreError::TooManyMappings { .. }
                     | RestoreError::Taken { .. }
                     | RestoreError::Session { .. }
                     | RestoreError::MemoryOnly { .. }
@@ -325,6 +357,7 @@ pub fn restore(
     if !options.new_pid {
         check_free(view, &plans)?;
     }
+    limits::check(view)?;
     let own = kernel_mappings_of(std::process::id().cast_signed());
     let own = own.map_err(RebuildError::from)?;
     let mut openers = Openers::new(&options.allow);
@@ -374,7 +407,11 @@ pub fn restore(
         ));
     }
     let lazy = options.lazy.then(|| Lazy::new(store, view)).transpose()?;
+    let poisoned = poisoned_of(view);
+    let accepted = |name: &String| name.starts_with(crate::poison::KIND);
     let mut building = Building {
+        poisoned: &poisoned,
+        poison_accepted: options.accept.iter().any(accepted),
         lazy: lazy.as_ref(),
         store,
         view,
@@ -386,6 +423,7 @@ pub fn restore(
         new_pid: options.new_pid,
         restored_pages: PageCount(0),
         not_tracked: None,
+        notes: Vec::new(),
     };
     let mut built = Vec::with_capacity(plans.len());
     for (plan, program) in plans.iter().zip(&programs) {
@@ -402,6 +440,7 @@ pub fn restore(
     }
     made.put_back()?;
     files.connect(&reopened)?;
+    notes.append(&mut building.notes);
     let (restored_pages, not_tracked) = (building.restored_pages, building.not_tracked);
     // One whose memory is not there must never run without whoever serves it.
     let finish = match lazy {

@@ -1,4 +1,4 @@
-//! A live process put back to a snapshot: its layout, its memory, its registers. What the kernel keeps
+//! A live process put back to a snapshot: its layout, its memory, the advice and locks of its mappings, its registers. What the kernel keeps
 //! for it (open files and their positions, sockets, pids) is not touched.
 //!
 //! Everything that can be known to fail is found before anything is changed: which threads there are,
@@ -7,9 +7,11 @@
 //! since the last snapshot and those the chain says changed between that one and the wanted one, or,
 //! without tracking, all pages whose hash is not the wanted one.
 
+mod advice;
 mod contents;
 mod shape;
 
+use crate::advice::Advice;
 use crate::file_pages::FilePagesError;
 use crate::files::Files;
 use crate::mark::Phase;
@@ -17,6 +19,7 @@ use crate::member::{MEMORY_SPACE, PROCESS_ATTACHMENT};
 use crate::rings::{self, Depth};
 use crate::tracking::{Tracking, TrackingError};
 use crate::tree::TREE_ATTACHMENT;
+use advice::Advised;
 use contents::{Contents, Now};
 use pagetide_kernel::maps::{self, MapsError};
 use pagetide_kernel::memory::{MemoryError, ProcessMemory};
@@ -26,7 +29,7 @@ use pagetide_process::{
     ProcessState, RefusalError, RemoteCallError, ResumeError, StateDecodeError, StopError,
     StopOptions, StoppedProcess, SystemCall, ThreadId, ThreadStateError, examine,
 };
-use pagetide_snapshot::{ReadError, SnapshotId, Store, View};
+use pagetide_snapshot::{ReadError, Region, SnapshotId, Store, View};
 use pagetide_tracker::Backend;
 use shape::Shape;
 use std::collections::BTreeSet;
@@ -160,7 +163,7 @@ impl RollbackError {
 }
 
 /// What a rollback did.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct RolledBack {
     /// Pages that were written.
@@ -169,6 +172,8 @@ pub struct RolledBack {
     pub compared_pages: PageCount,
     /// How long the process did not run.
     pub stop: Duration,
+    /// Advice and locks of mappings that could not be put back, for people.
+    pub notes: Vec<String>,
 }
 
 /// Puts process `pid` back to `view`, a snapshot in `store`.
@@ -236,11 +241,15 @@ pub fn roll_back(
     let needed = shape.calls().chain(contents.calls()).collect();
     check_calls(pid, &mut stopped, needed)?;
 
+    let (advice, advised) = Advice::read(pid)?;
+    let advised = Advised::plan(&advice, &advised, regions, &shape.new_pages());
+
     // From here on the process is being changed.
     let brk = state.outside.layout.start_brk;
     let put_back = shape
         .apply(pid, &mut stopped, brk)
         .and_then(|()| contents.apply(pid, &mut stopped, view, space, &now))
+        .and_then(|()| advise(pid, &mut stopped, &advised, regions))
         .and_then(|()| Ok(stopped.set_thread_states(&state.threads)?));
     if let Err(source) = put_back {
         // It may have been killed, which is as good.
@@ -250,13 +259,35 @@ pub fn roll_back(
             source: Box::new(source),
         });
     }
+    let notes = advice::left(pid, regions)?;
     let since = stopped.since();
     stopped.resume()?;
     Ok(RolledBack {
         restored_pages: contents.restored(),
         compared_pages: contents.compared(),
         stop: since.elapsed(),
+        notes,
     })
+}
+
+/// Puts advice and locks back, and looks a second time: some of it shows only then.
+fn advise(
+    pid: i32,
+    stopped: &mut StoppedProcess,
+    advised: &Advised,
+    regions: &[Region],
+) -> Result<(), RollbackError> {
+    if advised.is_empty() {
+        return Ok(());
+    }
+    let remote = |source| RollbackError::Remote { pid, source };
+    let mut calls = stopped.remote_calls().map_err(remote)?;
+    let done = advised.apply(&mut calls).map_err(remote).and_then(|()| {
+        let (now, mappings) = Advice::read(pid)?;
+        let left = Advised::plan(&now, &mappings, regions, &PageSet::new());
+        left.apply(&mut calls).map_err(remote)
+    });
+    done.and(calls.finish().map_err(remote))
 }
 
 /// Whether the process may make these system calls, by number: a seccomp filter may forbid some.

@@ -35,6 +35,11 @@ impl Spaces {
         self.spaces[number].regions = regions;
     }
 
+    /// The regions that a space was said to have.
+    pub fn regions_of(&self, number: usize) -> &[Region] {
+        &self.spaces[number].regions
+    }
+
     /// Tells the writer.
     pub fn tell(&self, writer: &mut SnapshotWriter) -> Result<(), WriteError> {
         writer.set_spaces(self.spaces.clone())

@@ -20,6 +20,7 @@ use crate::memo::Memo;
 use crate::numa::NumaRecord;
 use crate::object_records;
 use crate::options::{Options, Request};
+use crate::poison;
 use crate::precopy::{Precopied, Sink};
 use crate::report::{NotCaptured, NotTracked, Report};
 use crate::rings::AsynchronousIo;
@@ -273,14 +274,23 @@ impl Checkpointer {
         let (not_captured, not_tracked) = self.describe_all(&mut writing.spaces, &mut found);
         writing.spaces.tell(&mut writing.writer)?;
         found.restorable.look_from_outside();
+        let mut poisoned = Vec::new();
         for (member, stopped) in self.members.iter().zip(&found.members) {
             if let Some(stopped) = stopped {
                 let mappings = &stopped.layout.mappings;
                 found.restorable.look_at_mappings(member.pid(), mappings);
+                let own = member.poisoned(stopped, &found.report, parent);
+                let number = writing.spaces.number_of(&member.names.space);
+                let regions = writing.spaces.regions_of(number);
+                found.restorable.name_poisoned(&own, regions);
+                poisoned.extend(own);
             }
         }
         found.restorable.name_missing(&not_captured);
         let memos = self.attach_states(&mut writing.writer, &mut found)?;
+        if let Some(bytes) = poison::to_bytes(&poisoned) {
+            writing.writer.attach(poison::ATTACHMENT, bytes)?;
+        }
         let counters = writing.writer.counters();
         let view = writing.writer.commit()?;
         leave.after_commit()?;
@@ -310,6 +320,7 @@ impl Checkpointer {
             copy: found.copy,
             total: Duration::ZERO,
             not_captured,
+            poisoned,
             not_tracked,
             mappings_added: self.mappings_added(&found),
             blockers: match self.options.restorable {

@@ -231,6 +231,9 @@ pub struct Export {
     /// Where to write: a directory for raw, a file for core; it must not exist yet (raw: or be empty)
     #[arg(short, long, value_name = "PATH")]
     pub output: PathBuf,
+    /// core: all memory, also what was advised MADV_DONTDUMP and what the process's coredump_filter leaves out [raw: always]
+    #[arg(long)]
+    pub all: bool,
     /// Rely on the store though others can write to it, or to a directory on the way to it
     #[arg(long)]
     pub trust_store: bool,

@@ -65,14 +65,13 @@ impl NumaMapping {
     fn from_line(line: &str) -> Option<NumaMapping> {
         // A file name cannot disturb this: its blanks and equal signs are printed as octal digits.
         let (start, rest) = line.split_once(' ')?;
-        let (policy, rest) = match rest.strip_prefix("prefer (many)") {
-            Some(_) => {
-                let after = "prefer (many)".len();
-                let end = rest[after..].find(' ').map_or(rest.len(), |at| after + at);
-                rest.split_at(end)
-            }
-            None => rest.split_once(' ').unwrap_or((rest, "")),
-        };
+        let of_two_words = ["prefer (many)", "weighted interleave"];
+        let words = of_two_words.into_iter().find(|name| rest.starts_with(name));
+        let skipped = words.map_or(0, str::len);
+        let end = rest[skipped..]
+            .find(' ')
+            .map_or(rest.len(), |at| skipped + at);
+        let (policy, rest) = rest.split_at(end);
         let mut mapping = NumaMapping {
             start: u64::from_str_radix(start, 16).ok()?,
             policy: policy.to_owned(),
@@ -119,6 +118,12 @@ mod tests {
         );
         let bare = NumaMapping::from_line("1000 prefer (many)=relative:1").unwrap();
         assert_eq!(bare.policy, "prefer (many)=relative:1");
+        let weighted = NumaMapping::from_line("1000 weighted interleave:0-1 anon=1 N1=1");
+        let weighted = weighted.unwrap();
+        assert_eq!(
+            (weighted.policy.as_str(), weighted.nodes[&1]),
+            ("weighted interleave:0-1", 1)
+        );
         assert_eq!(NumaMapping::from_line("nothing at all"), None);
     }
 }

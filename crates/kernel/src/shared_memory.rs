@@ -46,7 +46,8 @@ pub struct Segment {
     pub length_bytes: u64,
     /// Its key; 0 for none (IPC_PRIVATE).
     pub key: i32,
-    /// Permissions, and SHM_DEST (0o1000) if it is removed when nobody has it attached any more.
+    /// Permissions, SHM_DEST (0o1000) if it is removed when nobody has it attached any more, and SHM_LOCKED (0o2000) if it is
+    /// kept out of swap.
     pub mode: u32,
     /// Who owns it.
     pub uid: u32,
@@ -112,6 +113,13 @@ pub fn make_segment(wanted: &Segment) -> io::Result<()> {
 pub fn remove_segment(id: i32) -> io::Result<()> {
     // SAFETY: the command takes no structure.
     check(unsafe { libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()) }).map(|_| ())
+}
+
+/// Keeps the pages of the segment out of swap (SHM_LOCK), whoever has it attached. ENOMEM, EPERM: more than this user may
+/// lock.
+pub fn lock_segment(id: i32) -> io::Result<()> {
+    // SAFETY: the command takes no structure.
+    check(unsafe { libc::shmctl(id, libc::SHM_LOCK, std::ptr::null_mut()) }).map(|_| ())
 }
 
 /// A segment attached to this process, to be filled.

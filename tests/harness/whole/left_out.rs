@@ -19,11 +19,6 @@ const LEFT_OUT: &[(Place, &str, &str)] = &[
     ),
     (Place::VmFlags, "sd", "the soft-dirty mark: of trackers"),
     (
-        Place::VmFlags,
-        "ac",
-        "whether the kernel accounts for it, which it settles in passing when a mapping is made or its protection changes",
-    ),
-    (
         Place::Status,
         "State",
         "that all threads stand still is seen to elsewhere",

@@ -1,15 +1,19 @@
 //! A snapshot of a process as an ELF core file, as core(5) and the kernel's own dumps lay it out:
 //! notes with the threads' registers, the auxiliary vector and the mapped files, then one segment a
-//! region. Regions the snapshot does not hold have a segment without bytes.
+//! region. Regions the snapshot does not hold, and those that the program wants in no core, have a segment without bytes.
+
+mod extent;
 
 use super::{ExportError, write_region};
 use crate::member::MemberNames;
+pub use extent::CoreExtent;
+use extent::Dumped;
 use object::elf;
 use object::endian::{LittleEndian as Le, U16, U32, U64};
 use object::pod::bytes_of;
-use pagetide_pages::PageSize;
+use pagetide_pages::{PageCount, PageSize};
 use pagetide_process::{ProcessState, StateDecodeError, ThreadState};
-use pagetide_snapshot::{Backing, Capture, Region, View};
+use pagetide_snapshot::{Backing, Region, View};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -43,8 +47,14 @@ const PN_XNUM: u16 = 0xffff;
 /// The part of the XSTATE that NT_FPREGSET holds: what FXSAVE would store.
 const FXSAVE_BYTES: usize = 512;
 
-/// Writes the process of snapshot `view` whose parts are called `names` to `out`, an empty file.
-pub fn write_core(view: &View, names: &MemberNames, out: &File) -> Result<(), CoreError> {
+/// Writes the process of snapshot `view` whose parts are called `names` to `out`, an empty file: as much of its memory as
+/// `extent` says.
+pub fn write_core(
+    view: &View,
+    names: &MemberNames,
+    extent: CoreExtent,
+    out: &File,
+) -> Result<(), CoreError> {
     let not_a_process = || CoreError::NotAProcess { id: view.id() };
     let space = view.space_index(&names.space).ok_or_else(not_a_process)?;
     let state = view.attachment(&names.process).ok_or_else(not_a_process)?;
@@ -57,6 +67,7 @@ pub fn write_core(view: &View, names: &MemberNames, out: &File) -> Result<(), Co
         return Err(std::io::Error::from(std::io::ErrorKind::FileTooLarge).into());
     }
     let notes = notes(&state, regions);
+    let dumped = Dumped::of(view, names, space, extent);
 
     let segments = regions.len() as u64 + 1;
     // Too many segments for the header's 16 bits are counted in a section header instead.
@@ -72,26 +83,27 @@ pub fn write_core(view: &View, names: &MemberNames, out: &File) -> Result<(), Co
     let mut head = Vec::new();
     head.extend_from_slice(bytes_of(&file_header(segments, section_at)));
     head.extend_from_slice(bytes_of(&note_segment(notes_at, notes.len() as u64)));
-    let mut placed = Vec::with_capacity(regions.len());
+    let mut placed = Vec::new();
     for region in regions {
-        head.extend_from_slice(bytes_of(&load_segment(region, data_at)));
-        placed.push((region, data_at));
-        if region.capture == Capture::Captured {
-            let end = data_at.checked_add(SIZE.bytes_of(region.pages.count()));
-            data_at = end
-                .ok_or(std::io::ErrorKind::FileTooLarge)
-                .map_err(std::io::Error::from)?;
+        let held = dumped.part(region);
+        head.extend_from_slice(bytes_of(&load_segment(region, data_at, held.count())));
+        let end = data_at.checked_add(SIZE.bytes_of(held.count()));
+        if !held.is_empty() {
+            let mut part = region.clone();
+            part.pages = held;
+            placed.push((part, data_at));
         }
+        data_at = end
+            .ok_or(std::io::ErrorKind::FileTooLarge)
+            .map_err(std::io::Error::from)?;
     }
     if extended {
         head.extend_from_slice(bytes_of(&counting_section(segments)));
     }
     head.extend_from_slice(&notes);
     out.write_all_at(&head, 0)?;
-    for (region, offset) in placed {
-        if region.capture == Capture::Captured {
-            write_region(view, space, region, SIZE, out, offset)?;
-        }
+    for (part, offset) in placed {
+        write_region(view, space, &part, SIZE, out, offset)?;
     }
     Ok(())
 }
@@ -152,20 +164,20 @@ fn note_segment(offset: u64, length: u64) -> elf::ProgramHeader64<Le> {
     }
 }
 
-fn load_segment(region: &Region, offset: u64) -> elf::ProgramHeader64<Le> {
+/// `held` pages of it are in the file, from its beginning.
+fn load_segment(region: &Region, offset: u64, held: PageCount) -> elf::ProgramHeader64<Le> {
     let (start, end) = SIZE.span_of(region.pages);
     let flag = |on, flag| if on { flag } else { 0 };
     let flags = flag(region.protection.read, elf::PF_R)
         | flag(region.protection.write, elf::PF_W)
         | flag(region.protection.execute, elf::PF_X);
-    let held = region.capture == Capture::Captured;
     elf::ProgramHeader64 {
         p_type: U32::new(Le, elf::PT_LOAD),
         p_flags: U32::new(Le, flags),
         p_offset: U64::new(Le, offset),
         p_vaddr: U64::new(Le, start),
         p_paddr: U64::new(Le, 0),
-        p_filesz: U64::new(Le, if held { end - start } else { 0 }),
+        p_filesz: U64::new(Le, SIZE.bytes_of(held)),
         p_memsz: U64::new(Le, end - start),
         p_align: U64::new(Le, SIZE.bytes()),
     }

@@ -4,12 +4,15 @@ use super::birth::{Born, owner_of};
 use super::inherit::{Inheritance, Share};
 use super::lazy::{self, Chosen, Lazy};
 use super::plan::Plan;
+use super::policy::policies_of;
+use super::segments::Attached;
 use super::sources::Sources;
 use super::{RestoreError, fill, mappings};
 use crate::capture::SIZE;
 use crate::checkpointer::choose_backend;
 use crate::mark::Phase;
 use crate::member::Member;
+use crate::poison::{self, Poisoned};
 use crate::take::TakeError;
 use crate::tracking::Tracking;
 use crate::watchers;
@@ -25,6 +28,9 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 /// What all processes of a restore have in common, and what came of it so far.
 pub(super) struct Building<'a> {
+    pub poisoned: &'a [Poisoned],
+    /// Memory that cannot be poisoned again may be as it is.
+    pub poison_accepted: bool,
     pub lazy: Option<&'a Lazy>,
     pub store: &'a Store,
     pub view: &'a View,
@@ -36,6 +42,8 @@ pub(super) struct Building<'a> {
     pub new_pid: bool,
     pub restored_pages: PageCount,
     pub not_tracked: Option<String>,
+    /// What is otherwise than it was, for people.
+    pub notes: Vec<String>,
 }
 
 /// Memory that a process has only while it is built.
@@ -50,11 +58,16 @@ impl Building<'_> {
         new: &mut NewProcess,
     ) -> Result<(), RestoreError> {
         let outside = &plan.state.outside;
-        let scratch = mappings::free_place(plan.regions, SCRATCH_BYTES);
+        let segments = Attached::needed_bytes(plan.regions, self.sources);
+        let scratch = mappings::free_place(plan.regions, SCRATCH_BYTES + segments);
         let nothing = Share::default();
         let share = self.inheritance.of(plan.pid).unwrap_or(&nothing);
         new.empty(&plan.kernel_mappings, scratch, &spans(&share.kept))?;
-        mappings::map_all(new, plan.regions, self.sources, &share.kept)?;
+        let place = scratch + SCRATCH_BYTES;
+        let policies = policies_of(self.view, plan);
+        let (sources, kept) = (self.sources, &share.kept);
+        let refused = mappings::map_all(new, plan.regions, sources, kept, &policies, place)?;
+        self.notes.extend(refused);
         mappings::drop_pages(new, &share.dropped)?;
         let program = Some(program.as_raw_fd());
         let layout = &outside.layout;
@@ -66,6 +79,8 @@ impl Building<'_> {
             .map_or(&share.filled, |(_, chosen)| &chosen.pages);
         let filled = fill::fill(self.view, plan.space, pages, &memory)?;
         self.restored_pages += filled.pages + share.filled.count();
+        let poisoned = poison::pages_of(self.poisoned, plan.pid);
+        super::poison::poison(new, plan.regions, &poisoned, self.poison_accepted)?;
         mappings::seal(new, plan.regions, &filled.guards)?;
         let pid = new.pid();
         let mut calls = new.calls(ThreadId::new(pid))?;

@@ -18,14 +18,12 @@ mod spaces;
 
 use super::RestoreError;
 use super::plan::Plan;
+use super::poison;
 use crate::capture::SIZE;
-use pagetide_kernel::pidfd::{PidFd, PidFdError};
+use pagetide_kernel::pidfd::PidFdError;
 use pagetide_kernel::userfaultfd::UserfaultfdError;
-use pagetide_kernel::userfaultfd::missing::{MISSING_CREATION_FLAGS, MissingPages};
 use pagetide_pages::PageCount;
-use pagetide_process::{
-    Guard, KeeperError, NewProcess, RebuildError, RemoteCallError, StoppedProcess, ThreadId,
-};
+use pagetide_process::{Guard, KeeperError, NewProcess, RemoteCallError, StoppedProcess};
 use pagetide_snapshot::{ReadError, Store, View, WriterLock};
 use rustix::io::Errno;
 use serve::Shared;
@@ -213,23 +211,7 @@ impl Lazy {
         if chosen.pages.is_empty() {
             return Ok(());
         }
-        let pid = new.pid();
-        let create = |source| LazyError::Create { pid, source };
-        let fetch = |source| LazyError::Fetch { pid, source };
-        let mut calls = new.calls(ThreadId::new(pid))?;
-        let flags = u64::from(MISSING_CREATION_FLAGS);
-        let number = calls.call(nix::libc::SYS_userfaultfd, [flags, 0, 0, 0, 0, 0]);
-        let number = number.map_err(create)?;
-        let pidfd = PidFd::open(pid).map_err(fetch)?;
-        let fetched = pidfd.get_fd(i32::try_from(number).unwrap_or(-1));
-        let closed = calls.call(nix::libc::SYS_close, [number, 0, 0, 0, 0, 0]);
-        closed.map_err(create)?;
-        calls.finish().map_err(|source| RebuildError::Remote {
-            what: "end system calls",
-            pid,
-            source,
-        })?;
-        let missing = MissingPages::enable(fetched.map_err(fetch)?).map_err(LazyError::from)?;
+        let missing = poison::userfaultfd(new)?;
         for &region in &chosen.regions {
             let (start, end) = SIZE.span_of(region);
             let registered = missing.register(start, end - start);

@@ -2,8 +2,12 @@
 //! and the addresses that the kernel remembers of the program. What the pages hold comes afterwards (see `fill`).
 
 use super::RestoreError;
+use super::policy::{self, Policy};
+use super::segments::Attached;
 use super::sources::{SourceNumber, Sources};
+use crate::advice::Advice;
 use crate::capture::SIZE;
+use pagetide_kernel::maps::Mapping;
 use pagetide_pages::{PageCount, PageRange, PageSet};
 use pagetide_process::{
     MemoryLayout, NewProcess, RebuildError, RemoteCallError, RemoteCalls, ThreadId,
@@ -15,7 +19,6 @@ const SYS_MMAP: i64 = nix::libc::SYS_mmap;
 const SYS_MPROTECT: i64 = nix::libc::SYS_mprotect;
 const SYS_MADVISE: i64 = nix::libc::SYS_madvise;
 const SYS_MLOCK2: i64 = nix::libc::SYS_mlock2;
-const SYS_SHMAT: i64 = nix::libc::SYS_shmat;
 const SYS_PRCTL: i64 = nix::libc::SYS_prctl;
 
 const PR_SET_MM: u64 = 35;
@@ -23,6 +26,8 @@ const PR_SET_MM_MAP: u64 = 14;
 const PR_SET_VMA: u64 = 0x5356_4d41;
 const PR_SET_VMA_ANON_NAME: u64 = 0;
 const MLOCK_ONFAULT: u64 = 1;
+/// Linux 5.14.
+const MADV_POPULATE_WRITE: i32 = 23;
 /// Linux 6.13.
 const MADV_GUARD_INSTALL: u64 = 102;
 
@@ -94,20 +99,6 @@ pub(super) fn part_of(region: &Region, pages: PageRange) -> Region {
     part
 }
 
-/// `shmat` arguments for a region that shows a whole segment.
-fn attach_arguments(region: &Region, id: i32) -> [u64; 6] {
-    let (start, _) = SIZE.span_of(region.pages);
-    let mut flags = 0;
-    if !region.protection.write {
-        flags |= nix::libc::SHM_RDONLY;
-    }
-    if region.protection.execute {
-        flags |= nix::libc::SHM_EXEC;
-    }
-    let [id, flags] = [id, flags].map(|number| u64::from(number.unsigned_abs()));
-    [id, start, flags, 0, 0, 0]
-}
-
 fn protection(region: &Region) -> u32 {
     let bit = |on, bit: i32| if on { bit.unsigned_abs() } else { 0 };
     bit(region.protection.read, nix::libc::PROT_READ)
@@ -125,22 +116,32 @@ fn first_protection(region: &Region) -> u32 {
 }
 
 /// Maps all `regions` into an empty address space, but for the parts that it was born with (`kept`). Those of the kernel are
-/// there already.
+/// there already. From `place` on there is room for what is attached out of the way meanwhile. Returns what could not be as it was.
 pub(super) fn map_all(
     new: &mut NewProcess,
     regions: &[Region],
     sources: &Sources,
     kept: &PageSet,
-) -> Result<(), RestoreError> {
+    policies: &[Policy],
+    place: u64,
+) -> Result<Vec<String>, RestoreError> {
     let pid = new.pid();
+    let mut notes = Vec::new();
     let mut calls = new.calls(ThreadId::new(pid))?;
+    let attach = |source| RebuildError::Remote {
+        what: "attach shared memory",
+        pid,
+        source,
+    };
+    let attached = Attached::attach(&mut calls, regions, sources, place).map_err(attach)?;
     for region in regions
         .iter()
         .filter(|region| region.backing != Backing::Kernel)
     {
         let kept = kept.within(region.pages);
-        let mapped = map(&mut calls, region, sources.of(region), &kept);
-        mapped.map_err(|source| {
+        let mapped = map(&mut calls, region, sources.of(region), &attached, &kept);
+        let mapped = mapped.and_then(|()| policy::set(&mut calls, policies, region.pages));
+        let refused = mapped.map_err(|source| {
             let (start, end) = SIZE.span_of(region.pages);
             RestoreError::Map {
                 start,
@@ -149,8 +150,11 @@ pub(super) fn map_all(
                 source,
             }
         })?;
+        notes.extend(refused);
     }
-    finish(calls, pid)
+    attached.detach(&mut calls).map_err(attach)?;
+    finish(calls, pid)?;
+    Ok(notes)
 }
 
 fn finish(calls: RemoteCalls<'_>, pid: i32) -> Result<(), RestoreError> {
@@ -166,24 +170,18 @@ fn map(
     calls: &mut RemoteCalls<'_>,
     region: &Region,
     source: Option<SourceNumber>,
+    attached: &Attached,
     kept: &PageSet,
 ) -> Result<(), RemoteCallError> {
     let (start, end) = SIZE.span_of(region.pages);
     let length = end - start;
-    let number = match source {
-        Some(SourceNumber::Segment(id)) => {
-            calls.call(SYS_SHMAT, attach_arguments(region, id))?;
-            return Ok(());
-        }
-        Some(SourceNumber::File(number)) => Some(number),
-        None => None,
+    let first = match source {
+        Some(SourceNumber::Segment(segment)) => attached.map(calls, region, segment)?,
+        Some(SourceNumber::File(number)) => map_pages(calls, region, Some(number), kept)?,
+        None => map_pages(calls, region, None, kept)?,
     };
-    for &pages in PageSet::from(region.pages).subtract(kept).ranges() {
-        let part = part_of(region, pages);
-        calls.call(SYS_MMAP, mmap_arguments(&part, number))?;
-    }
     // What it was born with has the protection that it had in a relative.
-    if first_protection(region) != protection(region) || !kept.is_empty() {
+    if first != protection(region) || !kept.is_empty() {
         let protection = u64::from(protection(region));
         calls.call(SYS_MPROTECT, [start, length, protection, 0, 0, 0])?;
     }
@@ -204,6 +202,30 @@ fn map(
         })?;
     }
     Ok(())
+}
+
+/// Maps those of a region that are not `kept`. Returns the protection that they have.
+///
+/// Memory that is to be accounted though it cannot be written to has held something: since Linux 6.6 the kernel forgets
+/// accounting when it protects anonymous memory that never has. So its first page is there for a moment.
+fn map_pages(
+    calls: &mut RemoteCalls<'_>,
+    region: &Region,
+    source: Option<RawFd>,
+    kept: &PageSet,
+) -> Result<u32, RemoteCallError> {
+    for &pages in PageSet::from(region.pages).subtract(kept).ranges() {
+        let part = part_of(region, pages);
+        let place = mmap_arguments(&part, source);
+        calls.call(SYS_MMAP, place)?;
+        if source.is_none() && first_protection(region) != protection(region) {
+            for advice in [MADV_POPULATE_WRITE, nix::libc::MADV_DONTNEED] {
+                let advice = u64::from(advice.unsigned_abs());
+                calls.call(SYS_MADVISE, [place[0], SIZE.bytes(), advice, 0, 0, 0])?;
+            }
+        }
+    }
+    Ok(first_protection(region))
 }
 
 /// Takes away what `new` was born with and is not to hold.
@@ -249,11 +271,31 @@ pub(super) fn seal(
             )
             .map_err(remote("install guard pages"))?;
     }
-    for region in locked {
+    let locked: Vec<&Region> = locked.collect();
+    for region in &locked {
         let (start, end) = SIZE.span_of(region.pages);
         calls
             .call(SYS_MLOCK2, [start, end - start, MLOCK_ONFAULT, 0, 0, 0])
             .map_err(remote("lock memory"))?;
+    }
+    // Whether pages are locked as they come, some kernels tell and others do not; then it stays so.
+    let (now, mappings) = match locked.iter().any(|region| !has(region, "lockonfault")) {
+        true => Advice::read(pid)?,
+        false => Default::default(),
+    };
+    let told = mappings
+        .iter()
+        .filter(|mapping| now.has(mapping, "lockonfault"));
+    let told: PageSet = told.map(Mapping::pages).collect();
+    for region in locked.iter().filter(|region| !has(region, "lockonfault")) {
+        for &pages in told.within(region.pages).ranges() {
+            let (start, end) = SIZE.span_of(pages);
+            match calls.call(SYS_MLOCK2, [start, end - start, 0, 0, 0, 0]) {
+                // It is locked: what cannot be touched is not there to be fetched.
+                Ok(_) | Err(RemoteCallError::Failed { .. }) => {}
+                Err(error) => return Err(remote("lock memory")(error).into()),
+            }
+        }
     }
     finish(calls, pid)
 }

@@ -4,6 +4,7 @@
 use super::RestoreError;
 use super::made::Made;
 use super::nature::Nature;
+use super::segments::SegmentNumber;
 use super::sources::{self, Source, Sources};
 use crate::capture::SIZE;
 use crate::file_pages::OutsideFiles;
@@ -362,6 +363,10 @@ impl<'a> Object<'a> {
             Backing::SharedMemory { inode, .. } => i32::try_from(inode).unwrap_or(-1),
             _ => -1,
         };
+        let number = SegmentNumber {
+            id,
+            length_bytes: self.record.size_bytes,
+        };
         let wanted = Segment {
             id,
             length_bytes: self.record.size_bytes,
@@ -386,7 +391,7 @@ impl<'a> Object<'a> {
             Ok(_) => {
                 let attached = AttachedSegment::attach(id).map_err(self.failed())?;
                 made.present_segment(self.clone(), attached);
-                return Ok(Source::Segment(id));
+                return Ok(Source::Segment(number));
             }
             Err(_) => shared_memory::make_segment(&wanted).map_err(|error| {
                 self.refused(format!(
@@ -399,9 +404,12 @@ impl<'a> Object<'a> {
         if wanted.mode & SHM_DEST != 0 {
             shared_memory::remove_segment(id).map_err(self.failed())?;
         }
+        if wanted.mode & SHM_LOCKED != 0 {
+            shared_memory::lock_segment(id).map_err(self.failed())?;
+        }
         self.fill_segment(&attached)?;
         made.hold(attached);
-        Ok(Source::Segment(id))
+        Ok(Source::Segment(number))
     }
 
     /// Writes all of a segment.
@@ -434,6 +442,8 @@ const ZEROS_AT_ONCE: usize = 1 << 20;
 
 /// Of the mode of a segment: it goes when nobody has it attached any more (shmctl(2)).
 const SHM_DEST: u32 = 0o1000;
+/// Its pages are never swapped out (SHM_LOCK).
+const SHM_LOCKED: u32 = 0o2000;
 
 /// The part of a page's bytes that lies in the file: what a mapping shows past the end is not kept.
 fn tail_cut(bytes: &[u8], at: u64, size_bytes: u64) -> &[u8] {

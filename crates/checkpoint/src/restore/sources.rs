@@ -4,6 +4,7 @@
 use super::RestoreError;
 use super::nature::Nature;
 use super::plan::Plan;
+use super::segments::SegmentNumber;
 use crate::capture::SIZE;
 use pagetide_process::{FileIdentity, OpenError, Opener};
 use pagetide_snapshot::{Backing, Region, Sharing};
@@ -22,15 +23,15 @@ type Key = (u64, u64, bool);
 pub(super) enum Source {
     /// An open file.
     File(OwnedFd),
-    /// A System V segment, by its number.
-    Segment(i32),
+    /// A System V segment.
+    Segment(SegmentNumber),
 }
 
 /// The same, as a system call takes it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum SourceNumber {
     File(RawFd),
-    Segment(i32),
+    Segment(SegmentNumber),
 }
 
 /// See the head of this file.
@@ -52,7 +53,7 @@ fn key(region: &Region) -> Option<Key> {
 }
 
 /// True if the file behind a region has to be open for writing.
-fn writes_through(region: &Region) -> bool {
+pub(super) fn writes_through(region: &Region) -> bool {
     let may = region.protection.write || region.advice.iter().any(|advice| advice == "maywrite");
     region.sharing == Sharing::Shared && may
 }
@@ -78,7 +79,7 @@ impl Sources {
     pub fn of(&self, region: &Region) -> Option<SourceNumber> {
         Some(match self.open.get(&key(region)?)? {
             Source::File(file) => SourceNumber::File(file.as_raw_fd()),
-            Source::Segment(id) => SourceNumber::Segment(*id),
+            Source::Segment(segment) => SourceNumber::Segment(*segment),
         })
     }
 
@@ -96,7 +97,7 @@ impl Sources {
         for writes in [false, true] {
             let source = match &source {
                 Source::File(file) => Source::File(self.put_away(file)?),
-                Source::Segment(id) => Source::Segment(*id),
+                Source::Segment(segment) => Source::Segment(*segment),
             };
             self.open.entry((device, inode, writes)).or_insert(source);
         }

@@ -28,6 +28,8 @@ struct Missing {
     pages: PageRange,
     protection: ProtFlags,
     name: String,
+    /// Nothing is set aside for it (MAP_NORESERVE).
+    unreserved: bool,
     file: Option<FileBehind>,
 }
 
@@ -270,10 +272,12 @@ impl Heap {
 fn missing(region: &Region, pages: PageRange) -> Result<Missing, RollbackError> {
     let (region_start, _) = SIZE.span_of(region.pages);
     let (start, _) = SIZE.span_of(pages);
+    let has = |name: &str| region.advice.iter().any(|advice| advice == name);
     let mut missing = Missing {
         pages,
         protection: protection(region),
         name: region.name.clone(),
+        unreserved: has("noreserve"),
         file: None,
     };
     if region.sharing == Sharing::Shared {
@@ -281,7 +285,7 @@ fn missing(region: &Region, pages: PageRange) -> Result<Missing, RollbackError> 
             missing.refusal("shared memory that is no longer mapped cannot be mapped again")
         );
     }
-    if region.advice.iter().any(|advice| advice == "hugetlb") {
+    if has("hugetlb") {
         return Err(missing.refusal("huge pages that are no longer mapped cannot be mapped again"));
     }
     if let Backing::File {
@@ -319,8 +323,12 @@ impl Missing {
     fn map(&self, pid: i32, calls: &mut RemoteCalls<'_>) -> Result<(), RemoteCallError> {
         let (start, end) = SIZE.span_of(self.pages);
         let protection = u64::from(self.protection.bits());
-        let place =
-            |flags: MapFlags| u64::from((flags | MapFlags::FIXED | MapFlags::PRIVATE).bits());
+        let unreserved = match self.unreserved {
+            true => MapFlags::NORESERVE,
+            false => MapFlags::empty(),
+        };
+        let always = unreserved | MapFlags::FIXED | MapFlags::PRIVATE;
+        let place = |flags: MapFlags| u64::from((flags | always).bits());
         let Some(behind) = &self.file else {
             let flags = place(MapFlags::from_bits_retain(
                 nix::libc::MAP_ANONYMOUS.cast_unsigned(),

@@ -1,6 +1,6 @@
 //! `pagetide checkpoint` and `pagetide run`: snapshots of one process, once or on a schedule.
 
-use super::{STOP_TIMEOUT, stop_options, storage_to_act};
+use super::{STOP_TIMEOUT, show, stop_options, storage_to_act};
 use crate::args::{BackendName, Checkpoint, LeaveName, ModeName, Run, Taking};
 use crate::blockers::{self, Listed};
 use crate::failure::{Signalled, Wrong, message};
@@ -9,8 +9,8 @@ use crate::signals::Signals;
 use crate::watch;
 use anyhow::Context;
 use pagetide::{
-    Checkpointer, Leave, Mode, NotCaptured, NotTracked, Options, Progress, Report, Request,
-    Residence, TakeError, TrackingError,
+    Checkpointer, Leave, Mode, NotCaptured, NotTracked, Options, Poisoned, Progress, Report,
+    Request, Residence, TakeError, TrackingError,
 };
 use pagetide_process::{Blocker, ProcessIdentity, StopError};
 use pagetide_snapshot::{OpenError, SnapshotKind, Store};
@@ -41,6 +41,7 @@ struct Line<'a> {
     copy_us: u64,
     total_us: u64,
     not_captured: Vec<Missing<'a>>,
+    poisoned: Vec<show::PoisonedAnswer>,
     not_tracked: Vec<Compared>,
     mappings_added: u64,
     restorable: bool,
@@ -407,6 +408,7 @@ struct Printer {
     told: Vec<NotCaptured>,
     told_compared: Vec<NotTracked>,
     told_blockers: Vec<Blocker>,
+    told_poisoned: Vec<Poisoned>,
     /// How many mappings were told to be there because of tracking.
     added: u64,
 }
@@ -419,6 +421,7 @@ impl Printer {
             told: Vec::new(),
             told_compared: Vec::new(),
             told_blockers: Vec::new(),
+            told_poisoned: Vec::new(),
             added: 0,
         }
     }
@@ -488,6 +491,17 @@ impl Printer {
             }
             self.told.clone_from(&report.not_captured);
         }
+        if self.told_poisoned != report.poisoned {
+            for one in &report.poisoned {
+                let Poisoned {
+                    pid, start, end, ..
+                } = one;
+                output::note!(
+                    "pagetide: poisoned: {start:#x}-{end:#x} of process {pid} cannot be read"
+                );
+            }
+            self.told_poisoned.clone_from(&report.poisoned);
+        }
         let blockers = report.blockers.as_deref().unwrap_or_default();
         if self.told_blockers != blockers {
             for blocker in blockers {
@@ -533,6 +547,7 @@ fn line(report: &Report) -> Line<'_> {
                 reason: &missing.reason,
             })
             .collect(),
+        poisoned: show::poisoned(&report.poisoned, None),
         not_tracked: compared(&report.not_tracked),
         mappings_added: report.mappings_added,
         restorable: report.blockers.as_ref().is_some_and(Vec::is_empty),

@@ -4,7 +4,7 @@ use super::{open_store_to_act, show, view_at};
 use crate::args::{Export, ExportFormat};
 use crate::failure::Wrong;
 use anyhow::Context;
-use pagetide::MemberNames;
+use pagetide::{CoreExtent, MemberNames};
 use pagetide_snapshot::{Capture, View};
 use rustix::fs::{AtFlags, Mode, OFlags, Stat, fstat, mkdirat, openat, statat, unlinkat};
 use rustix::io::Errno;
@@ -23,6 +23,8 @@ struct Map {
     space: String,
     page_bytes: u64,
     regions: Vec<show::RegionAnswer>,
+    /// Memory that cannot be read, and is a hole in the files.
+    poisoned: Vec<show::PoisonedAnswer>,
 }
 
 pub fn run(options: &Export) -> anyhow::Result<()> {
@@ -54,7 +56,11 @@ pub fn run(options: &Export) -> anyhow::Result<()> {
             };
             let (place, name) = Output::around(&options.output)?;
             let out = place.create(&name)?;
-            let written = pagetide::write_core(&view, names, &out);
+            let extent = match options.all {
+                true => CoreExtent::All,
+                false => CoreExtent::AsTheKernel,
+            };
+            let written = pagetide::write_core(&view, names, extent, &out);
             if written.is_err() {
                 // Half a core would look like a whole one.
                 place.remove(&name, &out);
@@ -136,6 +142,7 @@ fn raw(view: &View, pid: Option<i32>, names: &MemberNames, output: &Output) -> a
             .iter()
             .map(|region| show::region(region, space.page_size))
             .collect(),
+        poisoned: show::poisoned(&pagetide::poisoned_of(view), pid),
     };
     let path = output.path.join("map.json");
     let mut out = BufWriter::new(output.create("map.json".as_ref())?);

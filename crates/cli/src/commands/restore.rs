@@ -36,6 +36,8 @@ struct Listing<'a> {
     restorable: bool,
     paths: Vec<Cow<'a, str>>,
     blockers: Vec<Listed<'a>>,
+    /// What this machine would have to allow.
+    limits: Vec<String>,
 }
 
 pub fn run(arguments: &Restore) -> anyhow::Result<ExitCode> {
@@ -143,7 +145,12 @@ fn pass_on(process: Option<&PidFd>, signals: &Signals) {
 fn list(view: &View, json: bool) -> anyhow::Result<ExitCode> {
     let paths = pagetide::paths_of(view)?;
     let blockers = pagetide::blockers_of(view).unwrap_or_default();
-    let restorable = blockers.is_empty();
+    let limits: Vec<String> = pagetide::check_limits(view)
+        .err()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    let restorable = blockers.is_empty() && limits.is_empty();
     if json {
         let paths = paths.iter().map(|path| path.to_string_lossy()).collect();
         output::json(&Listing {
@@ -151,6 +158,7 @@ fn list(view: &View, json: bool) -> anyhow::Result<ExitCode> {
             restorable,
             paths,
             blockers: blockers::listed(&blockers),
+            limits,
         })?;
     } else {
         let mut page = Page::new();
@@ -162,6 +170,9 @@ fn list(view: &View, json: bool) -> anyhow::Result<ExitCode> {
                 "cannot be brought back: {}",
                 blockers::told(blocker)
             ));
+        }
+        for limit in &limits {
+            page.line(format!("cannot be restored here: {limit}"));
         }
         page.print()?;
     }

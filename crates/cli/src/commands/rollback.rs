@@ -14,6 +14,8 @@ struct Answer {
     restored_pages: u64,
     compared_pages: u64,
     stop_us: u64,
+    /// Advice and locks that could not be put back.
+    notes: Vec<String>,
 }
 
 pub fn run(options: &Rollback) -> anyhow::Result<()> {
@@ -27,9 +29,13 @@ pub fn run(options: &Rollback) -> anyhow::Result<()> {
         restored_pages: done.restored_pages.0,
         compared_pages: done.compared_pages.0,
         stop_us: output::microseconds(done.stop),
+        notes: done.notes,
     };
     if options.json {
         return output::json(&answer);
+    }
+    for note in &answer.notes {
+        output::note_line(note);
     }
     output::line(format!(
         "process {} is back at snapshot {}: {} pages written, stopped for {}",

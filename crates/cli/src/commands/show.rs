@@ -3,7 +3,7 @@
 use super::{open_store, view_at};
 use crate::args::StoreAt;
 use crate::output::{self, Page};
-use pagetide::{MemberNames, members_of, numa_of};
+use pagetide::{MemberNames, Poisoned, members_of, numa_of, poisoned_of};
 use pagetide_pages::PageSize;
 use pagetide_snapshot::{Backing, Capture, Region, Sharing, View};
 use serde::Serialize;
@@ -17,6 +17,26 @@ struct Answer {
     attachments: Vec<AttachmentAnswer>,
     /// On which NUMA nodes memory lay; empty on a machine with one.
     numa: Vec<NumaAnswer>,
+    poisoned: Vec<PoisonedAnswer>,
+}
+
+/// Memory that cannot be read: whoever touches it gets a SIGBUS.
+#[derive(Serialize)]
+pub struct PoisonedAnswer {
+    pub pid: i32,
+    pub start: String,
+    pub end: String,
+}
+
+/// Those of process `pid`, or of all.
+pub fn poisoned(all: &[Poisoned], pid: Option<i32>) -> Vec<PoisonedAnswer> {
+    let wanted = |one: &&Poisoned| pid.is_none_or(|pid| pid == one.pid);
+    let answer = |one: &Poisoned| PoisonedAnswer {
+        pid: one.pid,
+        start: format!("{:016x}", one.start),
+        end: format!("{:016x}", one.end),
+    };
+    all.iter().filter(wanted).map(answer).collect()
 }
 
 #[derive(Serialize)]
@@ -185,6 +205,7 @@ pub fn run(options: &StoreAt) -> anyhow::Result<()> {
             })
             .collect(),
         numa: numa(&view),
+        poisoned: poisoned(&poisoned_of(&view), None),
     };
     if options.json {
         return output::json(&answer);
@@ -229,6 +250,11 @@ pub fn run(options: &StoreAt) -> anyhow::Result<()> {
         };
         let rows = answer.numa.iter().map(cells).collect();
         page.table(&["region", "pid", "policy", "pages"], &[], rows);
+    }
+    for one in &answer.poisoned {
+        let place = format!("{}-{}", one.start, one.end);
+        page.line("");
+        page.line(format!("poisoned: {place} of process {}", one.pid));
     }
     page.line("");
     for attachment in &answer.attachments {

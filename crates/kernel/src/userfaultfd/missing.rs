@@ -57,6 +57,18 @@ pub struct MissingPages {
     can_poison: bool,
 }
 
+/// True if this kernel can poison pages, [`MissingPages::poison`]: Linux 6.6. False, too, where this process may not have a
+/// userfaultfd.
+pub fn kernel_can_poison() -> bool {
+    let flags =
+        UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::from_bits_retain(super::USER_MODE_ONLY);
+    // SAFETY: nothing is registered with it.
+    let Ok(fd) = (unsafe { rustix::mm::userfaultfd(flags) }) else {
+        return false;
+    };
+    enable(&fd, u64::from(UFFD_FEATURE_POISON)).is_ok()
+}
+
 /// What an address space tells.
 #[derive(Debug)]
 pub enum MissingEvent {

@@ -1,0 +1,132 @@
+//! Prevents that memory comes back with the right bytes and yet is other memory: windows of remap_file_pages(2) in another
+//! order, policies of mbind(2) gone, poisoned pages that read as zeros, more mappings than the machine allows.
+
+use pagetide_tests::{Scratch, Steps, Subject, Target, TestStore, cycle, list, number, pagetide};
+use pagetide_tests::{skipped, text};
+
+const SCHEDULE: [&str; 4] = ["--every", "40ms", "--count", "2"];
+
+#[test]
+fn nonlinear_windows_are_in_their_order() {
+    let mut subject = Subject::target("windows", &[]);
+    cycle(&mut subject, &mut Steps::new(3), &SCHEDULE);
+}
+
+#[test]
+fn t82_policies_of_mappings_are_set_again_also_on_one_node() {
+    if !std::path::Path::new("/proc/self/numa_maps").exists() {
+        return skipped(
+            "t82_policies_of_mappings_are_set_again_also_on_one_node",
+            "no CONFIG_NUMA",
+        );
+    }
+    // Preferred, bound, interleaved, local, bound with static nodes.
+    let policies = ["1:1", "2:1", "3:1", "4:0", "32770:1"];
+    let mut subject = Subject::target("policies", &policies);
+    cycle(&mut subject, &mut Steps::new(3), &SCHEDULE);
+    let shown = pagetide(["show", &subject.store().text(), "--json"])
+        .done()
+        .json();
+    let recorded: Vec<&str> = list(&shown, "numa")
+        .iter()
+        .map(|one| text(one, "policy"))
+        .collect();
+    for policy in [
+        "prefer:0",
+        "bind:0",
+        "interleave:0",
+        "local",
+        "bind=static:0",
+    ] {
+        assert!(
+            recorded.contains(&policy),
+            "{policy} is not among {recorded:?}"
+        );
+    }
+}
+
+#[test]
+fn t81_a_poisoned_page_is_named_and_stays_a_sigbus() {
+    let subject = Subject::target("poisoned", &[]);
+    subject.wait_until("its pages", || subject.output().contains('\n'));
+    let output = subject.output();
+    let places: Vec<u64> = output
+        .split_whitespace()
+        .map(|word| u64::from_str_radix(word, 16).expect("an address"))
+        .collect();
+    let told = |poisoned: &serde_json::Value| -> Vec<u64> {
+        let start = |one: &serde_json::Value| {
+            let (start, end) = (text(one, "start"), text(one, "end"));
+            let hex = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).unwrap();
+            assert_eq!(hex(end) - hex(start), 4096, "{one}");
+            hex(start)
+        };
+        let mut starts: Vec<u64> = list(poisoned, "poisoned").iter().map(start).collect();
+        starts.sort_unstable_by_key(|start| places.iter().position(|place| place == start));
+        starts
+    };
+    // Of a delta, too, in which nobody has looked at it.
+    for _ in 0..2 {
+        let report = subject.checkpoint(&[]).remove(0);
+        assert_eq!(told(&report), places, "{report}");
+        assert_eq!(report["blockers"], serde_json::json!([]), "{report}");
+        let store = subject.store();
+        let shown = pagetide(["show", &store.text(), "--json"]).done().json();
+        assert_eq!(told(&shown), places);
+        let out = store
+            .scratch()
+            .join(&format!("raw-{}", number(&report, "id")));
+        let out = out.to_str().expect("a plain path");
+        pagetide(["export", &store.text(), "--format", "raw", "-o", out]).done();
+        let map = std::fs::read(format!("{out}/map.json")).expect("the list of regions");
+        assert_eq!(told(&serde_json::from_slice(&map).expect("JSON")), places);
+    }
+    drop(subject);
+    let mut subject = Subject::target("poisoned", &[]);
+    cycle(&mut subject, &mut Steps::new(3), &SCHEDULE);
+}
+
+#[test]
+fn more_mappings_than_the_machine_allows_are_told_beforehand_with_their_number() {
+    let test = "more_mappings_than_the_machine_allows_are_told_beforehand_with_their_number";
+    let limit = std::fs::read_to_string("/proc/sys/vm/max_map_count").expect("the limit");
+    let limit: usize = limit.trim().parse().expect("a number");
+    if limit > 100_000 {
+        return skipped(test, &format!("vm.max_map_count is {limit}"));
+    }
+    let (files, store) = (Scratch::new(), TestStore::new());
+    let words = [
+        "limit".into(),
+        limit.to_string().into(),
+        files.path().as_os_str().to_owned(),
+    ];
+    let mut target = Target::start("many", words);
+    let pid = target.pid();
+    let maps = std::fs::read_to_string(target.proc("maps")).expect("its mappings");
+    let mappings = maps
+        .lines()
+        .filter(|line| !line.ends_with("[vsyscall]"))
+        .count();
+    assert!(mappings + 3 > limit, "{mappings} of {limit}");
+    let report = store.checkpoint(pid, &["--backend", "rehash", "--leave", "killed"]);
+    target.wait();
+    let needed = format!("vm.max_map_count={}", mappings + 3);
+    let listed = pagetide(["restore", &store.text(), "--dry-run", "--json"]);
+    let listed = listed.exits_with(3);
+    let answer = listed.json();
+    let limits = list(&answer, "limits");
+    assert!(
+        limits[0]
+            .as_str()
+            .is_some_and(|told| told.contains(&needed)),
+        "{answer}"
+    );
+    assert_eq!(answer["restorable"], false);
+    // Its standard streams lead to the test.
+    let store = store.text();
+    let accepted = list(&report, "blockers").iter();
+    let accepted = accepted.flat_map(|blocker| ["--accept", text(blocker, "name")]);
+    let refused = pagetide(["restore", &store, "--detach"].into_iter().chain(accepted));
+    let refused = refused.exits_with(3);
+    assert!(refused.stderr.contains(&needed), "{refused:#?}");
+}
