@@ -15,6 +15,7 @@ mod frozen;
 mod inspect;
 mod kills;
 mod many_mappings;
+mod numa;
 mod packaging;
 mod pages;
 mod postgres;
