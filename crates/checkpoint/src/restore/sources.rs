@@ -59,15 +59,20 @@ pub(super) fn writes_through(region: &Region) -> bool {
 }
 
 impl Sources {
-    /// None are open yet. The soft limit of open files of this program is raised to the hard one.
+    /// None are open yet. The soft limit of open files of this program is raised to the hard one, and that one, if it leaves
+    /// no room, as far as root may. New processes have limits of their own.
     pub fn new(at_least: RawFd) -> Sources {
-        let limit = getrlimit(Resource::Nofile);
-        let raised = Rlimit {
-            current: limit.maximum,
-            maximum: limit.maximum,
+        let limit = getrlimit(Resource::Nofile).maximum;
+        let room = u64::from(at_least.unsigned_abs()) * 2;
+        let enough = limit.map(|limit| limit.max(room));
+        let raised = |limit| Rlimit {
+            current: limit,
+            maximum: limit,
         };
         // If it is too low, the first descriptor will tell.
-        setrlimit(Resource::Nofile, raised).ok();
+        setrlimit(Resource::Nofile, raised(enough))
+            .or_else(|_| setrlimit(Resource::Nofile, raised(limit)))
+            .ok();
         Sources {
             open: HashMap::new(),
             made: HashSet::new(),
