@@ -22,61 +22,71 @@ fn ticks(target: &mut Target) -> BTreeMap<String, (u64, u64)> {
     words.collect()
 }
 
-/// The promise is that each wait of 500 ms is over at least 9 times in 6 s, of the 12 times that it is without
-/// checkpoints. Here it is 8 times at least, in that time or as many for its length: the machine may be loaded, which
-/// delays the end of every wait, also without us.
-#[track_caller]
-fn assert_times_go_on(target: &mut Target, since: Instant, stops: u64) {
-    let tenths = u64::try_from(since.elapsed().as_millis()).expect("a short time") / 100;
-    // On a loaded machine it takes longer.
-    let least = tenths * 8 / 60;
-    let ticks = ticks(target);
-    for (name, (count, _)) in &ticks {
-        assert!(
-            *count >= least,
-            "{name} was over {count} times in {tenths} tenths of a second, with {stops} stops: {ticks:?}"
-        );
+/// How long each wait of the targets is, in milliseconds.
+const WAIT_MS: &str = "500";
+/// So often it is tried. A wait begins anew if a loaded machine takes our thread from its processor in the moment between the
+/// last look at the sleeper and its interruption; who loses a wait at each stop loses it at each try.
+const TRIES: usize = 3;
+
+/// The promise: under checkpoints each wait of 500 ms is over at least 9 times in 6 s, of the 12 times that it is without.
+/// What a loaded machine does to waits it does without us, too, so the 12 are counted: by the same program, in the
+/// same time, which nobody stops.
+fn times_go_on(take: impl Fn(&mut Target, &TestStore)) {
+    pagetide_path();
+    for left in (0..TRIES).rev() {
+        let mut target = Target::start("limits", [WAIT_MS]);
+        let mut alone = Target::start("limits", [WAIT_MS]);
+        take(&mut target, &TestStore::new());
+        let (under, alone) = (ticks(&mut target), ticks(&mut alone));
+        assert!(!under.is_empty() && under.len() == alone.len(), "{under:?}");
+        let short = alone.iter().find(|&(name, (alone, _))| {
+            assert!(*alone >= 8, "{name} was over {alone} times alone");
+            under[name].0 * 12 < alone * 9
+        });
+        let answer = target.ask("wake");
+        let numbers: Vec<u64> = answer
+            .split_whitespace()
+            .filter_map(|word| word.parse().ok())
+            .collect();
+        assert_eq!(numbers.len(), 2, "{answer}");
+        assert!(numbers.iter().all(|woken| *woken > 0), "{answer}");
+        match short {
+            None => return,
+            Some((name, (times, _))) => assert!(
+                left > 0,
+                "{name} was over {} times, and {times} alone: {under:?}",
+                under[name].0
+            ),
+        }
     }
-    let answer = target.ask("wake");
-    let numbers: Vec<u64> = answer
-        .split_whitespace()
-        .filter_map(|word| word.parse().ok())
-        .collect();
-    assert_eq!(numbers.len(), 2, "{answer}");
-    assert!(numbers.iter().all(|woken| *woken > 0), "{answer}");
 }
 
 /// Every kind of wait there is, stopped more often than it lasts.
 #[test]
 fn t34_waits_end_when_they_are_due_under_a_schedule() {
-    pagetide_path();
-    let mut target = Target::start("limits", ["500"]);
-    let store = TestStore::new();
-    let more = ["--every", "300ms", "--count", "20"];
-    let since = Instant::now();
-    let mut command = background(store.checkpoint_words(target.pid(), &more));
-    for _ in 0..20 {
-        command.next_id();
-        target.ask("wake");
-    }
-    command.wait().done();
-    assert_times_go_on(&mut target, since, 20);
+    times_go_on(|target, store| {
+        let more = ["--every", "300ms", "--count", "20"];
+        let mut command = background(store.checkpoint_words(target.pid(), &more));
+        for _ in 0..20 {
+            command.next_id();
+            target.ask("wake");
+        }
+        command.wait().done();
+    });
 }
 
 #[test]
 fn t34_waits_end_when_they_are_due_between_single_checkpoints() {
-    pagetide_path();
     for backend in ["auto", "rehash"] {
-        let mut target = Target::start("limits", ["500"]);
-        let store = TestStore::new();
-        let since = Instant::now();
-        for number in 1..=8 {
-            store.checkpoint(target.pid(), &["--backend", backend]);
-            target.ask("wake");
-            let next = since + number * Duration::from_millis(400);
-            std::thread::sleep(next.saturating_duration_since(Instant::now()));
-        }
-        assert_times_go_on(&mut target, since, 8);
+        times_go_on(|target, store| {
+            let since = Instant::now();
+            for number in 1..=15 {
+                store.checkpoint(target.pid(), &["--backend", backend]);
+                target.ask("wake");
+                let next = since + number * Duration::from_millis(400);
+                std::thread::sleep(next.saturating_duration_since(Instant::now()));
+            }
+        });
     }
 }
 
