@@ -183,6 +183,49 @@ fn t39_mappings_that_are_there_because_of_tracking_are_counted() {
     assert_eq!(number(&second, "mappings_added"), 1, "{second}");
 }
 
+/// Many of them are told, with what mremap(2) does then and what can be done about it.
+#[test]
+fn t41_many_mappings_that_are_there_because_of_tracking_are_told() {
+    const PIECES: u64 = 20;
+    let mut target = Target::start("grows", [""; 0]);
+    let store = TestStore::new();
+    for command in [&format!("pieces {PIECES}"), "fill"] {
+        assert_eq!(target.ask(command), "done");
+    }
+    let pid = target.pid();
+    let first = store.checkpoint(pid, &["--memory-only"]);
+    if skips(
+        "t41_many_mappings_that_are_there_because_of_tracking_are_told",
+        &first,
+    ) {
+        return;
+    }
+    // For people; machines are told the number.
+    let told = || {
+        let words = ["checkpoint", &pid.to_string(), "--memory-only", "--store"];
+        let outcome = pagetide(words.map(str::to_owned).into_iter().chain([store.text()])).done();
+        let mut lines = outcome.stderr.lines();
+        lines
+            .find(|line| line.contains("mremap"))
+            .map(str::to_owned)
+    };
+    assert_eq!(told(), None);
+    assert_eq!(target.ask("widen"), "done");
+    let line = told().expect("it is told");
+    let added = line
+        .strip_prefix("pagetide: ")
+        .and_then(|rest| rest.split_once(' '));
+    let (added, rest) = added.unwrap_or_else(|| panic!("{line}"));
+    assert!(
+        added.parse::<u64>().is_ok_and(|added| added >= PIECES),
+        "{line}"
+    );
+    assert!(
+        rest.contains("because it is tracked") && rest.contains("--backend rehash"),
+        "{line}"
+    );
+}
+
 fn watched(report: &Value) -> bool {
     let named = list(report, "not_tracked").iter();
     named

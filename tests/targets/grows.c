@@ -1,7 +1,8 @@
 /* A program whose memory grows, is mapped and never touched, or is looked at by itself. Commands: `reserve GIB` maps
  * memory, `store PAGE VALUE` and `drop PAGE COUNT` are about it; `reservation KIB` makes the beginning of a new
  * reservation accessible; `heap KIB`, `arena KIB` (mprotect), `stretch KIB` (mremap) and
- * `beside KIB` (mmap) make memory grow and fill what is new; `pieces COUNT` maps small pieces far from each other;
+ * `beside KIB` (mmap) make memory grow and fill what is new; `pieces COUNT` maps small pieces far from each other, `fill` fills them, and
+ * `widen` maps and fills as much behind each;
  * `watch` opens its own pagemap, `unwatch` closes it, `round` writes pages and tells how many of them its own scan does not find;
  * `two` and `join` move what was mapped as two. */
 #include "common.h"
@@ -57,7 +58,8 @@ static int round_of(int pagemap, char *watched, int value) {
 int main(void) {
     begin();
     char *reserved = NULL, *arena = NULL, *stretched = NULL, *beside = NULL, *two = NULL;
-    size_t arena_length = 0, stretched_length = 0;
+    char *pieces = NULL;
+    size_t arena_length = 0, stretched_length = 0, piece_count = 0;
     int pagemap = -1, value = 1;
     char *watched = map_anonymous(WATCHED * PAGE);
     ready();
@@ -97,9 +99,17 @@ int main(void) {
             beside = map_at(beside - (a << 10), a << 10, PROT_READ | PROT_WRITE);
             memset(beside, value, a << 10);
         } else if (sscanf(line, "pieces %zu", &a) == 1) {
-            char *space = alone(a * 4 * MIB);
+            pieces = alone(a * 4 * MIB) + MIB;
+            piece_count = a;
             for (size_t piece = 0; piece < a; piece++)
-                map_at(space + piece * 4 * MIB + MIB, 2 * PAGE, PROT_READ | PROT_WRITE);
+                map_at(pieces + piece * 4 * MIB, 2 * PAGE, PROT_READ | PROT_WRITE);
+        } else if (!strcmp(line, "fill")) {
+            for (size_t piece = 0; piece < piece_count; piece++) memset(pieces + piece * 4 * MIB, value, 2 * PAGE);
+        } else if (!strcmp(line, "widen")) {
+            for (size_t piece = 0; piece < piece_count; piece++) {
+                char *behind = pieces + piece * 4 * MIB + 2 * PAGE;
+                memset(map_at(behind, 2 * PAGE, PROT_READ | PROT_WRITE), value, 2 * PAGE);
+            }
         } else if (!strcmp(line, "watch")) {
             pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
             if (pagemap < 0) die("pagemap");
