@@ -296,7 +296,6 @@ impl Checkpointer {
             if self.backend == Backend::Rehash || member.tracking.is_some() {
                 continue;
             }
-            let started = Instant::now();
             let mut stopped = match StoppedProcess::stop(member.identity(), options) {
                 // It is found to have ended, or what it has become, when all are stopped.
                 Err(_) if number > 0 => continue,
@@ -304,13 +303,14 @@ impl Checkpointer {
             };
             let store = self.store.id();
             let begun = member.begin_tracking(&mut stopped, self.backend, &self.options, store);
+            let since = stopped.since();
             let resumed = stopped.resume();
+            stopped_for += since.elapsed();
             member.unless_lost(begun)?;
             member.unless_lost(resumed)?;
             if number == 0 {
                 self.last = None;
             }
-            stopped_for += started.elapsed();
         }
         Ok(stopped_for)
     }

@@ -7,6 +7,7 @@ use crate::capture::{Copied, SIZE};
 use crate::checkpointer::Checkpointer;
 use crate::file_pages::{FileHashes, file_page};
 use crate::files::{self, FileReport};
+use crate::growth;
 use crate::layout::{self, Watch};
 use crate::leave::LeaveGuard;
 use crate::mark::Phase;
@@ -17,6 +18,7 @@ use crate::restorable::Restorable;
 use crate::rings::{self, AsynchronousIo};
 use crate::take::{Harvests, TakeError, Writing, check_cancelled};
 use crate::tree::{AllStopped, TreeProcess};
+use crate::watchers::{self, Watched};
 use crate::window::{Stopped, Window};
 use crate::writers;
 use pagetide_kernel::maps::{self, Mapping};
@@ -28,7 +30,8 @@ use std::time::{Duration, Instant};
 
 /// So often is a capture repeated because a file changed meanwhile; then files are compared.
 const SETTLED_ATTEMPTS: usize = 2;
-/// So often because I/O rings or their buffers came and went; then all memory is compared.
+/// So often because I/O rings or their buffers came and went; then all memory is compared. Who watches a process is looked
+/// for in the stop then, too.
 const LISTED_ATTEMPTS: usize = 4;
 
 /// What was found outside of one process before it was stopped.
@@ -90,6 +93,10 @@ impl Checkpointer {
         for attempt in 0.. {
             check_cancelled(&self.options)?;
             let trust_files = attempt < SETTLED_ATTEMPTS;
+            let most_mappings = growth::most_mappings();
+            for member in &mut self.members {
+                member.most_mappings = most_mappings;
+            }
             let mut before = Vec::with_capacity(self.members.len());
             for (number, member) in self.members.iter().enumerate() {
                 let pid = member.pid();
@@ -124,11 +131,13 @@ impl Checkpointer {
                 ready += member.unless_lost(written)?;
             }
             self.arena.prepare(SIZE.bytes_of(ready));
+            let watched = self.watched();
             let counts: Vec<usize> = before.iter().map(|found| found.mappings.len()).collect();
             let mut looks = Looks::before(&mut self.members, &counts, attempt);
 
             let (mut stopped, others) = self.stop_all()?;
             looks.stopped(&self.members, &others);
+            let others_are = !others.is_empty();
             for number in others {
                 // What was found before the stop was another program's.
                 for found in precopied.iter_mut().skip(number).take(1) {
@@ -139,6 +148,12 @@ impl Checkpointer {
                 }
             }
             let known = before.len();
+            let is_looked_at_inside =
+                attempt >= LISTED_ATTEMPTS || others_are || self.members.len() > known;
+            let watched = match is_looked_at_inside {
+                true => self.watched(),
+                false => watched,
+            };
             for member in &mut self.members[known..] {
                 member.set_phase(Phase::Harvesting)?;
             }
@@ -155,18 +170,19 @@ impl Checkpointer {
                 .map(|process| process.since())
                 .min();
             let inside = looks.inside(&self.members);
-            let (captured, inside) = beside(
-                || advice::read_all(&inside),
-                || {
-                    self.capture_all(
-                        &mut stopped,
-                        (parent, precopied),
-                        (&before, &report, hashes),
-                        writing,
-                        harvests,
-                    )
-                },
-            );
+            let capture = || {
+                self.capture_all(
+                    &mut stopped,
+                    (parent, precopied),
+                    (&before, &report, hashes, &watched),
+                    writing,
+                    harvests,
+                )
+            };
+            let (captured, inside) = match inside.is_empty() {
+                true => (capture(), HashMap::new()),
+                false => beside(|| advice::read_all(&inside), capture),
+            };
             let mut found = captured.map_err(|error| self.explain(error))?;
             copy += found.copy;
             for member in &self.members[known..] {
@@ -208,6 +224,7 @@ impl Checkpointer {
                 io_after.push(io);
             }
             found.io = io_after;
+            settled &= is_looked_at_inside || !watchers::has_new(&watched, &self.watched());
             settled &= looks.after(&mut self.members, &inside, &mut found.members);
             if settled {
                 let stamps = match trust_files {
@@ -312,7 +329,7 @@ impl Checkpointer {
         &mut self,
         stopped: &mut AllStopped,
         (parent, precopied): (Option<&View>, &[Precopied]),
-        (before, report, hashes): (&[Before], &FileReport, FileHashes),
+        (before, report, hashes, watched): (&[Before], &FileReport, FileHashes, &Watched),
         writing: &mut Writing,
         harvests: &mut Harvests,
     ) -> Result<Instantaneous, TakeError> {
@@ -321,7 +338,6 @@ impl Checkpointer {
         }
         let rings = self.rings_of(stopped);
         let nothing = Precopied::default();
-        let watched = self.watched();
         let pids: Vec<i32> = self.members.iter().map(Member::pid).collect();
         let window = |number: usize| Window {
             parent,

@@ -27,7 +27,8 @@ impl Member {
             return Ok(None);
         };
         let mappings = &layout.mappings;
-        let leave = |fresh: &PageSet| match are_many(layout) {
+        let are_many = growth::are_many(mappings.len(), self.most_mappings);
+        let leave = |fresh: &PageSet| match are_many {
             true => fresh.clone(),
             false => growth::not_worth_a_mapping(mappings, fresh),
         };
@@ -36,13 +37,13 @@ impl Member {
     }
 }
 
-fn are_many(layout: &Layout) -> bool {
-    growth::are_many(layout.mappings.len(), growth::most_mappings())
-}
-
 /// Names what is left to be compared, if that is because there are many mappings.
-pub(crate) fn left_for_many(pid: i32, layout: &Layout, left: &PageSet) -> Vec<NotTracked> {
-    let (mappings, most) = (layout.mappings.len(), growth::most_mappings());
+pub(crate) fn left_for_many(
+    (pid, most): (i32, u64),
+    layout: &Layout,
+    left: &PageSet,
+) -> Vec<NotTracked> {
+    let mappings = layout.mappings.len();
     if !growth::are_many(mappings, most) {
         return Vec::new();
     }

@@ -3,6 +3,7 @@
 
 use crate::advice::LastLook;
 use crate::checkpointer::AttachError;
+use crate::growth;
 use crate::mark::Phase;
 use crate::memo::{self, Memo};
 use crate::numa;
@@ -121,6 +122,8 @@ pub(crate) struct Member {
     pub memo: Option<Memo>,
     /// What was read last of the advice of its mappings.
     pub last_look: LastLook,
+    /// How many mappings a process may have, as was read before the last stop.
+    pub most_mappings: u64,
     /// At the last stop a thread said that it has used io_uring.
     pub uses_rings: bool,
     /// What /proc says of it, read for the snapshot under way.
@@ -146,6 +149,7 @@ impl Member {
             tracking: None,
             memo: None,
             last_look: LastLook::default(),
+            most_mappings: growth::most_mappings(),
             uses_rings: false,
             outside: None,
             is_child: false,

@@ -27,7 +27,7 @@ use crate::rings::AsynchronousIo;
 use crate::spaces::Spaces;
 use crate::tracking::TrackingError;
 use crate::tree::{self};
-use crate::watchers;
+use crate::watchers::{self, Watched};
 use crate::window::Stopped;
 use pagetide_kernel::maps::MapsError;
 use pagetide_kernel::memory::MemoryError;
@@ -362,7 +362,7 @@ impl Checkpointer {
     }
 
     /// By process, why its memory must not be marked.
-    pub(crate) fn watched(&self) -> HashMap<i32, Vec<ComparedBecause>> {
+    pub(crate) fn watched(&self) -> Watched {
         let own = |member: &Member| (member.pid(), member.own_userfaultfd());
         let processes: Vec<(i32, Option<i32>)> = self.members.iter().map(own).collect();
         watchers::watched_among(&processes)

@@ -370,6 +370,10 @@ impl Checkpointer {
             (0..members.len()).partition(|&at| members[at].shares_space());
         let last = last.iter().map(std::slice::from_ref);
         for batch in others.chunks(STOPPED_AT_ONCE).chain(last) {
+            if let &[alone] = batch {
+                stopped[alone] = members[alone].stop().run(options)?;
+                continue;
+            }
             let outcomes = std::thread::scope(|scope| {
                 let stops: Vec<_> = batch
                     .iter()

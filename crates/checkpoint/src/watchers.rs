@@ -13,12 +13,22 @@ use std::fs;
 
 const USERFAULTFD: &str = "anon_inode:[userfaultfd]";
 
-/// By process, why its memory must not be marked. Each comes with the number that our userfaultfd has in it, if that
+/// By process, why its memory must not be marked.
+pub(crate) type Watched = HashMap<i32, Vec<ComparedBecause>>;
+
+/// True if `after` tells a reason that `before` does not.
+pub(crate) fn has_new(before: &Watched, after: &Watched) -> bool {
+    let known = |pid| before.get(pid).map_or(&[][..], Vec::as_slice);
+    after.iter().any(|(pid, reasons)| {
+        let known = known(pid);
+        !reasons.iter().all(|reason| known.contains(reason))
+    })
+}
+
+/// Looks at the processes. Each comes with the number that our userfaultfd has in it, if that
 /// is known. What cannot be looked at has no such descriptor.
-pub(crate) fn watched_among(
-    processes: &[(i32, Option<i32>)],
-) -> HashMap<i32, Vec<ComparedBecause>> {
-    let mut watched: HashMap<i32, Vec<ComparedBecause>> = HashMap::new();
+pub(crate) fn watched_among(processes: &[(i32, Option<i32>)]) -> Watched {
+    let mut watched = Watched::new();
     let mut names: Option<HashMap<String, i32>> = None;
     for &(holder, known) in processes {
         let mut ours: Option<HashSet<i32>> = None;
@@ -117,6 +127,22 @@ mod tests {
         ] {
             assert_eq!(owner_in(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn only_what_came_while_it_was_not_looked_for_is_new() {
+        let reason = |descriptor| ComparedBecause::OwnUserfaultfd { descriptor };
+        let told = |all: &[(i32, &[i32])]| -> Watched {
+            let reasons = |of: &[i32]| of.iter().map(|&number| reason(number)).collect();
+            all.iter().map(|&(pid, of)| (pid, reasons(of))).collect()
+        };
+        let before = told(&[(7, &[3, 4])]);
+        assert!(!has_new(&before, &before));
+        assert!(!has_new(&before, &told(&[])), "it ended");
+        assert!(!has_new(&before, &told(&[(7, &[4])])), "it closed one");
+        assert!(has_new(&before, &told(&[(7, &[3, 4, 5])])));
+        assert!(has_new(&before, &told(&[(7, &[3, 4]), (8, &[3])])));
+        assert!(has_new(&told(&[]), &before));
     }
 
     #[test]

@@ -175,7 +175,11 @@ impl Member {
             left = harvest.layout().left.clone();
             let not_tracked = |found| not_tracked(pid, found);
             refused.extend(harvest.layout().refused.iter().map(not_tracked));
-            refused.extend(marking::left_for_many(pid, &layout, &left));
+            refused.extend(marking::left_for_many(
+                (pid, self.most_mappings),
+                &layout,
+                &left,
+            ));
             harvests.push((pid, harvest));
         }
         Ok(Looked {

@@ -204,6 +204,7 @@ fn refuses_calls(error: &RemoteCallError) -> bool {
         RemoteCallError::ForbiddenBySeccomp { .. }
             | RemoteCallError::SeccompUnknown { .. }
             | RemoteCallError::SeccompStrict { .. }
+            | RemoteCallError::UnderSeccomp { .. }
             | RemoteCallError::DivertsSyscalls { .. }
             | RemoteCallError::NoLanding { .. }
             | RemoteCallError::NoThread { .. }
@@ -283,6 +284,7 @@ fn call_advice(error: &RemoteCallError) -> Option<&'static str> {
     Some(match error {
         RemoteCallError::ForbiddenBySeccomp { .. }
         | RemoteCallError::SeccompStrict { .. }
+        | RemoteCallError::UnderSeccomp { .. }
         | RemoteCallError::SeccompUnknown { .. } => {
             "use `--backend rehash`, which makes no system calls inside the process but reads all \
              of its memory each time"

@@ -39,6 +39,7 @@ pub mod pagemap;
 pub mod pagemap_scan;
 pub mod pidfd;
 pub mod probe;
+pub mod proc_file;
 pub mod progress;
 pub mod ptrace;
 pub mod record_locks;

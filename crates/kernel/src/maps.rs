@@ -7,6 +7,7 @@
 //! The lines are parsed here, as bytes: a target chooses its file names, so a name may be any bytes,
 //! begin or end with blanks, or look like something else, and none of that may hide a mapping.
 
+use crate::proc_file;
 use pagetide_pages::{PageRange, PageSize};
 use std::ffi::OsStr;
 use std::fmt;
@@ -257,7 +258,7 @@ impl MappingFlags {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, MapsError> {
-    std::fs::read(path).map_err(|source| MapsError::Read {
+    proc_file::read(path).map_err(|source| MapsError::Read {
         path: path.to_owned(),
         source,
     })

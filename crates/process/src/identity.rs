@@ -1,11 +1,12 @@
 //! Which process is meant: a pid alone may belong to another one tomorrow.
 
-use std::fs;
 use std::io;
+use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::Duration;
 
 use pagetide_kernel::pidfd::{PidFd, PidFdError};
+use pagetide_kernel::proc_file;
 
 use crate::proc_files::Stat;
 
@@ -99,8 +100,17 @@ impl ProcessIdentity {
 const LOOKS: u32 = 50;
 const PAUSE_BETWEEN_LOOKS: Duration = Duration::from_millis(4);
 
+/// It stays the same as long as we run, so it is read once.
 fn boot_id() -> io::Result<[u8; 16]> {
-    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    static BOOT_ID: OnceLock<[u8; 16]> = OnceLock::new();
+    match BOOT_ID.get() {
+        Some(known) => Ok(*known),
+        None => read_boot_id().map(|read| *BOOT_ID.get_or_init(|| read)),
+    }
+}
+
+fn read_boot_id() -> io::Result<[u8; 16]> {
+    let text = proc_file::read_text("/proc/sys/kernel/random/boot_id")?;
     let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
     let number = u128::from_str_radix(&digits, 16)
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;

@@ -6,10 +6,12 @@
 //! return from signal handlers. Looking through megabytes of code takes too long for the stop
 //! window, so it is done before, remembered for the process, and only checked inside.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
+
+use pagetide_kernel::proc_file;
 
 use crate::identity::ProcessIdentity;
 
@@ -230,8 +232,7 @@ impl Mapping {
 }
 
 fn mappings(pid: i32) -> io::Result<Vec<Mapping>> {
-    let text = fs::read(format!("/proc/{pid}/maps"))?;
-    let text = String::from_utf8_lossy(&text);
+    let text = proc_file::read_text(format!("/proc/{pid}/maps"))?;
     Ok(text.lines().filter_map(mapping).collect())
 }
 

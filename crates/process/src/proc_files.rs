@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 
+use pagetide_kernel::proc_file;
 use pagetide_kernel::ptrace::ThreadId;
 
 /// PF_KTHREAD of `stat` field 9: a thread of the kernel itself.
@@ -25,7 +26,7 @@ impl Stat {
 
     fn read(path: &str) -> io::Result<Self> {
         // The name may hold any byte, blanks and parentheses too; the last ')' ends it.
-        let text = String::from_utf8_lossy(&fs::read(path)?).into_owned();
+        let text = proc_file::read_text(path)?;
         let open = text.find('(');
         let close = text.rfind(')');
         let (Some(open), Some(close)) = (open, close) else {
@@ -87,7 +88,7 @@ impl Status {
     }
 
     fn read(path: &str) -> io::Result<Self> {
-        Ok(Self(String::from_utf8_lossy(&fs::read(path)?).into_owned()))
+        Ok(Self(proc_file::read_text(path)?))
     }
 
     /// As if the kernel had said this.
@@ -140,10 +141,8 @@ pub(crate) fn threads(pid: i32) -> io::Result<Vec<ThreadId>> {
 
 /// The command name of a process or thread, for messages.
 pub(crate) fn comm_of(number: i32) -> String {
-    fs::read(format!("/proc/{number}/comm")).map_or_else(
-        |_| String::from("?"),
-        |name| String::from_utf8_lossy(&name).trim_end().to_owned(),
-    )
+    proc_file::read_text(format!("/proc/{number}/comm"))
+        .map_or_else(|_| String::from("?"), |name| name.trim_end().to_owned())
 }
 
 fn unexpected(path: &str) -> io::Error {

@@ -68,8 +68,8 @@ impl<'a> RemoteCalls<'a> {
             .ok_or(RemoteCallError::NoLanding { pid })?;
         let stacks = stopped.terrain.stacks();
         let begun = stopped.tracer().run(move |tracees| {
-            let session = Session::prepare(tracees, by, &landing, &stacks, memory)?;
-            let seccomp = seccomp_state(tracees.pid(), session.thread);
+            let (session, status) = Session::prepare(tracees, by, &landing, &stacks, memory)?;
+            let seccomp = seccomp_state(session.thread, status);
             let summary = (
                 session.thread,
                 session.frame.is_some(),
@@ -307,8 +307,8 @@ fn checked(result: u64) -> Result<u64, Errno> {
     }
 }
 
-fn seccomp_state(pid: i32, thread: ThreadId) -> SeccompState {
-    match Status::of_thread(pid, thread).map(|status| status.number("Seccomp")) {
+fn seccomp_state(thread: ThreadId, status: io::Result<Status>) -> SeccompState {
+    match status.map(|status| status.number("Seccomp")) {
         Ok(0) => SeccompState::Off,
         Ok(1) => SeccompState::Strict,
         Ok(_) => match all_filters(thread) {

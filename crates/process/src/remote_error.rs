@@ -49,6 +49,12 @@ pub enum RemoteCallError {
         /// The process.
         pid: i32,
     },
+    /// Seccomp has to be asked of each call of the thread, or its state cannot be read.
+    #[error("thread {thread} is under seccomp")]
+    UnderSeccomp {
+        /// The thread.
+        thread: ThreadId,
+    },
     /// The thread diverts its own system calls (`PR_SET_SYSCALL_USER_DISPATCH`), as Wine does.
     #[error("thread {thread} diverts its system calls to itself")]
     DivertsSyscalls {

@@ -7,7 +7,6 @@ use rustix::io::Errno;
 
 use crate::blocker::Blocker;
 use crate::freezer::Freezer;
-use crate::proc_files::Status;
 use crate::remote::RemoteCalls;
 use crate::remote_error::RemoteCallError;
 use crate::stop::StoppedProcess;
@@ -65,27 +64,22 @@ impl StoppedProcess {
     /// Asks all threads, at the same time. A thread that cannot be asked tells nothing: its seccomp filters forbid
     /// io_uring_enter(2), or no system call can be made in it. If that is because it is frozen, it is told.
     pub fn rings_of_threads(&mut self) -> RingsOfThreads {
-        let pid = self.identity().pid;
-        // Seccomp has to be asked of each call.
-        let (alone, together): (Vec<_>, Vec<_>) = self.threads().iter().partition(|thread| {
-            let status = Status::of_thread(pid, **thread);
-            !status.is_ok_and(|status| status.number("Seccomp") == 0)
-        });
+        let threads = self.threads().to_vec();
+        let rooms = threads.iter().map(|thread| (*thread, 0)).collect();
         let mut found = RingsOfThreads::default();
-        let mut users = alone;
-        if !together.is_empty() {
-            let rooms = together.iter().map(|thread| (*thread, 0)).collect();
-            let answers = self.call_in_all(rooms, |_, _| vec![question(0)]);
-            let answers = answers.unwrap_or_else(|error| {
-                found.not_asked(error);
-                Vec::new()
-            });
-            for (thread, answer) in together.into_iter().zip(answers) {
-                match answer.map(|(results, _)| results.into_iter().next()) {
-                    Err(error) => found.not_asked(error),
-                    Ok(None | Some(Err(Errno::INVAL | Errno::NOSYS))) => {}
-                    Ok(Some(_)) => users.push(thread),
-                }
+        let answers = self.call_in_all(rooms, |_, _| vec![question(0)]);
+        let answers = answers.unwrap_or_else(|error| {
+            found.not_asked(error);
+            Vec::new()
+        });
+        let mut users = Vec::new();
+        for (thread, answer) in threads.into_iter().zip(answers) {
+            match answer.map(|(results, _)| results.into_iter().next()) {
+                // Its filters have to be asked.
+                Err(RemoteCallError::UnderSeccomp { .. }) => users.push(thread),
+                Err(error) => found.not_asked(error),
+                Ok(None | Some(Err(Errno::INVAL | Errno::NOSYS))) => {}
+                Ok(Some(_)) => users.push(thread),
             }
         }
         for thread in users {

@@ -94,14 +94,15 @@ impl Candidate {
 }
 
 impl Session {
-    /// Chooses a thread, unless one is asked for, and reads it. Nothing is changed yet.
+    /// Chooses a thread, unless one is asked for, and reads it. Nothing is changed yet. What `/proc` says of the thread comes
+    /// with it.
     pub(crate) fn prepare(
         tracees: &mut Tracees,
         by: Option<ThreadId>,
         landing: &Landing,
         stacks: &[StackMapping],
         memory: Arc<File>,
-    ) -> Result<Self, RemoteCallError> {
+    ) -> Result<(Self, io::Result<Status>), RemoteCallError> {
         let pid = tracees.pid();
         let mut candidates = Vec::new();
         let stopped = tracees.stopped().into_iter();
@@ -126,12 +127,14 @@ impl Session {
             return Err(RemoteCallError::DivertsSyscalls { thread });
         }
         let signal_mask = ptrace::signal_mask(thread).map_err(kernel(pid, "read", thread))?;
-        let frame = frame_for(pid, &chosen, landing, signal_mask, &memory)?;
+        let status = Status::of_thread(pid, thread);
+        let of_status = status.as_ref().ok();
+        let frame = frame_for(pid, &chosen, landing, (signal_mask, of_status), &memory)?;
         let free_below = frame
             .as_ref()
             .map_or(chosen.registers.rsp, |frame| frame.address)
             .saturating_sub(RED_ZONE);
-        Ok(Self {
+        let session = Self {
             thread,
             original: chosen.registers,
             signal_mask,
@@ -149,7 +152,8 @@ impl Session {
             entered: false,
             lost: false,
             is_new: false,
-        })
+        };
+        Ok((session, status))
     }
 
     /// A session by a thread of a process that is being built: it has nothing that must be kept.
@@ -449,16 +453,14 @@ fn frame_for(
     pid: i32,
     chosen: &Candidate,
     landing: &Landing,
-    signal_mask: u64,
+    (signal_mask, status): (u64, Option<&Status>),
     memory: &File,
 ) -> Result<Option<Frame>, RemoteCallError> {
     let (Some(stack), Some(way_back)) = (chosen.stack, &landing.way_back) else {
         return Ok(None);
     };
     let thread = chosen.thread;
-    let features = Status::of_thread(pid, thread)
-        .ok()
-        .and_then(|status| status.value("x86_Thread_features").map(str::to_owned));
+    let features = status.and_then(|status| status.value("x86_Thread_features"));
     if features.is_some_and(|features| features.contains("shstk")) {
         return Ok(None);
     }

@@ -29,11 +29,12 @@ mod socket;
 mod unread;
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pagetide_kernel::proc_file;
 use pagetide_kernel::ptrace::{self, Registers, ThreadId};
 
 use crate::landing::StackMapping;
@@ -112,7 +113,7 @@ fn words(said: &[u8]) -> Option<(i64, [u64; 6], u64, u64)> {
 }
 
 fn said_of(pid: i32, thread: ThreadId) -> Option<Vec<u8>> {
-    fs::read(format!("/proc/{pid}/task/{thread}/syscall")).ok()
+    proc_file::read(format!("/proc/{pid}/task/{thread}/syscall")).ok()
 }
 
 /// Memory below the red zone for a thread with this stack pointer.

@@ -1,11 +1,11 @@
 //! Reading a kernel state, in the stop: from outside what can be, the rest by each thread itself.
 
 use std::collections::HashMap;
-use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use pagetide_kernel::proc_file;
 use pagetide_kernel::ptrace::{self, RseqConfiguration, SignalInfo, SignalQueue, ThreadId};
 use pagetide_kernel::robust_list::robust_list;
 use pagetide_kernel::scheduling::SchedulingAttributes;
@@ -168,7 +168,7 @@ impl Reading {
     fn file(&self, thread: &ThreadId, name: &str) -> Result<Vec<u8>, KernelStateError> {
         let pid = self.pid;
         let path = PathBuf::from(format!("/proc/{pid}/task/{thread}/{name}"));
-        fs::read(&path).map_err(|source| self.proc_failed(path, source))
+        proc_file::read(&path).map_err(|source| self.proc_failed(path, source))
     }
 
     fn proc_failed(&self, path: PathBuf, source: io::Error) -> KernelStateError {
@@ -194,7 +194,7 @@ impl Reading {
         parse: impl FnOnce(&str) -> Option<i64>,
     ) -> Result<Option<i64>, KernelStateError> {
         let path = PathBuf::from(format!("/proc/{}/{file}", self.pid));
-        match fs::read_to_string(&path) {
+        match proc_file::read_text(&path) {
             Ok(text) => parse(text.trim()).map(Some).ok_or_else(|| {
                 let source = io::ErrorKind::InvalidData.into();
                 KernelStateError::Proc { path, source }
@@ -224,7 +224,7 @@ impl Reading {
     fn posix_timers(&mut self, threads: &[ThreadId]) -> Result<Vec<PosixTimer>, KernelStateError> {
         let pid = self.pid;
         let path = PathBuf::from(format!("/proc/{pid}/timers"));
-        let text = match fs::read_to_string(&path) {
+        let text = match proc_file::read_text(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let thread = ThreadId::new(pid);

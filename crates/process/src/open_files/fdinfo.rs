@@ -1,8 +1,8 @@
 //! `/proc/PID/fdinfo/N`, as text asked by key. Source: `proc_pid_fdinfo(5)`.
 
-use std::fs;
 use std::io;
 
+use pagetide_kernel::proc_file;
 use rustix::fs::OFlags;
 
 /// What the kernel says of one descriptor.
@@ -20,8 +20,8 @@ pub(crate) struct FdInfo {
 impl FdInfo {
     /// Reads it; none if the number is not open.
     pub(crate) fn read(pid: i32, number: i32) -> io::Result<Option<Self>> {
-        match fs::read(format!("/proc/{pid}/fdinfo/{number}")) {
-            Ok(bytes) => Self::parse(String::from_utf8_lossy(&bytes).into_owned()).map(Some),
+        match proc_file::read_text(format!("/proc/{pid}/fdinfo/{number}")) {
+            Ok(text) => Self::parse(text).map(Some),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }

@@ -29,7 +29,7 @@ impl StoppedProcess {
     /// Has each of the threads run the calls that `calls` gives for it and the address of as many bytes of its own as are
     /// asked for, which are put back afterwards. The results are in the order of `threads`.
     ///
-    /// Not for threads under seccomp, nor for calls that may wait or that make threads.
+    /// Not for calls that may wait or that make threads. Threads under seccomp make none, which is an error of each.
     pub(crate) fn call_in_all(
         &mut self,
         threads: Vec<(ThreadId, usize)>,
@@ -46,8 +46,12 @@ impl StoppedProcess {
         Ok(self.tracer().run(move |tracees| {
             let prepared = threads.into_iter().map(|(thread, room_bytes)| {
                 let memory = memory.clone();
-                let mut session =
+                let (mut session, status) =
                     Session::prepare(tracees, Some(thread), &landing, &stacks, memory)?;
+                // Its filters would have to be asked of each call.
+                if !status.is_ok_and(|status| status.number("Seccomp") == 0) {
+                    return Err(RemoteCallError::UnderSeccomp { thread });
+                }
                 let address = session.put_bytes(&vec![0; room_bytes])?;
                 Ok(Caller {
                     waiting: calls(thread, address),

@@ -12,9 +12,9 @@
 //!
 //! A thread that wakes and falls asleep again has one more voluntary switch, which is how that is seen.
 
-use std::fs;
 use std::time::{Duration, Instant};
 
+use pagetide_kernel::proc_file;
 use pagetide_kernel::ptrace::ThreadId;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -38,7 +38,7 @@ impl Scheduled {
     }
 
     fn read(path: &str) -> Option<Self> {
-        let text = String::from_utf8_lossy(&fs::read(path).ok()?).into_owned();
+        let text = proc_file::read_text(path).ok()?;
         let value = |key: &str| {
             text.lines().find_map(|line| {
                 let (name, value) = line.split_once(':')?;
