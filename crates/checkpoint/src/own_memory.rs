@@ -27,6 +27,7 @@ mod placement;
 mod plan;
 mod put_back;
 mod shared;
+mod shown_twice;
 
 pub use captured::{Captured, OwnSnapshot};
 pub use error::OwnMemoryError;
@@ -53,6 +54,7 @@ use pagetide_snapshot::{PageState, Region, Space, Store, View, WriteOptions, Wri
 use pagetide_tracker::{Refused, RefusedReason, Tracker, WpAsync};
 use placement::Places;
 use plan::{Known, Memo, Plan, Signs};
+use put_back::PutBack;
 use shared::{Lengths, SharedReader, lengths};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -241,22 +243,29 @@ impl OwnMemory {
     /// Puts the memory back to a snapshot, writing only pages that differ, and returns how many were
     /// written. Call it while nobody uses the memory. The next snapshot is a delta that says so.
     ///
-    /// It is checked beforehand that all regions are mapped and that the snapshot has bytes for each of their pages.
-    ///
-    /// Regions that show the same shared memory by now, and did not in the snapshot, cannot both be put back: the one with the
-    /// higher address holds then, and nothing tells. Map them as they were first.
+    /// What cannot be put back is refused before anything is written: a region that is not mapped as a whole, a page of which
+    /// the snapshot does not say what it was ([`OwnMemoryError::NotInSnapshot`]), and regions that have come to show the
+    /// same shared memory, if the snapshot has different bytes for them ([`OwnMemoryError::ShowTheSame`]).
     pub fn roll_back(&mut self, view: &View) -> Result<PageCount, OwnMemoryError> {
         self.check_pid()?;
         self.give_back_open();
         let (ground, report) = self.look()?;
-        let empty = self.empty(&ground, &report)?;
-        put_back::put_back(
+        let name = &self.options.space;
+        let space = view
+            .space_index(name)
+            .ok_or_else(|| OwnMemoryError::NoSpace {
+                id: view.id(),
+                name: name.clone(),
+            })?;
+        let put_back = PutBack {
             view,
-            &self.options.space,
-            &self.places,
-            &self.memory,
-            &empty,
-        )
+            space,
+            places: &self.places,
+            ground: &ground,
+            memory: &self.memory,
+            empty: &self.empty(&ground, &report)?,
+        };
+        put_back.run()
     }
 
     /// What lies under the regions, and what is known of the files there.

@@ -173,6 +173,68 @@ fn the_same_memory_at_two_places_of_the_space() {
 }
 
 #[test]
+fn what_two_regions_have_come_to_show_is_put_back_only_if_it_held_the_same() {
+    needs!(wp_async);
+    let (file, first) = shared(32, 32);
+    let second = Region::private(32);
+    second.fill(0..32, 40);
+    let places = [place(&first, 0), place(&second, 100)];
+    let mut own = OwnMemory::new(store(), &places, OwnMemoryOptions::default()).unwrap();
+    let apart = exact(&mut own, &first, "apart").view;
+    for page in 4..8 {
+        second.fill(page..page + 1, page as u8 | 1);
+    }
+    let the_same = exact(&mut own, &first, "the same in four pages").view;
+    Region::of_file(&file, 32, true).move_to(4..8, &second, 4, false);
+    first.fill(0..32, 9);
+    let contents =
+        |region: &Region| -> Vec<_> { (0..32).map(|page| snaps::page_now(region, page)).collect() };
+    let before = (contents(&first), contents(&second));
+    let refused = own
+        .roll_back(&apart)
+        .expect_err("one page cannot hold two things");
+    let told = matches!(refused, OwnMemoryError::ShowTheSame { count: 4, address, elsewhere, .. }
+        if [address, elsewhere] == [first.address(4), second.address(4)]);
+    assert!(told, "{refused}");
+    assert_eq!(
+        (contents(&first), contents(&second)),
+        before,
+        "nothing was written"
+    );
+    own.roll_back(&the_same).unwrap();
+    assert_eq!(differing(&the_same, &first), [0; 0]);
+    assert_eq!(contents(&second)[4..8], contents(&first)[4..8]);
+    // As they were first: then all can be put back.
+    second.replace(4..8);
+    own.roll_back(&apart).unwrap();
+    assert_eq!(differing(&apart, &first), [0; 0]);
+    assert_eq!(second.load(5), 40);
+}
+
+#[test]
+fn what_a_private_mapping_shows_of_a_shared_one_is_put_back_after_it() {
+    needs!(wp_async);
+    let (file, shown) = shared(16, 16);
+    // By address the private one comes first, and shows what is put into the other later.
+    let over = Region::private(32);
+    Region::of_file(&file, 16, false).move_to(0..16, &over, 0, false);
+    Region::of_file(&file, 16, true).move_to(0..16, &over, 16, false);
+    let mut own = own(&over);
+    let before = exact(&mut own, &over, "it shows the file").view;
+    shown.fill(0..16, 99);
+    exact(&mut own, &over, "both have changed");
+    own.roll_back(&before).unwrap();
+    assert_eq!(differing(&before, &over), [0; 0]);
+    // And where the private one held what the file did not.
+    over.fill(3..5, 7);
+    let copies = exact(&mut own, &over, "copies").view;
+    over.advise(0..16, libc::MADV_DONTNEED).unwrap();
+    shown.fill(0..16, 7);
+    own.roll_back(&copies).unwrap();
+    assert_eq!(differing(&copies, &over), [0; 0]);
+}
+
+#[test]
 fn t27_a_copy_of_a_file_that_is_dropped_shows_the_file_again() {
     needs!(wp_async);
     let in_memory = memfd("resumed", 64);

@@ -94,6 +94,21 @@ pub enum OwnMemoryError {
         /// Address of the first of them.
         address: u64,
     },
+    /// Two places of the regions show the same shared memory by now, and the snapshot has different bytes for them.
+    #[error(
+        "{address:#x} and {elsewhere:#x} show the same page of shared memory by now and did not in snapshot {id}, which has \
+         different bytes for {count} pages there: nothing was put back. Map the regions as they were first"
+    )]
+    ShowTheSame {
+        /// The snapshot.
+        id: SnapshotId,
+        /// How many pages of the two regions are concerned.
+        count: u64,
+        /// Address of the first page that cannot be put back.
+        address: u64,
+        /// Address of the other place that shows it.
+        elsewhere: u64,
+    },
     /// Written pages could not be found.
     #[error(transparent)]
     Track(#[from] TrackError),
