@@ -16,7 +16,13 @@ const PAGE: usize = 4096;
 const CHUNK: usize = 1 << 20;
 
 /// Mappings that belong to the kernel. No other may be missing from a snapshot.
-const OF_THE_KERNEL: [&str; 4] = ["[vvar]", "[vvar_vclock]", "[vsyscall]", "[uprobes]"];
+const OF_THE_KERNEL: [&str; 5] = [
+    "[vvar]",
+    "[vvar_vclock]",
+    "[vsyscall]",
+    "[uprobes]",
+    "[uprobes-trampoline]",
+];
 
 /// A mapping: where, how protected, and whether shared.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

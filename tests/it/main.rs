@@ -20,6 +20,7 @@ mod packaging;
 mod pages;
 mod postgres;
 mod privilege;
+mod probes;
 mod recycled;
 mod redis;
 mod restore;

@@ -11,6 +11,7 @@ use pagetide_kernel::memory::{MemoryError, ProcessMemory};
 use pagetide_kernel::pagemap_scan::{Categories, Pagemap, ScanError, ScanRequest, ScannedRange};
 use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet, PageSize};
 use pagetide_snapshot::{PageHash, PageState};
+use std::collections::HashMap;
 
 pub(crate) const SIZE: PageSize = PageSize::KIB_4;
 
@@ -55,6 +56,8 @@ pub(crate) struct Source<'a> {
     pub knows_guards: bool,
     /// From this length on, the kernel is asked what a range of private memory holds.
     pub ask_from: PageCount,
+    /// What pages are to hold in place of what is read.
+    pub instead: &'a HashMap<PageIndex, Vec<u8>>,
 }
 
 /// What was copied.
@@ -234,11 +237,29 @@ impl Source<'_> {
                 copied.spill()?;
                 continue;
             };
-            let unreadable = self.memory.read_pages(SIZE, batch.ranges, batch.bytes)?;
+            let unreadable = self.read_pages(batch.ranges, batch.bytes)?;
             copied.pages.extend(batch.ranges.iter().copied());
             copied.unreadable.extend(unreadable);
         }
         Ok(())
+    }
+
+    /// Reads `ranges`, and names those that cannot be read.
+    fn read_pages(
+        &self,
+        ranges: &[PageRange],
+        bytes: &mut [u8],
+    ) -> Result<Vec<PageRange>, MemoryError> {
+        let unreadable = self.memory.read_pages(SIZE, ranges, bytes)?;
+        if !self.instead.is_empty() {
+            let pages = ranges.iter().flat_map(|range| range.pages());
+            for (page, bytes) in pages.zip(bytes.chunks_exact_mut(SIZE.len())) {
+                if let Some(other) = self.instead.get(&page) {
+                    bytes.copy_from_slice(other);
+                }
+            }
+        }
+        Ok(unreadable)
     }
 
     /// Reads `pages` and copies those whose content is not the parent's. Of the `anonymous` pages those that
@@ -258,8 +279,7 @@ impl Source<'_> {
         let Some(known) = self.known else {
             return self.copy(&direct, copied);
         };
-        let read =
-            |pieces: &[PageRange], bytes: &mut [u8]| self.memory.read_pages(SIZE, pieces, bytes);
+        let read = |pieces: &[PageRange], bytes: &mut [u8]| self.read_pages(pieces, bytes);
         copied.keep_some(&direct, read, |page, bytes| match known(page) {
             Some(known) if known == PageHash::of(bytes) => Verdict::Unchanged,
             _ => Verdict::Keep,

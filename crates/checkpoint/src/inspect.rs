@@ -1,12 +1,15 @@
 //! What a checkpoint of a process would hold, and what of it a restore could not bring back. It takes one short stop.
 
 use crate::checkpointer::AttachError;
+use crate::files::Files;
+use crate::member::AddressSpace;
+use crate::probes;
 use crate::report::NotTracked;
 use crate::restorable::Restorable;
 use crate::tracking;
 use crate::tree::{children, stop_child, stop_for_a_look};
 use crate::watchers;
-use pagetide_kernel::maps::{self, MapsError};
+use pagetide_kernel::maps::{self, Mapping, MapsError};
 use pagetide_process::{
     Blocker, RefusalError, ResumeError, RingsOfThreads, StopError, StopOptions, examine,
 };
@@ -125,7 +128,7 @@ pub fn inspect(pid: i32, tree: bool, options: StopOptions) -> Result<Inspection,
         };
         inspection.threads += process.threads().len();
         inspection.mappings += mappings.len();
-        let lengths = mappings.iter().map(maps::Mapping::length_bytes);
+        let lengths = mappings.iter().map(Mapping::length_bytes);
         inspection.mapped_bytes += lengths.sum::<u64>();
         layouts.push((found.pid, mappings));
     }
@@ -140,6 +143,8 @@ pub fn inspect(pid: i32, tree: bool, options: StopOptions) -> Result<Inspection,
     restorable.look_from_outside();
     for (pid, mappings) in &layouts {
         restorable.look_at_mappings(*pid, mappings);
+        let breakpoints = breakpoints(*pid, mappings);
+        restorable.name(probes::blockers(*pid, mappings, &[], &breakpoints));
     }
     inspection.processes = layouts.len();
     inspection.blockers = restorable.blockers;
@@ -148,4 +153,21 @@ pub fn inspect(pid: i32, tree: bool, options: StopOptions) -> Result<Inspection,
         .blockers
         .retain(|blocker| !killed.contains(&blocker.pid));
     Ok(inspection)
+}
+
+/// Addresses of breakpoints that a checkpoint would store as they are. None of a process that is gone.
+fn breakpoints(pid: i32, mappings: &[Mapping]) -> Vec<u64> {
+    let Ok(space) = AddressSpace::open(pid) else {
+        return Vec::new();
+    };
+    let mut files = Files::new(false);
+    files.look([(pid, mappings)]);
+    let process = probes::Process {
+        pid,
+        memory: &space.memory,
+        tables: space.page_tables(),
+        mappings,
+        files: &files,
+    };
+    process.probes_now().kept
 }

@@ -14,6 +14,7 @@ use crate::mark::Phase;
 use crate::member::Member;
 use crate::objects::{Earlier, Objects, in_file};
 use crate::precopy::Precopied;
+use crate::probes::Code;
 use crate::restorable::Restorable;
 use crate::rings::{self, AsynchronousIo};
 use crate::take::{Harvests, TakeError, Writing, check_cancelled};
@@ -40,6 +41,7 @@ struct Before {
     mappings: Vec<Mapping>,
     io: AsynchronousIo,
     again: PageSet,
+    code: Code,
 }
 
 /// What one stop of all processes gave.
@@ -114,6 +116,7 @@ impl Checkpointer {
                     mappings,
                     io,
                     again,
+                    code: Code::default(),
                 });
             }
             let trust_io = attempt < LISTED_ATTEMPTS;
@@ -124,6 +127,10 @@ impl Checkpointer {
                 true => self.look_at_files(before.iter().map(|before| &before.mappings[..])),
                 false => self.look_at_kinds(before.iter().map(|before| &before.mappings[..])),
             };
+            for (member, before) in self.members.iter().zip(&mut before) {
+                let process = member.as_probed(&before.mappings, &self.files);
+                before.code = process.code_never_written();
+            }
             let hashes = self.hash_files(parent, &before, &report)?;
             let mut ready = PageCount(0);
             for (member, before) in self.members.iter_mut().zip(&before) {
@@ -348,6 +355,7 @@ impl Checkpointer {
             hashes: &hashes,
             io: &before[number].io,
             rings: &rings[number],
+            code: &before[number].code,
             watchers: watched.get(&pids[number]).map_or(&[], Vec::as_slice),
         };
         // Before any page is copied: threads make system calls for it, on whose way the kernel writes the number of the

@@ -78,6 +78,7 @@ mod page_table_limit;
 mod page_tables;
 mod poison;
 mod precopy;
+mod probes;
 mod report;
 mod restorable;
 mod restore;

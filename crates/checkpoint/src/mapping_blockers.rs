@@ -31,11 +31,6 @@ pub(crate) const AIO: &str = "aio";
 fn told(mapping: &Mapping) -> Option<(&'static str, &'static str, &'static str)> {
     match &mapping.name {
         MappingName::Vdso | MappingName::KernelData(_) => None,
-        MappingName::Other(name) if name == "uprobes" => Some((
-            "uprobes",
-            "was made by a tracing tool",
-            "end the tracing before the checkpoint",
-        )),
         MappingName::Path(path) => {
             let path = path.as_os_str().as_bytes();
             if mapping.shared && path.starts_with(b"/anon_hugepage") {
@@ -91,7 +86,8 @@ mod tests {
             (path("/secretmem (deleted)"), true, Some("device-mapping")),
             (path("/[aio] (deleted)"), true, Some("aio")),
             (path("/anon_hugepage (deleted)"), true, Some("huge-shared")),
-            (MappingName::Other("uprobes".into()), false, Some("uprobes")),
+            (MappingName::KernelData("uprobes"), false, None),
+            (MappingName::KernelData("uprobes-trampoline"), false, None),
             (path("/anon_hugepage (deleted)"), false, None),
             (path("/dev/zero (deleted)"), true, None),
             (path("/dev/shm/pool"), true, None),

@@ -56,6 +56,7 @@ use placement::Places;
 use plan::{Known, Memo, Plan, Signs};
 use put_back::PutBack;
 use shared::{Lengths, SharedReader, lengths};
+use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -323,6 +324,7 @@ impl OwnMemory {
             known: known.as_ref().map(|known| known as &dyn Fn(PageIndex) -> _),
             knows_guards: self.knows_guards,
             ask_from: ASK_FROM,
+            instead: &HashMap::new(),
         };
         let reader = SharedReader {
             files: &self.files,

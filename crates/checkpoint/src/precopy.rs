@@ -16,6 +16,7 @@ use pagetide_kernel::pagemap_scan::{Categories, ScanRequest, ScannedRange};
 use pagetide_pages::{PageCount, PageRange, PageSet};
 use pagetide_snapshot::{PageState, SnapshotWriter, View};
 use pagetide_tracker::{Backend, Harvest};
+use std::collections::HashMap;
 
 /// From this much to copy on, pages are copied while the process runs.
 const PRECOPY_FROM: PageCount = PageCount(2048);
@@ -195,6 +196,7 @@ impl Member {
             known: None,
             knows_guards: self.space.knows_guards,
             ask_from: ASK_FROM,
+            instead: &HashMap::new(),
         };
         sink.arena.open_space(sink.number);
         let (spaces, writer) = (sink.spaces, &mut *sink.writer);

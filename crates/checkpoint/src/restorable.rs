@@ -80,6 +80,13 @@ impl Restorable {
         }
     }
 
+    /// Names what else was found.
+    pub fn name(&mut self, blockers: Vec<Blocker>) {
+        if self.is_asked_for {
+            self.blockers.extend(blockers);
+        }
+    }
+
     fn unreadable(&mut self, pid: i32, kind: &str, what: &str, error: &dyn std::error::Error) {
         self.blockers.push(Blocker {
             pid,
@@ -136,7 +143,13 @@ impl Restorable {
         if !self.is_asked_for {
             return;
         }
-        let of_kernel = ["[vvar]", "[vvar_vclock]", "[vsyscall]"];
+        let of_kernel = [
+            "[vvar]",
+            "[vvar_vclock]",
+            "[vsyscall]",
+            "[uprobes]",
+            "[uprobes-trampoline]",
+        ];
         for one in missing
             .iter()
             .filter(|one| !of_kernel.contains(&&*one.name))

@@ -16,6 +16,8 @@ use crate::file_pages::FilePagesError;
 use crate::files::Files;
 use crate::mark::Phase;
 use crate::member::{MEMORY_SPACE, PROCESS_ATTACHMENT};
+use crate::page_tables::PageTables;
+use crate::probes::Process;
 use crate::rings::{self, Depth};
 use crate::tracking::{Tracking, TrackingError};
 use crate::tree::TREE_ATTACHMENT;
@@ -231,11 +233,22 @@ pub fn roll_back(
         }
         empty = empty.union(&holes);
     }
+    let probes = Process {
+        pid,
+        memory: &memory,
+        tables: PageTables {
+            pagemap: &pagemap,
+            knows_guards: false,
+        },
+        mappings: &mappings,
+        files: &files,
+    };
     let now = Now {
         memory: &memory,
         pagemap: &pagemap,
         mappings: &mappings,
         empty: &empty,
+        instead: &probes.probes_now().instead,
     };
     let contents = Contents::plan(view, space, &now, &shape, changed.as_ref())?;
     let needed = shape.calls().chain(contents.calls()).collect();

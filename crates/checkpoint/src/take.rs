@@ -22,6 +22,7 @@ use crate::object_records;
 use crate::options::{Options, Request};
 use crate::poison;
 use crate::precopy::{Precopied, Sink};
+use crate::probes;
 use crate::report::{NotCaptured, NotTracked, Report};
 use crate::rings::AsynchronousIo;
 use crate::spaces::Spaces;
@@ -284,6 +285,13 @@ impl Checkpointer {
                 let regions = writing.spaces.regions_of(number);
                 found.restorable.name_poisoned(&own, regions);
                 poisoned.extend(own);
+                let blockers = probes::blockers(
+                    member.pid(),
+                    mappings,
+                    &stopped.threads,
+                    &stopped.breakpoints,
+                );
+                found.restorable.name(blockers);
             }
         }
         found.restorable.name_missing(&not_captured);

@@ -13,6 +13,7 @@ use crate::memo::Memo;
 use crate::objects::{in_file, shown_in};
 use crate::page_tables::Private;
 use crate::precopy::Precopied;
+use crate::probes::{Code, Process};
 use crate::report::NotTracked;
 use crate::rings::{self, AsynchronousIo};
 use crate::sparse;
@@ -39,6 +40,7 @@ pub(crate) struct Window<'a> {
     pub io: &'a AsynchronousIo,
     /// What the threads, as they stand now, say of their rings.
     pub rings: &'a RingsOfThreads,
+    pub code: &'a Code,
     /// Why memory of the process must not be marked, if so.
     pub watchers: &'a [ComparedBecause],
 }
@@ -74,6 +76,8 @@ pub(crate) struct Stopped {
     /// Pages on their way into which something may be that was sent before the harvest.
     pub may_land: PageSet,
     pub not_tracked: Vec<NotTracked>,
+    /// Addresses of breakpoints that are stored as they are.
+    pub breakpoints: Vec<u64>,
     /// Pages that were copied, or that were harvested and have a state in `states`.
     pub read: PageSet,
     pub unreadable: PageSet,
@@ -264,6 +268,9 @@ impl Member {
             .filter(|_| self.memo.is_some())
             .and_then(|view| Some((view, view.space_index(&self.names.space)?)));
         let known = parent.map(|(view, space)| move |page| view.page_hash(space, page));
+        let probes = self
+            .as_probed(&layout.mappings, window.files)
+            .probes(window.code, &plan.memo.private_copies);
         let source = Source {
             memory: &self.space.memory,
             pagemap: &self.space.pagemap,
@@ -275,6 +282,7 @@ impl Member {
                 true => PageCount(1),
                 false => ASK_FROM,
             },
+            instead: &probes.instead,
         };
         source.read(&plan.read, &layout.anonymous, &mut copied)?;
         source.compare(&plan.compare, &layout.anonymous, &mut copied)?;
@@ -305,9 +313,21 @@ impl Member {
             memo: plan.memo,
             may_land,
             not_tracked,
+            breakpoints: probes.kept,
             unreadable,
             scan: looked.scan,
         })
+    }
+
+    /// As one that may have probes in it.
+    pub fn as_probed<'a>(&'a self, mappings: &'a [Mapping], files: &'a Files) -> Process<'a> {
+        Process {
+            pid: self.pid(),
+            memory: &self.space.memory,
+            tables: self.space.page_tables(),
+            mappings,
+            files,
+        }
     }
 
     /// Records the guard regions among `pages`.

@@ -25,7 +25,8 @@ pub enum MappingName {
     Stack,
     /// `[vdso]`: code the kernel provides.
     Vdso,
-    /// `[vvar]`, `[vvar_vclock]`, `[vsyscall]`: kernel data that is not the process's.
+    /// `[vvar]`, `[vvar_vclock]`, `[vsyscall]`: kernel data that is not the process's; `[uprobes]`, `[uprobes-trampoline]`: code
+    /// that the kernel has mapped for probes.
     KernelData(&'static str),
     /// A System V shared memory segment, with its key.
     SystemV(i32),
@@ -134,6 +135,8 @@ fn name_of(name: &[u8]) -> MappingName {
         b"[vvar]" => MappingName::KernelData("vvar"),
         b"[vvar_vclock]" => MappingName::KernelData("vvar_vclock"),
         b"[vsyscall]" => MappingName::KernelData("vsyscall"),
+        b"[uprobes]" => MappingName::KernelData("uprobes"),
+        b"[uprobes-trampoline]" => MappingName::KernelData("uprobes-trampoline"),
         [b'[', inner @ .., b']'] => MappingName::Other(String::from_utf8_lossy(inner).into_owned()),
         _ => match system_v_key(name) {
             Some(key) => MappingName::SystemV(key),

@@ -27,6 +27,9 @@ pub(super) struct Plan<'a> {
 /// No process has addresses from here on, with five levels of page tables.
 const ADDRESSES_END: u64 = 1 << 56;
 
+/// What the kernel maps where it needs it, and not into every process.
+const MADE_BY_KERNEL: [&str; 3] = ["[vsyscall]", "[uprobes]", "[uprobes-trampoline]"];
+
 /// Refuses what no process can have, before anything is made of it.
 fn check_spaces(view: &View) -> Result<(), RestoreError> {
     let impossible = |what| RestoreError::Impossible {
@@ -68,9 +71,9 @@ impl<'a> Plan<'a> {
         let kernel = KernelState::from_bytes(kernel)?;
         check_spaces(view)?;
         let regions = &view.spaces()[space].regions[..];
-        let of_kernel = regions
-            .iter()
-            .filter(|region| region.backing == Backing::Kernel && region.name != "[vsyscall]");
+        let of_kernel = regions.iter().filter(|region| {
+            region.backing == Backing::Kernel && !MADE_BY_KERNEL.contains(&&*region.name)
+        });
         let kernel_mapping = |region: &Region| {
             let (start, end) = sources::span(region);
             KernelMapping {

@@ -8,9 +8,10 @@ use crate::layout::{self, Watch};
 use pagetide_kernel::maps::Mapping;
 use pagetide_kernel::memory::ProcessMemory;
 use pagetide_kernel::pagemap_scan::{Categories, Pagemap, ScanRequest, ScannedRange};
-use pagetide_pages::{PageCount, PageRange, PageSet};
+use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet};
 use pagetide_process::{RemoteCallError, StoppedProcess};
 use pagetide_snapshot::{Backing, Capture, PageHash, PageState, Region, Sharing, View};
+use std::collections::HashMap;
 
 /// Pages compared at once.
 const COMPARE_AT_ONCE: PageCount = PageCount(64);
@@ -30,6 +31,8 @@ pub(super) struct Now<'a> {
     pub mappings: &'a [Mapping],
     /// Pages of shared memory, and of mappings of files in memory, that were never allocated.
     pub empty: &'a PageSet,
+    /// What pages with probes of a tracing tool in them are without: these stay.
+    pub instead: &'a HashMap<PageIndex, Vec<u8>>,
 }
 
 /// Which pages of the snapshot need care.
@@ -165,6 +168,7 @@ impl Contents {
             }
             self.compared += piece.count();
             for (page, bytes) in piece.pages().zip(bytes.chunks_exact(SIZE.len())) {
+                let bytes = now.instead.get(&page).map_or(bytes, |bytes| &bytes[..]);
                 if view.page_hash(space, page) != Some(PageHash::of(bytes)) {
                     differing.insert(PageRange::single(page));
                 }

@@ -45,11 +45,11 @@ pub(super) struct Move {
 }
 
 /// The kernel's own mappings among those of a process, ascending. Not `[vsyscall]`, which is part of the kernel's address
-/// space.
+/// space, nor what it maps for probes where it needs it.
 pub(super) fn among(mappings: &[Mapping]) -> Vec<KernelMapping> {
     let kernel = mappings.iter().filter(|mapping| match mapping.name {
         MappingName::Vdso => true,
-        MappingName::KernelData(name) => name != "vsyscall",
+        MappingName::KernelData(name) => name != "vsyscall" && !name.starts_with("uprobes"),
         _ => false,
     });
     kernel
