@@ -5,6 +5,9 @@
 use pagetide_tests::{Frozen, Target, TestStore, list, pagetide, skipped, text};
 use serde_json::Value;
 
+/// Deltas of each way in which memory is written.
+const DELTAS: usize = 20;
+
 /// A process to whose memory somebody writes.
 struct Written {
     test: &'static str,
@@ -52,11 +55,11 @@ impl Written {
         report
     }
 
-    /// The kernel writes before each of some deltas, which say why they compare all memory; `None` if they do not.
+    /// The kernel writes before each of twenty deltas, which say why they compare all memory; `None` if they do not.
     #[track_caller]
     fn is_in_each_delta(&mut self, because: Option<&str>) {
         self.snapshot(true);
-        for before in [false, true, false, true] {
+        for before in [false, true].repeat(DELTAS / 2) {
             let report = self.write(before);
             if text(&report, "backend") == "wp-async" {
                 let why: Vec<&str> = reasons(&report);
@@ -173,7 +176,7 @@ fn t65_a_call_of_another_process_that_arrives_late() {
         return;
     };
     // Also if it waits over several of them.
-    for deltas in 1..3 {
+    for deltas in [1, 2].repeat(DELTAS / 5) {
         for before in [true, false].into_iter().take(deltas) {
             written.snapshot(before);
         }

@@ -12,13 +12,14 @@
 #include "adversary_io.h"
 #include "adversary_rings.h"
 #include "adversary_uffd.h"
+#include "adversary_devices.h"
 #include "adversary_processes.h"
 
 static const struct verb {
     const char *name;
     int (*act)(char **words);
 } verbs[] = {
-    MAPS_VERBS FILES_VERBS IO_VERBS RING_VERBS UFFD_VERBS PROCESSES_VERBS
+    MAPS_VERBS FILES_VERBS IO_VERBS RING_VERBS UFFD_VERBS DEVICE_VERBS PROCESSES_VERBS
 };
 
 /* 0, or -1 with errno, or 1 in a new process that takes orders of its own. */

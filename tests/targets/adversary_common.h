@@ -15,7 +15,7 @@
 
 /* Descriptors of fixed numbers. */
 enum { OBJECT_FD = 40, OBJECTS = 16, BYTES_FD = 60, QUIET_READ_FD, QUIET_WRITE_FD, PIPE_READ_FD, PIPE_WRITE_FD, TAKEN_READ_FD, TAKEN_WRITE_FD,
-       RING_FD = 70, UFFD_FD, CHILD_FD = 100, CHILDREN = 4 };
+       RING_FD = 70, UFFD_FD, PACKETS_FD, MAP_FD, PROGRAM_FD, LINK_FD, MACHINE_FD, PROCESSOR_FD, CHILD_FD = 100, CHILDREN = 4 };
 
 static char **arguments;
 static pid_t main_pid;

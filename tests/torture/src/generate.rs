@@ -45,6 +45,10 @@ pub struct Flavour {
     pub machine: bool,
     /// Files get old enough to count as unchanged.
     pub aged: bool,
+    /// Packets come to memory of the target (AF_XDP).
+    pub packets: bool,
+    /// A machine of KVM has memory of the target.
+    pub guests: bool,
 }
 
 impl Flavour {
@@ -61,6 +65,8 @@ impl Flavour {
             seals: random.one_in(8),
             machine: random.one_in(3),
             aged: random.one_in(4),
+            packets: random.one_in(8),
+            guests: random.one_in(4),
         }
     }
 
@@ -81,6 +87,8 @@ impl Flavour {
             "seals" => &mut self.seals,
             "machine" => &mut self.machine,
             "aged" => &mut self.aged,
+            "packets" => &mut self.packets,
+            "guests" => &mut self.guests,
             _ => return Err(format!("no flavour is named {name}")),
         };
         *switch = true;
@@ -99,6 +107,8 @@ impl Flavour {
             seals: self.seals | other.seals,
             machine: self.machine | other.machine,
             aged: self.aged | other.aged,
+            packets: self.packets | other.packets,
+            guests: self.guests | other.guests,
         }
     }
 }

@@ -4,6 +4,7 @@
 //!
 //! Everything follows from a seed but how threads and checkpoints of a running target interleave.
 
+pub mod devices;
 pub mod driver_stores;
 pub mod generate;
 pub mod kinds;

@@ -1,5 +1,6 @@
 //! The operations of the target, and how often each is chosen.
 
+use crate::devices;
 use crate::generate::{
     AREA_PAGES, CHILDREN, Flavour, Model, OBJECTS, PREPARED, PREPARED_PAGES, THREADS,
 };
@@ -35,7 +36,7 @@ pub fn choices(flavour: Flavour) -> Vec<Choice> {
         (14, driver_stores),
         (10, segment),
     ];
-    let flavours: [(bool, Choice); 8] = [
+    let flavours: [(bool, Choice); 10] = [
         (flavour.rings, (60, rings::ring)),
         (flavour.uffd, (60, uffd)),
         (flavour.threads, (12, thread)),
@@ -44,6 +45,8 @@ pub fn choices(flavour: Flavour) -> Vec<Choice> {
         (flavour.exec, (2, exec)),
         (flavour.seals, (4, |m| Some(format!("seal {} 1", m.page())))),
         (flavour.machine, (6, machine)),
+        (flavour.packets, (40, devices::packets)),
+        (flavour.guests, (40, devices::guest)),
     ];
     choices.extend(
         flavours

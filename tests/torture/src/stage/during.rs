@@ -9,7 +9,7 @@ const MILLISECONDS: u64 = 400;
 
 /// Operations that go on in a process or a request of their own while the target is stopped, so that it would not
 /// stay as it is, or that it does not come back from.
-const ELSEWHERE: [&str; 17] = [
+const ELSEWHERE: [&str; 18] = [
     "@",
     "fork",
     "vfork",
@@ -19,6 +19,7 @@ const ELSEWHERE: [&str; 17] = [
     "exec",
     "ring",
     "aio",
+    "packet",
     "uffd",
     "advise_main",
     "merge_all",
