@@ -279,7 +279,7 @@ mod tests {
                 .collect()
         };
         let stays = ("uprobes:mapping:7000".to_owned(), true);
-        assert_eq!(names(&[]), [stays.clone()]);
+        assert_eq!(names(&[]), std::slice::from_ref(&stays));
         let kept = ("uprobes:mapping:1000".to_owned(), true);
         assert_eq!(names(&[0x1234, 0x1235]), [kept, stays]);
     }
