@@ -34,6 +34,7 @@ mod shared;
 mod sharing;
 mod shell;
 mod signals;
+mod sources;
 mod sparse;
 mod timeouts;
 mod traps;

@@ -77,6 +77,8 @@ const AT_ONCE: usize = 16 * 1024;
 
 /// MPOL_MF_MOVE of numaif(3): pages that only this process maps.
 const MOVE: libc::c_int = 1 << 1;
+/// MPOL_MF_MOVE_ALL: also those that others map, too.
+const MOVE_ALL: libc::c_int = 1 << 2;
 
 /// The node of each of `pages` (base pages) of process `pid`, 0 for the caller itself, in order.
 pub fn nodes_of(
@@ -85,7 +87,7 @@ pub fn nodes_of(
 ) -> Result<Vec<Result<Node, PageErrno>>, MovePagesError> {
     let mut nodes = Vec::with_capacity(pages.len());
     for batch in pages.chunks(AT_ONCE) {
-        nodes.extend(call(pid, batch, None)?);
+        nodes.extend(call(pid, batch, None, MOVE)?);
     }
     Ok(nodes)
 }
@@ -99,7 +101,20 @@ pub fn move_to(
 ) -> Result<Vec<Result<Node, PageErrno>>, MovePagesError> {
     let mut nodes = Vec::with_capacity(pages.len());
     for batch in pages.chunks(AT_ONCE) {
-        nodes.extend(call(pid, batch, Some(node))?);
+        nodes.extend(call(pid, batch, Some(node), MOVE)?);
+    }
+    Ok(nodes)
+}
+
+/// The same for pages that other processes map, too. Needs CAP_SYS_NICE: EPERM without.
+pub fn move_all_to(
+    pid: i32,
+    pages: &[PageIndex],
+    node: Node,
+) -> Result<Vec<Result<Node, PageErrno>>, MovePagesError> {
+    let mut nodes = Vec::with_capacity(pages.len());
+    for batch in pages.chunks(AT_ONCE) {
+        nodes.extend(call(pid, batch, Some(node), MOVE_ALL)?);
     }
     Ok(nodes)
 }
@@ -108,6 +123,7 @@ fn call(
     pid: i32,
     pages: &[PageIndex],
     target: Option<Node>,
+    whose: libc::c_int,
 ) -> Result<Vec<Result<Node, PageErrno>>, MovePagesError> {
     let address = |page: &PageIndex| PageSize::KIB_4.address_of(*page) as *const libc::c_void;
     let addresses: Vec<*const libc::c_void> = pages.iter().map(address).collect();
@@ -127,7 +143,7 @@ fn call(
             addresses.as_ptr(),
             nodes,
             status.as_mut_ptr(),
-            MOVE,
+            whose,
         )
     };
     if answer < 0 {
@@ -146,4 +162,31 @@ fn told(status: libc::c_int) -> Result<Node, PageErrno> {
     u32::try_from(status)
         .map(Node)
         .map_err(|_| PageErrno(-status))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_error_of_a_page_is_told_in_words() {
+        for (errno, name) in [
+            (libc::EACCES, "EACCES"),
+            (libc::EBUSY, "EBUSY"),
+            (libc::EFAULT, "EFAULT"),
+            (libc::EIO, "EIO"),
+            (libc::EINVAL, "EINVAL"),
+            (libc::ENOENT, "ENOENT"),
+            (libc::ENOMEM, "ENOMEM"),
+            (libc::EINTR, "EINTR"),
+        ] {
+            let error = PageErrno(errno);
+            for words in [error.of_page(), error.of_move()] {
+                assert!(words.ends_with(&format!("({name})")), "{words}");
+            }
+            assert_eq!(told(-errno), Err(error));
+        }
+        assert_eq!(told(3), Ok(Node(3)));
+        assert!(PageErrno(libc::EPERM).of_page().contains("does not name"));
+    }
 }

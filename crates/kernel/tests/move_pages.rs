@@ -7,7 +7,9 @@ use common::child::{Child, create_userfaultfd};
 use common::watched::{Watcher, loads};
 use common::{PAGE, Region, needs, skip};
 use nix::libc;
-use pagetide_kernel::move_pages::{MovePagesError, Node, PageErrno, move_to, nodes_of};
+use pagetide_kernel::move_pages::{
+    MovePagesError, Node, PageErrno, move_all_to, move_to, nodes_of,
+};
 use pagetide_kernel::numa_maps::numa_mappings;
 use pagetide_kernel::pagemap_scan::Pagemap;
 use pagetide_kernel::userfaultfd::WriteProtector;
@@ -232,4 +234,31 @@ fn pages_of_another_process_moved_from_outside_keep_their_state() {
     assert_eq!(moved, [Ok(second); PAGES]);
     assert_eq!(watcher.written(&region), [4]);
     assert_eq!(region.load_at(PAGE), 0, "nothing of it is ours");
+}
+
+#[test]
+fn pages_that_others_map_too_move_for_who_may_move_all() {
+    let test = "pages_that_others_map_too_move_for_who_may_move_all";
+    if !tells_nodes(test) {
+        return;
+    }
+    let region = Region::filled(2, 7);
+    let child = Child::run(|_| {});
+    let pages = indices(&region, 0..2);
+    let here = nodes_of(0, &pages).unwrap()[0].expect("it is there");
+    // Where it is it can stay, whoever maps it.
+    assert_eq!(move_all_to(0, &pages, here).unwrap()[0], Ok(here));
+    assert!(matches!(
+        move_all_to(0, &pages, Node(1000)),
+        Err(MovePagesError::Kernel { source, .. }) if source.raw_os_error() == Some(libc::ENODEV)
+    ));
+    if let Some((first, second)) = two_nodes(test) {
+        let there = if here == first { second } else { first };
+        let refused = move_to(0, &pages, there).unwrap();
+        assert_eq!(refused, [Err(PageErrno(libc::EACCES)); 2]);
+        assert_eq!(move_all_to(0, &pages, there).unwrap(), [Ok(there); 2]);
+        assert_eq!(nodes_of(child.pid(), &pages).unwrap(), [Ok(there); 2]);
+        assert_eq!(region.load(0), 7);
+    }
+    child.kill();
 }

@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::os::unix::fs::FileExt;
+
 use common::machine::Machine;
 use common::{PAGE, Region, needs, skip};
 use pagetide_kernel::pagemap::{PagemapEntry, ReadEntriesError};
@@ -184,4 +186,32 @@ fn the_entries_of_a_dead_process_end() {
         matches!(answer, Err(ReadEntriesError::Ended { page: 16 })),
         "{answer:?}"
     );
+}
+
+#[test]
+fn reads_that_are_not_of_whole_entries_are_refused() {
+    let files = ["self/pagemap", "kpagecount", "kpageflags", "kpagecgroup"];
+    for name in files {
+        let path = format!("/proc/{name}");
+        let file = match std::fs::File::open(&path) {
+            Ok(file) => file,
+            // Without privilege, or without CONFIG_MEMCG.
+            Err(error) => {
+                assert_ne!(name, "self/pagemap", "{error}");
+                continue;
+            }
+        };
+        let mut bytes = [0; 16];
+        let errno = |read: std::io::Result<usize>| read.err().and_then(|e| e.raw_os_error());
+        for (offset, length) in [(4, 8), (1, 16), (0, 7), (8, 12)] {
+            let read = file.read_at(&mut bytes[..length], offset);
+            assert_eq!(
+                errno(read),
+                Some(nix::libc::EINVAL),
+                "{path} {offset} {length}"
+            );
+        }
+        let read = file.read_at(&mut bytes, 8);
+        assert!(read.is_ok(), "{path}: {read:?}");
+    }
 }

@@ -1,7 +1,10 @@
 //! Prevents that memory comes back with the right bytes and yet is other memory: windows of remap_file_pages(2) in another
-//! order, policies of mbind(2) gone, poisoned pages that read as zeros, more mappings than the machine allows.
+//! order, policies of mbind(2) gone, poisoned pages that read as zeros, more mappings than the
+//! machine allows, or charged to somebody else.
 
-use pagetide_tests::{Scratch, Steps, Subject, Target, TestStore, cycle, list, number, pagetide};
+use pagetide_tests::{
+    Program, Scratch, Steps, Subject, Target, TestStore, cycle, list, number, pagetide,
+};
 use pagetide_tests::{skipped, text};
 
 const SCHEDULE: [&str; 4] = ["--every", "40ms", "--count", "2"];
@@ -129,4 +132,64 @@ fn more_mappings_than_the_machine_allows_are_told_beforehand_with_their_number()
     let refused = pagetide(["restore", &store, "--detach"].into_iter().chain(accepted));
     let refused = refused.exits_with(3);
     assert!(refused.stderr.contains(&needed), "{refused:#?}");
+}
+
+/// A control group that counts memory. Removed when it is dropped, and empty by then.
+struct MemoryGroup(std::path::PathBuf);
+
+impl MemoryGroup {
+    fn of(pid: i32) -> Option<MemoryGroup> {
+        let made = ["/sys/fs/cgroup/memory", "/sys/fs/cgroup"]
+            .iter()
+            .find_map(|top| {
+                let group = std::path::Path::new(top).join(format!("pagetide-it-{pid}"));
+                std::fs::create_dir(&group).ok()?;
+                let group = MemoryGroup(group);
+                // Without the controller it counts nothing.
+                group.bytes()?;
+                Some(group)
+            })?;
+        std::fs::write(made.0.join("cgroup.procs"), pid.to_string()).ok()?;
+        Some(made)
+    }
+
+    fn bytes(&self) -> Option<u64> {
+        let names = ["memory.usage_in_bytes", "memory.current"].iter();
+        let mut texts = names.filter_map(|name| std::fs::read_to_string(self.0.join(name)).ok());
+        texts.next()?.trim().parse().ok()
+    }
+}
+
+impl Drop for MemoryGroup {
+    fn drop(&mut self) {
+        for _ in 0..500 {
+            if std::fs::remove_dir(&self.0).is_ok() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    }
+}
+
+#[test]
+fn the_memory_of_a_restored_process_is_charged_to_its_group() {
+    const MEBIBYTE: u64 = 1 << 20;
+    // 16 mappings of 64 KiB.
+    let mut subject = Subject::target("policies", &["0:0"; 16]);
+    let Some(group) = MemoryGroup::of(subject.pid()) else {
+        return skipped(
+            "the_memory_of_a_restored_process_is_charged_to_its_group",
+            "no control group of memory can be made",
+        );
+    };
+    let mut steps = Steps::new(2);
+    steps.goes_on(&subject);
+    let (report, truth) = subject.stop_and_read();
+    subject.kill();
+    let before = group.bytes().expect("it counts");
+    assert!(before < MEBIBYTE, "{before} with nobody in it");
+    subject.restore_and_compare(number(&report, "id"), &truth);
+    let after = group.bytes().expect("it counts");
+    assert!(after >= MEBIBYTE, "{after} with the restored process in it");
+    subject.kill();
 }
