@@ -85,6 +85,10 @@ int main(int count, char **words) {
     /* It goes when nobody is attached. */
     must(segment >= 0 && kinds[SYSTEM_V] != (void *)-1 && shmctl(segment, IPC_RMID, NULL) == 0);
     kinds[GROWN] = map(MAP_PRIVATE | MAP_ANONYMOUS, -1, PAGES);
+    /* Written once, and never again: it stays charged. */
+    uint64_t *settled = map(MAP_PRIVATE | MAP_ANONYMOUS, -1, 2);
+    settled[0] = settled[PAGE / 8] = 4711;
+    must(mprotect(settled, 2 * PAGE, PROT_READ) == 0);
     char *reserved = mmap(NULL, 1024 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     must(reserved != MAP_FAILED);
     /* Told apart by advice and protection. */
@@ -93,6 +97,7 @@ int main(int count, char **words) {
     for (uint64_t round = 1; round < 1000; round++) {
         for (int kind = 0; kind < KINDS; kind++)
             count_up(kinds[kind], round, kind >= DELETED_SHARED && kind <= FILE_PRIVATE);
+        must(settled[0] == 4711 && settled[PAGE / 8] == 4711);
         /* A piece of the reservation becomes memory, and is protected once it is written. */
         uint64_t *piece = (uint64_t *)(reserved + round * PAGE);
         must(mprotect(piece, PAGE, PROT_READ | PROT_WRITE) == 0);

@@ -1,6 +1,7 @@
 //! Mappings that a restore could not make again.
 
 use crate::layout;
+use crate::restore::device_of_memory;
 use pagetide_kernel::maps::{Mapping, MappingName};
 use pagetide_process::Blocker;
 use std::os::unix::ffi::OsStrExt;
@@ -31,6 +32,15 @@ pub(crate) const AIO: &str = "aio";
 fn told(mapping: &Mapping) -> Option<(&'static str, &'static str, &'static str)> {
     match &mapping.name {
         MappingName::Vdso | MappingName::KernelData(_) => None,
+        MappingName::SystemV(_) => {
+            let device = layout::device_number(mapping);
+            let is_huge = device_of_memory().is_some_and(|memory| memory != device);
+            is_huge.then_some((
+                "huge-shared",
+                "is a System V segment of huge pages",
+                "let the program use ordinary pages, or a file of hugetlbfs",
+            ))
+        }
         MappingName::Path(path) => {
             let path = path.as_os_str().as_bytes();
             if mapping.shared && path.starts_with(b"/anon_hugepage") {
@@ -78,6 +88,14 @@ mod tests {
     }
 
     #[test]
+    fn a_segment_of_ordinary_pages_is_not_named() {
+        let memory = device_of_memory().expect("memory");
+        let mut ordinary = mapping(MappingName::SystemV(5), true);
+        ordinary.device = (rustix::fs::major(memory), rustix::fs::minor(memory));
+        assert!(mapping_blockers(9, &[ordinary]).is_empty());
+    }
+
+    #[test]
     fn memory_that_is_not_the_programs_own_is_named_and_the_rest_is_not() {
         let path = |path: &str| MappingName::Path(path.into());
         for (name, shared, kind) in [
@@ -89,6 +107,7 @@ mod tests {
             (MappingName::KernelData("uprobes"), false, None),
             (MappingName::KernelData("uprobes-trampoline"), false, None),
             (path("/anon_hugepage (deleted)"), false, None),
+            (MappingName::SystemV(5), true, Some("huge-shared")),
             (path("/dev/zero (deleted)"), true, None),
             (path("/dev/shm/pool"), true, None),
             (path("/usr/lib/libm.so.6"), false, None),

@@ -37,6 +37,7 @@ use lazy::Lazy;
 pub use lazy::{FillError, FilledReport, Filling, LazyError};
 pub use limits::check as check_limits;
 use made::Made;
+pub(crate) use nature::device_of_memory;
 use pagetide_kernel::memory::MemoryError;
 use pagetide_kernel::pidfd::PidFdError;
 use pagetide_kernel::spawn::SpawnError;

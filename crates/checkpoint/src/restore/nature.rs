@@ -80,7 +80,7 @@ fn is_segment(path: &[u8]) -> bool {
 }
 
 /// The device of what has no name in any file system: the kernel's own mount of memory.
-fn device_of_memory() -> Option<u64> {
+pub(crate) fn device_of_memory() -> Option<u64> {
     static DEVICE: OnceLock<Option<u64>> = OnceLock::new();
     *DEVICE.get_or_init(|| {
         let memory = rustix::fs::memfd_create(c"", rustix::fs::MemfdFlags::CLOEXEC).ok()?;
