@@ -384,7 +384,8 @@ fn one_process_of_a_tree_as_a_core() {
     let words = ["export", &store.text(), "--format", "core", "-o", core];
     pagetide(words).refused("--pid");
     pagetide(words.into_iter().chain(["--pid", "1"])).refused(&idle.to_string());
-    pagetide(words.into_iter().chain(["--all", "--pid", &idle.to_string()])).done();
+    let all = ["--all", "--pid", &idle.to_string()];
+    pagetide(words.into_iter().chain(all)).done();
     let bytes = std::fs::read(core).expect("a core");
     assert_eq!(&bytes[..4], b"\x7fELF");
     let pages = store
