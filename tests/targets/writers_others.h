@@ -93,8 +93,15 @@ static const char *send_packet(void) {
     uint32_t before = *produced;
     if (sendto(from, text, sizeof text, 0, (struct sockaddr *)&to, sizeof to) < 0) return strerror(errno);
     close(from);
-    for (int i = 0; i < 2000 && *produced == before; i++) usleep(1000);
-    return *produced != before ? NULL : "no packet came";
+    for (int i = 0; i < 10000 && __atomic_load_n(produced, __ATOMIC_ACQUIRE) == before; i++) usleep(1000);
+    if (*produced == before) return "no packet came";
+    /* Its frame is given back, for another packet. */
+    uint32_t *filled = (uint32_t *)(fill_ring + places.fr.producer), *taken = (uint32_t *)(receive_ring + places.rx.consumer);
+    struct xdp_desc *at = (struct xdp_desc *)(receive_ring + places.rx.desc) + before % FRAMES;
+    ((uint64_t *)(fill_ring + places.fr.desc))[*filled % FRAMES] = at->addr / PAGE * PAGE;
+    __atomic_store_n(taken, before + 1, __ATOMIC_RELEASE);
+    __atomic_store_n(filled, *filled + 1, __ATOMIC_RELEASE);
+    return NULL;
 }
 
 /* --- KVM --- */
