@@ -10,9 +10,7 @@ use crate::tracking;
 use crate::tree::{children, stop_child, stop_for_a_look};
 use crate::watchers;
 use pagetide_kernel::maps::{self, Mapping, MapsError};
-use pagetide_process::{
-    Blocker, RefusalError, ResumeError, RingsOfThreads, StopError, StopOptions, examine,
-};
+use pagetide_process::{Blocker, RefusalError, ResumeError, StopError, StopOptions, examine};
 
 /// Why a process could not be inspected. It runs on.
 #[derive(Debug, thiserror::Error)]
@@ -81,15 +79,7 @@ pub fn inspect(pid: i32, tree: bool, options: StopOptions) -> Result<Inspection,
         }
         at += 1;
     }
-    let rings: Vec<(i32, RingsOfThreads)> = stopped
-        .iter_mut()
-        .flatten()
-        .map(|process| (process.identity().pid, process.rings_of_threads()))
-        .collect();
     let mut restorable = Restorable::read(&mut stopped, tree);
-    for (pid, rings) in &rings {
-        restorable.name_rings(*pid, rings);
-    }
     let mut inspection = Inspection {
         processes: 0,
         threads: 0,

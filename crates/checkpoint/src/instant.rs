@@ -254,16 +254,14 @@ impl Checkpointer {
         unreachable!("the loop ends by returning")
     }
 
-    /// What the threads of all processes say of their rings. They make a system call for it, as for what a restore needs.
+    /// What the threads of all processes say of their rings, where nothing else is asked of them.
     fn rings_of(&self, stopped: &mut AllStopped) -> Vec<RingsOfThreads> {
         let ask = |(number, process): (usize, &mut Option<StoppedProcess>)| {
             let tracks = self
                 .members
                 .get(number)
                 .is_some_and(|one| one.tracking.is_some());
-            let process = process
-                .as_mut()
-                .filter(|_| tracks || self.options.restorable);
+            let process = process.as_mut().filter(|_| tracks);
             process
                 .map(StoppedProcess::rings_of_threads)
                 .unwrap_or_default()
@@ -343,7 +341,16 @@ impl Checkpointer {
         for member in &self.members {
             writing.spaces.number(&member.names.space);
         }
-        let rings = self.rings_of(stopped);
+        // Before any page is copied: threads make system calls for it, on whose way the kernel writes the number of the
+        // processor into their memory (rseq(2)).
+        let mut restorable = match self.options.restorable {
+            true => Restorable::read(stopped, self.options.tree),
+            false => Restorable::default(),
+        };
+        let rings = match self.options.restorable {
+            true => std::mem::take(&mut restorable.rings),
+            false => self.rings_of(stopped),
+        };
         let nothing = Precopied::default();
         let pids: Vec<i32> = self.members.iter().map(Member::pid).collect();
         let window = |number: usize| Window {
@@ -358,17 +365,6 @@ impl Checkpointer {
             code: &before[number].code,
             watchers: watched.get(&pids[number]).map_or(&[], Vec::as_slice),
         };
-        // Before any page is copied: threads make system calls for it, on whose way the kernel writes the number of the
-        // processor into their memory (rseq(2)).
-        let mut restorable = match self.options.restorable {
-            true => Restorable::read(stopped, self.options.tree),
-            false => Restorable::default(),
-        };
-        for (process, rings) in stopped.iter().zip(&rings) {
-            if let Some(process) = process {
-                restorable.name_rings(process.identity().pid, rings);
-            }
-        }
         let mut objects = Objects::default();
         let mut looked = Vec::with_capacity(self.members.len());
         for (number, process) in stopped.iter_mut().enumerate() {

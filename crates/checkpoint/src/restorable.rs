@@ -28,6 +28,8 @@ pub(crate) struct Restorable {
     kernel: Vec<(i32, KernelState)>,
     /// What a restore could not bring back.
     pub blockers: Vec<Blocker>,
+    /// What the threads of each stopped process say of their rings, as they are asked for all at once; nothing of others.
+    pub rings: Vec<RingsOfThreads>,
 }
 
 impl Restorable {
@@ -58,26 +60,27 @@ impl Restorable {
             let pids = all.iter().map(|process| process.identity().pid);
             read.blockers.extend(pids.flat_map(children_of));
         }
-        for process in stopped.iter_mut().flatten() {
+        for process in stopped.iter_mut() {
+            let Some(process) = process else {
+                read.rings.push(RingsOfThreads::default());
+                continue;
+            };
             let pid = process.identity().pid;
-            match KernelState::read(process) {
-                Ok((state, blockers)) => {
+            let rings = match KernelState::read_with_rings(process) {
+                Ok((state, blockers, rings)) => {
                     read.kernel.push((pid, state));
                     read.blockers.extend(blockers);
+                    rings
                 }
                 Err(error) => {
                     read.unreadable(pid, "kernel-state", "what the kernel keeps for it", &error);
+                    process.rings_of_threads()
                 }
-            }
+            };
+            read.blockers.extend(rings.blockers(pid));
+            read.rings.push(rings);
         }
         read
-    }
-
-    /// Names the rings that threads of process `pid` have registered.
-    pub fn name_rings(&mut self, pid: i32, rings: &RingsOfThreads) {
-        if self.is_asked_for {
-            self.blockers.extend(rings.blockers(pid));
-        }
     }
 
     /// Names what else was found.

@@ -299,7 +299,7 @@ impl Drop for RemoteCalls<'_> {
 }
 
 /// What the kernel returned, as a result.
-fn checked(result: u64) -> Result<u64, Errno> {
+pub(crate) fn checked(result: u64) -> Result<u64, Errno> {
     match result.cast_signed() {
         // In range by the pattern.
         error @ -4095..0 => Err(Errno::from_raw_os_error(i32::try_from(-error).unwrap_or(0))),

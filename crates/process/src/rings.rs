@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use crate::blocker::Blocker;
 use crate::freezer::Freezer;
-use crate::remote::RemoteCalls;
+use crate::remote::{RemoteCalls, checked};
 use crate::remote_error::RemoteCallError;
 use crate::stop::StoppedProcess;
 
@@ -53,6 +53,16 @@ impl RingsOfThreads {
     }
 }
 
+/// The question to a thread whether it has ever used io_uring. Those who may have are asked more.
+pub(crate) fn first_question() -> (i64, [u64; 6]) {
+    question(0)
+}
+
+/// True if this is the answer of one that never has.
+fn has_none(result: Result<u64, Errno>) -> bool {
+    matches!(result, Err(Errno::INVAL | Errno::NOSYS))
+}
+
 /// A call that submits nothing and waits for nothing. EINVAL: the thread has never used io_uring; EBADF: it has no
 /// ring of that number.
 fn question(number: u32) -> (i64, [u64; 6]) {
@@ -67,7 +77,7 @@ impl StoppedProcess {
         let threads = self.threads().to_vec();
         let rooms = threads.iter().map(|thread| (*thread, 0)).collect();
         let mut found = RingsOfThreads::default();
-        let answers = self.call_in_all(rooms, |_, _| vec![question(0)]);
+        let answers = self.call_in_all(rooms, |_, _| vec![first_question()]);
         let answers = answers.unwrap_or_else(|error| {
             found.not_asked(error);
             Vec::new()
@@ -78,17 +88,23 @@ impl StoppedProcess {
                 // Its filters have to be asked.
                 Err(RemoteCallError::UnderSeccomp { .. }) => users.push(thread),
                 Err(error) => found.not_asked(error),
-                Ok(None | Some(Err(Errno::INVAL | Errno::NOSYS))) => {}
+                Ok(None) => {}
+                Ok(Some(result)) if has_none(result) => {}
                 Ok(Some(_)) => users.push(thread),
             }
         }
+        self.ask_users(users, &mut found);
+        found
+    }
+
+    /// Asks these, one after the other, about all numbers.
+    pub(crate) fn ask_users(&mut self, users: Vec<ThreadId>, found: &mut RingsOfThreads) {
         for thread in users {
             match self.remote_calls_by(thread) {
-                Ok(mut calls) => ask(&mut calls, thread, &mut found),
+                Ok(mut calls) => ask(&mut calls, thread, found),
                 Err(error) => found.not_asked(error),
             }
         }
-        found
     }
 }
 
@@ -108,6 +124,11 @@ fn ask(calls: &mut RemoteCalls<'_>, thread: ThreadId, found: &mut RingsOfThreads
         }
         found.used = true;
     }
+}
+
+/// Whether the answer to [`first_question`], as the kernel gave it, is that of a thread which may have used io_uring.
+pub(crate) fn may_have_used(result: u64) -> bool {
+    !has_none(checked(result))
 }
 
 #[cfg(test)]

@@ -24,6 +24,8 @@ pub(super) struct Question {
     /// Which arguments are addresses, as offsets into the answer.
     pointers: Vec<(usize, u64)>,
     length_bytes: usize,
+    /// That the kernel refuses it is an answer, too.
+    asks_whether: bool,
 }
 
 /// The result of a call, and what it wrote.
@@ -41,6 +43,16 @@ impl Question {
             args,
             pointers: Vec::new(),
             length_bytes: 0,
+            asks_whether: false,
+        }
+    }
+
+    /// A call that writes nothing, whose result is told as the kernel gave it: an error is a negative number. For threads
+    /// that are asked together.
+    pub(super) fn outcome((number, args): (i64, [u64; 6])) -> Self {
+        Self {
+            asks_whether: true,
+            ..Self::number(number, args)
         }
     }
 
@@ -51,6 +63,7 @@ impl Question {
             args,
             pointers: vec![(argument, 0)],
             length_bytes,
+            asks_whether: false,
         }
     }
 
@@ -132,8 +145,15 @@ pub(super) fn ask_together(
     let answered = threads.into_iter().zip(outcomes);
     let answered = answered.map(|(thread, outcome)| {
         let read = |(results, bytes): (Vec<Result<u64, Errno>>, Vec<u8>)| {
-            let results = results.into_iter().map(Result::ok).collect();
-            answers(&asked[&thread], results, &bytes)
+            let questions = &asked[&thread];
+            let told = results.into_iter().zip(questions);
+            let told = told.map(|(result, question)| match result {
+                Err(errno) if question.asks_whether => {
+                    Some(i64::from(-errno.raw_os_error()).cast_unsigned())
+                }
+                result => result.ok(),
+            });
+            answers(questions, told.collect(), &bytes)
         };
         (thread, outcome.map(read))
     });

@@ -11,7 +11,7 @@ use pagetide_kernel::robust_list::robust_list;
 use pagetide_kernel::scheduling::SchedulingAttributes;
 
 use crate::blocker::Blocker;
-use crate::kernel_state::ask::{Answer, Asked, Question, ask_one, ask_together, fit_at_once};
+use crate::kernel_state::ask::{Answer, Asked, Question, Told, ask_one, ask_together, fit_at_once};
 use crate::kernel_state::calls::{MODIFY_LDT, PRCTL};
 use crate::kernel_state::credentials::{self, Credentials};
 use crate::kernel_state::error::KernelStateError;
@@ -24,6 +24,7 @@ use crate::kernel_state::{
 };
 use crate::proc_files::{self, Status};
 use crate::remote_error::RemoteCallError;
+use crate::rings::{self, RingsOfThreads};
 use crate::stop::StoppedProcess;
 use crate::tracees::Tracees;
 use crate::tracer::is_gone;
@@ -49,6 +50,14 @@ impl KernelState {
     pub fn read(
         stopped: &mut StoppedProcess,
     ) -> Result<(KernelState, Vec<Blocker>), KernelStateError> {
+        let (state, blockers, _) = Self::read_with_rings(stopped)?;
+        Ok((state, blockers))
+    }
+
+    /// The same, and what [`StoppedProcess::rings_of_threads`] tells: all of it is asked of the threads at once.
+    pub fn read_with_rings(
+        stopped: &mut StoppedProcess,
+    ) -> Result<(KernelState, Vec<Blocker>, RingsOfThreads), KernelStateError> {
         Reading::of(stopped)
     }
 
@@ -70,6 +79,7 @@ impl KernelState {
 struct Reading {
     pid: i32,
     blockers: Vec<Blocker>,
+    rings: RingsOfThreads,
     default_scheduling: Option<SchedulingAttributes>,
 }
 
@@ -82,11 +92,14 @@ struct AskedOfProcess {
 }
 
 impl Reading {
-    fn of(stopped: &mut StoppedProcess) -> Result<(KernelState, Vec<Blocker>), KernelStateError> {
+    fn of(
+        stopped: &mut StoppedProcess,
+    ) -> Result<(KernelState, Vec<Blocker>, RingsOfThreads), KernelStateError> {
         let pid = stopped.identity().pid;
         let mut reading = Self {
             pid,
             blockers: Vec::new(),
+            rings: RingsOfThreads::default(),
             default_scheduling: scheduling::default_attributes(),
         };
         let (shared, traced) = stopped
@@ -143,7 +156,7 @@ impl Reading {
             cgroups: String::from_utf8_lossy(&reading.file(&first, "cgroup")?).into_owned(),
             threads,
         };
-        Ok((state, reading.blockers))
+        Ok((state, reading.blockers, reading.rings))
     }
 
     fn failed(
@@ -301,6 +314,8 @@ impl Reading {
         let of_thread = thread_questions();
         let mut asked = Asked::with_capacity(threads.len());
         let mut answered = Vec::with_capacity(threads.len());
+        // Who is to be asked for rings alone.
+        let mut users = Vec::new();
         for (state, status) in threads.iter() {
             let thread = ThreadId::new(state.thread);
             let mut questions = of_thread.clone();
@@ -310,17 +325,27 @@ impl Reading {
             // Seccomp has to be asked of each call.
             if status.number("Seccomp") != 0 || !fit_at_once(&questions) {
                 answered.push((thread, ask_one(stopped, thread, &questions)));
+                users.push(thread);
             } else {
+                questions.push(Question::outcome(rings::first_question()));
                 asked.insert(thread, questions);
             }
         }
         if !asked.is_empty() {
             let asked = Arc::new(asked);
             match ask_together(stopped, &asked) {
-                Ok(answers) => answered.extend(answers),
-                Err(error) => self.known(Err(error), ThreadId::new(self.pid))?,
+                Ok(answers) => {
+                    let rest =
+                        |(thread, told)| (thread, Self::without_ring(thread, told, &mut users));
+                    answered.extend(answers.into_iter().map(rest));
+                }
+                Err(error) => {
+                    users.extend(asked.keys().copied());
+                    self.known::<()>(Err(error), ThreadId::new(self.pid))?;
+                }
             }
         }
+        stopped.ask_users(users, &mut self.rings);
         let mut answered: HashMap<_, _> = answered.into_iter().collect();
         for (state, status) in threads {
             let thread = ThreadId::new(state.thread);
@@ -335,6 +360,16 @@ impl Reading {
             }
         }
         Ok(())
+    }
+
+    /// What a thread told, without the answer to the question about rings, which came last.
+    fn without_ring(thread: ThreadId, mut told: Told, users: &mut Vec<ThreadId>) -> Told {
+        match told.as_mut().map(Vec::pop) {
+            Ok(Some(Some(answer))) if !rings::may_have_used(answer.result) => {}
+            // Nor is anything known of one that could not be asked for all at once.
+            _ => users.push(thread),
+        }
+        told
     }
 
     /// A thread that cannot be asked is no failure, but keeps its process from being restored.

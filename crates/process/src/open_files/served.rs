@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use pagetide_kernel::proc_file;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::process::getpid;
 
@@ -54,7 +55,7 @@ impl Mounts {
     }
 
     fn read(&mut self, process: &str, is_own: bool) {
-        let text = fs::read(format!("/proc/{process}/mountinfo")).unwrap_or_default();
+        let text = proc_file::read(format!("/proc/{process}/mountinfo")).unwrap_or_default();
         for line in text.split(|byte| *byte == b'\n') {
             let Some(mount) = Mount::parse(line) else {
                 continue;
