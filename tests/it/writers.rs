@@ -122,6 +122,14 @@ fn t60_a_ring_that_only_its_thread_knows() {
     assert!(refused.stderr.contains(&name), "{refused:#?}");
 }
 
+/// Its ring is as hidden as that of t60, and it makes no system calls for anybody.
+#[test]
+fn t72_a_ring_of_a_thread_that_cannot_be_asked() {
+    let test = "t72_a_ring_of_a_thread_that_cannot_be_asked";
+    written_by(test, "filtered_ring", Some("not-asked"));
+    written_by(test, "diverted_ring", Some("not-asked"));
+}
+
 #[test]
 fn t61_a_ring_of_buffers_that_the_kernel_moves_on() {
     let test = "t61_a_ring_of_buffers_that_the_kernel_moves_on";

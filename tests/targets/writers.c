@@ -11,6 +11,8 @@ static const struct way {
     const char *(*write)(void);
 } ways[] = {
     {"registered_ring", make_registered_ring, complete_many},
+    {"filtered_ring", make_filtered_ring, complete_polled},
+    {"diverted_ring", make_diverted_ring, complete_polled},
     {"deceiving_ring", make_deceiving_ring, complete_many},
     {"lent_ring", make_lent_ring, complete_lent},
     {"buffer_ring", make_buffer_ring, receive},

@@ -1,11 +1,14 @@
 /* The rings of writers.c. The numbers are those of linux/io_uring.h, which older headers lack. */
 #pragma once
 #include "writers.h"
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <stddef.h>
 
 #define ENTRIES 256ul
 #define QUEUES_LENGTH (4 * PAGE)
 #define BUFFER_PAGES 16ul
-enum { GETEVENTS = 1, REGISTERED = 1 << 4, SINGLE_ISSUER = 1 << 12, NO_MMAP = 1 << 14, REGISTERED_ONLY = 1 << 15 };
+enum { GETEVENTS = 1, WAKE_UP = 1 << 1, REGISTERED = 1 << 4, POLLED = 1 << 1, SINGLE_ISSUER = 1 << 12, NO_MMAP = 1 << 14, REGISTERED_ONLY = 1 << 15 };
 enum { BUFFERS = 0, BUFFERS2 = 15, BUFFERS_UPDATE = 16, BUFFER_RING = 22, CLONE_BUFFERS = 30, BY_REGISTERED = 1u << 31 };
 enum { OP_NOP = 0, OP_READ_FIXED = 4, OP_RECV = 27, BUFFER_SELECT = 1 << 5 };
 enum { BUFFERS_BY_KERNEL = 1, BUFFERS_BY_AND_BY = 2 };
@@ -61,7 +64,7 @@ static const char *make_own(struct ring *made, unsigned flags) {
     made->entries = map_anonymous(ENTRIES * sizeof *made->entries);
     memset(made->queues, 0, QUEUES_LENGTH);
     memset(made->entries, 0, ENTRIES * sizeof *made->entries);
-    made->at = (struct parameters){.flags = NO_MMAP | flags};
+    made->at = (struct parameters){.flags = NO_MMAP | flags, .thread_idle = 600000};
     made->at.cq.address = (uintptr_t)made->queues;
     made->at.sq.address = (uintptr_t)made->entries;
     made->fd = (int)syscall(SYS_io_uring_setup, ENTRIES, &made->at);
@@ -258,3 +261,47 @@ static const char *make_lent_buffers(void) {
 }
 
 static const char *read_lent(void) { return order_child(); }
+
+/* A thread of the kernel takes what is queued, so nobody has to enter the ring any more once that is awake. */
+static const char *make_polled(struct ring *made) {
+    const char *problem = make_own(made, REGISTERED_ONLY | POLLED);
+    if (problem) return problem;
+    return syscall(SYS_io_uring_enter, made->fd, 0, 0, WAKE_UP | REGISTERED, NULL, 0) < 0 ? strerror(errno) : NULL;
+}
+
+/* And a filter of seccomp ends who does. */
+static const char *make_filtered_ring(void) {
+    const char *problem = make_polled(&ring);
+    if (problem) return problem;
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_io_uring_enter, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog filter = {sizeof code / sizeof *code, code};
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter)) return strerror(errno);
+    return NULL;
+}
+
+/* The same where the thread diverts its system calls to itself, so that none can be made in it. */
+static char diverts;
+static const char *make_diverted_ring(void) {
+    const char *problem = make_polled(&ring);
+    if (problem) return problem;
+    /* PR_SET_SYSCALL_USER_DISPATCH, on, for all code but none, and switched off by a byte */
+    return prctl(59, 1, 0ul, 0ul, &diverts) ? strerror(errno) : NULL;
+}
+
+static const char *complete_polled(void) {
+    static uint64_t number;
+    unsigned *completed = (unsigned *)(ring.queues + ring.at.cq.tail);
+    for (int i = 0; i < 200; i++) {
+        unsigned before = *completed;
+        queue((struct entry){.operation = OP_NOP, .data = ++number});
+        for (int wait = 0; wait < 20000 && __atomic_load_n(completed, __ATOMIC_ACQUIRE) == before; wait++) usleep(100);
+        if (*completed == before) return "nobody took it";
+        take();
+    }
+    return NULL;
+}

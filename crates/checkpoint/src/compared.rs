@@ -39,10 +39,10 @@ pub enum ComparedBecause {
     MovedBuffers,
     /// A thread has a ring registered, which needs no descriptor and no mapping.
     RegisteredRing,
-    /// Its threads could not be asked whether they have such a ring, because it is frozen.
+    /// A thread could not be asked whether it has such a ring.
     NotAsked {
-        /// By what, and how it is thawed.
-        freezer: String,
+        /// Why not, for people.
+        why: String,
     },
     /// The process has used a ring, and another process has one whose queues may lie in its memory.
     RingElsewhere,
@@ -125,10 +125,10 @@ impl fmt::Display for ComparedBecause {
             ComparedBecause::RegisteredRing => {
                 "a thread of it has an io_uring registered, which nothing else shows"
             }
-            ComparedBecause::NotAsked { freezer } => {
+            ComparedBecause::NotAsked { why } => {
                 return write!(
                     f,
-                    "its threads cannot be asked for an io_uring that nothing else shows while it is frozen by {freezer}"
+                    "a thread cannot be asked for an io_uring that nothing else shows: {why}"
                 );
             }
             ComparedBecause::RingElsewhere => {

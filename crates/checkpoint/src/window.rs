@@ -224,9 +224,8 @@ impl Member {
         if !window.rings.registered.is_empty() {
             reasons.push(ComparedBecause::RegisteredRing);
         }
-        if let Some(freezer) = &window.rings.not_asked {
-            let freezer = freezer.to_string();
-            reasons.push(ComparedBecause::NotAsked { freezer });
+        if let Some(why) = window.rings.not_asked.clone() {
+            reasons.push(ComparedBecause::NotAsked { why });
         }
         let unlisted = !reasons.is_empty();
         reasons.extend_from_slice(window.watchers);

@@ -6,7 +6,6 @@ use pagetide_kernel::ptrace::ThreadId;
 use rustix::io::Errno;
 
 use crate::blocker::Blocker;
-use crate::freezer::Freezer;
 use crate::remote::{RemoteCalls, checked};
 use crate::remote_error::RemoteCallError;
 use crate::stop::StoppedProcess;
@@ -26,8 +25,8 @@ pub struct RingsOfThreads {
     /// Some thread has used a ring at some time, or may have. What it had registered then may be in use still, if
     /// others have the ring.
     pub used: bool,
-    /// What kept threads from being asked. Each may have a ring registered then.
-    pub not_asked: Option<Freezer>,
+    /// What kept a thread from being asked, for people. It may have a ring registered then.
+    pub not_asked: Option<String>,
 }
 
 impl RingsOfThreads {
@@ -44,11 +43,13 @@ impl RingsOfThreads {
         self.registered.iter().map(blocker).collect()
     }
 
-    /// A thread was not asked because of `error`: what is frozen may have anything.
+    /// A thread was not asked because of `error`: it may have anything. Not so one that has ended, and a worker of the
+    /// kernel, which has no registers.
     fn not_asked(&mut self, error: RemoteCallError) {
-        if let RemoteCallError::Frozen { freezer, .. } = error {
+        use RemoteCallError::{Gone, NoThread};
+        if !matches!(error, Gone { .. } | NoThread { .. }) {
             self.used = true;
-            self.not_asked = Some(freezer);
+            self.not_asked = Some(error.to_string());
         }
     }
 }
@@ -71,8 +72,8 @@ fn question(number: u32) -> (i64, [u64; 6]) {
 }
 
 impl StoppedProcess {
-    /// Asks all threads, at the same time. A thread that cannot be asked tells nothing: its seccomp filters forbid
-    /// io_uring_enter(2), or no system call can be made in it. If that is because it is frozen, it is told.
+    /// Asks all threads, at the same time. That one cannot be asked is told: its seccomp filters forbid
+    /// io_uring_enter(2), it is frozen, or no system call can be made in it.
     pub fn rings_of_threads(&mut self) -> RingsOfThreads {
         let threads = self.threads().to_vec();
         let rooms = threads.iter().map(|thread| (*thread, 0)).collect();

@@ -35,7 +35,7 @@ struct Arguments {
     #[arg(long)]
     ops_per_epoch: Option<u64>,
     /// What every program has, whatever its seed, apart by commas: rings, own_rings, uffd, threads,
-    /// children, hugetlb, exec, seals, machine, aged
+    /// children, hugetlb, exec, seals, machine, aged, packets, guests
     #[arg(long, value_name = "FLAVOURS", value_delimiter = ',')]
     with: Vec<String>,
     /// Run this program instead
