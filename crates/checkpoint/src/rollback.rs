@@ -34,7 +34,7 @@ use pagetide_process::{
 use pagetide_snapshot::{ReadError, Region, SnapshotId, Store, View};
 use pagetide_tracker::Backend;
 use shape::Shape;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
 
 /// Why a process was not put back.
@@ -353,13 +353,9 @@ fn same_threads(
     now: &[ThreadId],
     state: &ProcessState,
 ) -> Result<(), RollbackError> {
-    let born = now
-        .iter()
-        .filter(|now| !state.threads.iter().any(|then| then.thread == **now));
-    let gone = state
-        .threads
-        .iter()
-        .filter(|then| !now.contains(&then.thread));
+    let now: HashSet<ThreadId> = now.iter().copied().collect();
+    let then: HashSet<ThreadId> = state.threads.iter().map(|then| then.thread).collect();
+    let (born, gone) = (now.difference(&then), then.difference(&now));
     match (born.count(), gone.count()) {
         (0, 0) => Ok(()),
         (born, gone) => Err(RollbackError::Threads {

@@ -4,6 +4,7 @@
 use crate::arena::Arena;
 use crate::capture::SIZE;
 use pagetide_snapshot::{Region, SnapshotWriter, Space, WriteError};
+use std::collections::HashMap;
 
 /// So many pieces are stored between two signs of progress.
 const PIECES_AT_ONCE: usize = 256;
@@ -12,21 +13,24 @@ const PIECES_AT_ONCE: usize = 256;
 #[derive(Default)]
 pub(crate) struct Spaces {
     spaces: Vec<Space>,
+    numbers: HashMap<String, usize>,
 }
 
 impl Spaces {
     /// The number of the space of this name; a new one if there is none.
     pub fn number(&mut self, name: &str) -> usize {
-        let known = self.spaces.iter().position(|space| space.name == name);
-        known.unwrap_or_else(|| {
-            self.spaces.push(Space::new(name, SIZE, Vec::new()));
-            self.spaces.len() - 1
-        })
+        if let Some(known) = self.numbers.get(name) {
+            return *known;
+        }
+        let number = self.spaces.len();
+        self.spaces.push(Space::new(name, SIZE, Vec::new()));
+        self.numbers.insert(name.to_owned(), number);
+        number
     }
 
     /// The number of a space that has one.
     pub fn number_of(&self, name: &str) -> usize {
-        let known = self.spaces.iter().position(|space| space.name == name);
+        let known = self.numbers.get(name).copied();
         known.expect("every space is given a number before it is asked for")
     }
 

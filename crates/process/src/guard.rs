@@ -248,7 +248,9 @@ impl Watch {
                 Err(_) => gone.push(thread),
             }
         }
-        self.known.retain(|thread| !gone.contains(thread));
+        for thread in gone {
+            self.known.remove(&thread);
+        }
         found
     }
 

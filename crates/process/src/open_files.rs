@@ -42,6 +42,7 @@ mod reopen;
 mod served;
 mod signalfd;
 mod socket;
+mod sorted;
 mod tables;
 mod terminal;
 mod timerfd;

@@ -3,6 +3,7 @@
 //! Not here: alternate signal stack, robust list, pending signals, scheduling. Those are asked of
 //! the thread itself by remote calls, or read from `/proc`.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 
@@ -112,7 +113,7 @@ pub(crate) fn write_all(
     memory: Option<&File>,
 ) -> Result<(), ThreadStateError> {
     let pid = tracees.pid();
-    let stopped = tracees.stopped();
+    let stopped: HashSet<ThreadId> = tracees.stopped().into_iter().collect();
     if let Some(state) = states.iter().find(|state| !stopped.contains(&state.thread)) {
         return Err(ThreadStateError::NoSuchThread {
             pid,

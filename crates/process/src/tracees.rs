@@ -11,30 +11,16 @@ use std::time::{Duration, Instant};
 use pagetide_kernel::ptrace::{self, Event, Options, ThreadId, WaitReport};
 
 mod ahead;
+mod list;
 mod pause;
 mod sessions;
 
 use crate::proc_files::{self, Stat, Status};
 use crate::tracer::{Shared, is_gone, lock};
 use crate::waits::Waits;
+use list::{List, Now};
 use pause::Pause;
 pub(crate) use sessions::SessionReport;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Now {
-    /// Seized, and asked to stop.
-    Running,
-    /// In a PTRACE_EVENT_STOP.
-    Stopped,
-    /// Ended but not reported: the first thread of a process whose other threads live.
-    Ended,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Tracee {
-    thread: ThreadId,
-    now: Now,
-}
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,7 +60,7 @@ pub(crate) struct Tracees {
     pid: i32,
     own_number: i32,
     shared: Arc<Shared>,
-    list: Vec<Tracee>,
+    list: List,
     group_stop: Option<i32>,
     ending: Option<Ending>,
     /// How often seizing was denied for no reason that could be seen.
@@ -104,7 +90,7 @@ impl Tracees {
             pid,
             own_number,
             shared,
-            list: Vec::with_capacity(64),
+            list: List::new(ThreadId::new(pid)),
             group_stop: None,
             ending: None,
             denials: 0,
@@ -125,11 +111,7 @@ impl Tracees {
 
     /// The threads that are stopped, the first one first.
     pub(crate) fn stopped(&self) -> Vec<ThreadId> {
-        self.list
-            .iter()
-            .filter(|tracee| tracee.now == Now::Stopped)
-            .map(|tracee| tracee.thread)
-            .collect()
+        self.list.doing(Now::Stopped).collect()
     }
 
     /// Stops every thread, those born meanwhile included.
@@ -147,14 +129,10 @@ impl Tracees {
                 return Err(StopFailure::Timeout { thread: None });
             }
         }
-        let first = ThreadId::new(self.pid);
-        match self.list.iter().find(|tracee| tracee.thread == first) {
-            Some(tracee) if tracee.now == Now::Stopped => {}
-            _ => return Err(StopFailure::FirstThreadEnded),
+        match self.list.of(ThreadId::new(self.pid)) {
+            Some(Now::Stopped) => Ok(()),
+            _ => Err(StopFailure::FirstThreadEnded),
         }
-        self.list
-            .sort_by_key(|tracee| (tracee.thread != first, tracee.thread));
-        Ok(())
     }
 
     fn is_complete(&self) -> bool {
@@ -173,7 +151,7 @@ impl Tracees {
         })?;
         let mut any = false;
         for thread in listed {
-            if self.index(thread).is_none() && self.seize(thread)? {
+            if !self.list.knows(thread) && self.seize(thread)? {
                 any = true;
             }
         }
@@ -185,7 +163,7 @@ impl Tracees {
         let seized = ptrace::seize(thread, SEIZE_OPTIONS);
         self.shared.seizing.fetch_add(1, Ordering::Release);
         for reaped in lock(&self.shared.reaped).drain(..) {
-            self.list.retain(|tracee| tracee.thread != reaped);
+            self.list.remove(reaped);
         }
         match seized {
             Ok(()) => {
@@ -239,7 +217,7 @@ impl Tracees {
 
     fn wait_until_all_stopped(&mut self, deadline: Instant) -> Result<(), StopFailure> {
         let mut pause = Pause::new();
-        while self.list.iter().any(|tracee| tracee.now == Now::Running) {
+        while self.list.runs() {
             match ptrace::wait_any(ThreadId::new(self.pid)) {
                 Ok(Some((thread, report))) => {
                     self.handle_report(thread, report)?;
@@ -260,14 +238,14 @@ impl Tracees {
             }
             pause.wait();
         }
-        if self.list.is_empty() {
+        if self.list.len() == 0 {
             return Err(self.nothing_left());
         }
         Ok(())
     }
 
     fn handle_report(&mut self, thread: ThreadId, report: WaitReport) -> Result<(), StopFailure> {
-        if self.index(thread).is_none() && !self.adopt_newborn(thread, report) {
+        if !self.list.knows(thread) && !self.adopt_newborn(thread, report) {
             return Ok(());
         }
         match report {
@@ -285,7 +263,7 @@ impl Tracees {
                     && let Ok(newborn) = i32::try_from(newborn)
                 {
                     let newborn = ThreadId::new(newborn);
-                    if self.index(newborn).is_none() {
+                    if !self.list.knows(newborn) {
                         self.add(newborn, Now::Running);
                     }
                 }
@@ -349,12 +327,7 @@ impl Tracees {
     /// A thread of this program that waits for a child of its own takes the child's reports even if
     /// it is traced by another thread. What was reported can still be seen.
     fn find_stolen_reports(&mut self) -> Result<(), StopFailure> {
-        let running: Vec<ThreadId> = self
-            .list
-            .iter()
-            .filter(|tracee| tracee.now == Now::Running)
-            .map(|tracee| tracee.thread)
-            .collect();
+        let running: Vec<ThreadId> = self.list.doing(Now::Running).collect();
         for thread in running {
             if let Some(report) = self.stolen_report(thread) {
                 self.handle_report(thread, report)?;
@@ -375,10 +348,7 @@ impl Tracees {
     }
 
     fn first_running(&self) -> Option<ThreadId> {
-        self.list
-            .iter()
-            .find(|tracee| tracee.now == Now::Running)
-            .map(|tracee| tracee.thread)
+        self.list.doing(Now::Running).next()
     }
 
     /// Takes note of threads that were killed while all were stopped.
@@ -430,7 +400,7 @@ impl Tracees {
                     }
                 }
                 WaitReport::Event(_) | WaitReport::Syscall => {
-                    if self.index(thread).is_none() {
+                    if !self.list.knows(thread) {
                         self.add(thread, Now::Stopped);
                     }
                     self.set(thread, Now::Stopped);
@@ -447,14 +417,16 @@ impl Tracees {
         }
         let mut all = true;
         let mut runs = false;
-        for tracee in std::mem::take(&mut self.list) {
-            match tracee.now {
+        let list: Vec<(ThreadId, Now)> = self.list.iter().collect();
+        self.list.clear();
+        for (thread, now) in list {
+            match now {
                 Now::Stopped => {
-                    if ptrace::detach(tracee.thread).is_ok() {
+                    if ptrace::detach(thread).is_ok() {
                         runs = true;
                     } else {
                         // Killed while stopped. Reap it, or its process cannot end.
-                        ptrace::wait_thread(tracee.thread, ThreadId::new(self.pid)).ok();
+                        ptrace::wait_thread(thread, ThreadId::new(self.pid)).ok();
                         // One that runs already may have ended all of them.
                         all &= runs;
                     }
@@ -466,23 +438,20 @@ impl Tracees {
         all
     }
 
-    fn index(&self, thread: ThreadId) -> Option<usize> {
-        self.list.iter().position(|tracee| tracee.thread == thread)
-    }
-
     fn add(&mut self, thread: ThreadId, now: Now) {
-        self.list.push(Tracee { thread, now });
+        self.list.put(thread, now);
         lock(&self.shared.seized).push(thread);
     }
 
+    /// Nothing if it is not known.
     fn set(&mut self, thread: ThreadId, now: Now) {
-        if let Some(index) = self.index(thread) {
-            self.list[index].now = now;
+        if self.list.knows(thread) {
+            self.list.put(thread, now);
         }
     }
 
     fn remove(&mut self, thread: ThreadId, report: WaitReport) {
-        self.list.retain(|tracee| tracee.thread != thread);
+        self.list.remove(thread);
         let ending = match report {
             WaitReport::Exited { code } => Ending::Exited(code),
             WaitReport::Killed { signal } => Ending::Killed(signal),

@@ -246,7 +246,8 @@ impl Reading {
             }
             Err(source) => return Err(self.proc_failed(path, source)),
         };
-        let threads: Vec<i32> = threads.iter().map(|thread| thread.get()).collect();
+        let mut threads: Vec<i32> = threads.iter().map(|thread| thread.get()).collect();
+        threads.sort_unstable();
         let mut timers = timers::parse(&text);
         timers.retain_mut(|timer| match timers::settle(timer, pid, &threads) {
             Ok(()) => true,

@@ -3,7 +3,7 @@
 //! What is in them is stored with the snapshot, up to a limit for all of them together, unless it is memory that processes
 //! map shared: that is memory of the snapshot anyhow, and whoever restores hands over a descriptor of what was made of it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
@@ -81,6 +81,8 @@ pub struct ObjectUse {
 /// All such files of the processes, as they are found.
 pub(crate) struct Objects {
     pub(crate) list: Vec<StoredObject>,
+    /// Where each of them is in the list, by device and inode.
+    known: HashMap<(u64, u64), usize>,
     /// What processes map shared: device, as two numbers, and inode.
     mapped: HashSet<(u32, u32, u64)>,
     budget_bytes: usize,
@@ -90,6 +92,7 @@ impl Objects {
     pub(crate) fn new(mapped: HashSet<(u32, u32, u64)>) -> Self {
         Self {
             list: Vec::new(),
+            known: HashMap::new(),
             mapped,
             budget_bytes: STORED_BYTES_MAX,
         }
@@ -98,16 +101,14 @@ impl Objects {
     /// The use of the file behind a description.
     pub(crate) fn read(&mut self, foreign: &Foreign) -> Result<ObjectUse, Blocker> {
         let key = foreign.key();
-        let known = self
-            .list
-            .iter()
-            .position(|one| (one.device, one.inode) == key);
-        let object = match known {
-            Some(object) => object,
+        let object = match self.known.get(&key) {
+            Some(object) => *object,
             None => {
                 let object = self.read_object(foreign)?;
+                let place = self.list.len();
+                self.known.insert((object.device, object.inode), place);
                 self.list.push(object);
-                self.list.len() - 1
+                place
             }
         };
         Ok(ObjectUse {

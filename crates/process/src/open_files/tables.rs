@@ -1,6 +1,5 @@
 //! Which descriptors processes have, and which of them are one open file description.
 
-use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::fs;
 use std::io;
@@ -13,6 +12,7 @@ use crate::stop::StoppedProcess;
 
 use super::fdinfo::FdInfo;
 use super::read::OpenFilesError;
+use super::sorted::Sorted;
 
 /// One descriptor of one process.
 pub(crate) struct Listed {
@@ -73,40 +73,26 @@ pub(crate) fn list(pid: i32, skip: &[(i32, i32)]) -> Result<Vec<Listed>, OpenFil
 
 /// Numbers the descriptions in the order in which they first appear, and returns how many there are.
 pub(crate) fn number_descriptions(listed: &mut [Listed]) -> Result<u32, OpenFilesError> {
-    // One descriptor of each description, in the order of the kernel.
-    let mut known: Vec<usize> = Vec::new();
+    let of = |index: usize| (listed[index].pid, listed[index].number);
+    let mut known = Sorted::default();
+    let mut numbers: Vec<u32> = Vec::with_capacity(listed.len());
     let mut count = 0;
     for index in 0..listed.len() {
-        match find(listed, &known, index)? {
-            Ok(place) => listed[index].description = listed[known[place]].description,
-            Err(place) => {
-                known.insert(place, index);
-                listed[index].description = count;
+        let compare = |other: usize| compare_files(of(other), of(index));
+        let same = known.find_or_insert(index, compare);
+        let number = match same.map_err(OpenFilesError::Compare)? {
+            Some(same) => numbers[same],
+            None => {
                 count += 1;
+                count - 1
             }
-        }
+        };
+        numbers.push(number);
+    }
+    for (one, number) in listed.iter_mut().zip(numbers) {
+        one.description = number;
     }
     Ok(count)
-}
-
-/// Where the description of a descriptor stands among the known ones, or would.
-fn find(
-    listed: &[Listed],
-    known: &[usize],
-    index: usize,
-) -> Result<Result<usize, usize>, OpenFilesError> {
-    let of = |index: usize| (listed[index].pid, listed[index].number);
-    let (mut low, mut high) = (0, known.len());
-    while low < high {
-        let middle = low.midpoint(high);
-        let order = compare_files(of(known[middle]), of(index));
-        match order.map_err(OpenFilesError::Compare)? {
-            Ordering::Equal => return Ok(Ok(middle)),
-            Ordering::Less => low = middle + 1,
-            Ordering::Greater => high = middle,
-        }
-    }
-    Ok(Err(low))
 }
 
 /// What threads do not share with their process, and what processes share that should each have their own.

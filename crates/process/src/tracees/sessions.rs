@@ -85,7 +85,7 @@ impl Tracees {
                     if ours(reporter) {
                         return (Some(reporter), SessionReport::Report(report));
                     }
-                    if self.index(reporter).is_none() {
+                    if !self.list.knows(reporter) {
                         if self.keeps_newborns {
                             self.add(reporter, Now::Stopped);
                         } else {
@@ -99,7 +99,7 @@ impl Tracees {
                 Err(_) => return (None, SessionReport::Gone),
             }
             if pause.is_long() {
-                let threads = self.list.iter().map(|tracee| tracee.thread);
+                let threads = self.list.iter().map(|(thread, _)| thread);
                 let stolen = threads
                     .filter(|thread| ours(*thread))
                     .find_map(|thread| Some((thread, self.stolen_report(thread)?)));
@@ -121,7 +121,7 @@ impl Tracees {
 
     /// Waits until a thread that a remote call has made stands. False if it does not in time.
     pub(crate) fn wait_for_newborn(&mut self, newborn: ThreadId, deadline: Instant) -> bool {
-        while self.index(newborn).is_none() {
+        while !self.list.knows(newborn) {
             match self.wait_in_session(newborn, deadline) {
                 SessionReport::Report(WaitReport::Event(Event::Stop { .. })) => {
                     self.add(newborn, Now::Stopped);
