@@ -60,7 +60,7 @@ pub enum OpenError {
 }
 
 /// Which file it was at the time of the snapshot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FileIdentity {
     /// Its device.
     pub device: u64,
@@ -136,6 +136,11 @@ impl Openers {
 }
 
 impl Opener {
+    /// True if both act the same way.
+    pub(crate) fn is_like(&self, other: &Self) -> bool {
+        self.inner.actor == other.inner.actor
+    }
+
     /// The user that counts for files.
     pub fn user(&self) -> u32 {
         let own = || rustix::process::geteuid().as_raw();

@@ -58,21 +58,26 @@ pub(super) fn writes_through(region: &Region) -> bool {
     region.sharing == Sharing::Shared && may
 }
 
+/// Raises the soft limit of open files of this program to the hard one, and that one, if it leaves no room for descriptors from
+/// `at_least` on, as far as root may. New processes have limits of their own.
+pub(super) fn raise_limit(at_least: RawFd) {
+    let limit = getrlimit(Resource::Nofile).maximum;
+    let room = u64::from(at_least.unsigned_abs()) * 2;
+    let enough = limit.map(|limit| limit.max(room));
+    let raised = |limit| Rlimit {
+        current: limit,
+        maximum: limit,
+    };
+    // If it is too low, the first descriptor will tell.
+    setrlimit(Resource::Nofile, raised(enough))
+        .or_else(|_| setrlimit(Resource::Nofile, raised(limit)))
+        .ok();
+}
+
 impl Sources {
-    /// None are open yet. The soft limit of open files of this program is raised to the hard one, and that one, if it leaves
-    /// no room, as far as root may. New processes have limits of their own.
+    /// None are open yet. The limit of open files of this program is raised, see `raise_limit`.
     pub fn new(at_least: RawFd) -> Sources {
-        let limit = getrlimit(Resource::Nofile).maximum;
-        let room = u64::from(at_least.unsigned_abs()) * 2;
-        let enough = limit.map(|limit| limit.max(room));
-        let raised = |limit| Rlimit {
-            current: limit,
-            maximum: limit,
-        };
-        // If it is too low, the first descriptor will tell.
-        setrlimit(Resource::Nofile, raised(enough))
-            .or_else(|_| setrlimit(Resource::Nofile, raised(limit)))
-            .ok();
+        raise_limit(at_least);
         Sources {
             open: HashMap::new(),
             made: HashSet::new(),
@@ -317,4 +322,18 @@ pub(super) fn open_regular(
 /// First address of a region, and the address past its last byte.
 pub(super) fn span(region: &Region) -> (u64, u64) {
     SIZE.span_of(region.pages)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::make_room_for_descriptors;
+
+    #[test]
+    fn t75_there_is_room_for_descriptors_with_high_numbers_before_there_are_any() {
+        make_room_for_descriptors();
+        let status = std::fs::read_to_string("/proc/self/status").expect("read our status");
+        let size = status.lines().find_map(|line| line.strip_prefix("FDSize:"));
+        let size: usize = size.expect("a size").trim().parse().expect("a number");
+        assert!(size > 4096, "{size}");
+    }
 }

@@ -52,6 +52,7 @@ pub fn run(arguments: &Restore) -> anyhow::Result<ExitCode> {
     if arguments.dry_run {
         return list(&view, arguments.json);
     }
+    pagetide::make_room_for_descriptors();
     let signals = Signals::catch()?;
     let mut options = RestoreOptions::default();
     options.new_pid = arguments.new_pid;
@@ -105,6 +106,7 @@ pub fn run(arguments: &Restore) -> anyhow::Result<ExitCode> {
         // It may run on for long.
         crate::failure::report(error);
     }
+    pagetide::rest_decompressing();
     match (arguments.detach, filled) {
         (true, Ok(())) => Ok(ExitCode::SUCCESS),
         (true, Err(_)) => Ok(ExitCode::FAILURE),

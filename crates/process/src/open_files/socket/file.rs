@@ -5,11 +5,14 @@
 //! on the way. If the process may not make files in that directory any more, we do it, but only where nobody but root could
 //! have changed the directory or any above it.
 
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
+use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use pagetide_kernel::socket::{bind, connect};
@@ -40,8 +43,8 @@ impl Files {
 
     /// Moves the file of a socket to its place. A stale file of a socket nobody listens on is replaced. EADDRINUSE if
     /// another socket is there, or a file that is none.
-    pub(super) fn publish(&mut self, nest: &Nest, shape: Shape) -> io::Result<()> {
-        self.made.extend(nest.publish(shape)?);
+    pub(super) fn publish(&mut self, egg: &Egg, shape: Shape) -> io::Result<()> {
+        self.made.extend(egg.publish(shape)?);
         Ok(())
     }
 }
@@ -52,30 +55,63 @@ impl Drop for Files {
     }
 }
 
-/// A new directory in the one a socket's file belongs to. It is removed when this is dropped.
-pub(super) struct Nest {
+/// A new directory in one that files of sockets belong to. It is removed when this is dropped.
+struct Nest {
+    /// Who made it.
     opener: Opener,
-    /// Where the file belongs, and its name there.
+    /// Where the files belong.
     home: Found,
-    name: OsString,
-    /// The nest, and its name in the same directory.
+    /// The nest, and its name in there.
     root: OwnedFd,
-    nest: OsString,
-    /// The directory in it that the socket's name leads to, and what directories lead there.
+    name: OsString,
+    /// The directories in it that names lead through.
+    ways: RefCell<BTreeSet<PathBuf>>,
+}
+
+impl Drop for Nest {
+    fn drop(&mut self) {
+        let (Ok(home), Ok(root)) = (self.home.copy(), copy(&self.root)) else {
+            return;
+        };
+        let name = self.name.clone();
+        let mut ways: Vec<PathBuf> = self.ways.take().into_iter().collect();
+        ways.sort_by_key(|way| std::cmp::Reverse(way.components().count()));
+        // What others have put there keeps it, and is theirs.
+        drop(self.opener.run(move || {
+            for way in ways {
+                unlinkat(&root, way, AtFlags::REMOVEDIR).ok();
+            }
+            unlinkat(&home, name, AtFlags::REMOVEDIR).ok();
+        }));
+    }
+}
+
+/// Nests that there are already: to make one and to remove it costs a file system more than all else about a socket, so those whose
+/// files belong into one directory, and that one process made, have one together.
+#[derive(Default)]
+pub(super) struct Nests {
+    known: HashMap<(FileIdentity, u32, u32), Rc<Nest>>,
+}
+
+/// The file of a socket in a nest. It is removed when this is dropped, unless it was moved to its place.
+pub(super) struct Egg {
+    nest: Rc<Nest>,
+    /// Its name, there and where it belongs.
+    name: OsString,
+    /// The directory in the nest that the socket's name leads to.
     bed: OwnedFd,
-    ways: Vec<PathBuf>,
     which: FileIdentity,
 }
 
-impl Nest {
+impl Nests {
     /// Binds `socket` to the path `name` as it was, in a nest.
     pub(super) fn bind(
+        &mut self,
         socket: BorrowedFd<'_>,
         name: &[u8],
         file: &SocketFile,
         opener: &Opener,
-    ) -> io::Result<Self> {
-        let address = address_of(name).ok_or(io::ErrorKind::InvalidData)?;
+    ) -> io::Result<Egg> {
         let directory = PathBuf::from(OsStr::from_bytes(&file.directory));
         let path = directory.join(OsStr::from_bytes(name));
         let (opener, (home, base)) = match opener.find_parent(&path) {
@@ -89,36 +125,52 @@ impl Nest {
             }
             found => (opener.clone(), found.map_err(plain)?),
         };
-        let (opener, root, nest) = make_nest(&home, &opener)?;
+        let key = (identity(&home.stat), opener.user(), opener.group());
+        if let Some(nest) = self
+            .known
+            .get(&key)
+            .filter(|nest| nest.opener.is_like(&opener))
+        {
+            // Names can be in each other's way in there.
+            if let Ok(egg) = Egg::lay(nest, socket, name, &base, file) {
+                return Ok(egg);
+            }
+        }
+        let nest = Rc::new(make_nest(home, &opener)?);
+        let egg = Egg::lay(&nest, socket, name, &base, file)?;
+        self.known.insert(key, nest);
+        Ok(egg)
+    }
+}
+
+impl Egg {
+    fn lay(
+        nest: &Rc<Nest>,
+        socket: BorrowedFd<'_>,
+        name: &[u8],
+        base: &OsStr,
+        file: &SocketFile,
+    ) -> io::Result<Egg> {
+        let address = address_of(name).ok_or(io::ErrorKind::InvalidData)?;
+        let inside = Path::new(OsStr::from_bytes(name));
+        nest.ways.borrow_mut().extend(ways(inside));
         let work = || {
             make_parents(name)?;
             // The mask is this thread's own, as are its directories.
             umask(Mode::from_raw_mode(!file.mode & 0o777));
             bind(socket, &address)?;
-            let inside = Path::new(OsStr::from_bytes(name));
             let parent = inside.parent().filter(|parent| *parent != Path::new(""));
             let bed = open_directory(parent.unwrap_or(Path::new(".")))?;
-            let stat = own(&bed, &base, file)?;
+            let stat = own(&bed, base, file)?;
             Ok((bed, identity(&stat)))
         };
-        let made = enter(&root, &opener, work);
-        let ways = ways(Path::new(OsStr::from_bytes(name)));
-        match made {
-            Ok((bed, which)) => Ok(Self {
-                opener,
-                home,
-                name: base,
-                root,
-                nest,
-                bed,
-                ways,
-                which,
-            }),
-            Err(error) => {
-                remove(&opener, &home, &root, &nest, &ways);
-                Err(error)
-            }
-        }
+        let (bed, which) = enter(&nest.root, &nest.opener, work)?;
+        Ok(Egg {
+            nest: Rc::clone(nest),
+            name: base.to_owned(),
+            bed,
+            which,
+        })
     }
 
     /// Runs `work` in a thread for which the nest is the root directory, and which acts as the process.
@@ -126,38 +178,35 @@ impl Nest {
         &self,
         work: impl FnOnce() -> io::Result<T> + Send,
     ) -> io::Result<T> {
-        enter(&self.root, &self.opener, work)
+        enter(&self.nest.root, &self.nest.opener, work)
     }
 
     /// The name that was made; none if a stale file had it.
     fn publish(&self, shape: Shape) -> io::Result<Option<Name>> {
-        let (bed, home) = (copy(&self.bed)?, self.home.copy()?);
+        let nest = &self.nest;
+        let (bed, home) = (copy(&self.bed)?, nest.home.copy()?);
         let (name, which) = (self.name.clone(), self.which);
-        let put = self
+        let put = nest
             .opener
             .run(move || put_in_place(&bed, &home, &name, which, shape));
         let is_new = put.map_err(plain)??;
-        let home = self.opener.find_again(&self.home).map_err(plain)?;
+        let home = nest.opener.find_again(&nest.home).map_err(plain)?;
         Ok(is_new.then(|| Name::new(home, self.name.clone(), self.which)))
     }
 }
 
-impl Drop for Nest {
+impl Drop for Egg {
     fn drop(&mut self) {
         if let Ok(bed) = copy(&self.bed) {
             let name = self.name.clone();
             // It is still there only if it was not moved.
-            drop(
-                self.opener
-                    .run(move || unlinkat(bed, name, AtFlags::empty())),
-            );
+            let remove = move || unlinkat(bed, name, AtFlags::empty());
+            drop(self.nest.opener.run(remove));
         }
-        remove(&self.opener, &self.home, &self.root, &self.nest, &self.ways);
     }
 }
 
-/// A new directory in `home`, who made it, a descriptor of it, and its name.
-fn make_nest(home: &Found, opener: &Opener) -> io::Result<(Opener, OwnedFd, OsString)> {
+fn make_nest(home: Found, opener: &Opener) -> io::Result<Nest> {
     let make = |opener: &Opener| {
         let home = home.copy()?;
         let user = opener.user();
@@ -173,7 +222,13 @@ fn make_nest(home: &Found, opener: &Opener) -> io::Result<(Opener, OwnedFd, OsSt
         made => (opener.clone(), made),
     };
     let (root, name) = made?;
-    Ok((opener, root, name))
+    Ok(Nest {
+        opener,
+        home,
+        root,
+        name,
+        ways: RefCell::default(),
+    })
 }
 
 fn make_nest_in(home: &OwnedFd, user: u32) -> Result<(OwnedFd, OsString), Errno> {
@@ -279,37 +334,21 @@ fn stale(home: &OwnedFd, name: &OsStr, shape: Shape) -> Result<Option<FileIdenti
     Ok(refused.then(|| identity(&stat)))
 }
 
-/// The directories that a name leads through, the deepest first, from the nest.
-fn ways(name: &Path) -> Vec<PathBuf> {
+/// The directories that a name leads through, from the nest.
+fn ways(name: &Path) -> BTreeSet<PathBuf> {
     let mut at = PathBuf::new();
-    let mut ways = Vec::new();
+    let mut ways = BTreeSet::new();
     for part in name.parent().unwrap_or(Path::new("")).components() {
         match part {
             Component::Normal(part) => at.push(part),
             Component::ParentDir => drop(at.pop()),
             _ => continue,
         }
-        if at != Path::new("") && !ways.contains(&at) {
-            ways.push(at.clone());
+        if at != Path::new("") {
+            ways.insert(at.clone());
         }
     }
-    ways.sort_by_key(|way| std::cmp::Reverse(way.components().count()));
     ways
-}
-
-/// Removes the directories of a nest, which are empty.
-fn remove(opener: &Opener, home: &Found, root: &OwnedFd, nest: &OsStr, ways: &[PathBuf]) {
-    let (Ok(home), Ok(root)) = (home.copy(), copy(root)) else {
-        return;
-    };
-    let (nest, ways) = (nest.to_owned(), ways.to_vec());
-    // What others have put there keeps it, and is theirs.
-    drop(opener.run(move || {
-        for way in ways {
-            unlinkat(&root, way, AtFlags::REMOVEDIR).ok();
-        }
-        unlinkat(&home, nest, AtFlags::REMOVEDIR).ok();
-    }));
 }
 
 fn copy(file: &OwnedFd) -> Result<OwnedFd, Errno> {

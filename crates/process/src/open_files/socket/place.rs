@@ -18,7 +18,7 @@ use rustix::fs::{Mode, OFlags, open};
 use rustix::process::fchdir;
 use tempfile::TempDir;
 
-use super::file::Nest;
+use super::file::Egg;
 use crate::opener::Opener;
 
 /// Longest name: the field `sun_path`.
@@ -43,7 +43,7 @@ pub(super) enum Place {
     /// From this root directory.
     Apart(Rc<Apart>),
     /// From this root directory, in which the socket's file waits for its place.
-    Nest(Rc<Nest>),
+    Nest(Rc<Egg>),
 }
 
 /// A directory of which nothing stays.
@@ -84,7 +84,7 @@ impl Place {
         match self {
             Self::Anywhere => work(),
             Self::Apart(apart) => enter(&apart.root, &apart.opener, work),
-            Self::Nest(nest) => nest.enter(work),
+            Self::Nest(egg) => egg.enter(work),
         }
     }
 }

@@ -20,7 +20,7 @@ use rustix::net::{
 use crate::opener::Opener;
 
 use super::SocketError;
-use super::file::{Files, Nest, plain};
+use super::file::{Files, Nests, plain};
 use super::options::{Shape, widen};
 use super::place::{Place, address_of};
 use super::reopen::OpenerOf;
@@ -128,10 +128,11 @@ pub(super) fn reopen(
     for at in 0..items.len() {
         create(&mut items, at, &inodes)?;
     }
+    let mut nests = Nests::default();
     for item in &mut items {
         item.state
             .set_options(item.index, item.socket()?, |_| true)?;
-        name(item)?;
+        name(item, &mut nests)?;
     }
     for item in &items {
         fill(item, &items)?;
@@ -144,8 +145,8 @@ pub(super) fn reopen(
     }
     // Last of all: from here on others can see them.
     for item in &items {
-        if let Some(Place::Nest(nest)) = &item.place {
-            let published = files.publish(nest, item.shape());
+        if let Some(Place::Nest(egg)) = &item.place {
+            let published = files.publish(egg, item.shape());
             published.map_err(item.failed(&item.binding()))?;
         }
     }
@@ -256,15 +257,16 @@ fn connection(
 }
 
 /// Gives it its name, and lets it listen.
-fn name(item: &mut Item<'_>) -> Result<(), SocketError> {
+fn name(item: &mut Item<'_>, nests: &mut Nests) -> Result<(), SocketError> {
     let unix = item.unix;
     let connected = !matches!(item.partner, Partner::None) && unix.form != UnixForm::Datagram;
     if !unix.name.is_empty() && !connected {
         let address = item.address()?;
         let failed = item.failed(&item.binding());
         let place = match &unix.file {
-            Some(file) => Nest::bind(item.socket()?, &unix.name, file, item.opener)
-                .map(|nest| Place::Nest(Rc::new(nest))),
+            Some(file) => nests
+                .bind(item.socket()?, &unix.name, file, item.opener)
+                .map(|egg| Place::Nest(Rc::new(egg))),
             None => Place::apart(&unix.name, item.opener).and_then(|place| {
                 let socket = item.socket.as_ref();
                 let socket = socket.ok_or(io::ErrorKind::InvalidData)?;
