@@ -1,12 +1,106 @@
 //! Prevents that what reads a store of somebody else could do more than that, if it were led to.
 
 use crate::bad::is_root;
-use pagetide_tests::{Scratch, Target, TestStore, pagetide_path};
+use pagetide_tests::{Scratch, Subject, Target, TestStore, pagetide_path};
+use rustix::fs::OFlags;
+use rustix::pipe::{PipeFlags, pipe_with};
+use std::fs;
 use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// So long anything that is waited for may take.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// CAP_DAC_READ_SEARCH: capabilities(7).
 const READ_SEARCH: u64 = 1 << 2;
+
+fn children(pid: u32) -> Vec<u32> {
+    let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let list = list.expect("list children");
+    let numbers = list.split_whitespace().map(str::parse);
+    numbers.map(|number| number.expect("a number")).collect()
+}
+
+/// These processes, of which there is one at least, have no capabilities, nothing open but two pipes, and a filter.
+fn assert_decompress_only(pids: &[u32]) {
+    assert!(!pids.is_empty(), "nobody decompresses");
+    for pid in pids {
+        let of = |name: &str| format!("/proc/{pid}/{name}");
+        let status = fs::read_to_string(of("status")).expect("it lives");
+        for line in [
+            "CapInh:\t0000000000000000\n",
+            "CapPrm:\t0000000000000000\n",
+            "CapEff:\t0000000000000000\n",
+            "NoNewPrivs:\t1\n",
+            "Seccomp:\t2\n",
+        ] {
+            assert!(status.contains(line), "{line} {status}");
+        }
+        let files = fs::read_dir(of("fd")).expect("list its descriptors");
+        let files = files.map(|file| file.expect("a descriptor").path());
+        let files: Vec<PathBuf> = files
+            .map(|file| fs::read_link(file).expect("a link"))
+            .collect();
+        let is_pipe = |file: &PathBuf| file.to_string_lossy().starts_with("pipe:");
+        assert!(files.len() == 2 && files.iter().all(is_pipe), "{files:?}");
+    }
+}
+
+/// Both ends of a pipe that is full: whoever writes to it waits.
+fn full_pipe() -> (fs::File, OwnedFd) {
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).expect("a pipe");
+    while rustix::io::write(&write, &[b'.'; 4096]).is_ok() {}
+    rustix::fs::fcntl_setfl(&write, OFlags::empty()).expect("let it wait");
+    (fs::File::from(read), write)
+}
+
+/// What a restore tells when it is done has to wait here, and all that it needed is still there. Once it has told, that goes.
+#[test]
+fn a_restore_has_pages_decompressed_by_processes_that_can_do_nothing_else() {
+    if !is_root("a restore") {
+        return;
+    }
+    let mut subject = Subject::start(Command::new("sleep").arg("600"), Scratch::new());
+    subject.checkpoint(&[]);
+    subject.kill();
+    let (mut told, tells) = full_pipe();
+    let mut restoring = Command::new(pagetide_path())
+        .args(["restore", &subject.store().text()])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(tells)
+        .spawn()
+        .expect("start pagetide");
+    let restored = u32::try_from(subject.pid()).expect("a process id");
+    let of_it = |name: &str| fs::read_to_string(format!("/proc/{restored}/{name}"));
+    let runs = || {
+        let traced = of_it("status").map(|status| !status.contains("TracerPid:\t0\n"));
+        of_it("comm").is_ok_and(|comm| comm == "sleep\n") && traced.is_ok_and(|traced| !traced)
+    };
+    let since = Instant::now();
+    let mut wait_until = |what: &str, is_so: &dyn Fn() -> bool| {
+        while !is_so() {
+            let ended = restoring.try_wait().expect("look");
+            assert!(
+                ended.is_none() && since.elapsed() < PATIENCE,
+                "{what}: {ended:?}"
+            );
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        restoring.id()
+    };
+    let ours = wait_until("it does not run", &runs);
+    let others = children(ours).into_iter().filter(|one| *one != restored);
+    assert_decompress_only(&others.collect::<Vec<_>>());
+    while told.read(&mut [0; 4096]).is_ok() {}
+    wait_until("others are left", &|| children(ours) == [restored]);
+    subject.is_back();
+    subject.kill();
+    restoring.wait().expect("it ends");
+}
 
 #[test]
 fn commands_that_tell_what_is_in_a_store_can_read_and_nothing_else() {
@@ -27,7 +121,7 @@ fn commands_that_tell_what_is_in_a_store_can_read_and_nothing_else() {
     let mut output = child.stdout.take().expect("its output");
     // It tells more than a pipe holds, so it waits for us now.
     output.read_exact(&mut [0]).expect("it tells something");
-    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id()));
+    let status = fs::read_to_string(format!("/proc/{}/status", child.id()));
     let status = status.expect("it has not ended");
     let value = |key: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(key));
@@ -37,6 +131,8 @@ fn commands_that_tell_what_is_in_a_store_can_read_and_nothing_else() {
         assert_eq!(value(set), READ_SEARCH, "{set} {status}");
     }
     assert_eq!((value("CapInh:"), value("NoNewPrivs:")), (0, 1), "{status}");
+    assert_eq!(value("Seccomp:"), 2, "{status}");
+    assert_decompress_only(&children(child.id()));
     let mut rest = Vec::new();
     output.read_to_end(&mut rest).expect("read the rest");
     assert!(

@@ -50,6 +50,7 @@
 //! ```
 
 mod advice;
+mod apart;
 mod arena;
 mod capture;
 mod checkpointer;
@@ -94,6 +95,7 @@ mod watchers;
 mod window;
 mod writers;
 
+pub use apart::{decompress_apart, rest_decompressing};
 pub use capture::CaptureError;
 pub use checkpointer::{AttachError, Checkpointer, backends};
 pub use compared::ComparedBecause;
@@ -112,7 +114,7 @@ pub use report::{NotCaptured, NotTracked, Report};
 pub use restorable::blockers_of;
 pub use restore::{
     FillError, FilledReport, Filling, LazyError, RestoreError, RestoreOptions, Restored,
-    check_limits, paths_of, restore,
+    check_limits, make_room_for_descriptors, paths_of, restore,
 };
 pub use rollback::{RollbackError, RolledBack, roll_back};
 pub use take::TakeError;

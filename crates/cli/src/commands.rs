@@ -14,7 +14,7 @@ mod rollback;
 mod show;
 mod verify;
 
-use crate::args::Command;
+use crate::args::{Command, Diff, StoreAt, StoreOnly};
 use crate::failure::Wrong;
 use crate::output;
 use crate::privilege;
@@ -28,11 +28,15 @@ use std::time::Duration;
 
 /// Does what the user asked for.
 pub fn run(command: Command) -> anyhow::Result<ExitCode> {
-    if matches!(
-        command,
-        Command::Log(_) | Command::Show(_) | Command::Diff(_) | Command::Verify(_)
-    ) {
-        privilege::only_read().context("give up privilege")?;
+    match &command {
+        Command::Log(StoreOnly { store, .. })
+        | Command::Verify(StoreOnly { store, .. })
+        | Command::Show(StoreAt { store, .. })
+        | Command::Diff(Diff { store, .. }) => privilege::only_read(store)?,
+        Command::Export(_) | Command::Rollback(_) => privilege::decompress_apart(true)?,
+        // A small one needs only one process.
+        Command::Restore(_) => privilege::decompress_apart(false)?,
+        _ => {}
     }
     match command {
         Command::Probe(options) => probe::run(&options),

@@ -155,6 +155,11 @@ fn set_capabilities(mut words: CapabilityWords, effective: u64) -> io::Result<()
     check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const words) })
 }
 
+/// The calling thread has no capabilities any more, in no set that could give it one back but by executing a program.
+pub(crate) fn give_up_capabilities() -> io::Result<()> {
+    set_capabilities([[0; 3]; 2], 0)
+}
+
 fn check(result: c_long) -> io::Result<()> {
     match result {
         -1 => Err(io::Error::last_os_error()),

@@ -121,7 +121,7 @@ fn keep(maker: i32) -> ! {
 }
 
 /// Sets the signal mask of the calling thread; not by the libc, which leaves out signals that it uses itself.
-fn set_mask(mask: &u64, before: Option<&mut u64>) {
+pub(crate) fn set_mask(mask: &u64, before: Option<&mut u64>) {
     let before = before.map_or(std::ptr::null_mut(), |before| before as *mut u64);
     // SAFETY: both point to masks of the 8 bytes that are told, or the second is null, which says that it is not wanted.
     unsafe {

@@ -2,7 +2,7 @@
 //! soon. A batch is the pages of one frame that are wanted; fetching one that is damaged keeps no other from being fetched.
 
 use crate::error::ReadError;
-use crate::layer::{FrameReader, io_error};
+use crate::layer::FrameReader;
 use crate::model::PageState;
 use crate::read::Piece;
 use crate::view::View;
@@ -34,10 +34,8 @@ pub struct BatchReader {
 impl BatchReader {
     /// A new one.
     pub fn new() -> Result<BatchReader, ReadError> {
-        let reader = FrameReader::new()
-            .map_err(|error| io_error("memory", "prepare to decompress".to_owned(), error))?;
         Ok(BatchReader {
-            reader,
+            reader: FrameReader::default(),
             raw: Vec::new(),
         })
     }

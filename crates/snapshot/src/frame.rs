@@ -1,9 +1,10 @@
 //! One frame: some pages to stored bytes and back. Not which pages they are, nor where they lie.
 
+use crate::decompress::Wherever;
 use crate::format::{ENCODING_RAW, ENCODING_ZSTD, FormatError, damaged};
 use std::borrow::Cow;
 use std::io;
-use zstd::bulk::{Compressor, Decompressor};
+use zstd::bulk::Compressor;
 
 /// Stored bytes with what the frame table says about them.
 pub struct EncodedFrame<'a> {
@@ -43,16 +44,12 @@ impl FrameEncoder {
 }
 
 /// Reads frames; holds what decompression can use again.
+#[derive(Default)]
 pub struct FrameDecoder {
-    decompressor: Decompressor<'static>,
+    decompressor: Wherever,
 }
 
 impl FrameDecoder {
-    pub fn new() -> io::Result<FrameDecoder> {
-        let decompressor = Decompressor::new()?;
-        Ok(FrameDecoder { decompressor })
-    }
-
     /// The pages of a frame, in `raw`, which has their length.
     pub fn decode(
         &mut self,
@@ -69,10 +66,11 @@ impl FrameDecoder {
                 raw.copy_from_slice(stored);
                 Ok(())
             }
-            ENCODING_ZSTD => match self.decompressor.decompress_to_buffer(stored, raw) {
-                Ok(length) if length == raw.len() => Ok(()),
-                Ok(_) => damaged("a frame decompresses to less than its pages"),
-                Err(_) => damaged("a frame does not decompress"),
+            ENCODING_ZSTD => match self.decompressor.decompress(stored, raw) {
+                Ok(Some(length)) if length == raw.len() => Ok(()),
+                Ok(Some(_)) => damaged("a frame decompresses to less than its pages"),
+                Ok(None) => damaged("a frame does not decompress"),
+                Err(error) => damaged(format!("a frame cannot be decompressed: {error}")),
             },
             _ => damaged("a frame has the wrong length"),
         }

@@ -223,6 +223,7 @@ pub struct Layer {
 }
 
 /// Reads frames of layers. Keeps the last file open, and the buffer for stored bytes.
+#[derive(Default)]
 pub struct FrameReader {
     decoder: FrameDecoder,
     stored: Vec<u8>,
@@ -230,14 +231,6 @@ pub struct FrameReader {
 }
 
 impl FrameReader {
-    pub fn new() -> io::Result<FrameReader> {
-        Ok(FrameReader {
-            decoder: FrameDecoder::new()?,
-            stored: Vec::new(),
-            file: None,
-        })
-    }
-
     /// The pages of frame number `number` of `layer`, each of `page_bytes` bytes, in `raw`.
     pub fn read(
         &mut self,

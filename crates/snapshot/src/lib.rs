@@ -35,6 +35,7 @@
 
 mod batches;
 mod changed;
+mod decompress;
 mod dedup;
 mod error;
 mod format;
@@ -55,6 +56,7 @@ mod view;
 mod writer;
 
 pub use batches::{Batch, BatchReader};
+pub use decompress::{DECOMPRESS_BYTES_MAX, Decompress, Decompressor, decompress_elsewhere};
 pub use error::{LockError, OpenError, ReadError, WriteError};
 pub use memory::{limit_memory, memory_limit};
 pub use model::{

@@ -2,7 +2,7 @@
 //! Which pages there are is decided in `view`.
 
 use crate::error::ReadError;
-use crate::layer::{FrameReader, io_error};
+use crate::layer::FrameReader;
 use crate::memory;
 use crate::model::{PageHash, PageState};
 use crate::runs::Resolved;
@@ -39,7 +39,7 @@ struct CacheState {
     clock: u64,
     /// By layer and number, with the time of the last use.
     frames: HashMap<(u32, usize), Kept>,
-    reader: Option<FrameReader>,
+    reader: FrameReader,
 }
 
 impl FrameCache {
@@ -186,7 +186,7 @@ impl View {
         let next = AtomicUsize::new(0);
         let stop = AtomicBool::new(false);
         let work = || -> Result<(), E> {
-            let mut reader = self.reader()?;
+            let mut reader = FrameReader::default();
             let mut raw = Vec::new();
             while !stop.load(Ordering::Relaxed) {
                 let Some(group) = groups.get(next.fetch_add(1, Ordering::Relaxed)) else {
@@ -232,11 +232,6 @@ impl View {
             visit(piece.pages, piece.content(raw, page_bytes))?;
         }
         Ok(())
-    }
-
-    fn reader(&self) -> Result<FrameReader, ReadError> {
-        FrameReader::new()
-            .map_err(|error| io_error("memory", "prepare to decompress".to_owned(), error))
     }
 
     fn checked_space(&self, index: usize) -> Result<&crate::model::Space, ReadError> {
@@ -352,13 +347,6 @@ impl Inner {
             *used = state.clock;
             return Ok(Arc::clone(raw));
         }
-        let reader =
-            match &mut state.reader {
-                Some(reader) => reader,
-                none => none.insert(FrameReader::new().map_err(|error| {
-                    io_error("memory", "prepare to decompress".to_owned(), error)
-                })?),
-            };
         let mut raw = Vec::new();
         while state.frames.len() >= state.capacity
             || state.bytes > memory::cache_bytes(KEPT_BYTES_MAX)
@@ -373,6 +361,7 @@ impl Inner {
             raw = Arc::try_unwrap(old).unwrap_or_default();
         }
         let layer = &self.layers[piece.layer as usize];
+        let reader = &mut state.reader;
         reader.read(layer, piece.frame, page_bytes, &mut raw)?;
         let raw = Arc::new(raw);
         state.bytes += raw.len();

@@ -4,7 +4,7 @@ use crate::error::ReadError;
 use crate::format::FormatError;
 use crate::format::index::Index;
 use crate::frame::FrameDecoder;
-use crate::layer::{SnapshotFile, io_error};
+use crate::layer::SnapshotFile;
 use crate::model::{PageHash, PageState, SnapshotId, Space};
 use crate::read::worker_count;
 use crate::store::Store;
@@ -204,8 +204,7 @@ fn check_frames(
     let failed: Mutex<Option<ReadError>> = Mutex::new(None);
     let lock_failed = || failed.lock().unwrap_or_else(PoisonError::into_inner);
     let work = || -> Result<(), ReadError> {
-        let mut decoder = FrameDecoder::new()
-            .map_err(|error| io_error("memory", "prepare to decompress".to_owned(), error))?;
+        let mut decoder = FrameDecoder::default();
         let (mut stored, mut raw) = (Vec::new(), Vec::new());
         while lock_failed().is_none() {
             let Some(frame) = index.frames.get(next.fetch_add(1, Ordering::Relaxed)) else {

@@ -6,6 +6,7 @@ use super::records::{
     self, AttachmentRecord, MetadataRecord, RegionRecord, SHOWS_A_SPACE, SHOWS_NOTHING, SpaceRecord,
 };
 use super::{FormatError, MAX_FRAME_BYTES, MAX_METADATA_BYTES, damaged};
+use crate::decompress::Wherever;
 use crate::model::{Attachment, Backing, Capture, Protection, Region, Sharing, Shown, Space};
 use pagetide_pages::{PageCount, PageIndex, PageRange, PageSize};
 use std::collections::{HashMap, HashSet};
@@ -190,8 +191,10 @@ fn unpack(section: &[u8]) -> Result<Vec<u8>, FormatError> {
     if length > MAX_METADATA_BYTES {
         return damaged("its metadata says it is longer than metadata can be");
     }
-    match zstd::bulk::decompress(packed, length as usize) {
-        Ok(record) if record.len() as u64 == length => Ok(record),
+    let mut record = vec![0; length as usize];
+    match Wherever::default().decompress(packed, &mut record) {
+        Ok(Some(length)) if length == record.len() => Ok(record),
+        Err(error) => damaged(format!("its metadata cannot be decompressed: {error}")),
         _ => damaged("its metadata does not decompress"),
     }
 }

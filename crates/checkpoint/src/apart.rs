@@ -1,0 +1,138 @@
+//! What is read of stores is decompressed in processes that can do nothing else: zstd is a library of C, and what it is given
+//! may have been made by somebody who knows of a mistake in it. All else that reads stores is Rust.
+
+use pagetide_kernel::apart::Apart;
+use pagetide_snapshot::{
+    DECOMPRESS_BYTES_MAX, Decompress, Decompressor, decompress_elsewhere, memory_limit,
+};
+use std::io;
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
+
+/// What a process may take, about: twice the longest input of usual length.
+const PROCESS_BYTES: u64 = 16 << 20;
+
+static POOL: OnceLock<Pool> = OnceLock::new();
+
+/// Processes that decompress. As many as there are cores, each started when all others are busy.
+struct Pool {
+    state: Mutex<State>,
+    came_back: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    free: Vec<Apart>,
+    /// How many more may be started.
+    left: usize,
+    /// How many there are, busy ones included.
+    alive: usize,
+}
+
+/// From now on everything that this program reads of stores is decompressed in other processes, which have no privilege, no
+/// files, and a filter that lets them do nothing but compute (see [`pagetide_kernel::apart`]): for programs that
+/// have more rights than whoever may have written a store. `at_once` starts them now, which is
+/// for a program that gives up the right to make processes; otherwise they are started when they are needed. They are copies of this
+/// program, so for one that tracks much memory of its own this costs more than it is worth.
+///
+/// # Errors
+///
+/// No process can be made.
+pub fn decompress_apart(at_once: bool) -> io::Result<()> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let fit = usize::try_from(memory_limit() / 4 / PROCESS_BYTES).unwrap_or(usize::MAX);
+    let mut state = State {
+        left: cores.min(fit.max(1)),
+        ..State::default()
+    };
+    while at_once && state.left > 0 {
+        let apart = state.start()?;
+        state.free.push(apart);
+    }
+    let pool = POOL.get_or_init(|| Pool {
+        state: Mutex::new(state),
+        came_back: Condvar::new(),
+    });
+    decompress_elsewhere(Box::new(pool));
+    Ok(())
+}
+
+/// Ends those of the processes that have nothing to do, for a program that will not read much for a while. They are started again when
+/// they are needed.
+pub fn rest_decompressing() {
+    if let Some(pool) = POOL.get() {
+        let mut state = pool.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let ended = std::mem::take(&mut state.free);
+        state.left += ended.len();
+        state.alive -= ended.len();
+    }
+}
+
+impl State {
+    fn start(&mut self) -> io::Result<Apart> {
+        let mut decompressor = Decompressor::new()?;
+        let (most, work) = (
+            DECOMPRESS_BYTES_MAX,
+            move |packed: &[u8], raw: &mut [u8]| decompressor.decompress(packed, raw),
+        );
+        let apart = Apart::start(most, most, work)?;
+        self.left -= 1;
+        self.alive += 1;
+        Ok(apart)
+    }
+}
+
+impl Pool {
+    /// One that is free, once there is one. `None` if there will be none.
+    fn take(&self) -> Option<Apart> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(free) = state.free.pop() {
+                return Some(free);
+            }
+            if state.left > 0 {
+                match state.start() {
+                    Ok(started) => return Some(started),
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot make a process that decompresses");
+                        // Those that there are have to do.
+                        state.left = 0;
+                    }
+                }
+            }
+            if state.alive == 0 {
+                return None;
+            }
+            state = self
+                .came_back
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn give_back(&self, apart: Option<Apart>) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match apart {
+            Some(apart) => state.free.push(apart),
+            None => state.alive -= 1,
+        }
+        drop(state);
+        self.came_back.notify_all();
+    }
+}
+
+impl Decompress for &'static Pool {
+    fn decompress(&self, packed: &[u8], raw: &mut [u8]) -> Option<usize> {
+        let mut apart = self.take()?;
+        match apart.run(packed, raw) {
+            Ok(length) => {
+                self.give_back(Some(apart));
+                length
+            }
+            Err(error) => {
+                tracing::warn!(%error, "what was to be decompressed ended the process that does that");
+                self.give_back(None);
+                None
+            }
+        }
+    }
+}

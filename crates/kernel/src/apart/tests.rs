@@ -1,0 +1,110 @@
+//! What runs apart computes, and can do nothing else.
+
+use super::Apart;
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+use std::fs::{self, File};
+use std::net::UdpSocket;
+
+const BYTES: usize = 1 << 20;
+
+fn doubled(input: &[u8], output: &mut [u8]) -> Option<usize> {
+    let output = output.get_mut(..input.len())?;
+    for (to, from) in output.iter_mut().zip(input) {
+        *to = from.wrapping_mul(2);
+    }
+    (input.first() != Some(&0)).then_some(input.len())
+}
+
+fn start(work: impl FnMut(&[u8], &mut [u8]) -> Option<usize>) -> Apart {
+    Apart::start(BYTES, BYTES, work).expect("start a process")
+}
+
+#[test]
+fn it_computes_as_often_as_it_is_asked() {
+    let mut apart = start(doubled);
+    let mut output = vec![0; BYTES];
+    for length in [1, 4096, BYTES] {
+        let input = vec![7; length];
+        let result = apart.run(&input, &mut output).expect("it lives");
+        assert_eq!(result, Some(length));
+        assert!(output[..length].iter().all(|byte| *byte == 14));
+    }
+    assert_eq!(apart.run(&[0, 1], &mut output).expect("it lives"), None);
+    assert_eq!(apart.run(&[3], &mut output).expect("it lives"), Some(1));
+    let too_long = vec![1; BYTES + 1];
+    assert!(apart.run(&too_long, &mut output).is_err());
+}
+
+#[test]
+fn it_has_no_privilege_no_descriptors_and_a_filter() {
+    let mut apart = start(doubled);
+    assert_eq!(apart.run(&[1], &mut [0; 1]).expect("it lives"), Some(1));
+    let of = |name: &str| format!("/proc/{}/{name}", apart.pid());
+    let status = fs::read_to_string(of("status")).expect("read its status");
+    let value = |key: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(key));
+        line.expect(key).trim().to_owned()
+    };
+    for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
+        assert_eq!(value(set), "0".repeat(16), "{set} {status}");
+    }
+    assert_eq!((&*value("NoNewPrivs:"), &*value("Seccomp:")), ("1", "2"));
+    let Ok(descriptors) = fs::read_dir(of("fd")) else {
+        // Only root sees what is not dumpable.
+        return;
+    };
+    let mut numbers: Vec<_> = descriptors
+        .map(|entry| entry.expect("a descriptor").file_name())
+        .collect();
+    numbers.sort();
+    assert_eq!(numbers, ["0", "1"]);
+}
+
+#[test]
+fn whatever_else_it_tries_ends_it() {
+    let attempts: [fn(); 5] = [
+        || drop(File::open("/dev/null")),
+        || drop(UdpSocket::bind("127.0.0.1:0")),
+        || drop(std::process::Command::new("true").spawn()),
+        || assert!(rustix::process::getppid().is_some()),
+        || assert!(rustix::io::write(std::io::stderr(), b"it could write\n").is_ok()),
+    ];
+    for (number, attempt) in attempts.into_iter().enumerate() {
+        let mut apart = start(move |_, _| {
+            attempt();
+            Some(0)
+        });
+        let result = apart.run(&[1], &mut []);
+        assert!(result.is_err(), "attempt {number}: {result:?}");
+        // It stays so.
+        assert!(apart.run(&[1], &mut []).is_err());
+    }
+}
+
+#[test]
+fn it_ends_with_its_owner() {
+    let apart = start(doubled);
+    let at = format!("/proc/{}", apart.pid());
+    assert!(fs::exists(&at).expect("look"));
+    drop(apart);
+    assert!(!fs::exists(&at).expect("look"));
+}
+
+#[test]
+fn t76_strict_mode_cannot_be_entered_under_a_filter() {
+    let refused = std::thread::spawn(|| {
+        let nothing = SeccompFilter::new(
+            [(nix::libc::SYS_sync, Vec::new())].into(),
+            SeccompAction::Allow,
+            SeccompAction::Errno(1),
+            TargetArch::x86_64,
+        );
+        let filter: BpfProgram = nothing.and_then(TryInto::try_into).expect("a filter");
+        seccompiler::apply_filter(&filter).expect("set it");
+        // SAFETY: the call takes numbers only, and is refused.
+        let strict = unsafe { nix::libc::prctl(nix::libc::PR_SET_SECCOMP, 1) };
+        (strict, std::io::Error::last_os_error().raw_os_error())
+    });
+    let refused = refused.join().expect("no panic");
+    assert_eq!(refused, (-1, Some(nix::libc::EINVAL)));
+}

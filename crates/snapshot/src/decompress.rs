@@ -1,0 +1,65 @@
+//! Decompression: the one thing about a store that is not done by Rust code. Where it is done the program says: here, or
+//! where a mistake in it can do no harm.
+
+use std::io::{self, ErrorKind};
+use std::sync::OnceLock;
+use zstd::zstd_safe::DCtx;
+
+/// The longest input and output that a decompressor is asked for: metadata of a snapshot.
+pub const DECOMPRESS_BYTES_MAX: usize = 65 << 20;
+
+/// Decompresses somewhere else than in the calling thread, for many threads at once.
+pub trait Decompress: Send + Sync {
+    /// Puts what `packed`, one zstd frame, holds into `raw`: how many bytes these are. `None` if that fails: it is no such
+    /// frame, holds more than fits, or what decompresses has ended.
+    fn decompress(&self, packed: &[u8], raw: &mut [u8]) -> Option<usize>;
+}
+
+static ELSEWHERE: OnceLock<Box<dyn Decompress>> = OnceLock::new();
+
+/// From now on `other` decompresses whatever this program reads of stores. False if another was set before, which stays.
+pub fn decompress_elsewhere(other: Box<dyn Decompress>) -> bool {
+    ELSEWHERE.set(other).is_ok()
+}
+
+/// Decompresses in the calling thread: the work that [`Decompress`] may have done elsewhere.
+pub struct Decompressor {
+    context: DCtx<'static>,
+}
+
+impl Decompressor {
+    /// A new one.
+    ///
+    /// # Errors
+    ///
+    /// There is no memory for it.
+    pub fn new() -> io::Result<Decompressor> {
+        let context = DCtx::try_create().ok_or(ErrorKind::OutOfMemory)?;
+        Ok(Decompressor { context })
+    }
+
+    /// As [`Decompress::decompress`]. Allocates nothing, and makes no system call.
+    pub fn decompress(&mut self, packed: &[u8], raw: &mut [u8]) -> Option<usize> {
+        self.context.decompress(raw, packed).ok()
+    }
+}
+
+/// Decompresses where the program says, and holds what is needed for that.
+#[derive(Default)]
+pub(crate) struct Wherever {
+    here: Option<Decompressor>,
+}
+
+impl Wherever {
+    /// As [`Decompress::decompress`].
+    pub fn decompress(&mut self, packed: &[u8], raw: &mut [u8]) -> io::Result<Option<usize>> {
+        if let Some(other) = ELSEWHERE.get() {
+            return Ok(other.decompress(packed, raw));
+        }
+        let here = match &mut self.here {
+            Some(here) => here,
+            none => none.insert(Decompressor::new()?),
+        };
+        Ok(here.decompress(packed, raw))
+    }
+}
