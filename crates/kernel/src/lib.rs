@@ -9,6 +9,7 @@
 compile_error!("pagetide knows the kernel interfaces of Linux on x86-64 only");
 
 pub mod acting;
+pub mod apart;
 pub mod cachestat;
 pub mod cgroups;
 pub mod clear_refs;
@@ -55,3 +56,15 @@ pub mod socket_option;
 pub mod spawn;
 pub mod timerfd;
 pub mod userfaultfd;
+
+#[cfg(test)]
+mod hostile;
+
+/// What tests allocate is counted.
+#[cfg(test)]
+mod counted {
+    use crate::counted_memory::CountedMemory;
+
+    #[global_allocator]
+    pub(crate) static MEMORY: CountedMemory = CountedMemory::new();
+}

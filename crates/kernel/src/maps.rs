@@ -283,6 +283,30 @@ fn parse(path: &Path, line: &[u8]) -> Result<Mapping, MapsError> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn hostile_lines_of_mappings() {
+        let sound =
+            b"55d0c0a00000-55d0c0a21000 rw-p 00000000 00:00 0                          [heap]\n\
+            VmFlags: rd wr mr mw me ac sd\n\
+            7f1e5c000000-7f1e5c021000 r-xp 00001000 fe:00 1234567    /tmp/a b\\012c (deleted)\n\
+            Size:                132 kB\nVmFlags: rd ex mr mw me\n";
+        crate::hostile::survives(sound, |text| {
+            let told = MappingFlags {
+                path: PathBuf::from("smaps"),
+                text: text.to_vec(),
+            };
+            let Ok(all) = told.parse() else {
+                return false;
+            };
+            let in_order = all.windows(2).all(|two| two[0].0.end <= two[1].0.start);
+            assert!(
+                in_order && all.iter().all(|(one, _)| one.start < one.end),
+                "{all:?}"
+            );
+            true
+        });
+    }
+
     fn settled(told: &[(u64, u64)]) -> Vec<(u64, u64)> {
         let mapping = |(start, end): &(u64, u64)| {
             let line = format!("{start:x}-{end:x} rw-p 00000000 00:00 0 ");

@@ -93,3 +93,16 @@ pub use stop::{ResumeError, StopError, StopOptions, StoppedProcess};
 pub use syscall_names::SystemCall;
 pub use system_calls::SystemCalls;
 pub use thread_state::{ThreadState, ThreadStateError};
+
+#[cfg(test)]
+#[path = "../../kernel/src/hostile.rs"]
+mod hostile;
+
+/// What tests allocate is counted.
+#[cfg(test)]
+mod counted {
+    use pagetide_kernel::counted_memory::CountedMemory;
+
+    #[global_allocator]
+    pub(crate) static MEMORY: CountedMemory = CountedMemory::new();
+}

@@ -25,19 +25,16 @@ impl Stat {
     }
 
     fn read(path: &str) -> io::Result<Self> {
-        // The name may hold any byte, blanks and parentheses too; the last ')' ends it.
-        let text = proc_file::read_text(path)?;
-        let open = text.find('(');
-        let close = text.rfind(')');
-        let (Some(open), Some(close)) = (open, close) else {
-            return Err(unexpected(path));
-        };
-        Ok(Self {
-            comm: text[open + 1..close].to_owned(),
-            fields: text[close + 1..]
-                .split_whitespace()
-                .map(str::to_owned)
-                .collect(),
+        Self::parse(&proc_file::read_text(path)?).ok_or_else(|| unexpected(path))
+    }
+
+    /// The name may hold any byte, blanks and parentheses too; the last ')' ends it.
+    fn parse(text: &str) -> Option<Self> {
+        let (before, fields) = text.rsplit_once(')')?;
+        let (_, comm) = before.split_once('(')?;
+        Some(Self {
+            comm: comm.to_owned(),
+            fields: fields.split_whitespace().map(str::to_owned).collect(),
         })
     }
 
@@ -150,4 +147,34 @@ fn unexpected(path: &str) -> io::Error {
         io::ErrorKind::InvalidData,
         format!("{path} does not read as expected"),
     )
+}
+
+#[cfg(test)]
+mod hostile_tests {
+    use super::*;
+    use crate::hostile::survives;
+
+    #[test]
+    fn hostile_names_in_stat() {
+        let sound =
+            b"4711 (a) R 1 (b) S 1 4711 4711 0 -1 4194304 100 0 0 0 1 2 0 0 20 0 1 0 98765 1 2 3";
+        survives(sound, |text| {
+            let Some(stat) = Stat::parse(&String::from_utf8_lossy(text)) else {
+                return false;
+            };
+            let numbers = (stat.state(), stat.flags(), stat.start_time_ticks());
+            text != sound || (numbers == ('S', 4_194_304, 98_765) && stat.comm == "a) R 1 (b")
+        });
+    }
+
+    #[test]
+    fn hostile_names_in_status() {
+        let sound =
+            b"Name:\ta\\nTracerPid:\\t1\nState:\tS (sleeping)\nTracerPid:\t0\nThreads:\t3\n";
+        survives(sound, |text| {
+            let status = Status::from_text(String::from_utf8_lossy(text).into_owned());
+            let told = (status.tracer(), status.number("Threads"));
+            text != sound || told == (None, 3)
+        });
+    }
 }

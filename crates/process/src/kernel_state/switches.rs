@@ -245,3 +245,20 @@ mod tests {
         }
     }
 }
+
+#[cfg(test)]
+mod hostile_tests {
+    use super::*;
+
+    #[test]
+    fn hostile_text_of_limits() {
+        let sound =
+            b"Limit                     Soft Limit           Hard Limit           Units     \n\
+            Max cpu time              unlimited            unlimited            seconds   \n\
+            Max open files            1024                 524288               files     \n";
+        crate::hostile::survives(sound, |text| {
+            let limits = parse_limits(&String::from_utf8_lossy(text));
+            text != sound || limits.last().is_some_and(|limit| limit.hard == 524_288)
+        });
+    }
+}

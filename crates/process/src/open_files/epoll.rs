@@ -150,3 +150,16 @@ mod tests {
         assert!(Line::parse("").is_none());
     }
 }
+
+#[cfg(test)]
+mod hostile_tests {
+    use super::*;
+
+    #[test]
+    fn hostile_text_of_epoll() {
+        let sound = b"        5 events:       19 data:                5  pos:0 ino:61 sdev:8";
+        crate::hostile::survives(sound, |text| {
+            Line::parse(&String::from_utf8_lossy(text)).is_some()
+        });
+    }
+}

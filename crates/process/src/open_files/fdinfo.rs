@@ -94,3 +94,20 @@ mod tests {
         assert!(FdInfo::parse("pos:\t12\n".into()).is_err());
     }
 }
+
+#[cfg(test)]
+mod hostile_tests {
+    use super::*;
+
+    #[test]
+    fn hostile_text_of_fdinfo() {
+        let sound = b"pos:\t12\nflags:\t02100002\nmnt_id:\t28\nino:\t99\nlock:\t1: POSIX ADVISORY WRITE 1 fe:00:1 0 EOF\n";
+        crate::hostile::survives(sound, |text| {
+            let Ok(info) = FdInfo::parse(String::from_utf8_lossy(text).into_owned()) else {
+                return false;
+            };
+            let _ = (info.number("mnt_id", 10), info.values("lock").count());
+            text != sound || (info.position, info.close_on_exec) == (12, true)
+        });
+    }
+}

@@ -226,3 +226,16 @@ mod tests {
         assert!(Line::parse("wd:4 ino:1 sdev:1 mask:1 f_handle:a").is_none());
     }
 }
+
+#[cfg(test)]
+mod hostile_tests {
+    use super::*;
+
+    #[test]
+    fn hostile_text_of_inotify() {
+        let sound = b"wd:1 ino:2d4c9 sdev:fe00000 mask:fce ignored_mask:0 fhandle-bytes:8 fhandle-type:1 f_handle:c9d40200a1b2c3d4";
+        crate::hostile::survives(sound, |text| {
+            Line::parse(&String::from_utf8_lossy(text)).is_some()
+        });
+    }
+}

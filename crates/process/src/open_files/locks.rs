@@ -149,3 +149,16 @@ mod tests {
         assert!(parse("").is_none());
     }
 }
+
+#[cfg(test)]
+mod hostile_tests {
+    use super::*;
+
+    #[test]
+    fn hostile_text_of_locks() {
+        let sound = b"1: POSIX  ADVISORY  WRITE 1583 fe:00:10011072 5 14";
+        crate::hostile::survives(sound, |text| {
+            parse(&String::from_utf8_lossy(text)).is_some()
+        });
+    }
+}

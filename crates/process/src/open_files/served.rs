@@ -177,3 +177,14 @@ mod tests {
         assert!(!mounts.lead_to(Path::new("/mnt/farther")));
     }
 }
+
+#[cfg(test)]
+mod hostile_tests {
+    use super::*;
+
+    #[test]
+    fn hostile_text_of_served() {
+        let sound = b"36 35 98:0 /mnt1 /mnt\\0402 rw,noatime master:1 - fuse.sshfs host: rw";
+        crate::hostile::survives(sound, |text| Mount::parse(text).is_some());
+    }
+}

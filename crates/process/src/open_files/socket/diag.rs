@@ -161,3 +161,18 @@ mod tests {
         assert!(diag.ask(u64::MAX).is_err());
     }
 }
+
+#[cfg(test)]
+mod hostile_tests {
+    use super::*;
+
+    #[test]
+    fn hostile_answers_about_sockets() {
+        let mut sound = vec![0; HEADER_BYTES + MESSAGE_BYTES];
+        sound.extend([12, 0, 1, 0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 0, 2, 0, 9, 9, 9, 9]);
+        let length = u32::try_from(sound.len()).expect("a small number");
+        sound[..4].copy_from_slice(&length.to_ne_bytes());
+        sound[4..6].copy_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+        crate::hostile::survives(&sound, |answer| parse(answer).is_ok());
+    }
+}
