@@ -5,8 +5,8 @@ export CARGO
 export CARGO_TERM_COLOR ?= auto
 PREFIX ?= /usr/local
 
-.PHONY: help setup build demo test kernels lint deny fuzz bench neighbours torture torture-own endure doc clean \
-	install uninstall deb
+.PHONY: help setup build demo test kernels lint deny fuzz fuzz-guided bench neighbours torture torture-own endure doc \
+	clean install uninstall deb
 
 help:
 	@sed -n 's/^## //p' $(MAKEFILE_LIST)
@@ -49,11 +49,13 @@ test: setup
 kernels: setup
 	$(CARGO) run --quiet --locked -p pagetide-kernels
 
-## lint     formatting, clippy without a warning, documentation without a broken link
+## lint     formatting, clippy without a warning, documentation without a broken link; and what deny checks, if cargo-deny is there
 lint: setup
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --quiet
+	@if command -v cargo-deny >/dev/null; then $(MAKE) --no-print-directory deny; \
+	else echo "cargo-deny is not installed: licences and sources of dependencies are not checked"; fi
 
 ## deny     licences, sources and doubled versions of dependencies (needs cargo-deny)
 deny:
@@ -81,16 +83,23 @@ torture-own: setup
 	$(CARGO) build --release --locked -p pagetide-torture
 	target/release/torture --own --seed $(or $(SEED),1) --seconds $(or $(SECONDS),600)
 
-## endure   the long form of the end-to-end tests: many more epochs and kills, and a minute of races
+## endure   the long form of the end-to-end tests: many more epochs and kills, and a minute of races; and `make fuzz`
 endure: setup
 	PAGETIDE_EPOCHS=$${PAGETIDE_EPOCHS:-1000} PAGETIDE_KILLS=$${PAGETIDE_KILLS:-1000} \
 		PAGETIDE_RACE_SECONDS=$${PAGETIDE_RACE_SECONDS:-60} \
 		$(CARGO) test --release --locked -p pagetide-tests -- --nocapture
+	$(MAKE) fuzz
 
-## fuzz     the decoder and the chain, one minute each (needs a nightly toolchain and cargo-fuzz)
-fuzz:
-	cd fuzz && $(CARGO) fuzz run decode -- -max_total_time=60
-	cd fuzz && $(CARGO) fuzz run chain -- -max_total_time=60
+## fuzz     what stores and hostile processes can say, changed at random: SECONDS (10) for each kind of text, a minute in all
+fuzz: setup
+	PAGETIDE_FUZZ_SECONDS=$(or $(SECONDS),10) $(CARGO) test --release --locked -p pagetide-kernel -p pagetide-process --lib \
+		-- hostile --nocapture
+	PAGETIDE_FUZZ_SECONDS=$(or $(SECONDS),10) $(CARGO) test --release --locked -p pagetide --test hostile_store -- --nocapture
+
+## fuzz-guided  the decoder and the chain, SECONDS (60) each, guided by coverage (needs a nightly toolchain and cargo-fuzz)
+fuzz-guided:
+	cd fuzz && $(CARGO) fuzz run decode -- -max_total_time=$(or $(SECONDS),60)
+	cd fuzz && $(CARGO) fuzz run chain -- -max_total_time=$(or $(SECONDS),60)
 
 doc:
 	$(CARGO) doc --workspace --no-deps --open

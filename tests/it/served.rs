@@ -85,6 +85,21 @@ impl Drop for Served {
     }
 }
 
+/// Where in the kernel the threads of a process wait.
+fn places(pid: i32) -> Vec<String> {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return Vec::new();
+    };
+    let paths = threads.flatten().map(|thread| thread.path().join("wchan"));
+    paths.flat_map(fs::read_to_string).collect()
+}
+
+fn waits_for_the_server(pid: i32) -> bool {
+    places(pid)
+        .iter()
+        .any(|place| place.contains("wait_answer"))
+}
+
 /// Its outcome, if it ends by itself.
 #[track_caller]
 fn ends(mut running: Background, served: &mut Served) -> Outcome {
@@ -146,14 +161,20 @@ fn whatever_hangs_nobody_is_held() {
         let store = TestStore::new();
         let more = ["--mode", "stop", "--stop-timeout", timeout];
         let mut running = background(store.checkpoint_words(served.pid(), &more));
-        // It stands still at times; and for good when a request waits.
-        let mut standing = Instant::now();
-        served.wait_until_it("stop", |served| {
-            if thread_states(served.pid()) != ['t'] {
-                standing = Instant::now();
-            }
-            standing.elapsed() > Duration::from_millis(400)
-        });
+        // It stands still at times; and for good when a request waits, which the kernel tells of whoever made it.
+        let makers = [running.pid(), served.pid()];
+        let since = Instant::now();
+        while thread_states(served.pid()) != ['t'] || !makers.into_iter().any(waits_for_the_server)
+        {
+            let told = || makers.map(|pid| (thread_states(pid), places(pid)));
+            assert!(
+                running.is_running(),
+                "it has ended, and nothing waited: {:?}",
+                running.wait()
+            );
+            assert!(since.elapsed() < PATIENCE, "no request waits: {:?}", told());
+            std::thread::sleep(Duration::from_millis(2));
+        }
         if by_signal {
             running.signal(Signal::TERM);
         }
