@@ -67,7 +67,7 @@ fn only_files_in(store: &Path) -> anyhow::Result<bool> {
 mod tests {
     use super::*;
     use std::fs::{self, File, OpenOptions};
-    use std::io::ErrorKind;
+    use std::io::{ErrorKind, Write};
     use std::net::UdpSocket;
 
     /// All of it belongs to threads, so one can give it up while others go on.
@@ -109,7 +109,8 @@ mod tests {
         };
         let is_fenced = std::thread::scope(|scope| scope.spawn(in_thread).join());
         if !is_fenced.expect("no panic") {
-            eprintln!("SKIPPED files outside of the store: this kernel has no landlock");
+            let line = "SKIPPED files outside of the store: this kernel has no landlock";
+            writeln!(std::io::stderr(), "{line}").expect("say so");
         }
         assert!(UdpSocket::bind("127.0.0.1:0").is_ok());
         assert_eq!(fs::read(&outside).expect("read it"), b"outside");

@@ -52,7 +52,7 @@ impl Apart {
         mut work: impl FnMut(&[u8], &mut [u8]) -> Option<usize>,
     ) -> io::Result<Apart> {
         let filter = filter().map_err(io::Error::other)?;
-        let shared = Shared::new(input_bytes, output_bytes)?;
+        let mut shared = Shared::new(input_bytes, output_bytes)?;
         let (asked, requests) = pipe_with(PipeFlags::CLOEXEC)?;
         let (answers, answered) = pipe_with(PipeFlags::CLOEXEC)?;
         let mut before = 0;
@@ -62,7 +62,7 @@ impl Apart {
         // never leaves. Nothing else is asked for, so no other argument is looked at.
         let pid = unsafe { libc::syscall(libc::SYS_clone, 0, 0, 0, 0, 0) };
         if pid == 0 {
-            let live = || live(&asked, &answered, &filter, &shared, &mut work);
+            let live = || live(&asked, &answered, &filter, &mut shared, &mut work);
             // What unwinds must not get into what is the parent's business.
             drop(catch_unwind(AssertUnwindSafe(live)));
             end();
@@ -188,8 +188,8 @@ fn live(
     asked: &OwnedFd,
     answered: &OwnedFd,
     filter: &BpfProgram,
-    shared: &Shared,
-    work: &mut dyn FnMut(&[u8], &mut [u8]) -> Option<usize>,
+    shared: &mut Shared,
+    work: &mut impl FnMut(&[u8], &mut [u8]) -> Option<usize>,
 ) {
     if confine(asked.as_raw_fd(), answered.as_raw_fd(), filter).is_none() {
         return;
@@ -327,7 +327,7 @@ impl Shared {
     }
 
     /// Input and output of a request, for the process that computes.
-    fn both(&self, request: &Request) -> Option<(&[u8], &mut [u8])> {
+    fn both(&mut self, request: &Request) -> Option<(&[u8], &mut [u8])> {
         if request.input_bytes > self.input_bytes || request.output_bytes > self.output_bytes {
             return None;
         }
