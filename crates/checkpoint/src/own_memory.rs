@@ -401,7 +401,7 @@ impl OwnMemory {
             pagemap: &self.pagemap,
             knows_guards: self.knows_guards,
         };
-        let mut empty = PageSet::new();
+        let mut empty = Vec::new();
         for piece in &ground.pieces {
             let pages = PageSet::from(piece.pages);
             let held = Categories::PRESENT | Categories::SWAPPED;
@@ -414,9 +414,9 @@ impl OwnMemory {
                     holes.subtract(&tables.having(&holes.intersect(&pages), held)?)
                 }
             };
-            empty = empty.union(&found.intersect(&pages));
+            empty.extend_from_slice(found.within(piece.pages).ranges());
         }
-        Ok(empty)
+        Ok(empty.into_iter().collect())
     }
 
     fn check_pid(&self) -> Result<(), OwnMemoryError> {

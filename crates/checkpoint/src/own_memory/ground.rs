@@ -5,11 +5,11 @@ use super::error::OwnMemoryError;
 use super::placement::{Placement, Places};
 use crate::capture::SIZE;
 use crate::file_pages::file_page;
-use crate::files::{self, FileReport};
+use crate::files::{self, FileKey, FileReport};
 use crate::layout::{self, Watch};
 use crate::sparse;
 use pagetide_kernel::maps::{self, Mapping};
-use pagetide_pages::{PageRange, PageSet};
+use pagetide_pages::{PageIndex, PageRange, PageSet};
 
 /// How changes of a part of a region are found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,16 +103,15 @@ impl Ground {
     /// Refuses memory that is promised to be written through its region only, if it is mapped elsewhere, too.
     pub fn refuse_other_mappings(&self) -> Result<(), OwnMemoryError> {
         let alone = |piece: &&Piece| piece.kind == Kind::SharedAlone;
-        for piece in self.pieces.iter().filter(alone) {
+        let mut alone = self.pieces.iter().filter(alone).peekable();
+        if alone.peek().is_none() {
+            return Ok(());
+        }
+        let shared = SharedMappings::among(&self.mappings);
+        for piece in alone {
             let mapping = &piece.mapping;
             let shown = in_file(mapping, piece.pages);
-            let shows_it_too = |other: &&Mapping| {
-                other.shared
-                    && other.start != mapping.start
-                    && files::key(other) == files::key(mapping)
-                    && in_file(other, other.pages()).intersection(shown).is_some()
-            };
-            if let Some(other) = self.mappings.iter().find(shows_it_too) {
+            if let Some(other) = shared.other(mapping, shown) {
                 let (start, end) = SIZE.span_of(piece.pages);
                 return Err(OwnMemoryError::AlsoMapped {
                     address: start,
@@ -122,6 +121,52 @@ impl Ground {
             }
         }
         Ok(())
+    }
+}
+
+/// Shared mappings by what they show.
+struct SharedMappings<'a> {
+    /// Object, what of it is shown, and where; ascending.
+    all: Vec<(FileKey, PageRange, &'a Mapping)>,
+    /// How far those up to each of them reach within its object.
+    reach: Vec<PageIndex>,
+}
+
+impl<'a> SharedMappings<'a> {
+    fn among(mappings: &'a [Mapping]) -> SharedMappings<'a> {
+        let shared = mappings.iter().filter(|mapping| mapping.shared);
+        let mut all: Vec<_> = shared
+            .map(|mapping| {
+                let shown = in_file(mapping, mapping.pages());
+                (files::key(mapping), shown, mapping)
+            })
+            .collect();
+        all.sort_by_key(|(key, shown, mapping)| (*key, *shown, mapping.start));
+        let mut reach: Vec<PageIndex> = Vec::with_capacity(all.len());
+        for (at, (key, shown, _)) in all.iter().enumerate() {
+            let before = match at.checked_sub(1) {
+                Some(before) if all[before].0 == *key => reach[before],
+                _ => PageIndex(0),
+            };
+            reach.push(before.max(shown.end()));
+        }
+        SharedMappings { all, reach }
+    }
+
+    /// Another mapping than `mapping` that shows some of `shown`, pages of the same object.
+    fn other(&self, mapping: &Mapping, shown: PageRange) -> Option<&'a Mapping> {
+        let key = files::key(mapping);
+        let end = self
+            .all
+            .partition_point(|(other, pages, _)| (*other, pages.start()) < (key, shown.end()));
+        let before = (0..end).rev();
+        let before =
+            before.take_while(|&at| self.all[at].0 == key && self.reach[at] > shown.start());
+        let shows = |&at: &usize| {
+            let (_, pages, other) = &self.all[at];
+            other.start != mapping.start && pages.intersection(shown).is_some()
+        };
+        before.filter(shows).last().map(|at| self.all[at].2)
     }
 }
 

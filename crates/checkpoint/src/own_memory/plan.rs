@@ -7,8 +7,8 @@ use crate::files::{self, FileKey, FileReport, Files, Stamps};
 use crate::page_tables::{PageTables, Private};
 use crate::rings::{self, Depth};
 use pagetide_kernel::maps::Mapping;
-use pagetide_pages::PageSet;
-use std::collections::HashSet;
+use pagetide_pages::{PageRange, PageSet};
+use std::collections::{HashMap, HashSet};
 
 /// What may change memory of this process with no page fault, at one moment.
 #[derive(Clone, Debug, Default)]
@@ -46,24 +46,27 @@ pub(super) struct Memo {
     /// A ring or a device might write to memory that nothing listed.
     unlisted: bool,
     /// Where files showed, which, and from where on: the page of the file that page 0 would show.
-    shown: Vec<(FileKey, u64, PageSet)>,
+    shown: HashMap<(FileKey, u64), PageSet>,
     /// The files that nobody could have changed without a trace.
     settled: HashSet<Stamps>,
 }
 
 impl Memo {
-    /// The pages that showed the same of the same file as `mapping` does, if that file is what it was.
-    fn shown_still(&self, mapping: &Mapping, report: &FileReport) -> PageSet {
-        let settled: HashSet<&Stamps> = self.settled.iter().collect();
-        if !report.unchanged_since(mapping, &settled) {
+    /// Those of `pages` that showed the same of the same file as `mapping` does, if that file is what it was: it is then
+    /// among the `settled`.
+    fn shown_still(
+        &self,
+        mapping: &Mapping,
+        pages: PageRange,
+        report: &FileReport,
+        settled: &HashSet<&Stamps>,
+    ) -> PageSet {
+        if !report.unchanged_since(mapping, settled) {
             return PageSet::new();
         }
         let what = (files::key(mapping), origin(mapping));
-        let same = self
-            .shown
-            .iter()
-            .find(|(key, from, _)| (*key, *from) == what);
-        same.map_or_else(PageSet::new, |(_, _, pages)| pages.clone())
+        let same = self.shown.get(&what);
+        same.map_or_else(PageSet::new, |shown| shown.within(pages))
     }
 }
 
@@ -153,7 +156,7 @@ impl Plan {
                 false => PageSet::new(),
             },
             unlisted: signs.unlisted,
-            shown: Vec::new(),
+            shown: HashMap::new(),
             settled: known.report.settled().into_iter().collect(),
         };
         let mut plan = Plan {
@@ -188,21 +191,29 @@ impl Plan {
             .pieces
             .iter()
             .filter(|piece| piece.kind == Kind::OverFile);
+        let settled = memo.map(|memo| memo.settled.iter().collect::<HashSet<&Stamps>>());
+        let (mut zero, mut compare) = (Vec::new(), Vec::new());
         for piece in over_file {
-            let pages = PageSet::from_iter([piece.pages]);
-            let shows = pages.subtract(&told.copies).subtract(&told.guards);
+            let pages = PageSet::from(piece.pages);
+            let copies = told.copies.within(piece.pages);
+            let shows = pages
+                .subtract(&copies)
+                .subtract(&told.guards.within(piece.pages));
             let mut doubtful = shows.clone();
-            if let Some(memo) = memo {
-                doubtful = doubtful.subtract(&memo.shown_still(&piece.mapping, report));
+            if let (Some(memo), Some(settled)) = (memo, &settled) {
+                let same = memo.shown_still(&piece.mapping, piece.pages, report, settled);
+                doubtful = doubtful.subtract(&same);
             }
             let holes = files.holes_in(&piece.mapping, report);
-            let holes = holes.intersect(&doubtful);
+            let holes = holes.within(piece.pages).intersect(&doubtful);
             doubtful = doubtful.subtract(&holes);
-            self.zero = self.zero.union(&holes);
-            let copies = pages.intersect(&told.copies);
-            self.compare = self.compare.union(&copies).union(&doubtful);
+            zero.extend_from_slice(holes.ranges());
+            compare.extend_from_slice(copies.ranges());
+            compare.extend_from_slice(doubtful.ranges());
             self.memo.remember_shown(&piece.mapping, &shows);
         }
+        self.zero = self.zero.union(&zero.into_iter().collect());
+        self.compare = self.compare.union(&compare.into_iter().collect());
         self.guards = told.guards.clone();
     }
 }
@@ -210,13 +221,7 @@ impl Plan {
 impl Memo {
     fn remember_shown(&mut self, mapping: &Mapping, pages: &PageSet) {
         let what = (files::key(mapping), origin(mapping));
-        let known = self
-            .shown
-            .iter_mut()
-            .find(|(key, from, _)| (*key, *from) == what);
-        match known {
-            Some((_, _, shown)) => shown.extend(pages.ranges().iter().copied()),
-            None => self.shown.push((what.0, what.1, pages.clone())),
-        }
+        let shown = self.shown.entry(what).or_default();
+        shown.extend(pages.ranges().iter().copied());
     }
 }

@@ -39,12 +39,13 @@ pub(super) fn lengths(
     let alone = |piece: &&Piece| piece.kind == Kind::SharedAlone;
     for piece in ground.pieces.iter().filter(alone) {
         let key = files::key(&piece.mapping);
-        let stat = files
-            .open(key)
-            .and_then(|file| rustix::fs::fstat(file).ok());
-        let now = stat.map(|stat| Length {
-            bytes: stat.st_size,
-            blocks: stat.st_blocks,
+        // Many pieces may show one object.
+        let now = lengths.get(&key).copied().or_else(|| {
+            let stat = rustix::fs::fstat(files.open(key)?).ok()?;
+            Some(Length {
+                bytes: stat.st_size,
+                blocks: stat.st_blocks,
+            })
         });
         let then = before.and_then(|before| before.get(&key));
         let is_whole = match (then, now) {
