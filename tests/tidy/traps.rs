@@ -51,7 +51,10 @@ fn each_row_names_its_test_and_each_test_of_a_trap_has_its_row() {
         .0
         .iter()
         .filter_map(|name| Some((name, number_of(name)?)));
-    for (name, number) in numbers.filter(|(_, number)| !rows.contains_key(number)) {
+    // Those that concern us alone, and no target, stand in a table without numbers.
+    let words = page.split(|letter: char| !letter.is_ascii_alphanumeric());
+    let told: BTreeSet<&str> = words.collect();
+    for (name, number) in numbers.filter(|(_, number)| !told.contains(&*format!("T{number}"))) {
         wrong.push(format!("{name}: docs/KERNEL.md has no T{number}"));
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
