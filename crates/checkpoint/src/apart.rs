@@ -67,7 +67,23 @@ pub fn rest_decompressing() {
     }
 }
 
+/// Ends those that have nothing to do and one of these numbers, which somebody else is to get.
+pub(crate) fn leave_numbers(numbers: &[i32]) {
+    if let Some(pool) = POOL.get() {
+        let mut state = pool.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.leave(numbers);
+    }
+}
+
 impl State {
+    fn leave(&mut self, numbers: &[i32]) {
+        let before = self.free.len();
+        self.free.retain(|apart| !numbers.contains(&apart.pid()));
+        let ended = before - self.free.len();
+        self.left += ended;
+        self.alive -= ended;
+    }
+
     fn start(&mut self) -> io::Result<Apart> {
         let mut decompressor = Decompressor::new()?;
         let (most, work) = (
@@ -134,5 +150,35 @@ impl Decompress for &'static Pool {
                 None
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    /// Prevents that a number which a process is to have again is taken by what reads its snapshot.
+    #[test]
+    fn a_number_that_is_needed_is_left() {
+        let mut state = State {
+            left: 3,
+            ..State::default()
+        };
+        for _ in 0..3 {
+            let apart = state.start().unwrap();
+            state.free.push(apart);
+        }
+        let pids: Vec<i32> = state.free.iter().map(Apart::pid).collect();
+        let is_there = |pid: i32| Path::new(&format!("/proc/{pid}")).exists();
+        state.leave(&[pids[1], 1]);
+        assert_eq!(
+            pids.iter().map(|&pid| is_there(pid)).collect::<Vec<_>>(),
+            [true, false, true]
+        );
+        assert_eq!((state.left, state.alive, state.free.len()), (1, 2, 2));
+        let again = state.start().unwrap();
+        assert_eq!((state.left, state.alive), (0, 3));
+        drop(again);
     }
 }

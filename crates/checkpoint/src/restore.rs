@@ -26,11 +26,12 @@ mod policy;
 mod segments;
 mod sources;
 
+use crate::apart;
 use crate::file_pages::FilePagesError;
 use crate::poison::poisoned_of;
 use crate::restorable::blockers_of;
 use crate::tree::members_of;
-use birth::{Born, check_free};
+use birth::{Born, check_free, numbers};
 use build::Building;
 use inherit::Inheritance;
 use lazy::Lazy;
@@ -364,6 +365,11 @@ pub fn restore(
         None => return Err(RestoreError::MemoryOnly { id: view.id() }),
     };
     paths::check_allowed(&paths::paths(&plans, &files), &options.allow)?;
+    let numbers = match options.new_pid {
+        true => Vec::new(),
+        false => numbers(view, &plans),
+    };
+    apart::leave_numbers(&numbers);
     if !options.new_pid {
         check_free(view, &plans)?;
     }
@@ -406,6 +412,7 @@ pub fn restore(
         true => Default::default(),
         false => Inheritance::prepare(view, &plans, &sources)?,
     };
+    apart::leave_numbers(&numbers);
     let born = Born::bear(view, &plans, options.new_pid)?;
     drop(inherited);
     let mut notes = std::mem::take(&mut reopened.notes);
@@ -444,6 +451,7 @@ pub fn restore(
     files.finish(&reopened, &openers, &|then| {
         born.has(then).then(|| born.now(then))
     })?;
+    apart::leave_numbers(&numbers);
     let mut states = Vec::with_capacity(plans.len());
     for (plan, new) in plans.iter().zip(&mut built) {
         states.push(building.make_ready(plan, new)?);

@@ -143,13 +143,19 @@ impl Drop for Born {
     }
 }
 
-/// Refuses numbers that somebody has, before anything is touched: it may be the very process, which still runs.
-pub(super) fn check_free(view: &View, plans: &[Plan<'_>]) -> Result<(), RestoreError> {
+/// The pids and thread ids that the snapshot has, and a restore gives again.
+pub(super) fn numbers(view: &View, plans: &[Plan<'_>]) -> Vec<i32> {
     let tree = tree_of(view).unwrap_or_default();
     let processes = tree.iter().map(|process| process.pid);
     let threads = plans.iter().flat_map(|plan| &plan.state.threads);
-    let numbers = processes.chain(threads.map(|state| state.thread.get()));
-    for pid in numbers {
+    processes
+        .chain(threads.map(|state| state.thread.get()))
+        .collect()
+}
+
+/// Refuses numbers that somebody has, before anything is touched: it may be the very process, which still runs.
+pub(super) fn check_free(view: &View, plans: &[Plan<'_>]) -> Result<(), RestoreError> {
+    for pid in numbers(view, plans) {
         if Path::new(&format!("/proc/{pid}")).exists() {
             let owner = owner_of(pid);
             return Err(RestoreError::Taken { pid, owner });
