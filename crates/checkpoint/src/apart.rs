@@ -98,25 +98,26 @@ impl State {
 }
 
 impl Pool {
-    /// One that is free, once there is one. `None` if there will be none.
-    fn take(&self) -> Option<Apart> {
+    /// One that is free, once there is one.
+    fn take(&self) -> io::Result<Apart> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             if let Some(free) = state.free.pop() {
-                return Some(free);
+                return Ok(free);
             }
             if state.left > 0 {
                 match state.start() {
-                    Ok(started) => return Some(started),
+                    Ok(started) => return Ok(started),
+                    Err(error) if state.alive == 0 => return Err(error),
+                    // Those that there are have to do.
                     Err(error) => {
-                        tracing::warn!(%error, "cannot make a process that decompresses");
-                        // Those that there are have to do.
+                        tracing::warn!(%error, "cannot make another process that decompresses");
                         state.left = 0;
                     }
                 }
             }
             if state.alive == 0 {
-                return None;
+                return Err(io::Error::other("no process that decompresses is left"));
             }
             state = self
                 .came_back
@@ -137,19 +138,11 @@ impl Pool {
 }
 
 impl Decompress for &'static Pool {
-    fn decompress(&self, packed: &[u8], raw: &mut [u8]) -> Option<usize> {
+    fn decompress(&self, packed: &[u8], raw: &mut [u8]) -> io::Result<Option<usize>> {
         let mut apart = self.take()?;
-        match apart.run(packed, raw) {
-            Ok(length) => {
-                self.give_back(Some(apart));
-                length
-            }
-            Err(error) => {
-                tracing::warn!(%error, "what was to be decompressed ended the process that does that");
-                self.give_back(None);
-                None
-            }
-        }
+        let outcome = apart.run(packed, raw);
+        self.give_back(outcome.is_ok().then_some(apart));
+        outcome
     }
 }
 

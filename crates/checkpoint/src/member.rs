@@ -18,7 +18,7 @@ use pagetide_kernel::pagemap_scan::{Categories, Pagemap};
 use pagetide_kernel::pidfd::PidFd;
 use pagetide_kernel::probe;
 use pagetide_process::{
-    Examined, KERNEL_STATE_ATTACHMENT, OutsideState, ProcessIdentity, ProcessState,
+    Examined, KERNEL_STATE_ATTACHMENT, OutsideState, ProcessIdentity, ProcessState, start_of_stack,
 };
 use pagetide_snapshot::View;
 use std::sync::Arc;
@@ -73,6 +73,8 @@ pub(crate) struct AddressSpace {
     pub memory: ProcessMemory,
     pub pagemap: Pagemap,
     pub knows_guards: bool,
+    /// Of the program that ran when it was opened.
+    start_of_stack: Option<u64>,
 }
 
 impl AddressSpace {
@@ -86,6 +88,7 @@ impl AddressSpace {
 
     pub fn open(pid: i32) -> Result<AddressSpace, AttachError> {
         Ok(AddressSpace {
+            start_of_stack: start_of_stack(pid),
             memory: ProcessMemory::open(pid)?,
             pagemap: Pagemap::of_process(pid)?,
             knows_guards: probe::known_categories().contains(Categories::GUARD),
@@ -208,12 +211,17 @@ impl Member {
 
     /// What was made ready for the stop; nothing if this child has ended meanwhile, or runs another program.
     pub fn unless_lost<T: Default, E>(&self, ready: Result<T, E>) -> Result<T, E> {
+        let is_lost =
+            || self.has_ended() || self.has_lost_its_space() || self.runs_another_program();
         match ready {
-            Err(_) if self.is_child && (self.has_ended() || self.has_lost_its_space()) => {
-                Ok(T::default())
-            }
+            Err(_) if self.is_child && is_lost() => Ok(T::default()),
             other => other,
         }
+    }
+
+    /// The address space of a program that is over may live on for a moment, if somebody just looks at it.
+    fn runs_another_program(&self) -> bool {
+        start_of_stack(self.pid()) != self.space.start_of_stack
     }
 
     pub fn identity(&self) -> &ProcessIdentity {

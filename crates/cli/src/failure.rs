@@ -7,7 +7,7 @@ use pagetide_process::{NoPrivilege, PageUsageError, RefusalError, RemoteCallErro
 use pagetide_snapshot::{LockError, OpenError, ReadError, Untrusted};
 use rustix::io::Errno;
 use std::fmt;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::process::ExitCode;
 
 /// Something this command line itself finds wrong.
@@ -228,6 +228,13 @@ fn advice(cause: Cause<'_>) -> Option<&'static str> {
         .or_else(|| cause.downcast_ref().and_then(stop_advice))
         .or_else(|| cause.downcast_ref().and_then(call_advice))
         .or_else(|| store_advice(cause))
+        .or_else(|| cause.downcast_ref().and_then(limit_advice))
+}
+
+/// Of an error that is none of ours.
+fn limit_advice(error: &io::Error) -> Option<&'static str> {
+    (error.raw_os_error() == Some(Errno::MFILE.raw_os_error()))
+        .then_some("the limit of open files is too low for pagetide; raise it (`prlimit --nofile`)")
 }
 
 const ONE_TRACER: &str =

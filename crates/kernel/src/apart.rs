@@ -213,8 +213,11 @@ fn live(
 /// Gives up all that the process has. `None` if that is not to be had.
 fn confine(asked: RawFd, answered: RawFd, filter: &BpfProgram) -> Option<()> {
     let done = |result: libc::c_long| (result >= 0).then_some(());
-    // Out of the way of the numbers they are to have.
+    // Out of the way of the numbers they are to have. There may be no room for more descriptors.
     let move_up = |descriptor: RawFd| {
+        if descriptor > ANSWERS {
+            return Some(descriptor);
+        }
         // SAFETY: the call takes numbers only.
         let moved = unsafe { libc::fcntl(descriptor, libc::F_DUPFD, 3) };
         (moved >= 0).then_some(moved)

@@ -21,6 +21,13 @@ pub struct ProcessIdentity {
     pub boot_id: [u8; 16],
 }
 
+/// Where the stack of the program begins that process `pid` runs now (`stat` field 28, proc(5)): somewhere else after each
+/// execve(2), unless the process has chosen fixed addresses (personality(2)). `None` if that is hidden, or it has ended.
+pub fn start_of_stack(pid: i32) -> Option<u64> {
+    let address = Stat::of_process(pid).ok()?.field(28);
+    (address != 0).then_some(address)
+}
+
 /// Why a process could not be identified.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

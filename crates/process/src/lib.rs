@@ -59,7 +59,7 @@ pub use descriptors::{DescriptorError, FileDescriptor};
 pub use examine::{Examined, NoPrivilege, RefusalError, examine, examine_for_reading};
 pub use freezer::Freezer;
 pub use guard::{Gate, Guard};
-pub use identity::{IdentityError, ProcessIdentity};
+pub use identity::{IdentityError, ProcessIdentity, start_of_stack};
 pub use kernel_state::{
     AlternateStack, Credentials, IntervalTimer, KERNEL_STATE_ATTACHMENT, KernelState,
     KernelStateApplyError, KernelStateError, MemoryPolicy, PendingSignal, PosixTimer,

@@ -10,9 +10,13 @@ pub const DECOMPRESS_BYTES_MAX: usize = 65 << 20;
 
 /// Decompresses somewhere else than in the calling thread, for many threads at once.
 pub trait Decompress: Send + Sync {
-    /// Puts what `packed`, one zstd frame, holds into `raw`: how many bytes these are. `None` if that fails: it is no such
-    /// frame, holds more than fits, or what decompresses has ended.
-    fn decompress(&self, packed: &[u8], raw: &mut [u8]) -> Option<usize>;
+    /// Puts what `packed`, one zstd frame, holds into `raw`: how many bytes these are. `None` if it is no such frame, or holds
+    /// more than fits.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be found out: what decompresses cannot be had, or has ended.
+    fn decompress(&self, packed: &[u8], raw: &mut [u8]) -> io::Result<Option<usize>>;
 }
 
 static ELSEWHERE: OnceLock<Box<dyn Decompress>> = OnceLock::new();
@@ -38,7 +42,7 @@ impl Decompressor {
         Ok(Decompressor { context })
     }
 
-    /// As [`Decompress::decompress`]. Allocates nothing, and makes no system call.
+    /// As [`Decompress::decompress`], without fail. Allocates nothing, and makes no system call.
     pub fn decompress(&mut self, packed: &[u8], raw: &mut [u8]) -> Option<usize> {
         self.context.decompress(raw, packed).ok()
     }
@@ -54,7 +58,7 @@ impl Wherever {
     /// As [`Decompress::decompress`].
     pub fn decompress(&mut self, packed: &[u8], raw: &mut [u8]) -> io::Result<Option<usize>> {
         if let Some(other) = ELSEWHERE.get() {
-            return Ok(other.decompress(packed, raw));
+            return other.decompress(packed, raw);
         }
         let here = match &mut self.here {
             Some(here) => here,

@@ -70,7 +70,7 @@ impl FrameDecoder {
                 Ok(Some(length)) if length == raw.len() => Ok(()),
                 Ok(Some(_)) => damaged("a frame decompresses to less than its pages"),
                 Ok(None) => damaged("a frame does not decompress"),
-                Err(error) => damaged(format!("a frame cannot be decompressed: {error}")),
+                Err(error) => Err(FormatError::Unknown(error)),
             },
             _ => damaged("a frame has the wrong length"),
         }

@@ -200,7 +200,7 @@ fn check_frames(
     damaged: &mut Vec<Damage>,
 ) -> Result<(), ReadError> {
     let next = AtomicUsize::new(0);
-    let found: Mutex<Vec<(PageSet, FormatError)>> = Mutex::new(Vec::new());
+    let found: Mutex<Vec<(PageSet, String)>> = Mutex::new(Vec::new());
     let failed: Mutex<Option<ReadError>> = Mutex::new(None);
     let lock_failed = || failed.lock().unwrap_or_else(PoisonError::into_inner);
     let work = || -> Result<(), ReadError> {
@@ -219,9 +219,11 @@ fn check_frames(
             );
             let decoded = decoder.decode(&stored, frame.encoding, &frame.checksum, &mut raw);
             let damage = match decoded {
+                Err(error @ FormatError::Unknown(_)) => return Err(file.at(error)),
                 Err(error) => Some((PageSet::from(numbers), error)),
                 Ok(()) => wrong_pages(index, numbers, &raw, page_bytes),
             };
+            let damage = damage.map(|(pages, error)| (pages, file.at(error).to_string()));
             if let Some(damage) = damage {
                 let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
                 found.push(damage);
@@ -271,17 +273,17 @@ fn name_pages(
     file: &SnapshotFile,
     spaces: &[Space],
     index: &Index,
-    found: &[(PageSet, FormatError)],
+    found: &[(PageSet, String)],
     damaged: &mut Vec<Damage>,
 ) {
     let mut named: Vec<Vec<Damage>> = Vec::new();
-    for (_, error) in found {
+    for (_, what) in found {
         named.push(vec![Damage {
             snapshot: file.id,
             space: None,
             address: None,
             length_bytes: 0,
-            what: file.at(error.clone()).to_string(),
+            what: what.clone(),
         }]);
     }
     let past = |numbers: &PageSet| numbers.ranges().last().map(|last| last.end());

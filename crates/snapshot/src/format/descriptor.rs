@@ -54,6 +54,7 @@ impl From<FormatError> for DescriptorError {
             FormatError::Damaged(what) | FormatError::Future(what) => {
                 DescriptorError::Damaged(what)
             }
+            FormatError::Unknown(error) => DescriptorError::Damaged(error.to_string()),
         }
     }
 }

@@ -194,7 +194,7 @@ fn unpack(section: &[u8]) -> Result<Vec<u8>, FormatError> {
     let mut record = vec![0; length as usize];
     match Wherever::default().decompress(packed, &mut record) {
         Ok(Some(length)) if length == record.len() => Ok(record),
-        Err(error) => damaged(format!("its metadata cannot be decompressed: {error}")),
+        Err(error) => Err(FormatError::Unknown(error)),
         _ => damaged("its metadata does not decompress"),
     }
 }

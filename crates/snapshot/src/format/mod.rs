@@ -9,6 +9,7 @@ mod records;
 
 use crate::error::ReadError;
 use crate::model::SnapshotId;
+use std::io;
 
 /// The format this version writes, and the newest it reads.
 pub const FORMAT_VERSION: u32 = 2;
@@ -26,12 +27,14 @@ pub const ENCODING_RAW: u16 = 0;
 pub const ENCODING_ZSTD: u16 = 1;
 
 /// Why bytes are not what they should be.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum FormatError {
     /// They are wrong.
     Damaged(String),
     /// They are of a later format, or use a code this one does not know.
     Future(String),
+    /// It could not be found out.
+    Unknown(io::Error),
 }
 
 impl FormatError {
@@ -47,6 +50,11 @@ impl FormatError {
                 snapshot,
                 file,
                 what,
+            },
+            FormatError::Unknown(source) => ReadError::Io {
+                location: file,
+                operation: "have it decompressed".to_owned(),
+                source,
             },
         }
     }
