@@ -107,8 +107,8 @@ static void make(const struct row *row, struct state *state, unsigned long numbe
 static void use(const struct row *row, struct state *state) {
     /* What is not mapped is no part of a snapshot, and is as new as it was last. */
     if (!state->attached) return;
-    /* Whoever restores lets go of it a moment after we run. */
-    wait_until(status(state).shm_nattch == state->attached);
+    /* Nobody else has it from our first instruction on, not whoever restored us either. */
+    must(status(state).shm_nattch == state->attached);
     must(!(status(state).shm_perm.mode & 02000) == (row->what != LOCK_OBJECT));
     volatile unsigned char *whole = shmat(state->id, NULL, 0);
     must(whole != (void *)-1);

@@ -22,8 +22,8 @@ enum Present {
         overwritten: Mutex<Journal>,
     },
     Segment {
-        attached: AttachedSegment,
-        held: Journal,
+        id: i32,
+        overwritten: Journal,
     },
 }
 
@@ -43,14 +43,15 @@ impl Present {
                 *length_bytes = Some(object.tell_tail(file, &note)?);
                 object.put_back(file, &note)
             }
-            Present::Segment { attached, held } => {
+            Present::Segment { id, overwritten } => {
+                let attached = object.attach(*id)?;
                 let mut chunk = vec![0; AT_ONCE];
                 for at in (0..attached.length()).step_by(AT_ONCE) {
                     let chunk = &mut chunk[..AT_ONCE.min(attached.length() - at)];
                     attached.read_at(at, chunk);
-                    object.told(held.add(at as u64, chunk))?;
+                    object.told(overwritten.add(at as u64, chunk))?;
                 }
-                object.fill_segment(attached)
+                object.fill_segment(&attached)
             }
         }
     }
@@ -69,9 +70,13 @@ impl Present {
                 file.set_len(*length_bytes).ok();
             }
             Present::File { .. } => {}
-            Present::Segment { attached, held } => held.play(|at, bytes| {
-                attached.write_at(usize::try_from(at).unwrap_or(usize::MAX), bytes);
-            }),
+            Present::Segment { id, overwritten } => {
+                if let Ok(attached) = AttachedSegment::attach(*id) {
+                    overwritten.play(|at, bytes| {
+                        attached.write_at(usize::try_from(at).unwrap_or(usize::MAX), bytes);
+                    });
+                }
+            }
         }
     }
 }
@@ -81,7 +86,7 @@ impl Present {
 pub(super) struct Made<'a> {
     files: Vec<Name>,
     segments: Vec<i32>,
-    /// Segments that go with the last one who has them attached, which must not happen yet.
+    /// Segments that may go with the last one who has them attached, which must not happen before the processes have them.
     held: Vec<AttachedSegment>,
     present: Vec<(Object<'a>, Present)>,
 }
@@ -113,17 +118,19 @@ impl<'a> Made<'a> {
     }
 
     /// This segment was there already, and is to be written.
-    pub fn present_segment(&mut self, object: Object<'a>, attached: AttachedSegment) {
-        let held = Journal::default();
+    pub fn present_segment(&mut self, object: Object<'a>, id: i32) {
+        let overwritten = Journal::default();
         self.present
-            .push((object, Present::Segment { attached, held }));
+            .push((object, Present::Segment { id, overwritten }));
     }
 
-    /// Makes what was there already as it was in the snapshot: a late step, for others may see it.
+    /// Makes what was there already as it was in the snapshot: a late step, for others may see it. The processes have all
+    /// segments by now, so none is held any more: they are to see only their own attachments (`shm_nattch`) when they run.
     pub fn put_back(&mut self) -> Result<(), RestoreError> {
         for (object, present) in &mut self.present {
             present.overwrite(object)?;
         }
+        self.held.clear();
         Ok(())
     }
 

@@ -389,8 +389,8 @@ impl<'a> Object<'a> {
                 return Err(self.refused("is attached to another process"));
             }
             Ok(_) => {
-                let attached = AttachedSegment::attach(id).map_err(self.failed())?;
-                made.present_segment(self.clone(), attached);
+                made.hold(self.attach(id)?);
+                made.present_segment(self.clone(), id);
                 return Ok(Source::Segment(number));
             }
             Err(_) => shared_memory::make_segment(&wanted).map_err(|error| {
@@ -400,7 +400,7 @@ impl<'a> Object<'a> {
             })?,
         }
         made.segment(id);
-        let attached = AttachedSegment::attach(id).map_err(self.failed())?;
+        let attached = self.attach(id)?;
         if wanted.mode & SHM_DEST != 0 {
             shared_memory::remove_segment(id).map_err(self.failed())?;
         }
@@ -410,6 +410,11 @@ impl<'a> Object<'a> {
         self.fill_segment(&attached)?;
         made.hold(attached);
         Ok(Source::Segment(number))
+    }
+
+    /// Attaches a segment to this process.
+    pub fn attach(&self, id: i32) -> Result<AttachedSegment, RestoreError> {
+        AttachedSegment::attach(id).map_err(self.failed())
     }
 
     /// Writes all of a segment.
