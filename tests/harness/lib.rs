@@ -34,7 +34,7 @@ pub use run::{Background, Outcome, background, pagetide, pagetide_by};
 pub use sizes::{anonymous_kib, resident_kib};
 pub use skipped::skipped;
 pub use steps::Steps;
-pub use store::TestStore;
+pub use store::{TestStore, accepting};
 pub use subject::Subject;
 pub use target::{Target, compiled};
 pub use variation::{epochs, from_environment, seed};

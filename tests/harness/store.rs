@@ -1,11 +1,23 @@
 //! A store and the calls of `pagetide` on it.
 
 use crate::image::Image;
-use crate::{Frozen, Outcome, Scratch, pagetide};
+use crate::{Frozen, Outcome, Scratch, list, pagetide, text};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+
+/// `--accept NAME` for all that could not be brought back of a process and its children.
+#[track_caller]
+pub fn accepting(pid: i32) -> Vec<String> {
+    let found = pagetide(["inspect", &pid.to_string(), "--tree", "--json"]);
+    let found = found.json();
+    let names = list(&found, "blockers").iter();
+    let names = names.map(|blocker| text(blocker, "name").to_owned());
+    names
+        .flat_map(|name| ["--accept".to_owned(), name])
+        .collect()
+}
 
 /// A store in a scratch directory.
 pub struct TestStore {
@@ -59,6 +71,19 @@ impl TestStore {
     /// `checkpoint PID --store S --json` and `more`.
     pub fn try_checkpoint(&self, pid: i32, more: &[&str]) -> Outcome {
         pagetide(self.checkpoint_words(pid, more))
+    }
+
+    /// One snapshot after which the process must be killed, whatever of it could not be brought back; its report.
+    #[track_caller]
+    pub fn checkpoint_and_kill(&self, pid: i32, more: &[&str]) -> Value {
+        let accepted = accepting(pid);
+        let words = ["--leave", "killed"]
+            .into_iter()
+            .chain(more.iter().copied());
+        let words: Vec<&str> = words.chain(accepted.iter().map(String::as_str)).collect();
+        let report = self.checkpoint(pid, &words);
+        assert_eq!(report["left"], "killed", "{report}");
+        report
     }
 
     /// One snapshot that must be done; its report.

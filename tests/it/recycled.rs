@@ -1,7 +1,7 @@
 //! Prevents that a signal meant for a process of a snapshot reaches somebody else who has its number by then.
 
 use crate::bad::is_root;
-use pagetide_tests::{Background, Target, TestStore, background};
+use pagetide_tests::{Background, Target, TestStore, accepting, background};
 use rustix::process::Signal;
 use std::fs;
 use std::time::{Duration, Instant};
@@ -36,7 +36,10 @@ fn whoever_has_the_number_of_a_process_that_was_to_be_killed() {
         // At this level it takes seconds to store what the process had.
         let mut target = Target::start("writer", ["48"]);
         let pid = target.pid();
+        let accepted = accepting(pid);
         let more = ["--mode", "stop", "--level", "19", "--leave", leave];
+        let more = more.into_iter().chain(accepted.iter().map(String::as_str));
+        let more: Vec<&str> = more.collect();
         let mut running = background(store.checkpoint_words(pid, &more));
         wait_until_it_is_stored(&store, &mut running);
         target.signal(Signal::KILL);

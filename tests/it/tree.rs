@@ -323,7 +323,7 @@ fn all_are_killed_if_so_wanted() {
     let store = TestStore::new();
     let all = family(target.pid());
     assert_eq!(all.len(), 5);
-    let report = store.checkpoint(target.pid(), &["--tree", "--leave", "killed"]);
+    let report = store.checkpoint_and_kill(target.pid(), &["--tree"]);
     assert_eq!(number(&report, "processes"), 5);
     assert!(!target.wait().success());
     let since = Instant::now();

@@ -394,7 +394,7 @@ fn t38_a_program_built_with_an_address_sanitizer() {
     assert!(after <= before + 1024, "{before} KiB became {after} KiB");
     store.assert_sound();
     let pid = target.pid();
-    let blockers = store.checkpoint(pid, &["--leave", "killed"]);
+    let blockers = store.checkpoint_and_kill(pid, &[]);
     target.wait();
     let path = store.text();
     let mut words = vec![

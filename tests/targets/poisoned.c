@@ -1,5 +1,6 @@
 /* Private and shared memory of which a page each is poisoned (UFFDIO_POISON). In each step all other pages are counted up, and
- * the poisoned ones are touched, which must be a SIGBUS that says so. */
+ * the poisoned ones are touched, which must be a SIGBUS that says so. With the word `private` what would be shared is a
+ * private mapping of the file. */
 #include "steps.h"
 #include <linux/userfaultfd.h>
 #include <setjmp.h>
@@ -36,10 +37,11 @@ static void must_be_poisoned(volatile uint64_t *word) {
 int main(int count, char **words) {
     begin_steps(count, words);
     unsigned char *memory[2];
+    int sharing = count > 3 && !strcmp(words[3], "private") ? MAP_PRIVATE : MAP_SHARED;
     int memfd = memfd_create("poisoned", MFD_CLOEXEC);
     must(memfd >= 0 && ftruncate(memfd, PAGES * PAGE) == 0);
     memory[0] = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    memory[1] = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, memfd, 0);
+    memory[1] = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, sharing, memfd, 0);
     for (int i = 0; i < 2; i++) {
         must(memory[i] != MAP_FAILED);
         int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | 1 /* UFFD_USER_MODE_ONLY */);

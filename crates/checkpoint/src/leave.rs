@@ -1,5 +1,5 @@
 //! How processes are left after a snapshot: running, stopped, or killed once the snapshot is durable. A
-//! snapshot that fails lets them run again.
+//! snapshot that fails lets them run again, and so does one that is to be followed by a kill and from which they could not be restored.
 
 use crate::member::Member;
 use crate::options::Leave;
@@ -73,15 +73,19 @@ impl LeaveGuard {
         Ok(())
     }
 
-    pub fn after_commit(mut self) -> Result<(), TakeError> {
-        self.stopped.clear();
-        match self.leave {
-            Leave::Killed => self
-                .all
-                .iter()
-                .try_for_each(|held| held.signal(Signal::KILL)),
-            Leave::Running | Leave::Stopped => Ok(()),
+    /// What is wanted, once the snapshot is durable. `is_blocked`: they could not be restored from it. Returns how they are
+    /// left.
+    pub fn after_commit(mut self, is_blocked: bool) -> Result<Leave, TakeError> {
+        if self.leave == Leave::Killed && is_blocked {
+            return Ok(Leave::Running);
         }
+        self.stopped.clear();
+        if self.leave == Leave::Killed {
+            self.all
+                .iter()
+                .try_for_each(|held| held.signal(Signal::KILL))?;
+        }
+        Ok(self.leave)
     }
 }
 

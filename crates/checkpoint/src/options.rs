@@ -37,7 +37,8 @@ pub enum Leave {
     Running,
     /// It stays stopped, as by SIGSTOP, at the very instant of the snapshot.
     Stopped,
-    /// It is killed once the snapshot is durable, and never runs past its instant.
+    /// It is killed once the snapshot is durable, and never runs past its instant. But one that could not be restored from
+    /// the snapshot runs on, see [`Options::accept`] and [`crate::Report::left`].
     Killed,
 }
 
@@ -69,6 +70,9 @@ pub struct Options {
     /// calls for it while they are stopped, which makes the stop longer. Without it a snapshot cannot be restored, but all
     /// else can be done with it.
     pub restorable: bool,
+    /// The names of things that cannot be brought back, and despite which a process is killed ([`Leave::Killed`]). Without
+    /// [`Options::restorable`] nothing is known of such things, and it is killed.
+    pub accept: Vec<String>,
     /// When pages are copied.
     pub mode: Mode,
     /// The most memory that copied pages may take before they are stored. If more than this is
@@ -96,6 +100,7 @@ impl Default for Options {
             tree: false,
             store_files: false,
             restorable: true,
+            accept: Vec::new(),
             mode: Mode::Auto,
             buffer_bytes: 256 << 20,
             page_table_limit: None,

@@ -1,6 +1,7 @@
 //! What one snapshot was: counts, times and what is missing from it. Plain values.
 
 use crate::compared::ComparedBecause;
+use crate::options::Leave;
 use crate::poison::Poisoned;
 use pagetide_pages::PageCount;
 use pagetide_process::Blocker;
@@ -104,4 +105,6 @@ pub struct Report {
     pub blockers: Option<Vec<Blocker>>,
     /// Why the snapshot is full, if a delta could have been expected.
     pub why_full: Option<&'static str>,
+    /// How the processes were left: as it was wanted, but running instead of killed where they could not be restored.
+    pub left: Leave,
 }

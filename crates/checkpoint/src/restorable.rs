@@ -135,6 +135,12 @@ impl Restorable {
         }
     }
 
+    /// True if the processes cannot be restored by who accepts these names.
+    pub fn is_blocked(&self, accepted: &[String]) -> bool {
+        let mut blockers = self.blockers.iter();
+        self.is_asked_for && blockers.any(|blocker| stays(blocker, accepted))
+    }
+
     /// How many descriptors the processes have.
     pub fn descriptors(&self) -> usize {
         let tables = self.files.iter().flat_map(|files| &files.tables);
@@ -235,6 +241,11 @@ fn config() -> impl bincode::config::Config {
         .with_limit::<LIMIT_BYTES>()
 }
 
+/// True if this keeps a process from being restored by who accepts these names.
+pub(crate) fn stays(blocker: &Blocker, accepted: &[String]) -> bool {
+    blocker.instead.is_none() || !accepted.contains(&blocker.name())
+}
+
 /// What a restore of a snapshot could not bring back; `None` if the snapshot does not say, because it was taken
 /// without what a restore needs.
 pub fn blockers_of(view: &View) -> Option<Vec<Blocker>> {
@@ -242,4 +253,36 @@ pub fn blockers_of(view: &View) -> Option<Vec<Blocker>> {
     let ((version, blockers), used): ((u16, Vec<Blocker>), usize) =
         bincode::decode_from_slice(bytes, config()).ok()?;
     (version == VERSION && used == bytes.len()).then_some(blockers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_accepted_or_has_nothing_instead_blocks() {
+        let one = |kind: &str, instead: Option<&str>| Blocker {
+            pid: 5,
+            kind: kind.to_owned(),
+            place: "fd:3".to_owned(),
+            what: String::new(),
+            advice: String::new(),
+            instead: instead.map(str::to_owned),
+        };
+        let found = |blockers| Restorable {
+            is_asked_for: true,
+            blockers,
+            ..Restorable::default()
+        };
+        let accepted = ["pipe:fd:3".to_owned(), "device:fd:3".to_owned()];
+        assert!(!found(Vec::new()).is_blocked(&[]));
+        let pipe = found(vec![one("pipe", Some("nothing comes"))]);
+        assert!(pipe.is_blocked(&[]) && !pipe.is_blocked(&accepted));
+        assert!(found(vec![one("device", None)]).is_blocked(&accepted));
+        let mut both = found(vec![one("pipe", Some("")), one("socket", Some(""))]);
+        assert!(both.is_blocked(&accepted));
+        // Of what is not to be restored nothing is asked.
+        both.is_asked_for = false;
+        assert!(!both.is_blocked(&[]));
+    }
 }

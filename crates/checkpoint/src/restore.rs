@@ -29,7 +29,7 @@ mod sources;
 use crate::apart;
 use crate::file_pages::FilePagesError;
 use crate::poison::poisoned_of;
-use crate::restorable::blockers_of;
+use crate::restorable::{blockers_of, stays};
 use crate::tree::members_of;
 use birth::{Born, check_free, numbers};
 use build::Building;
@@ -314,8 +314,7 @@ fn check_blockers(view: &View, accepted: &[String]) -> Result<(), RestoreError> 
         return Err(RestoreError::NotAProcess { id });
     }
     let blockers = blockers_of(view).ok_or(RestoreError::MemoryOnly { id })?;
-    let stays =
-        |blocker: &Blocker| blocker.instead.is_none() || !accepted.contains(&blocker.name());
+    let stays = |blocker: &Blocker| stays(blocker, accepted);
     let blockers: Vec<Blocker> = blockers.into_iter().filter(stays).collect();
     match blockers.is_empty() {
         true => Ok(()),

@@ -301,7 +301,7 @@ impl Checkpointer {
         }
         let counters = writing.writer.counters();
         let view = writing.writer.commit()?;
-        leave.after_commit()?;
+        let left = leave.after_commit(found.restorable.is_blocked(&self.options.accept))?;
         let info = view.info();
         let stopped = || found.members.iter().flatten();
         let of_objects = found.object_pages.iter();
@@ -336,6 +336,7 @@ impl Checkpointer {
                 false => None,
             },
             why_full: None,
+            left,
         };
         Ok((view, memos, report))
     }

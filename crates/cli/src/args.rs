@@ -162,6 +162,9 @@ pub struct Checkpoint {
     /// How to leave the process after the last snapshot
     #[arg(long, value_enum, default_value_t = LeaveName::Running)]
     pub leave: LeaveName,
+    /// With --leave killed: something that cannot be brought back, by its name, and despite which it is killed
+    #[arg(long, value_name = "NAME")]
+    pub accept: Vec<String>,
 }
 
 /// Options of `run`.
@@ -402,7 +405,7 @@ pub enum LeaveName {
     Running,
     /// It stays stopped (SIGSTOP) at the instant of the snapshot
     Stopped,
-    /// It is killed once the snapshot is durable
+    /// It is killed once the snapshot is durable, unless it could not be restored from it
     Killed,
 }
 

@@ -90,6 +90,32 @@ fn t81_a_poisoned_page_is_named_and_stays_a_sigbus() {
 }
 
 #[test]
+fn t81_who_has_poison_that_cannot_come_again_is_not_killed() {
+    // The second is of a private mapping of a file, which nobody can poison again.
+    let mut subject = Subject::target("poisoned", &["private"]);
+    subject.wait_until("its pages", || subject.output().contains('\n'));
+    let output = subject.output();
+    let name = output.split_whitespace().nth(1).expect("two addresses");
+    let name = format!("poisoned:mapping:{name}");
+    let mut steps = Steps::new(3);
+    let store = subject.store();
+    let outcome = store.try_checkpoint(subject.pid(), &["--leave", "killed"]);
+    let outcome = outcome.refused(&format!(
+        "was not killed and runs on: it could not be restored from snapshot 1, for {name} ("
+    ));
+    let report = outcome.json();
+    assert_eq!(report["left"], "running", "{report}");
+    assert_eq!(list(&report, "poisoned").len(), 2, "{report}");
+    steps.goes_on(&subject);
+    // Accepted, it is killed, and so it is where it was not looked at again.
+    let words = ["--leave", "killed", "--accept", &name];
+    let report = store.checkpoint(subject.pid(), &words);
+    assert_eq!(report["left"], "killed", "{report}");
+    assert_eq!(text(&list(&report, "blockers")[0], "name"), name);
+    subject.kill();
+}
+
+#[test]
 fn more_mappings_than_the_machine_allows_are_told_beforehand_with_their_number() {
     let test = "more_mappings_than_the_machine_allows_are_told_beforehand_with_their_number";
     let limit = std::fs::read_to_string("/proc/sys/vm/max_map_count").expect("the limit");
@@ -111,7 +137,7 @@ fn more_mappings_than_the_machine_allows_are_told_beforehand_with_their_number()
         .filter(|line| !line.ends_with("[vsyscall]"))
         .count();
     assert!(mappings + 3 > limit, "{mappings} of {limit}");
-    let report = store.checkpoint(pid, &["--backend", "rehash", "--leave", "killed"]);
+    let report = store.checkpoint_and_kill(pid, &["--backend", "rehash"]);
     target.wait();
     let needed = format!("vm.max_map_count={}", mappings + 3);
     let listed = pagetide(["restore", &store.text(), "--dry-run", "--json"]);

@@ -47,6 +47,7 @@ struct Line<'a> {
     restorable: bool,
     blockers: Vec<Listed<'a>>,
     why_full: Option<&'static str>,
+    left: &'static str,
 }
 
 #[derive(Serialize)]
@@ -102,7 +103,8 @@ pub fn run(arguments: &Checkpoint) -> anyhow::Result<ExitCode> {
         None => Residence::Target,
         Some(_) => Residence::Here,
     };
-    let options = options(&arguments.taking, residence, &signals);
+    let mut options = options(&arguments.taking, residence, &signals);
+    options.accept.clone_from(&arguments.accept);
     let mut checkpointer = Checkpointer::attach(arguments.pid, store, options)?;
     let mut printer = Printer::new(arguments.taking.json);
     let mut schedule = Schedule::new(arguments.every, arguments.count);
@@ -118,7 +120,10 @@ pub fn run(arguments: &Checkpoint) -> anyhow::Result<ExitCode> {
             leave,
         };
         match checkpointer.take(request) {
-            Ok(report) => printer.print(&report)?,
+            Ok(report) => {
+                printer.print(&report)?;
+                check_left(&report, leave, arguments)?;
+            }
             Err(error) if schedule.repeats() && may_pass(&error) => {
                 schedule.put_off(error);
                 continue;
@@ -517,6 +522,33 @@ impl Printer {
     }
 }
 
+fn left(left: Leave) -> &'static str {
+    match left {
+        Leave::Running => "running",
+        Leave::Stopped => "stopped",
+        Leave::Killed => "killed",
+    }
+}
+
+/// Refuses a kill that did not come, because the process could not be restored.
+fn check_left(report: &Report, wanted: Leave, arguments: &Checkpoint) -> Result<(), Wrong> {
+    if report.left == wanted {
+        return Ok(());
+    }
+    let stays = |blocker: &&Blocker| {
+        blocker.instead.is_none() || !arguments.accept.contains(&blocker.name())
+    };
+    let blockers = report.blockers.iter().flatten().filter(stays);
+    let names: Vec<String> = blockers.map(Blocker::name).collect();
+    Err(Wrong::Refused(format!(
+        "process {} was not killed and runs on: it could not be restored from snapshot {}, for {} (--accept NAME for each \
+         that it may go without; --memory-only if it is not to be restored)",
+        arguments.pid,
+        report.id,
+        names.join(", ")
+    )))
+}
+
 fn kind(kind: SnapshotKind) -> &'static str {
     match kind {
         SnapshotKind::Full => "full",
@@ -558,5 +590,6 @@ fn line(report: &Report) -> Line<'_> {
         restorable: report.blockers.as_ref().is_some_and(Vec::is_empty),
         blockers: blockers::listed(report.blockers.as_deref().unwrap_or_default()),
         why_full: report.why_full,
+        left: left(report.left),
     }
 }
