@@ -5,6 +5,8 @@
 //! The facts about content and VmFlags hold on every kernel; those about tracking are tests of their
 //! own, since not every kernel can track.
 
+#![allow(unsafe_code)]
+
 mod common;
 
 use common::child::run_to_end;
@@ -273,6 +275,16 @@ fn cold_and_pageout_change_neither_content_nor_attributes() {
 }
 
 #[test]
+fn cold_and_pageout_are_refused_for_locked_memory() {
+    let (_, region) = kinds().remove(0);
+    region.lock(2..4).unwrap();
+    for advice in [libc::MADV_COLD, libc::MADV_PAGEOUT] {
+        assert!(refused_with(region.advise(0..PAGES, advice), libc::EINVAL));
+    }
+    assert_eq!(loads(&region), numbered());
+}
+
+#[test]
 fn cold_and_pageout_leave_tracking_alone() {
     needs!(wp_async);
     leaves_tracking_alone(
@@ -291,6 +303,23 @@ fn populating_changes_neither_content_nor_attributes() {
         assert_eq!(loads(&region), numbered(), "{kind}");
         assert_eq!(flags_of(&region, 0), before, "{kind}");
     }
+}
+
+#[test]
+fn populating_tells_why_it_fails_and_sends_no_signal() {
+    let both = [libc::MADV_POPULATE_READ, libc::MADV_POPULATE_WRITE];
+    let (_, region) = kinds().remove(0);
+    region.protect(3..4, libc::PROT_NONE);
+    for advice in both {
+        assert!(refused_with(region.advise(0..PAGES, advice), libc::EINVAL));
+    }
+    region.protect(3..4, common::READ_WRITE);
+    // Past the end of its file: whoever touches that gets a SIGBUS.
+    let long = Region::of_file(&common::file_of(2, 1), PAGES, true);
+    for advice in both {
+        assert!(refused_with(long.advise(0..PAGES, advice), libc::EFAULT));
+    }
+    assert_eq!(loads(&region), numbered());
 }
 
 #[test]
@@ -328,8 +357,13 @@ fn collapse_keeps_content() {
     let region = Region::filled(pages, 1);
     let _ = region.advise(0..pages, libc::MADV_HUGEPAGE);
     region.store(7, 2);
+    region.advise(9..10, libc::MADV_DONTNEED).unwrap();
     match region.advise(0..pages, libc::MADV_COLLAPSE) {
-        Ok(()) => assert_eq!((region.load(7), region.load(pages - 1)), (2, 1)),
+        // What was not there is zero in the huge page.
+        Ok(()) => {
+            let loaded = [7, 8, 9, pages - 1].map(|page| region.load(page));
+            assert_eq!(loaded, [2, 1, 0, 1]);
+        }
         Err(error) => skip(test, &format!("huge pages: {error}")),
     }
 }
@@ -353,4 +387,47 @@ fn an_advice_nobody_knows_is_refused_and_changes_nothing() {
     let (_, region) = kinds().remove(0);
     assert!(refused_with(region.advise(0..PAGES, 1234), libc::EINVAL));
     assert_eq!(loads(&region), numbered());
+}
+
+/// madvise(2) of any range of bytes.
+fn advise_bytes(start: u64, length: usize, advice: i32) -> std::io::Result<()> {
+    let start = std::ptr::with_exposed_provenance_mut(start as usize);
+    // SAFETY: the advice that is given here changes no content.
+    match unsafe { libc::madvise(start, length, advice) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+#[test]
+fn advice_is_for_whole_pages_and_may_be_for_none() {
+    let (_, region) = kinds().remove(0);
+    let crooked = advise_bytes(region.start() + 1, PAGE, libc::MADV_RANDOM);
+    assert!(refused_with(crooked, libc::EINVAL));
+    advise_bytes(region.start(), PAGE + 1, libc::MADV_RANDOM).unwrap();
+    let given: Vec<bool> = (0..4).map(|page| has_flag(&region, page, "rr")).collect();
+    assert_eq!(
+        given,
+        [true, true, false, false],
+        "the length is rounded up"
+    );
+    advise_bytes(region.address(4), 0, libc::MADV_RANDOM).unwrap();
+    assert!(!has_flag(&region, 4, "rr"));
+    // Which asks whether the kernel knows it.
+    advise_bytes(0, 0, libc::MADV_RANDOM).unwrap();
+    assert!(refused_with(advise_bytes(0, 0, 1234), libc::EINVAL));
+}
+
+#[test]
+fn what_is_not_mapped_is_passed_over_and_told() {
+    let _alone = common::child::without_children();
+    let (_, region) = kinds().remove(0);
+    region.unmap(3..5);
+    let answer = region.advise(0..PAGES, libc::MADV_RANDOM);
+    assert!(refused_with(answer, libc::ENOMEM));
+    assert!(
+        [0, 2, 5, 7]
+            .iter()
+            .all(|page| has_flag(&region, *page, "rr"))
+    );
 }

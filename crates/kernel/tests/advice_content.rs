@@ -148,10 +148,16 @@ fn remove_zeroes_shared_memory_and_is_refused_for_private() {
         region.advise(2..4, libc::MADV_REMOVE).unwrap();
         assert_eq!(loads(&region), [1, 2, 0, 0, 5, 6, 7, 8], "{kind}");
     }
-    for region in [private(), private_file()] {
+    for (region, errno) in [(private(), libc::EINVAL), (private_file(), libc::EACCES)] {
         let answer = region.advise(2..4, libc::MADV_REMOVE);
-        assert!(answer.is_err());
+        assert!(refused_with(answer, errno));
         assert_eq!(loads(&region), numbered());
+    }
+    for (kind, region) in shared_kinds() {
+        region.lock(2..4).unwrap();
+        let answer = region.advise(2..4, libc::MADV_REMOVE);
+        assert!(refused_with(answer, libc::EINVAL), "{kind}");
+        assert_eq!(loads(&region), numbered(), "{kind}");
     }
 }
 
@@ -267,6 +273,48 @@ fn a_guard_takes_content_for_good_and_kills_who_touches_it() {
     assert_eq!((read(1), read(2)), (Ok(2), Err(libc::SIGSEGV)));
     region.advise(0..PAGES, MADV_GUARD_REMOVE).unwrap();
     assert_eq!(loads(&region), [1, 2, 0, 0, 5, 6, 7, 8]);
+}
+
+#[test]
+fn a_guard_stays_whatever_else_is_done_to_its_mapping() {
+    let test = "a_guard_stays_whatever_else_is_done_to_its_mapping";
+    let region = private();
+    if !advise_or_skip(test, &region, 2..4, MADV_GUARD_INSTALL) {
+        return;
+    }
+    // Each reader is a child: guards are inherited.
+    let kills = |page| run_to_end(|| i32::from(region.load(page))) == Err(libc::SIGSEGV);
+    let harmless = [
+        libc::MADV_DONTNEED,
+        libc::MADV_FREE,
+        libc::MADV_COLD,
+        libc::MADV_PAGEOUT,
+        MADV_GUARD_INSTALL,
+        libc::MADV_RANDOM,
+    ];
+    for advice in harmless {
+        region.advise(2..4, advice).unwrap();
+        assert!(kills(2) && kills(3), "{advice}");
+    }
+    region.protect(1..3, libc::PROT_READ);
+    region.protect(1..3, common::READ_WRITE);
+    assert!(kills(2) && kills(3));
+    // What would have to touch it fails.
+    for advice in [libc::MADV_POPULATE_READ, libc::MADV_POPULATE_WRITE] {
+        assert!(refused_with(region.advise(2..3, advice), libc::EFAULT));
+    }
+    assert!(region.lock(3..4).is_err());
+    assert_eq!((region.load(1), region.load(4)), (2, 5));
+    // Nobody can put one where memory is locked; one that is there can be taken away.
+    assert!(refused_with(
+        region.advise(3..4, MADV_GUARD_INSTALL),
+        libc::EINVAL
+    ));
+    region.advise(3..4, MADV_GUARD_REMOVE).unwrap();
+    assert_eq!(region.load(3), 0);
+    let there = Region::private(1);
+    region.move_to(2..3, &there, 0, false);
+    assert_eq!(run_to_end(|| i32::from(there.load(0))), Err(libc::SIGSEGV));
 }
 
 #[test]

@@ -2,10 +2,13 @@
 //! kernel that harvesting relies on or guards against: every flag, mask and limit, every way in which
 //! a call stops early, every error. If one fails on a new kernel, what stands on it has to change.
 
+#![allow(unsafe_code)]
+
 mod common;
 
 use common::child::{Child, run_to_end};
 use common::{PAGE, Region, harvesting, needs, skip};
+use linux_raw_sys::general::pm_scan_arg;
 use nix::libc;
 use pagetide_kernel::pagemap_scan::{
     Categories, Pagemap, ScanError, ScanFlags, ScanProgress, ScanRequest, ScannedRange,
@@ -498,6 +501,62 @@ fn unknown_categories_and_flags_and_crooked_addresses_are_refused() {
             other => panic!("{request:?}: {other:?}"),
         }
     }
+}
+
+/// The request as the kernel gets it: what no [`ScanRequest`] can say.
+fn send(argument: *const pm_scan_arg) -> i32 {
+    use std::os::fd::{AsFd, AsRawFd};
+    let pagemap = Pagemap::of_self().unwrap();
+    const PAGEMAP_SCAN: libc::c_ulong = 0xC060_6610;
+    // SAFETY: the kernel checks the pointers; what it may write to through them belongs to the caller.
+    let answer = unsafe { libc::ioctl(pagemap.as_fd().as_raw_fd(), PAGEMAP_SCAN, argument) };
+    match answer {
+        -1 => std::io::Error::last_os_error().raw_os_error().unwrap(),
+        _ => 0,
+    }
+}
+
+#[test]
+fn wrong_sizes_and_pointers_are_refused() {
+    needs!(scan);
+    let region = Region::filled(2, 1);
+    let mut slots = [ScannedRange::EMPTY; 2];
+    let mut right = pm_scan_arg {
+        size: size_of::<pm_scan_arg>() as u64,
+        flags: 0,
+        start: region.start(),
+        end: region.end(),
+        walk_end: 0,
+        vec: slots.as_mut_ptr().expose_provenance() as u64,
+        vec_len: 2,
+        max_pages: 0,
+        category_inverted: 0,
+        category_mask: 0,
+        category_anyof_mask: 0,
+        return_mask: 0,
+    };
+    assert_eq!(send(&raw const right), 0);
+    for size in [0, 8, 95, 97, 104] {
+        right.size = size;
+        assert_eq!(send(&raw const right), libc::EINVAL, "{size}");
+    }
+    right.size = 96;
+    assert_eq!(send(std::ptr::null()), libc::EFAULT);
+    let slots = std::mem::replace(&mut right.vec, 0);
+    assert_eq!(send(&raw const right), libc::EINVAL, "a length of nothing");
+    right.vec = 0xffff_8000_0000_0000;
+    assert_eq!(
+        send(&raw const right),
+        libc::EFAULT,
+        "a vector of the kernel"
+    );
+    right.vec = slots;
+    (right.start, right.end) = (region.end(), region.start());
+    assert_eq!(
+        send(&raw const right),
+        libc::EFAULT,
+        "an end before the start"
+    );
 }
 
 #[test]

@@ -9,7 +9,7 @@ mod common;
 
 use common::child::run_to_end;
 use common::watched::{Watcher, loads, mapping_count, refused_with};
-use common::{Region, needs, skip};
+use common::{PAGE, Region, needs, skip};
 use nix::libc;
 use pagetide_kernel::pagemap_scan::Categories;
 
@@ -303,6 +303,22 @@ fn each_page_that_is_shown_elsewhere_is_a_mapping_of_its_own() {
     in_order(&region);
     assert_eq!(loads(&region), [1, 2, 3, 4, 5, 6, 7, 90]);
     assert_eq!(mapping_count(&region), 1, "they merge again");
+}
+
+#[test]
+fn what_is_shown_elsewhere_is_rounded_down_and_keeps_its_protection() {
+    let region = memfd();
+    region.show_bytes(2 * PAGE + 1, PAGE + 1, 0, 5).unwrap();
+    assert_eq!(loads(&region), [1, 2, 6, 4, 5, 6, 7, 8]);
+    let refused = region.show_bytes(0, PAGE, libc::PROT_READ, 5).unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EINVAL));
+    region.unmap(4..5);
+    let refused = region.show(4..5, 0).unwrap_err();
+    assert_eq!(
+        refused.raw_os_error(),
+        Some(libc::EINVAL),
+        "nothing is mapped"
+    );
 }
 
 #[test]

@@ -592,23 +592,73 @@ fn a_freed_page_reads_written_once_it_is_reclaimed() {
     }
 }
 
-#[test]
-fn merging_equal_pages_loses_no_write() {
-    needs!(wp_async);
-    let _alone = common::child::without_children();
-    let mut machine = Machine::lock();
+/// Lets the kernel merge equal pages, those of zeros into the zero page or not. False, and the test is skipped, if it cannot be
+/// asked to.
+fn merges_or_skip(test: &str, machine: &mut Machine, use_zero_pages: &str) -> bool {
     let settings = [
+        ("/sys/kernel/mm/ksm/use_zero_pages", use_zero_pages),
         ("/sys/kernel/mm/ksm/sleep_millisecs", "0"),
         ("/sys/kernel/mm/ksm/pages_to_scan", "100000"),
         ("/sys/kernel/mm/ksm/run", "1"),
     ];
     for (path, value) in settings {
         if let Err(error) = machine.set(path, value) {
-            return skip(
-                "merging_equal_pages_loses_no_write",
-                &format!("{path}: {error}"),
-            );
+            skip(test, &format!("{path}: {error}"));
+            return false;
         }
+    }
+    true
+}
+
+/// Waits until it is so, for as long as the kernel would need to look at all memory many times.
+fn while_merging(is_so: impl Fn() -> bool) -> bool {
+    let scans = || std::fs::read_to_string("/sys/kernel/mm/ksm/full_scans").unwrap();
+    let enough: u64 = scans().trim().parse::<u64>().unwrap() + 20;
+    while !is_so() && scans().trim().parse::<u64>().unwrap() < enough {
+        std::thread::yield_now();
+    }
+    is_so()
+}
+
+#[test]
+fn merging_pages_of_zeros_into_the_zero_page_loses_no_write() {
+    needs!(wp_async);
+    let test = "merging_pages_of_zeros_into_the_zero_page_loses_no_write";
+    let _alone = common::child::without_children();
+    let mut machine = Machine::lock();
+    if !merges_or_skip(test, &mut machine, "1") {
+        return;
+    }
+    let region = Region::filled(16, 7);
+    region.fill(0..16, 0);
+    region.advise(0..16, libc::MADV_MERGEABLE).unwrap();
+    let (_protector, pagemap) = protect(&region);
+    region.take_written(&pagemap);
+    let is_zero = |page: usize| region.state(page).contains(Categories::ZERO_PAGE);
+    if !while_merging(|| (0..16).all(is_zero)) {
+        return skip(test, "nothing was merged");
+    }
+    region.take_written(&pagemap);
+    region.store(3, 8);
+    assert!(!is_zero(3) && is_zero(4));
+    assert!(region.take_written(&pagemap).contains(&3));
+    assert_eq!((region.load(2), region.load(3)), (0, 8));
+    // What is not merged any more has pages of its own again.
+    region.advise(0..16, libc::MADV_UNMERGEABLE).unwrap();
+    region.take_written(&pagemap);
+    region.store(4, 8);
+    assert!(region.take_written(&pagemap).contains(&4));
+    assert_eq!((region.load(4), region.load(5)), (8, 0));
+}
+
+#[test]
+fn merging_equal_pages_loses_no_write() {
+    needs!(wp_async);
+    let test = "merging_equal_pages_loses_no_write";
+    let _alone = common::child::without_children();
+    let mut machine = Machine::lock();
+    if !merges_or_skip(test, &mut machine, "0") {
+        return;
     }
     let region = Region::filled(16, 7);
     region.advise(0..16, libc::MADV_MERGEABLE).unwrap();
@@ -622,13 +672,8 @@ fn merging_equal_pages_loses_no_write() {
             .count()
             >= 15
     };
-    let scans = || std::fs::read_to_string("/sys/kernel/mm/ksm/full_scans").unwrap();
-    let enough: u64 = scans().trim().parse::<u64>().unwrap() + 20;
-    while !merged() && scans().trim().parse::<u64>().unwrap() < enough {
-        std::thread::yield_now();
-    }
-    if !merged() {
-        return skip("merging_equal_pages_loses_no_write", "nothing was merged");
+    if !while_merging(merged) {
+        return skip(test, "nothing was merged");
     }
     region.take_written(&pagemap);
     region.store(3, 8);

@@ -53,9 +53,21 @@ impl Region {
 
     /// remap_file_pages(2): `pages` show the pages of their file from `shown` on.
     pub fn show(&self, pages: Range<usize>, shown: usize) -> io::Result<()> {
-        let (at, length) = (self.address(pages.start), pages.len() * PAGE);
+        self.show_bytes(pages.start * PAGE, pages.len() * PAGE, 0, shown)
+    }
+
+    /// The same of any range of bytes, with any protection.
+    pub fn show_bytes(
+        &self,
+        offset: usize,
+        length: usize,
+        protection: i32,
+        shown: usize,
+    ) -> io::Result<()> {
+        let at = self.start + offset as u64;
+        let number = libc::SYS_remap_file_pages;
         // SAFETY: only what is mapped in this region changes, to which no Rust reference exists.
-        let answer = unsafe { libc::syscall(libc::SYS_remap_file_pages, at, length, 0, shown, 0) };
+        let answer = unsafe { libc::syscall(number, at, length, protection, shown, 0) };
         checked(i32::try_from(answer).expect("an int"))
     }
 
