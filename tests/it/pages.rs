@@ -7,6 +7,7 @@
 
 mod corners;
 mod kinds;
+mod reader;
 
 use crate::bad::{fails, is_root};
 use kinds::{Kinds, assert_is, assert_pages};

@@ -1,5 +1,5 @@
 /* Holds a mapping of every kind, each with pages in states that are known. `where` tells the addresses. The
-   mappings do not touch each other. A child that is forked shares all of them, and stores to some of one. */
+   mappings do not touch each other. A child that is forked shares all but what is to be swapped, and stores to some of one. */
 #include "common.h"
 #include <linux/userfaultfd.h>
 
@@ -120,6 +120,9 @@ static void share_with_a_child(void) {
     pid_t child = fork();
     if (child == 0) {
         prctl(PR_SET_PDEATHSIG, SIGKILL);
+        /* Pages that several processes map are not paged out for the asking. */
+        munmap(swapped, 8 * PAGE);
+        munmap(swapped_shared, 4 * PAGE);
         store(family, 6, 8);
         if (write(done[1], "x", 1) != 1) _exit(1);
         for (;;) pause();
@@ -181,6 +184,11 @@ int main(int count, char **words) {
             puts(failed ? strerror(errno) : "done");
         } else if (!strcmp(command, "merge")) {
             puts(madvise(mergeable, 4 * PAGE, MADV_MERGEABLE) ? strerror(errno) : "done");
+        } else if (!strcmp(command, "merge_zeros")) {
+            unsigned char *at = map_private("mergeable_zeros", 4);
+            store(at, 0, 4);
+            memset(at, 0, 4 * PAGE);
+            puts(madvise(at, 4 * PAGE, MADV_MERGEABLE) ? strerror(errno) : "done");
         } else if (!strcmp(command, "poison")) {
             puts(poison() ? strerror(errno) : "done");
         } else if (!strcmp(command, "hugetlb")) {

@@ -24,12 +24,20 @@ impl Kinds {
         Kinds { target, directory }
     }
 
+    /// All mappings that it tells of, by name.
+    pub(super) fn all(&mut self) -> Vec<(String, u64)> {
+        let answer = self.target.ask("where");
+        let pairs = answer.split_whitespace().filter_map(|w| w.split_once('='));
+        let address = |text| u64::from_str_radix(text, 16).expect("an address");
+        pairs
+            .map(|(name, text)| (name.to_owned(), address(text)))
+            .collect()
+    }
+
     /// The address of the mapping `name`; `None` if there is none.
     pub(super) fn find(&mut self, name: &str) -> Option<u64> {
-        let answer = self.target.ask("where");
-        let mut pairs = answer.split_whitespace().filter_map(|w| w.split_once('='));
-        let (_, address) = pairs.find(|(found, _)| *found == name)?;
-        u64::from_str_radix(address, 16).ok()
+        let mut all = self.all().into_iter();
+        all.find_map(|(found, address)| (found == name).then_some(address))
     }
 
     pub(super) fn address(&mut self, name: &str) -> u64 {
@@ -442,6 +450,58 @@ fn hugetlb_pages_are_told() {
     assert_is(&untouched, &["empty"], &["present", "swapped"]);
 }
 
+/// Lets the kernel merge equal pages, those of zeros into the zero page or not.
+pub(super) fn merge_equal_pages(machine: &mut Machine, use_zero_pages: &str) -> Result<(), String> {
+    let settings = [
+        ("/sys/kernel/mm/ksm/use_zero_pages", use_zero_pages),
+        ("/sys/kernel/mm/ksm/pages_to_scan", "10000"),
+        ("/sys/kernel/mm/ksm/sleep_millisecs", "5"),
+        ("/sys/kernel/mm/ksm/run", "1"),
+    ];
+    let mut settings = settings.into_iter();
+    settings.try_for_each(|(path, value)| machine.set(path, value))
+}
+
+#[test]
+fn merged_pages_of_zeros_are_told_as_the_zero_page() {
+    let test = "merged_pages_of_zeros_are_told_as_the_zero_page";
+    if !is_root(test) {
+        return;
+    }
+    let mut machine = Machine::lock();
+    let mut kinds = Kinds::start();
+    if let Err(reason) = merge_equal_pages(&mut machine, "1") {
+        return skipped(test, &reason);
+    }
+    let answer = kinds.target.ask("merge_zeros");
+    if answer != "done" {
+        return skipped(test, &answer);
+    }
+    for _ in 0..2000 {
+        let region = kinds.region(&kinds.pages(), "mergeable_zeros");
+        if number(&region, "zero_bytes") < 4 * PAGE {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+            continue;
+        }
+        // They take no memory, as smaps says, too.
+        assert_pages(&region, &[("present", 4), ("rss", 0), ("pss", 0)]);
+        let smaps = smaps(kinds.target.pid());
+        assert_eq!(smaps[&start_of(&region)].1["Rss"], 0, "{region}");
+        let page = kinds.page("mergeable_zeros", 1);
+        assert_is(&page, &["present", "zero"], &["exclusive", "file"]);
+        assert_flags(&page, &["ZERO_PAGE"], &["KSM", "ANON"]);
+        // And they are stored as what they are.
+        let store = TestStore::new();
+        let report = store.checkpoint(kinds.target.pid(), &["--leave", "stopped"]);
+        let id = number(&report, "id");
+        let frozen = kinds.target.freeze();
+        let truth = pagetide_tests::Image::of_process(&frozen);
+        store.assert_equals(id, &truth, "with merged zeros");
+        return;
+    }
+    skipped(test, "the kernel does not merge pages");
+}
+
 #[test]
 fn merged_pages_are_told() {
     let test = "merged_pages_are_told";
@@ -450,15 +510,8 @@ fn merged_pages_are_told() {
     }
     let mut machine = Machine::lock();
     let mut kinds = Kinds::start();
-    let settings = [
-        ("/sys/kernel/mm/ksm/pages_to_scan", "10000"),
-        ("/sys/kernel/mm/ksm/sleep_millisecs", "5"),
-        ("/sys/kernel/mm/ksm/run", "1"),
-    ];
-    for (path, value) in settings {
-        if let Err(reason) = machine.set(path, value) {
-            return skipped(test, &reason);
-        }
+    if let Err(reason) = merge_equal_pages(&mut machine, "0") {
+        return skipped(test, &reason);
     }
     let answer = kinds.target.ask("merge");
     if answer != "done" {
