@@ -242,46 +242,6 @@ fn left_killed_once_the_snapshot_is_durable() {
     assert_eq!(store.log().len(), 3);
 }
 
-#[test]
-fn what_could_not_be_restored_is_not_killed() {
-    use std::os::unix::process::ExitStatusExt;
-    let store = TestStore::new();
-    let mut target = Target::start("worker", ["2"]);
-    // Its standard streams lead to this test.
-    let outcome = store.try_checkpoint(target.pid(), &["--leave", "killed"]);
-    let outcome = outcome.refused("was not killed and runs on");
-    let report = outcome.json();
-    assert_eq!(report["left"], "running", "{report}");
-    let names: Vec<&str> = list(&report, "blockers")
-        .iter()
-        .map(|blocker| text(blocker, "name"))
-        .collect();
-    assert!(!names.is_empty(), "{report}");
-    for name in &names {
-        assert!(outcome.stderr.contains(name), "{name}: {outcome:#?}");
-    }
-    target.ask("progress");
-    // The snapshot is there, and the next one goes on from it. All but one name is not enough.
-    let accepted = names.iter().flat_map(|name| ["--accept", name]);
-    let mut words: Vec<&str> = ["--leave", "killed"].into_iter().chain(accepted).collect();
-    let outcome = store.try_checkpoint(target.pid(), &words[..words.len() - 2]);
-    let last = words[words.len() - 1];
-    let outcome = outcome.refused(last);
-    assert_eq!(text(&outcome.json(), "kind"), "delta");
-    target.ask("progress");
-    let report = store.checkpoint(target.pid(), &words);
-    assert_eq!(report["left"], "killed", "{report}");
-    assert_eq!(target.wait().signal(), Some(9));
-    store.assert_sound();
-    assert_eq!(store.log().len(), 3);
-    // Who wants no restore is not asked about it.
-    let (store, mut target) = (TestStore::new(), Target::start("worker", ["2"]));
-    words = vec!["--memory-only", "--leave", "killed"];
-    let report = store.checkpoint(target.pid(), &words);
-    assert_eq!(report["left"], "killed", "{report}");
-    assert_eq!(target.wait().signal(), Some(9));
-}
-
 /// The words of `run` with a shell script.
 fn run_words(store: &TestStore, script: &str) -> Vec<String> {
     let store = store.text();

@@ -92,26 +92,46 @@ fn t81_a_poisoned_page_is_named_and_stays_a_sigbus() {
 #[test]
 fn t81_who_has_poison_that_cannot_come_again_is_not_killed() {
     // The second is of a private mapping of a file, which nobody can poison again.
-    let mut subject = Subject::target("poisoned", &["private"]);
-    subject.wait_until("its pages", || subject.output().contains('\n'));
-    let output = subject.output();
-    let name = output.split_whitespace().nth(1).expect("two addresses");
-    let name = format!("poisoned:mapping:{name}");
+    let start = || {
+        let subject = Subject::target("poisoned", &["private"]);
+        subject.wait_until("its pages", || subject.output().contains('\n'));
+        let output = subject.output();
+        let page = output.split_whitespace().nth(1).expect("two addresses");
+        let name = format!("poisoned:mapping:{page}");
+        (subject, name)
+    };
+    let (mut subject, name) = start();
     let mut steps = Steps::new(3);
-    let store = subject.store();
-    let outcome = store.try_checkpoint(subject.pid(), &["--leave", "killed"]);
-    let outcome = outcome.refused(&format!(
-        "was not killed and runs on: it could not be restored from snapshot 1, for {name} ("
-    ));
-    let report = outcome.json();
-    assert_eq!(report["left"], "running", "{report}");
-    assert_eq!(list(&report, "poisoned").len(), 2, "{report}");
+    let (store, pid) = (subject.store(), subject.pid());
+    for (id, kind) in [(1, "full"), (2, "delta")] {
+        // Also accepted for something else.
+        let words = ["--leave", "killed", "--accept", "poisoned:mapping:1000"];
+        let outcome = store.try_checkpoint(pid, &words);
+        let outcome = outcome.refused(&format!(
+            "process {pid} was not killed and runs on: it could not be restored from snapshot {id}, for {name} ("
+        ));
+        let report = outcome.json();
+        assert_eq!(report["left"], "running", "{report}");
+        assert_eq!(text(&report, "kind"), kind, "{report}");
+        assert_eq!(list(&report, "poisoned").len(), 2, "{report}");
+        steps.goes_on(&subject);
+    }
+    // Of a series the last one tells.
+    let every = ["--every", "20ms", "--count", "2", "--leave", "killed"];
+    let outcome = store.try_checkpoint(pid, &every);
+    let lines = outcome.refused(&name).lines();
+    assert_eq!(lines.len(), 2);
     steps.goes_on(&subject);
-    // Accepted, it is killed, and so it is where it was not looked at again.
     let words = ["--leave", "killed", "--accept", &name];
-    let report = store.checkpoint(subject.pid(), &words);
+    let report = store.checkpoint(pid, &words);
     assert_eq!(report["left"], "killed", "{report}");
     assert_eq!(text(&list(&report, "blockers")[0], "name"), name);
+    store.assert_sound();
+    subject.kill();
+    // Who wants no restore is not asked about it.
+    let (mut subject, _) = start();
+    let report = subject.checkpoint(&["--memory-only", "--leave", "killed"]);
+    assert_eq!(report[0]["left"], "killed", "{report:?}");
     subject.kill();
 }
 
