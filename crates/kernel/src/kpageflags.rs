@@ -216,6 +216,13 @@ mod tests {
     }
 
     #[test]
+    fn idle_is_said_to_be_stale() {
+        let idle = PAGE_FLAGS.iter().find(|flag| flag.name == "IDLE");
+        let meaning = idle.expect("it is known").meaning;
+        assert!(meaning.contains("may be stale until /sys/kernel/mm/page_idle/bitmap is read"));
+    }
+
+    #[test]
     fn bits_ascend_and_no_name_stands_twice() {
         assert!(PAGE_FLAGS.is_sorted_by(|a, b| a.bit < b.bit));
         let mut names: Vec<_> = PAGE_FLAGS.iter().map(|flag| flag.name).collect();

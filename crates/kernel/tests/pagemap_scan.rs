@@ -132,6 +132,24 @@ fn inverted_flips_a_category_before_matching() {
 }
 
 #[test]
+fn masks_together_say_what_is_wanted() {
+    needs!(wp_async);
+    let (region, _protector, _) = two_of_eight();
+    // Written, and not present.
+    region.advise(6..7, libc::MADV_DONTNEED).unwrap();
+    let request = ScanRequest {
+        all_of: Categories::WRITTEN | Categories::SWAPPED,
+        inverted: Categories::SWAPPED,
+        any_of: Categories::PRESENT | Categories::HUGE,
+        returned: Categories::WRITTEN | Categories::PRESENT,
+        ..ScanRequest::over(region.start(), region.end())
+    };
+    let (reported, _) = scan_once(&request, &region, 8);
+    let both = Categories::WRITTEN | Categories::PRESENT;
+    assert_eq!(reported, [(2, 3, both), (5, 6, both)]);
+}
+
+#[test]
 fn inversion_does_not_touch_what_is_returned() {
     needs!(wp_async);
     let (region, _protector, _) = two_of_eight();

@@ -56,7 +56,7 @@ impl Region {
         self.show_bytes(pages.start * PAGE, pages.len() * PAGE, 0, shown)
     }
 
-    /// The same of any range of bytes, with any protection.
+    /// The same of any range of bytes, with any protection, and with a flag that means nothing.
     pub fn show_bytes(
         &self,
         offset: usize,
@@ -67,7 +67,8 @@ impl Region {
         let at = self.start + offset as u64;
         let number = libc::SYS_remap_file_pages;
         // SAFETY: only what is mapped in this region changes, to which no Rust reference exists.
-        let answer = unsafe { libc::syscall(number, at, length, protection, shown, 0) };
+        let answer =
+            unsafe { libc::syscall(number, at, length, protection, shown, libc::MAP_PRIVATE) };
         checked(i32::try_from(answer).expect("an int"))
     }
 
