@@ -301,7 +301,6 @@ impl Checkpointer {
         }
         let counters = writing.writer.counters();
         let view = writing.writer.commit()?;
-        let left = leave.after_commit(found.restorable.is_blocked(&self.options.accept))?;
         let info = view.info();
         let stopped = || found.members.iter().flatten();
         let of_objects = found.object_pages.iter();
@@ -331,12 +330,12 @@ impl Checkpointer {
             poisoned,
             not_tracked,
             mappings_added: self.mappings_added(&found),
+            left: leave.after_commit(found.restorable.is_blocked(&self.options.accept))?,
             blockers: match self.options.restorable {
                 true => Some(std::mem::take(&mut found.restorable.blockers)),
                 false => None,
             },
             why_full: None,
-            left,
         };
         Ok((view, memos, report))
     }

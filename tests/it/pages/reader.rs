@@ -254,6 +254,61 @@ fn both(frozen: &Frozen, own: &[(String, u64)]) -> (Value, BTreeMap<u64, Figures
     panic!("the pages of a stopped process do not stand still: {last:#?}");
 }
 
+/// What `pages` says of one mapping is what the other reader says.
+#[track_caller]
+fn assert_equal(region: &Value, expected: &Figures) {
+    for (name, bytes) in &expected.bytes {
+        match region[*name].as_u64() {
+            Some(told) if *name == "pss_bytes" => {
+                assert!(told.abs_diff(*bytes) <= 1, "{name}, {bytes}: {region}");
+            }
+            Some(told) => assert_eq!(told, *bytes, "{name} of {region}"),
+            // What is not tracked, or not known to the kernel.
+            None => assert!(
+                ["written_bytes", "soft_dirty_bytes"].contains(name),
+                "{region}"
+            ),
+        }
+    }
+    for (name, pages) in &expected.flags {
+        let told = region["page_flags"][*name].as_u64().unwrap_or(0);
+        assert_eq!(told, *pages, "{name} of {region}");
+    }
+}
+
+/// And what it says of the object behind it is what the object says.
+#[track_caller]
+fn assert_equals_object(pid: i32, region: &Value) {
+    let told = |name: &str| number(region, name);
+    let (data, holes) = data_and_holes(pid, start_of(region), told("size_bytes"));
+    assert_eq!(told("object_hole_bytes"), holes, "{region}");
+    let has = told("object_resident_bytes") + told("object_swapped_bytes");
+    assert_eq!(has, data, "{region}");
+}
+
+/// The target has them all at once, but for those that were told to be missing.
+fn assert_all_there(own: &[(String, u64)], figures: &BTreeMap<u64, Figures>, is_swapped: bool) {
+    let bytes = |name: &str, field: &str| {
+        let found = own.iter().find(|(found, _)| found == name);
+        found.map(|(_, start)| figures[start].bytes[field])
+    };
+    assert_eq!(bytes("anonymous", "rss_bytes"), Some(9 * PAGE));
+    assert_eq!(bytes("anonymous", "written_bytes"), Some(6 * PAGE));
+    assert_eq!(bytes("zero", "zero_bytes"), Some(7 * PAGE));
+    assert_eq!(bytes("locked", "rss_bytes"), Some(4 * PAGE));
+    assert_eq!(bytes("family", "uss_bytes"), Some(2 * PAGE));
+    assert_eq!(bytes("shared", "uss_bytes"), Some(PAGE));
+    assert_eq!(bytes("private_file", "file_bytes"), Some(6 * PAGE));
+    let of_kind = |name: &str, field: &str, of: u64, kind: &str| match bytes(name, field) {
+        None | Some(0) => skipped(&format!("{TEST} ({kind})"), "there is none"),
+        Some(found) => assert_eq!(found, of, "{field} of {name}"),
+    };
+    of_kind("guard", "guard_bytes", 3 * PAGE, "guard regions");
+    of_kind("huge_zero", "zero_bytes", HUGE, "the huge zero page");
+    of_kind("hugetlb", "hugetlb_bytes", HUGE, "huge pages of the pool");
+    assert_eq!(bytes("swapped", "swapped_bytes") > Some(0), is_swapped);
+}
+
 #[test]
 fn figures_equal_an_independent_readers_for_every_kind_at_once() {
     if !is_root(TEST) {
@@ -297,55 +352,13 @@ fn figures_equal_an_independent_readers_for_every_kind_at_once() {
     let starts: Vec<u64> = regions.iter().map(|region| start_of(region)).collect();
     assert_eq!(starts, figures.keys().copied().collect::<Vec<_>>());
     for region in regions {
-        let expected = &figures[&start_of(region)];
-        let is_own = own.iter().any(|(_, start)| *start == start_of(region));
-        for (name, bytes) in &expected.bytes {
-            match region[*name].as_u64() {
-                Some(told) if *name == "pss_bytes" => {
-                    assert!(told.abs_diff(*bytes) <= 1, "{name}, {bytes}: {region}");
-                }
-                Some(told) => assert_eq!(told, *bytes, "{name} of {region}"),
-                // What is not tracked, or not known to the kernel.
-                None => assert!(
-                    ["written_bytes", "soft_dirty_bytes"].contains(name),
-                    "{region}"
-                ),
-            }
-        }
-        for (name, pages) in &expected.flags {
-            let told = region["page_flags"][*name].as_u64().unwrap_or(0);
-            assert_eq!(told, *pages, "{name} of {region}");
-        }
-        if region["object_hole_bytes"].is_u64() && is_own {
-            let length = number(region, "size_bytes");
-            let (data, holes) = data_and_holes(frozen.pid(), start_of(region), length);
-            let told = |name: &str| number(region, name);
-            assert_eq!(told("object_hole_bytes"), holes, "{region}");
-            let has = told("object_resident_bytes") + told("object_swapped_bytes");
-            assert_eq!(has, data, "{region}");
+        let start = start_of(region);
+        assert_equal(region, &figures[&start]);
+        if region["object_hole_bytes"].is_u64() && own.iter().any(|(_, own)| *own == start) {
+            assert_equals_object(frozen.pid(), region);
         }
     }
-
-    // And they were there at once.
-    let bytes = |name: &str, field: &str| {
-        let found = own.iter().find(|(found, _)| found == name);
-        found.map(|(_, start)| figures[start].bytes[field])
-    };
-    assert_eq!(bytes("anonymous", "rss_bytes"), Some(9 * PAGE));
-    assert_eq!(bytes("anonymous", "written_bytes"), Some(6 * PAGE));
-    assert_eq!(bytes("zero", "zero_bytes"), Some(7 * PAGE));
-    assert_eq!(bytes("locked", "rss_bytes"), Some(4 * PAGE));
-    assert_eq!(bytes("family", "uss_bytes"), Some(2 * PAGE));
-    assert_eq!(bytes("shared", "uss_bytes"), Some(PAGE));
-    assert_eq!(bytes("private_file", "file_bytes"), Some(6 * PAGE));
-    let of_kind = |name: &str, field: &str, of: u64, kind: &str| match bytes(name, field) {
-        None | Some(0) => skipped(&format!("{TEST} ({kind})"), "there is none"),
-        Some(found) => assert_eq!(found, of, "{field} of {name}"),
-    };
-    of_kind("guard", "guard_bytes", 3 * PAGE, "guard regions");
-    of_kind("huge_zero", "zero_bytes", HUGE, "the huge zero page");
-    of_kind("hugetlb", "hugetlb_bytes", HUGE, "huge pages of the pool");
-    assert_eq!(bytes("swapped", "swapped_bytes") > Some(0), swapped);
+    assert_all_there(&own, &figures, swapped);
     let found: u64 = figures.values().map(|figures| figures.poisoned).sum();
     assert_eq!(found, poisoned);
     drop(frozen);
