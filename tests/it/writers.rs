@@ -94,6 +94,30 @@ fn t29_what_is_mapped_of_the_ring_are_not_its_queues() {
     written_by(test, "deceiving_ring", Some("unlisted-ring"));
 }
 
+/// It is closed before the next snapshot, and has written before that.
+#[test]
+fn t29_what_a_ring_wrote_that_has_gone() {
+    let test = "t29_what_a_ring_wrote_that_has_gone";
+    let Some(mut written) = Written::by(test, "own_ring") else {
+        return;
+    };
+    // What was written beside a ring is copied again with the next snapshot, and with no later one.
+    for before in [true, false] {
+        written.snapshot(before);
+    }
+    assert_eq!(written.target.ask("write"), "done");
+    assert_eq!(written.target.ask("close"), "done");
+    let last = written.last;
+    let report = written.snapshot(false);
+    assert_ne!(written.last, last, "nothing was written");
+    if text(&report, "backend") == "wp-async" {
+        assert_eq!(reasons(&report), ["unlisted-ring-before"], "{report}");
+        let report = written.snapshot(true);
+        assert_eq!(reasons(&report), [""; 0], "{report}");
+    }
+    written.store.assert_sound();
+}
+
 #[test]
 fn t60_a_ring_that_only_its_thread_knows() {
     let test = "t60_a_ring_that_only_its_thread_knows";

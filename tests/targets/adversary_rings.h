@@ -7,7 +7,7 @@
 
 /* What older headers lack. */
 enum { OWN_QUEUES = 1 << 14, BY_THREAD_ALONE = 1 << 15, ENTER_REGISTERED = 1 << 4, REGISTER_BY_NUMBER = 1u << 31,
-       UNREGISTER_RINGS = 21, BUFFER_RING = 22, NO_BUFFER_RING = 23, TAKEN_BY_AND_BY = 2 };
+       UNREGISTER_RINGS = 21, BUFFER_RING = 22, NO_BUFFER_RING = 23, CLONE_BUFFERS = 30, MADE_BY_KERNEL = 1, TAKEN_BY_AND_BY = 2 };
 
 static struct io_uring_params parameters;
 static unsigned char *queues;
@@ -15,6 +15,15 @@ static struct io_uring_sqe *entries;
 static size_t queues_length, entries_length; /* 0 where they lie in the area */
 static enum { NOTHING, UNDER_WAY, ARRIVED } pending; /* the one read that waits for something to come */
 static int known_by = -1; /* the number by which the thread knows a ring that has no descriptor */
+static uint16_t buffer_number; /* of the registered buffer */
+static void *decoy;
+
+struct buffer_ring {
+    uint64_t address;
+    uint32_t entries;
+    uint16_t group, flags;
+    uint64_t reserved[3];
+};
 
 static int have_ring(void) { return known_by >= 0 || fcntl(RING_FD, F_GETFD) >= 0; }
 
@@ -34,6 +43,8 @@ static int do_ring_close(char **words) {
     (void)words;
     if (queues_length) munmap(queues, queues_length);
     if (entries_length) munmap(entries, entries_length);
+    if (decoy) munmap(decoy, PAGE);
+    decoy = NULL;
     queues = NULL;
     queues_length = entries_length = 0;
     pending = NOTHING;
@@ -140,7 +151,51 @@ static int complete(int take) {
 static int do_ring_buffer(char **words) {
     register_with_ring(IORING_UNREGISTER_BUFFERS, NULL, 0);
     struct iovec buffer = {page(words[1]), pages(words[2])};
+    buffer_number = 0;
     return done(register_with_ring(IORING_REGISTER_BUFFERS, &buffer, 1));
+}
+
+/* The same, behind an empty slot. */
+static int do_ring_sparse(char **words) {
+    register_with_ring(IORING_UNREGISTER_BUFFERS, NULL, 0);
+    struct iovec buffers[2] = {{NULL, 0}, {page(words[1]), pages(words[2])}};
+    buffer_number = 1;
+    return done(register_with_ring(IORING_REGISTER_BUFFERS, buffers, 2));
+}
+
+/* The ring has its buffers from another one, which had them from it and is gone. */
+static int do_ring_clone(char **words) {
+    (void)words;
+    struct io_uring_params other = {0};
+    int lent = (int)syscall(SYS_io_uring_setup, 1, &other);
+    if (lent < 0) return -1;
+    /* By the first flag the number of the source is one that the thread knows. */
+    uint32_t out[8] = {(uint32_t)(known_by >= 0 ? known_by : RING_FD), known_by >= 0}, back[8] = {(uint32_t)lent};
+    long result = syscall(SYS_io_uring_register, lent, CLONE_BUFFERS, out, 1);
+    if (!result) {
+        register_with_ring(IORING_UNREGISTER_BUFFERS, NULL, 0);
+        result = register_with_ring(CLONE_BUFFERS, back, 1);
+    }
+    int error = errno;
+    close(lent);
+    errno = error;
+    return done(result);
+}
+
+/* What is mapped of the ring besides are not its queues, wherever these lie: a ring of buffers that the kernel made. */
+static int do_ring_decoy(char **words) {
+    (void)words;
+    if (decoy) return fails(EEXIST);
+    struct buffer_ring wanted = {.entries = 8, .group = 2, .flags = MADE_BY_KERNEL};
+    if (register_with_ring(BUFFER_RING, &wanted, 1)) return -1;
+    void *at = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, RING_FD, 0x80000000 | 2 << 16);
+    if (at != MAP_FAILED) {
+        decoy = at;
+        return 0;
+    }
+    int error = errno;
+    register_with_ring(NO_BUFFER_RING, &wanted, 1);
+    return fails(error);
 }
 
 static int do_ring_no_buffer(char **words) {
@@ -149,7 +204,8 @@ static int do_ring_no_buffer(char **words) {
 }
 
 static int ring_read(uint8_t operation, int fd, char *at, size_t length) {
-    return submit((struct io_uring_sqe){.opcode = operation, .fd = fd, .addr = (uintptr_t)at, .len = (uint32_t)length});
+    uint16_t number = operation == IORING_OP_READ_FIXED ? buffer_number : 0;
+    return submit((struct io_uring_sqe){.opcode = operation, .fd = fd, .addr = (uintptr_t)at, .len = (uint32_t)length, .buf_index = number});
 }
 
 /* PAGE SEED. Only without reads under way, as completions are not told apart. */
@@ -196,12 +252,7 @@ static int do_ring_arrive(char **words) {
 /* PAGE PAGES: a ring of buffers lies in the page, and its only buffer in those that follow. */
 static int do_ring_provide(char **words) {
     static __thread sigjmp_buf here;
-    struct {
-        uint64_t address;
-        uint32_t entries;
-        uint16_t group, flags;
-        uint64_t reserved[3];
-    } wanted = {.group = 1};
+    struct buffer_ring wanted = {.group = 1};
     struct {
         uint64_t address;
         uint32_t length;
@@ -241,6 +292,7 @@ static int do_ring_take(char **words) {
 
 #define RING_VERBS \
     {"ring", do_ring}, {"ring_close", do_ring_close}, {"ring_buffer", do_ring_buffer}, \
+    {"ring_sparse", do_ring_sparse}, {"ring_clone", do_ring_clone}, {"ring_decoy", do_ring_decoy}, \
     {"ring_no_buffer", do_ring_no_buffer}, {"ring_read", do_ring_read}, {"ring_read_fixed", do_ring_read_fixed}, \
     {"ring_wait", do_ring_wait}, {"ring_arrive", do_ring_arrive}, {"ring_provide", do_ring_provide}, \
     {"ring_take", do_ring_take},

@@ -1,6 +1,6 @@
 /* Memory that is written with no page fault, by whoever has pinned or mapped it: rings of io_uring in all the ways
  * in which they hide, AF_XDP, a virtual processor, a call of another process. `make WHAT` prepares it, `write` has the
- * kernel write. Answers are `done`, or `cannot` and why. */
+ * kernel write, `close` closes the ring. Answers are `done`, or `cannot` and why. */
 #include "writers.h"
 #include "writers_rings.h"
 #include "writers_others.h"
@@ -13,6 +13,7 @@ static const struct way {
     {"registered_ring", make_registered_ring, complete_many},
     {"filtered_ring", make_filtered_ring, complete_polled},
     {"diverted_ring", make_diverted_ring, complete_polled},
+    {"own_ring", make_own_ring, complete_many},
     {"deceiving_ring", make_deceiving_ring, complete_many},
     {"lent_ring", make_lent_ring, complete_lent},
     {"buffer_ring", make_buffer_ring, receive},
@@ -42,6 +43,8 @@ int main(void) {
             if (way) problem = way->make();
         } else if (!strcmp(line, "write") && way) {
             problem = way->write();
+        } else if (!strcmp(line, "close")) {
+            problem = close(ring.fd) ? strerror(errno) : NULL;
         }
         if (problem)
             printf("cannot: %s\n", problem);

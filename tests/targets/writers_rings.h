@@ -113,6 +113,7 @@ static int take(void) {
     return result;
 }
 
+static const char *make_own_ring(void) { return make_own(&ring, 0); }
 static const char *make_registered_ring(void) { return make_own(&ring, REGISTERED_ONLY); }
 
 /* The kernel writes completions into pages that we do not store to. */

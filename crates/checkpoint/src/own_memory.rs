@@ -17,6 +17,11 @@
 //! that another thread is in (read(2) into a region), and process_vm_writev(2) into this process. A write that is
 //! not paused may be in a capture in part, and is whole in the next. Not so a direct read (O_DIRECT, io_uring) that
 //! stays under way over two captures: wait for such reads before a capture.
+//!
+//! Whether a ring of buffers may lie in the memory (IOU_PBUF_RING_INC) is asked when a snapshot has been stored, since it
+//! takes 30 ms an io_uring. That is early enough: making one counts as a write to it, and what was written while there is
+//! an io_uring is copied once more. What nothing shows is an io_uring without a descriptor (IORING_SETUP_REGISTERED_FD_ONLY): keep
+//! its queues and buffers out of the regions, or tell of what is written there ([`WrittenPages::mark`]).
 
 mod captured;
 mod claims;
@@ -41,6 +46,7 @@ use crate::files::{FileReport, Files};
 use crate::page_table_limit;
 use crate::page_tables::PageTables;
 use crate::report::NotTracked;
+use crate::rings;
 use captured::{Taken, Told};
 use claims::Claim;
 use ground::{Ground, Kind, refused};
@@ -77,6 +83,11 @@ pub struct OwnMemoryOptions {
     /// this is not enough is compared with the parent instead of being tracked ([`OwnSnapshot::not_tracked`]).
     /// `None` for a sixteenth of what is left to this process by its memory cgroups and by the machine.
     pub page_table_limit_bytes: Option<u64>,
+    /// The embedder promises that no ring of buffers for io_uring (IORING_REGISTER_PBUF_RING) lies in the regions that the
+    /// kernel writes to by itself (IOU_PBUF_RING_INC). Where one lies cannot be asked, so without this promise all
+    /// regions are read in full and compared as long as the process has such a ring anywhere, or an io_uring that answers
+    /// the thread alone that made it (IORING_SETUP_SINGLE_ISSUER), and a commit takes 30 ms more for each io_uring.
+    pub no_buffer_rings: bool,
     /// How snapshots are written.
     pub write: WriteOptions,
 }
@@ -87,6 +98,7 @@ impl Default for OwnMemoryOptions {
             space: "memory".to_owned(),
             buffer_bytes: 256 << 20,
             page_table_limit_bytes: None,
+            no_buffer_rings: false,
             write: WriteOptions::default(),
         }
     }
@@ -117,6 +129,8 @@ pub struct OwnMemory {
     arena: Arena,
     told: WrittenPages,
     last: Option<Last>,
+    /// When the last snapshot had been stored, a ring of buffers might lie in the memory.
+    has_buffer_rings: bool,
 }
 
 /// The last snapshot that was stored.
@@ -185,6 +199,7 @@ impl OwnMemory {
             arena: Arena::new(SIZE, options.buffer_bytes),
             told: WrittenPages::default(),
             last: None,
+            has_buffer_rings: false,
             places,
             store,
             options,
@@ -234,7 +249,8 @@ impl OwnMemory {
         self.check_pid()?;
         self.give_back_open();
         let (ground, report) = self.look()?;
-        let signs = Signs::look(self.pid.cast_signed(), &ground.mappings);
+        let (pid, mappings) = (self.pid.cast_signed(), &ground.mappings);
+        let signs = Signs::look(pid, mappings, self.has_buffer_rings);
         let mut taken = self.take(ground, &report, signs)?;
         taken.paused = started.elapsed();
         self.open = Some(taken);
@@ -417,6 +433,11 @@ impl OwnMemory {
             empty.extend_from_slice(found.within(piece.pages).ranges());
         }
         Ok(empty.into_iter().collect())
+    }
+
+    /// True if a ring of buffers may lie in the regions.
+    fn may_have_buffer_rings(&self) -> bool {
+        !self.options.no_buffer_rings && rings::may_have_own_buffer_rings(self.pid.cast_signed())
     }
 
     fn check_pid(&self) -> Result<(), OwnMemoryError> {

@@ -21,11 +21,13 @@ use crate::compared::ComparedBecause;
 use crate::writers;
 use pagetide_kernel::io_uring;
 use pagetide_kernel::maps::{self, Mapping, MappingName};
+use pagetide_kernel::own_descriptors::{withhold, without_forks};
 use pagetide_kernel::pidfd::PidFd;
 use pagetide_pages::{PageSet, PageSize};
 use rustix::fs::OFlags;
 use std::collections::HashSet;
 use std::fs;
+use std::os::fd::AsFd;
 use std::path::Path;
 
 /// How the kernel shows a ring, as a descriptor and as a mapping.
@@ -72,7 +74,7 @@ impl AsynchronousIo {
 /// What is looked for that takes time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Depth {
-    /// Nothing of that sort. For memory of our own, whose writers wait meanwhile.
+    /// Nothing of that sort. For memory of our own, whose writers wait meanwhile: see [`may_have_own_buffer_rings`].
     Shallow,
     /// Rings of buffers.
     BufferRings,
@@ -187,6 +189,39 @@ fn may_have_buffer_ring(pid: i32, ring: i32) -> bool {
     let copied = PidFd::open(pid).and_then(|pidfd| pidfd.get_fd(ring));
     let Ok(copied) = copied else { return true };
     !matches!(io_uring::buffer_ring(copied), Ok(None))
+}
+
+/// True if a ring of buffers may lie in memory of this process, whose number is `pid`. Not for a pause.
+pub(crate) fn may_have_own_buffer_rings(pid: i32) -> bool {
+    let links = writers::links(pid);
+    let rings = links
+        .iter()
+        .filter(|(_, target)| target.as_os_str() == RING);
+    let rings: Vec<i32> = rings.map(|(number, _)| *number).collect();
+    if rings.is_empty() || !without_forks(io_uring::writes_to_buffer_rings).unwrap_or(true) {
+        return false;
+    }
+    rings.len() > ASKED_RINGS
+        || rings
+            .iter()
+            .any(|ring| may_have_own_buffer_ring(pid, *ring))
+}
+
+/// The same of one ring. What is asked is a copy, as other threads may close theirs; a child that one of them forks
+/// meanwhile does not have it.
+fn may_have_own_buffer_ring(pid: i32, ring: i32) -> bool {
+    let copied = without_forks(|| {
+        let copied = PidFd::open(pid).and_then(|pidfd| pidfd.get_fd(ring)).ok()?;
+        let withheld = withhold(copied.as_fd()).ok()?;
+        Some((copied, withheld))
+    });
+    let Ok(Some((copied, withheld))) = copied else {
+        return true;
+    };
+    let found = io_uring::buffer_ring(&copied);
+    // Before what it is about.
+    drop(withheld);
+    !matches!(found, Ok(None))
 }
 
 /// True if a descendant has a ring whose queues it has not mapped from it: they may lie in the memory of `pid`,

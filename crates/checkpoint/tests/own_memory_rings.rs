@@ -11,9 +11,11 @@ mod snaps;
 use common::aio::SlowFile;
 use common::ring::Ring;
 use common::{PAGE, Region, file_of, needs, skip};
-use pagetide::ComparedBecause;
+use pagetide::{ComparedBecause, OwnMemory, OwnMemoryOptions};
 use snaps::{exact, own, snap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 
 /// One at a time: what a test does here is seen in the others.
 fn alone() -> MutexGuard<'static, ()> {
@@ -122,6 +124,17 @@ fn t29_a_ring_in_own_memory_makes_all_of_it_compared_and_says_so() {
             Some(ComparedBecause::UnlistedRing)
         );
     }
+    // It is gone at the next capture, and has written before, to a page that was not written for a while.
+    ring.submit_nothing();
+    snap(&mut own).unwrap();
+    snap(&mut own).unwrap();
+    ring.let_run();
+    let rings = ring.end();
+    let snapshot = exact(&mut own, &rings, "after the ring has gone");
+    let before = Some(ComparedBecause::UnlistedRingBefore);
+    assert_eq!(snapshot.compared_because, before);
+    let snapshot = exact(&mut own, &rings, "and then");
+    assert_eq!(snapshot.compared_because, None);
 }
 
 #[test]
@@ -157,4 +170,131 @@ fn t30_a_direct_read_that_ends_after_a_capture_is_in_the_next() {
     assert_eq!(ring.finish(), i32::try_from(PAGE).unwrap());
     assert_eq!(region.load(4), b'm');
     exact(&mut own, &region, "it has ended");
+}
+
+/// Where the ring of buffers lies in the region.
+const RING_PAGE: usize = 4;
+
+/// An io_uring that takes its buffers from a ring in a region, and what is sent to it.
+struct Receiving<'a> {
+    region: &'a Region,
+    ring: Ring,
+    group: u16,
+    ends: (UnixStream, UnixStream),
+}
+
+impl Receiving<'_> {
+    /// Stores nothing to the region. `None`, and said, where the kernel writes to no such ring.
+    fn begin<'a>(test: &str, region: &'a Region, group: u16) -> Option<Receiving<'a>> {
+        let ring = ring_or_skip(test, Ring::new())?;
+        if let Err(error) = ring.provide_buffers(group, region, RING_PAGE) {
+            skip(test, &format!("a ring of buffers: {error}"));
+            return None;
+        }
+        let ends = UnixStream::pair().unwrap();
+        Some(Receiving {
+            region,
+            ring,
+            group,
+            ends,
+        })
+    }
+
+    /// The kernel takes of the buffer, and nobody else writes to the page with the ring.
+    fn receive(&mut self, value: u8) {
+        let before = snaps::page_now(self.region, RING_PAGE);
+        self.ends.0.write_all(&[value; 1000]).unwrap();
+        let received = self.ring.receive(&self.ends.1, 1000, self.group);
+        assert_eq!(received, 1000);
+        assert_ne!(
+            snaps::page_now(self.region, RING_PAGE),
+            before,
+            "the kernel wrote what is left"
+        );
+    }
+}
+
+#[test]
+fn t73_a_ring_of_buffers_in_own_memory_makes_all_of_it_compared_and_says_so() {
+    needs!(wp_async);
+    let _alone = alone();
+    let test = "t73_a_ring_of_buffers_in_own_memory_makes_all_of_it_compared_and_says_so";
+    for group in [0, u16::MAX] {
+        let region = Region::filled(32, 5);
+        Ring::lay_out_buffer(&region, RING_PAGE, 24);
+        let mut own = own(&region);
+        exact(&mut own, &region, "full");
+        let Some(mut receiving) = Receiving::begin(test, &region, group) else {
+            return;
+        };
+        receiving.receive(1);
+        exact(&mut own, &region, "it has come");
+        for round in 2..22 {
+            receiving.receive(round);
+            let snapshot = exact(&mut own, &region, "received");
+            assert_eq!(snapshot.compared_because, Some(ComparedBecause::BufferRing));
+        }
+        // The ring is gone at the next capture, and was written to before.
+        receiving.receive(22);
+        receiving.ring.provide_no_more(group).unwrap();
+        exact(&mut own, &region, "it has gone");
+        exact(&mut own, &region, "and then");
+        let snapshot = exact(&mut own, &region, "nothing is there any more");
+        assert_eq!(snapshot.compared_because, None);
+        assert_eq!(snapshot.written_pages.0, 0);
+    }
+}
+
+/// The ring comes after one snapshot was stored, and has gone when the next one is.
+#[test]
+fn t73_a_ring_of_buffers_that_goes_between_a_capture_and_its_end() {
+    needs!(wp_async);
+    let _alone = alone();
+    let test = "t73_a_ring_of_buffers_that_goes_between_a_capture_and_its_end";
+    let region = Region::filled(32, 5);
+    Ring::lay_out_buffer(&region, RING_PAGE, 24);
+    let mut own = own(&region);
+    exact(&mut own, &region, "full");
+    let Some(mut receiving) = Receiving::begin(test, &region, 7) else {
+        return;
+    };
+    let captured = own.capture().unwrap();
+    receiving.receive(1);
+    receiving.ring.provide_no_more(7).unwrap();
+    captured.commit().unwrap();
+    exact(&mut own, &region, "written after the capture");
+}
+
+#[test]
+fn t73_a_ring_that_answers_one_thread_alone_may_have_buffers_unless_it_is_promised() {
+    needs!(wp_async);
+    let _alone = alone();
+    let test = "t73_a_ring_that_answers_one_thread_alone_may_have_buffers_unless_it_is_promised";
+    if !pagetide_kernel::io_uring::writes_to_buffer_rings() {
+        return skip(test, "a ring of buffers that the kernel writes to");
+    }
+    let (made, is_made) = mpsc::channel();
+    let (done, is_done) = mpsc::channel::<()>();
+    let other = std::thread::spawn(move || {
+        let ring = Ring::for_one_thread();
+        made.send(ring.as_ref().err().map(ToString::to_string))
+            .unwrap();
+        // It keeps the ring until then, or until the test has failed.
+        let _ = is_done.recv();
+    });
+    if let Some(error) = is_made.recv().unwrap() {
+        return skip(test, &format!("io_uring: {error}"));
+    }
+    let region = Region::filled(32, 5);
+    for no_buffer_rings in [false, true] {
+        let mut options = OwnMemoryOptions::default();
+        options.no_buffer_rings = no_buffer_rings;
+        let mut own = OwnMemory::new(snaps::store(), &[snaps::place(&region, 0)], options).unwrap();
+        exact(&mut own, &region, "full");
+        let because = exact(&mut own, &region, "a ring").compared_because;
+        let expected = (!no_buffer_rings).then_some(ComparedBecause::BufferRing);
+        assert_eq!(because, expected);
+    }
+    drop(done);
+    other.join().unwrap();
 }

@@ -238,18 +238,28 @@ fn a_missing_process_is_an_error_and_a_zombie_has_no_mappings() {
 #[test]
 fn t67_a_list_that_is_read_meanwhile_is_in_order_and_overlaps_nowhere() {
     const PAGES: usize = 64;
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    let stop = &stop;
+    /// Ends the threads, also if the test has failed.
+    struct Stop<'a>(&'a std::sync::atomic::AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+    let stop = &std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _stop = Stop(stop);
         for seed in 0..2usize {
             let region = Region::filled(PAGES, 1);
+            let beside = Region::filled(3, 1);
             scope.spawn(move || {
                 let mut at = seed;
                 while !stop.load(std::sync::atomic::Ordering::Relaxed) {
                     at = (at * 31 + 7) % (PAGES - 8);
                     region.protect(at..at + 8, libc::PROT_READ);
                     region.protect(at..at + 4, libc::PROT_NONE);
-                    drop(Region::filled(3, 1));
+                    beside.unmap(0..3);
+                    beside.replace(0..3);
+                    beside.fill(0..3, 1);
                     region.protect(0..PAGES, libc::PROT_READ | libc::PROT_WRITE);
                 }
             });
@@ -264,6 +274,5 @@ fn t67_a_list_that_is_read_meanwhile_is_in_order_and_overlaps_nowhere() {
                 assert!(ordered, "{list:?}");
             }
         }
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
     });
 }

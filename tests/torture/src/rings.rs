@@ -5,7 +5,7 @@ use crate::generate::Model;
 /// One of them.
 pub fn ring(m: &mut Model) -> Option<String> {
     let seed = m.seed();
-    let line = match m.random.dice(26) {
+    let line = match m.random.dice(28) {
         0 | 1 => {
             let own = m.flavour.own_rings && m.random.one_in(2);
             match own {
@@ -17,7 +17,10 @@ pub fn ring(m: &mut Model) -> Option<String> {
         3 | 4 => {
             let (first, count) = m.range();
             m.buffer = Some((first, count));
-            format!("ring_buffer {first} {count}")
+            match m.random.one_in(3) {
+                true => format!("ring_sparse {first} {count}"),
+                false => format!("ring_buffer {first} {count}"),
+            }
         }
         5 if m.random.one_in(2) => "ring_no_buffer".to_owned(),
         6..=8 => format!("ring_read {} {seed}", m.page()),
@@ -31,6 +34,8 @@ pub fn ring(m: &mut Model) -> Option<String> {
             format!("ring_provide {first} {count}")
         }
         19..=23 if m.flavour.own_rings => format!("ring_take {seed}"),
+        24 => "ring_clone".to_owned(),
+        25 if m.flavour.own_rings => "ring_decoy".to_owned(),
         _ => {
             let (object, length) = m.object();
             format!("aio {} {object} {}", m.page(), m.random.dice(length))

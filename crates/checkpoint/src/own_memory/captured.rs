@@ -126,6 +126,7 @@ impl<'a> Captured<'a> {
             memo,
             lengths,
         });
+        owner.has_buffer_rings = owner.may_have_buffer_rings();
         Ok(OwnSnapshot {
             view,
             written_pages: taken.written,

@@ -18,16 +18,18 @@ pub(super) struct Signs {
     /// Reads by the kernel may be under way, and land after they were seen.
     under_way: bool,
     /// A ring or a device may write to memory that nothing lists: nothing that the tracker says is enough.
-    unlisted: bool,
+    unlisted: Option<ComparedBecause>,
 }
 
 impl Signs {
-    /// Looks at the descriptors and mappings of process `pid`, which is this one.
-    pub fn look(pid: i32, mappings: &[Mapping]) -> Signs {
+    /// Looks at the descriptors and mappings of process `pid`, which is this one. If it `has_buffer_rings`, they may lie in
+    /// the memory.
+    pub fn look(pid: i32, mappings: &[Mapping], has_buffer_rings: bool) -> Signs {
         let io = rings::asynchronous_io(pid, mappings, Depth::Shallow);
+        let buffer_ring = has_buffer_rings.then_some(ComparedBecause::BufferRing);
         Signs {
             under_way: io.any || rings::reads_directly(pid),
-            unlisted: !io.unlisted.is_empty(),
+            unlisted: io.unlisted.into_iter().next().or(buffer_ring),
             buffers: io.buffers,
         }
     }
@@ -117,14 +119,17 @@ impl Plan {
     pub fn new(known: Known<'_>) -> Result<Plan, CaptureError> {
         let ground = known.ground;
         let signs = known.signs;
+        let is_unlisted = signs.unlisted.is_some();
         let private = ground.pages(|kind| kind == Kind::Private);
         let alone = ground.pages(|kind| kind == Kind::SharedAlone);
         let huge = ground.pages(|kind| kind == Kind::Huge);
         let mut written = known.written.union(&signs.buffers);
         let compared_because = match known.memo {
             None => None,
-            Some(_) if signs.unlisted => Some(ComparedBecause::UnlistedRing),
-            Some(memo) => memo.unlisted.then_some(ComparedBecause::UnlistedRingBefore),
+            Some(memo) => {
+                let before = memo.unlisted.then_some(ComparedBecause::UnlistedRingBefore);
+                signs.unlisted.or(before)
+            }
         };
         let mut moved = PageSet::new();
         match known.memo {
@@ -155,7 +160,7 @@ impl Plan {
                 true => known.written,
                 false => PageSet::new(),
             },
-            unlisted: signs.unlisted,
+            unlisted: is_unlisted,
             shown: HashMap::new(),
             settled: known.report.settled().into_iter().collect(),
         };

@@ -5,8 +5,8 @@ use super::{PAGE, Region};
 use nix::libc;
 use rustix::io_uring::{
     IORING_OFF_SQ_RING, IORING_OFF_SQES, IoringEnterFlags, IoringOp, IoringRegisterOp,
-    IoringSetupFlags, io_uring_enter, io_uring_params, io_uring_register, io_uring_setup,
-    io_uring_sqe,
+    IoringSetupFlags, IoringSqeFlags, buf_union, io_uring_buf_reg, io_uring_enter, io_uring_params,
+    io_uring_register, io_uring_setup, io_uring_sqe,
 };
 use std::fs::File;
 use std::io;
@@ -28,7 +28,17 @@ const ENTRIES: u32 = 4;
 impl Ring {
     /// A ring whose queues are mapped from it, as usual.
     pub fn new() -> io::Result<Ring> {
+        Ring::with(IoringSetupFlags::empty())
+    }
+
+    /// The same, which only the thread that makes it may use (IORING_SETUP_SINGLE_ISSUER).
+    pub fn for_one_thread() -> io::Result<Ring> {
+        Ring::with(IoringSetupFlags::SINGLE_ISSUER)
+    }
+
+    fn with(flags: IoringSetupFlags) -> io::Result<Ring> {
         let mut parameters = io_uring_params::default();
+        parameters.flags = flags;
         // SAFETY: the parameters are valid, and name no memory.
         let fd = unsafe { io_uring_setup(ENTRIES, &mut parameters) }?;
         let file = File::from(fd);
@@ -81,12 +91,67 @@ impl Ring {
         Ok(())
     }
 
+    /// Stores into page `page` of `region` a ring of one buffer, the pages behind it up to `end`.
+    pub fn lay_out_buffer(region: &Region, page: usize, end: usize) {
+        region.fill(page..page + 1, 0);
+        // The first entry: address, length, number of the buffer; in the last two bytes of it, the tail of the ring.
+        let length = u32::try_from((end - page - 1) * PAGE).expect("length");
+        let mut entry = [0; 16];
+        entry[..8].copy_from_slice(&region.address(page + 1).to_ne_bytes());
+        entry[8..12].copy_from_slice(&length.to_ne_bytes());
+        region.store_bytes(page * PAGE, &entry);
+        region.publish(page * PAGE + 12, 1 << 16);
+    }
+
+    /// Has buffers of `group` taken from the ring in page `page` of `region`. The kernel takes of a buffer what it needs, and
+    /// writes into the ring what is left (IOU_PBUF_RING_INC).
+    pub fn provide_buffers(&self, group: u16, region: &Region, page: usize) -> io::Result<()> {
+        const ONE_AFTER_THE_OTHER: u16 = 2;
+        let mut wanted = io_uring_buf_reg::default();
+        wanted.ring_addr.ptr = region.address(page) as *mut _;
+        (wanted.ring_entries, wanted.bgid, wanted.flags) = (8, group, ONE_AFTER_THE_OTHER);
+        let one = (&raw const wanted).cast();
+        // SAFETY: one description of a ring, in memory that stays mapped until the io_uring is closed.
+        unsafe { io_uring_register(&self.fd, IoringRegisterOp::RegisterPbufRing, one, 1) }?;
+        Ok(())
+    }
+
+    /// The buffers of `group` come from a ring no more.
+    pub fn provide_no_more(&self, group: u16) -> io::Result<()> {
+        let mut wanted = io_uring_buf_reg::default();
+        wanted.bgid = group;
+        let one = (&raw const wanted).cast();
+        // SAFETY: one description of a ring, which names no memory.
+        unsafe { io_uring_register(&self.fd, IoringRegisterOp::UnregisterPbufRing, one, 1) }?;
+        Ok(())
+    }
+
+    /// Receives up to `length` bytes of `socket` into a buffer of `group`, and gives how many.
+    pub fn receive(&mut self, socket: &impl AsRawFd, length: u32, group: u16) -> i32 {
+        let mut request = io_uring_sqe {
+            opcode: IoringOp::Recv,
+            flags: IoringSqeFlags::BUFFER_SELECT,
+            fd: socket.as_raw_fd(),
+            buf: buf_union { buf_group: group },
+            ..io_uring_sqe::default()
+        };
+        request.len.len = length;
+        self.queue(request);
+        self.let_run();
+        self.finish()
+    }
+
     /// Puts a request that does nothing into the queue, and leaves it there.
     pub fn submit_nothing(&mut self) {
         self.queue(io_uring_sqe {
             opcode: IoringOp::Nop,
             ..io_uring_sqe::default()
         });
+    }
+
+    /// Closes the ring, and gives the memory of its queues.
+    pub fn end(self) -> Region {
+        self.rings
     }
 
     /// How many requests have completed.
