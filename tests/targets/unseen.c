@@ -27,11 +27,6 @@ static const char *drop_huge(void) {
 }
 
 static const char *make_ring(void) {
-    /* So long that a page of the completions holds nothing that we ever store to. */
-    rings = map_anonymous(4 * PAGE);
-    entries = map_anonymous(RING_ENTRIES * sizeof *entries);
-    memset(rings, 0, 4 * PAGE);
-    memset(entries, 0, RING_ENTRIES * sizeof *entries);
     parameters.flags = IORING_SETUP_NO_MMAP;
     /* The last eight bytes of each, which headers before Linux 6.5 call resv2. */
     uint64_t at[] = {(uintptr_t)rings, (uintptr_t)entries};
@@ -85,6 +80,12 @@ static const char *perform(const char *command) {
 int main(void) {
     begin();
     ordinary = map_anonymous(MIB);
+    /* So long that a page of the completions holds nothing that we ever store to. These are there at the first snapshot, and so
+     * are tracked: new memory may be compared for a while. */
+    rings = map_anonymous(4 * PAGE);
+    entries = map_anonymous(RING_ENTRIES * sizeof *entries);
+    memset(rings, 0, 4 * PAGE);
+    memset(entries, 0, RING_ENTRIES * sizeof *entries);
     ready();
     for (;;) {
         const char *problem = perform(next_line());

@@ -32,6 +32,7 @@ static const struct way {
 int main(void) {
     begin();
     signal(SIGCHLD, SIG_IGN);
+    fill_pool();
     ready();
     const struct way *way = NULL;
     for (;;) {
@@ -44,7 +45,7 @@ int main(void) {
         } else if (!strcmp(line, "write") && way) {
             problem = way->write();
         } else if (!strcmp(line, "close")) {
-            problem = close(ring.fd) ? strerror(errno) : NULL;
+            problem = close_ring();
         }
         if (problem)
             printf("cannot: %s\n", problem);

@@ -62,7 +62,7 @@ static const char *make_packets(void) {
     struct ifreq up = {.ifr_name = "lo", .ifr_flags = IFF_UP | IFF_RUNNING};
     if (plain < 0 || ioctl(plain, SIOCSIFFLAGS, &up)) return strerror(errno);
     packets = socket(AF_XDP, SOCK_RAW | SOCK_CLOEXEC, 0);
-    frames = map_anonymous(FRAMES * PAGE);
+    frames = from_pool(FRAMES * PAGE);
     memset(frames, 1, FRAMES * PAGE);
     struct xdp_umem_reg memory = {.addr = (uintptr_t)frames, .len = FRAMES * PAGE, .chunk_size = PAGE};
     int count = FRAMES;
@@ -171,7 +171,7 @@ static const char *child_calls(void) {
 }
 
 static const char *make_late_call(void) {
-    written = map_anonymous(8 * PAGE);
+    written = from_pool(8 * PAGE);
     memset(written, 1, 8 * PAGE);
     owner = getpid();
     const char *problem = start_child(child_calls);

@@ -60,8 +60,8 @@ static int data_fd, sockets[2];
 
 /* A ring whose queues lie in own memory, so long that a page of completions is one we never store to. */
 static const char *make_own(struct ring *made, unsigned flags) {
-    made->queues = map_anonymous(QUEUES_LENGTH);
-    made->entries = map_anonymous(ENTRIES * sizeof *made->entries);
+    made->queues = from_pool(QUEUES_LENGTH);
+    made->entries = from_pool(ENTRIES * sizeof *made->entries);
     memset(made->queues, 0, QUEUES_LENGTH);
     memset(made->entries, 0, ENTRIES * sizeof *made->entries);
     made->at = (struct parameters){.flags = NO_MMAP | flags, .thread_idle = 600000};
@@ -113,6 +113,12 @@ static int take(void) {
     return result;
 }
 
+static const char *close_ring(void) {
+    /* Queues of the kernel keep it there as long as they are mapped. */
+    if (!(ring.at.flags & NO_MMAP)) unmap(&ring);
+    return close(ring.fd) ? strerror(errno) : NULL;
+}
+
 static const char *make_own_ring(void) { return make_own(&ring, 0); }
 static const char *make_registered_ring(void) { return make_own(&ring, REGISTERED_ONLY); }
 
@@ -161,9 +167,9 @@ static struct provided *provided;
 static const char *provide(unsigned flags) {
     const char *problem = make_ordinary(&ring, flags);
     if (problem) return problem;
-    provided = map_anonymous(PAGE);
+    provided = from_pool(PAGE);
     memset(provided, 0, PAGE);
-    buffers = map_anonymous(BUFFER_PAGES * PAGE);
+    buffers = from_pool(BUFFER_PAGES * PAGE);
     memset(buffers, 1, BUFFER_PAGES * PAGE);
     struct buffer_ring wanted = {
         .address = (uintptr_t)provided, .entries = 8, .group = 1, .flags = BUFFERS_BY_AND_BY};
@@ -191,7 +197,7 @@ static const char *receive(void) {
 /* --- registered buffers --- */
 
 static const char *prepare_data(void) {
-    buffers = map_anonymous(BUFFER_PAGES * PAGE);
+    buffers = from_pool(BUFFER_PAGES * PAGE);
     memset(buffers, 1, BUFFER_PAGES * PAGE);
     data_fd = (int)syscall(SYS_memfd_create, "data", 1);
     return data_fd < 0 || ftruncate(data_fd, PAGE) ? strerror(errno) : NULL;
@@ -225,7 +231,7 @@ static const char *make_moved_buffers(void) {
     const char *problem = make_sparse_buffers();
     if (problem) return problem;
     size_t length = BUFFER_PAGES * PAGE;
-    void *to = map_anonymous(length);
+    void *to = from_pool(length);
     return mremap(buffers, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, to) == to ? NULL : strerror(errno);
 }
 
