@@ -31,7 +31,7 @@ use crate::file_pages::FilePagesError;
 use crate::poison::poisoned_of;
 use crate::restorable::{blockers_of, stays};
 use crate::tree::members_of;
-use birth::{Born, check_free, numbers};
+use birth::{Born, claim_numbers};
 use build::Building;
 use inherit::Inheritance;
 use lazy::Lazy;
@@ -364,14 +364,7 @@ pub fn restore(
         None => return Err(RestoreError::MemoryOnly { id: view.id() }),
     };
     paths::check_allowed(&paths::paths(&plans, &files), &options.allow)?;
-    let numbers = match options.new_pid {
-        true => Vec::new(),
-        false => numbers(view, &plans),
-    };
-    apart::leave_numbers(&numbers);
-    if !options.new_pid {
-        check_free(view, &plans)?;
-    }
+    let numbers = claim_numbers(view, &plans, options.new_pid)?;
     limits::check(view)?;
     let own = kernel_mappings_of(std::process::id().cast_signed());
     let own = own.map_err(RebuildError::from)?;

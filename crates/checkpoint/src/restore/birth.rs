@@ -3,6 +3,7 @@
 
 use super::RestoreError;
 use super::plan::Plan;
+use crate::apart;
 use crate::tree::{TreeProcess, tree_of};
 use pagetide_kernel::pidfd::PidFd;
 use pagetide_kernel::spawn::{self, Fate, Seed, SpawnError};
@@ -143,25 +144,31 @@ impl Drop for Born {
     }
 }
 
-/// The pids and thread ids that the snapshot has, and a restore gives again.
-pub(super) fn numbers(view: &View, plans: &[Plan<'_>]) -> Vec<i32> {
+/// The pids and thread ids that the snapshot has, and a restore gives again; none if they are to be new. Refuses those that
+/// somebody has, before anything is touched: it may be the very process, which still runs.
+pub(super) fn claim_numbers(
+    view: &View,
+    plans: &[Plan<'_>],
+    new_pid: bool,
+) -> Result<Vec<i32>, RestoreError> {
+    if new_pid {
+        return Ok(Vec::new());
+    }
     let tree = tree_of(view).unwrap_or_default();
     let processes = tree.iter().map(|process| process.pid);
     let threads = plans.iter().flat_map(|plan| &plan.state.threads);
-    processes
+    let numbers: Vec<i32> = processes
         .chain(threads.map(|state| state.thread.get()))
-        .collect()
-}
-
-/// Refuses numbers that somebody has, before anything is touched: it may be the very process, which still runs.
-pub(super) fn check_free(view: &View, plans: &[Plan<'_>]) -> Result<(), RestoreError> {
-    for pid in numbers(view, plans) {
-        if Path::new(&format!("/proc/{pid}")).exists() {
-            let owner = owner_of(pid);
-            return Err(RestoreError::Taken { pid, owner });
-        }
+        .collect();
+    apart::leave_numbers(&numbers);
+    let taken = |pid: &&i32| Path::new(&format!("/proc/{pid}")).exists();
+    match numbers.iter().find(taken) {
+        Some(&pid) => Err(RestoreError::Taken {
+            pid,
+            owner: owner_of(pid),
+        }),
+        None => Ok(numbers),
     }
-    Ok(())
 }
 
 struct Family<'a> {
