@@ -5,6 +5,7 @@ use crate::bad::{Condition, Mounted, assert_no_leftovers, checkpoint_exactly, fa
 use pagetide_tests::{Outcome, Target, TestStore, background, number, pagetide, text};
 use std::fs;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 const FULL: [&str; 2] = ["o space left", "free some space"];
 
@@ -32,6 +33,24 @@ impl SmallDisk {
         let bytes = vec![1; usize::try_from(length).expect("a size")];
         fs::write(&ballast, bytes).expect("fill the disk");
         ballast
+    }
+
+    /// Removes such a file. Whoever was just started by another test may still have it open, until it runs its program.
+    fn free(&self, ballast: PathBuf) {
+        let length = fs::metadata(&ballast).expect("look at the file").len();
+        fs::remove_file(ballast).expect("free the space");
+        let since = Instant::now();
+        let is_free = || {
+            let stat = rustix::fs::statvfs(self.store.path()).expect("look at the file system");
+            stat.f_bavail * stat.f_frsize >= length / 2
+        };
+        while !is_free() {
+            assert!(
+                since.elapsed() < Duration::from_secs(60),
+                "nothing is freed"
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 }
 
@@ -98,7 +117,7 @@ fn a_delta_that_does_not_fit() {
             cost_nothing(&outcome, &disk, 1);
             before.assert_is_again(&target);
         }
-        fs::remove_file(ballast).expect("free the space");
+        disk.free(ballast);
         let report = checkpoint_exactly(&disk.store, &target, more);
         assert_eq!(text(&report, "kind"), "delta", "{report}");
         assert_eq!(number(&report, "parent"), 1, "{report}");
@@ -150,14 +169,14 @@ fn a_store_that_could_not_be_made_for_lack_of_space_can_be_made_later() {
     let outcome = disk.store.try_checkpoint(target.pid(), &[]);
     fails(&outcome, 1, &FULL);
     before.assert_is_again(&target);
-    fs::remove_file(ballast).expect("free the space");
+    disk.free(ballast);
     let report = checkpoint_exactly(&disk.store, &target, &[]);
     assert_eq!(text(&report, "kind"), "full", "{report}");
     // And with a store, but no room even for the note of who holds its lock.
     let ballast = disk.leave(0, "ballast");
     let outcome = disk.store.try_checkpoint(target.pid(), &[]);
     fails(&outcome, 1, &FULL);
-    fs::remove_file(ballast).expect("free the space");
+    disk.free(ballast);
     let report = checkpoint_exactly(&disk.store, &target, &[]);
     assert_eq!(text(&report, "kind"), "delta", "{report}");
     pagetide(["detach", &target.pid_text()]).done();
