@@ -24,6 +24,20 @@ pub struct NotCaptured {
     pub reason: String,
 }
 
+impl NotCaptured {
+    /// True of what the kernel maps into each process by itself, and what it has mapped for probes: nothing is lost with it.
+    pub fn is_of_kernel(&self) -> bool {
+        let of_kernel = [
+            "[vvar]",
+            "[vvar_vclock]",
+            "[vsyscall]",
+            "[uprobes]",
+            "[uprobes-trampoline]",
+        ];
+        of_kernel.contains(&&*self.name)
+    }
+}
+
 /// A mapping that was not tracked, or all memory of a process. Its contents are in the snapshot: they were
 /// read and compared in full.
 #[derive(Clone, Debug, PartialEq, Eq)]

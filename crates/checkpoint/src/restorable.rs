@@ -152,17 +152,7 @@ impl Restorable {
         if !self.is_asked_for {
             return;
         }
-        let of_kernel = [
-            "[vvar]",
-            "[vvar_vclock]",
-            "[vsyscall]",
-            "[uprobes]",
-            "[uprobes-trampoline]",
-        ];
-        for one in missing
-            .iter()
-            .filter(|one| !of_kernel.contains(&&*one.name))
-        {
+        for one in missing.iter().filter(|one| !one.is_of_kernel()) {
             let place = match one.end {
                 0 => "process".to_owned(),
                 _ => format!("mapping:{:x}", one.start),

@@ -85,11 +85,7 @@ pub fn nodes_of(
     pid: i32,
     pages: &[PageIndex],
 ) -> Result<Vec<Result<Node, PageErrno>>, MovePagesError> {
-    let mut nodes = Vec::with_capacity(pages.len());
-    for batch in pages.chunks(AT_ONCE) {
-        nodes.extend(call(pid, batch, None, MOVE)?);
-    }
-    Ok(nodes)
+    call_by_batches(pid, pages, None, MOVE)
 }
 
 /// Moves each of `pages` of process `pid`, 0 for the caller itself, to `node`, and tells where each
@@ -99,11 +95,7 @@ pub fn move_to(
     pages: &[PageIndex],
     node: Node,
 ) -> Result<Vec<Result<Node, PageErrno>>, MovePagesError> {
-    let mut nodes = Vec::with_capacity(pages.len());
-    for batch in pages.chunks(AT_ONCE) {
-        nodes.extend(call(pid, batch, Some(node), MOVE)?);
-    }
-    Ok(nodes)
+    call_by_batches(pid, pages, Some(node), MOVE)
 }
 
 /// The same for pages that other processes map, too. Needs CAP_SYS_NICE: EPERM without.
@@ -112,9 +104,18 @@ pub fn move_all_to(
     pages: &[PageIndex],
     node: Node,
 ) -> Result<Vec<Result<Node, PageErrno>>, MovePagesError> {
+    call_by_batches(pid, pages, Some(node), MOVE_ALL)
+}
+
+fn call_by_batches(
+    pid: i32,
+    pages: &[PageIndex],
+    target: Option<Node>,
+    whose: libc::c_int,
+) -> Result<Vec<Result<Node, PageErrno>>, MovePagesError> {
     let mut nodes = Vec::with_capacity(pages.len());
     for batch in pages.chunks(AT_ONCE) {
-        nodes.extend(call(pid, batch, Some(node), MOVE_ALL)?);
+        nodes.extend(call(pid, batch, target, whose)?);
     }
     Ok(nodes)
 }

@@ -479,14 +479,7 @@ impl Printer {
             output::note!("pagetide: {what} cannot be tracked and is compared each time: {reason}");
         }
         self.told_compared.clone_from(&report.not_tracked);
-        let of_kernel = [
-            "[vvar]",
-            "[vvar_vclock]",
-            "[vsyscall]",
-            "[uprobes]",
-            "[uprobes-trampoline]",
-        ];
-        let kernel_data = |missing: &&NotCaptured| !of_kernel.contains(&missing.name.as_str());
+        let kernel_data = |missing: &&NotCaptured| !missing.is_of_kernel();
         if self.told != report.not_captured {
             for missing in report.not_captured.iter().filter(kernel_data) {
                 let place = match missing.end {
