@@ -86,7 +86,7 @@ torture-own: setup
 ## endure   the long form of the end-to-end tests: many more epochs and kills, and a minute of races; and `make fuzz`
 endure: setup
 	PAGETIDE_EPOCHS=$${PAGETIDE_EPOCHS:-1000} PAGETIDE_KILLS=$${PAGETIDE_KILLS:-1000} \
-		PAGETIDE_RACE_SECONDS=$${PAGETIDE_RACE_SECONDS:-60} \
+		PAGETIDE_SIGNALS=$${PAGETIDE_SIGNALS:-500} PAGETIDE_RACE_SECONDS=$${PAGETIDE_RACE_SECONDS:-60} \
 		$(CARGO) test --release --locked -p pagetide-tests -- --nocapture
 	$(MAKE) fuzz
 

@@ -217,7 +217,17 @@ fn a_store_that_somebody_writes_to_can_be_read_but_not_written() {
     store.image(2);
     snapshots.signal(rustix::process::Signal::TERM);
     snapshots.wait().exits_with(143);
-    store.try_checkpoint(other.pid(), &[]).done();
+    let says = [
+        "is another one",
+        "--add",
+        &format!("process {}", target.pid()),
+    ];
+    fails(&store.try_checkpoint(other.pid(), &[]), 3, &says);
+    before.assert_is_again(&other);
+    store.try_checkpoint(other.pid(), &["--add"]).done();
+    let pids: Vec<_> = store.log().iter().map(|line| line["pid"].clone()).collect();
+    let (first, last) = (&pids[0], pids.last().expect("a snapshot"));
+    assert_eq!((first, last), (&target.pid().into(), &other.pid().into()));
     store.assert_sound();
 }
 
@@ -271,10 +281,15 @@ fn a_snapshot_that_does_not_exist() {
         fails(&pagetide(call), 3, &says);
     }
     assert!(!Path::new(out).exists());
-    // A store that holds none: its first snapshot was refused.
+    // What is made for a snapshot that is refused goes away again.
     let other = TestStore::new();
     let outcome = other.try_checkpoint(target.pid(), &[]);
-    fails(&outcome, 3, &["is already tracked"]);
+    fails(&outcome, 3, &["is tracked for the store"]);
+    assert!(!other.path().exists());
+    // A store that holds none.
+    fs::create_dir_all(other.path().join("snapshots")).expect("make a directory");
+    let descriptor = "pagetide-store";
+    fs::copy(store.path().join(descriptor), other.path().join(descriptor)).expect("copy a file");
     let path = other.text();
     assert!(other.log().is_empty());
     fails(&pagetide(["show", &path]), 3, &["there is no snapshot yet"]);

@@ -246,7 +246,18 @@ fn left_killed_once_the_snapshot_is_durable() {
 fn run_words(store: &TestStore, script: &str) -> Vec<String> {
     let store = store.text();
     [
-        "run", "--store", &store, "--every", "20ms", "--json", "--", "sh", "-c", script,
+        "run",
+        "--store",
+        &store,
+        "--every",
+        "20ms",
+        "--json",
+        "--report",
+        "/dev/stdout",
+        "--",
+        "sh",
+        "-c",
+        script,
     ]
     .map(str::to_owned)
     .to_vec()

@@ -2,7 +2,7 @@
 //! process, what it has written since the last one, or the use of the store.
 
 use crate::bad::{Condition, Mounted, assert_no_leftovers, checkpoint_exactly, fails, is_root};
-use pagetide_tests::{Outcome, Target, TestStore, background, number, pagetide, text};
+use pagetide_tests::{Outcome, Target, TestStore, number, pagetide, text};
 use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -82,7 +82,7 @@ fn a_full_snapshot_that_does_not_fit() {
         cost_nothing(&outcome, &disk, 0);
         before.assert_is_again(&target);
         target.ask("noise 1 1 1");
-        let words = [more, &["--every", "5ms"]].concat();
+        let words = [more, &["--every", "5ms", "--max-failures", "2"]].concat();
         let outcome = disk.store.try_checkpoint(target.pid(), &words);
         cost_nothing(&outcome, &disk, 0);
         before.assert_is_again_after_work(&target);
@@ -126,35 +126,6 @@ fn a_delta_that_does_not_fit() {
         assert_eq!(text(&report, "kind"), "delta", "{report}");
         disk.store.assert_sound();
     }
-}
-
-#[test]
-fn a_schedule_ends_when_the_disk_is_full() {
-    if !is_root("full disk, schedule") {
-        return;
-    }
-    let mut target = Target::start("bad_states", ["plain"]);
-    let before = Condition::of(&target);
-    let disk = SmallDisk::of("size=16m");
-    let words = disk
-        .store
-        .checkpoint_words(target.pid(), &["--every", "5ms"]);
-    let mut snapshots = background(words);
-    snapshots.next_id();
-    let mut seed = 0;
-    while snapshots.is_running() {
-        seed += 1;
-        target.ask(&format!("noise {} 200 {seed}", seed % 4 * 200));
-    }
-    let outcome = snapshots.wait().exits_with(1);
-    for what in FULL.iter().chain(&["after "]) {
-        assert!(outcome.stderr.contains(what), "{what:?} in {outcome:#?}");
-    }
-    assert_no_leftovers(&disk.store);
-    disk.store.assert_sound();
-    before.assert_is_again_after_work(&target);
-    disk.mounted.remount("size=64m");
-    checkpoint_exactly(&disk.store, &target, &[]);
 }
 
 #[test]

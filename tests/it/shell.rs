@@ -108,12 +108,15 @@ fn detach_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_schedule_leaves_nothing_behind() {
+fn a_schedule_leaves_what_a_single_checkpoint_leaves() {
     let store = TestStore::new();
     let target = Target::start("writer", ["8"]);
     let (files_before, maps_before) = (descriptors(&target), maps(target.pid()));
     let words = store.checkpoint_words(target.pid(), &["--every", "10ms", "--count", "3"]);
     assert_eq!(pagetide(words).done().lines().len(), 3);
+    let next = store.checkpoint(target.pid(), &[]);
+    assert_eq!(text(&next, "kind"), "delta", "{next}");
+    pagetide(["detach", &target.pid_text()]).done();
     assert_eq!(descriptors(&target), files_before);
     assert_eq!(registered(&target), 0);
     assert_eq!(maps(target.pid()), maps_before);
@@ -126,7 +129,7 @@ fn a_second_store_is_refused_until_the_first_lets_go() {
     store.checkpoint(target.pid(), &[]);
     other
         .try_checkpoint(target.pid(), &[])
-        .refused("already tracked");
+        .refused("is tracked for the store");
     let next = store.checkpoint(target.pid(), &[]);
     assert_eq!(text(&next, "kind"), "delta", "{next}");
     pagetide(["detach", &target.pid_text()]).done();

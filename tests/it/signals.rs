@@ -3,9 +3,12 @@
 
 use crate::bad::{Condition, assert_no_leftovers, checkpoint_exactly};
 use pagetide_tests::{
-    Background, Outcome, Target, TestStore, background, pagetide, pagetide_path, seed,
+    Background, Outcome, Target, TestStore, background, from_environment, pagetide, pagetide_path,
+    seed, thread_states,
 };
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const ROUNDS: u64 = 10;
@@ -145,7 +148,7 @@ fn what_an_interrupted_delta_had_taken_is_in_the_next() {
 }
 
 #[test]
-fn an_interrupted_schedule_leaves_nothing() {
+fn an_interrupted_schedule_leaves_its_tracking_and_nothing_else() {
     let name = "schedule";
     let seed = seed(name);
     let mut target = Target::start("bad_states", ["threads", "8"]);
@@ -164,12 +167,12 @@ fn an_interrupted_schedule_leaves_nothing() {
             interrupted,
             "a schedule has no end of its own: {outcome:#?}"
         );
-        before.assert_is_again_after_work(&target);
         assert_no_leftovers(&store);
         if round % 3 == 0 {
             checkpoint_exactly(&store, &target, &[]);
-            pagetide(["detach", &target.pid_text()]).done();
         }
+        pagetide(["detach", &target.pid_text()]).done();
+        before.assert_is_again_after_work(&target);
     }
     checkpoint_exactly(&store, &target, &[]);
     store.assert_sound();
@@ -194,4 +197,111 @@ fn a_process_that_is_interrupted_while_it_is_left_stopped_runs_on() {
         target.ask("noise 1 1 1");
         before.assert_is_again_after_work(&target);
     }
+}
+
+/// A schedule in a process group of its own, of which a shell could let it go on.
+fn schedule(store: &TestStore, target: &Target) -> Child {
+    let words = store.checkpoint_words(target.pid(), &["--every", "50ms"]);
+    let child = Command::new(pagetide_path())
+        .args(words)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn()
+        .expect("start pagetide");
+    let is_ready = || store.path().join("pagetide-store").exists() && !store.log().is_empty();
+    wait_until("a snapshot", is_ready);
+    child
+}
+
+#[track_caller]
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let since = Instant::now();
+    while !is_so() {
+        assert!(
+            since.elapsed() < Duration::from_secs(60),
+            "it does not come: {what}"
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// No thread of it stands because of a tracer.
+fn is_let_go(target: &Target) -> bool {
+    !thread_states(target.pid()).contains(&'t')
+}
+
+/// Sent to the schedule; whether that has ended then.
+fn send(child: &mut Child, target: &Target, signal: Signal) -> bool {
+    let pid = Pid::from_child(child);
+    let kill = |signal| rustix::process::kill_process(pid, signal).expect("send a signal");
+    kill(signal);
+    let number = pid.as_raw_nonzero().get();
+    let is_stopped = || thread_states(number).iter().all(|&state| state == 'T');
+    match signal {
+        Signal::TSTP | Signal::TTIN | Signal::TTOU => {
+            wait_until("that it stops", is_stopped);
+            for _ in 0..5 {
+                assert!(
+                    is_let_go(target),
+                    "it stands, and {signal:?} has stopped pagetide"
+                );
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            kill(Signal::CONT);
+            false
+        }
+        // That cannot be held back, but does not last.
+        Signal::STOP => {
+            wait_until("that it is let go", || is_let_go(target));
+            kill(Signal::CONT);
+            false
+        }
+        Signal::PIPE => false,
+        _ => {
+            let status = child.wait().expect("wait for it");
+            let expected = (signal != Signal::KILL).then_some(128 + signal.as_raw());
+            assert_eq!(status.code(), expected, "{signal:?}: {status}");
+            wait_until("that it is let go", || is_let_go(target));
+            true
+        }
+    }
+}
+
+#[test]
+fn no_signal_at_any_moment_leaves_the_process_standing() {
+    const SIGNALS: [Signal; 12] = [
+        Signal::TSTP,
+        Signal::TTIN,
+        Signal::PIPE,
+        Signal::STOP,
+        Signal::TTOU,
+        Signal::TERM,
+        Signal::TSTP,
+        Signal::INT,
+        Signal::STOP,
+        Signal::HUP,
+        Signal::TSTP,
+        Signal::KILL,
+    ];
+    let seed = seed("no_signal");
+    let moments: u64 = from_environment("PAGETIDE_SIGNALS", 48);
+    let (mut target, mut store) = (Target::start("worker", ["2"]), TestStore::new());
+    let mut child = schedule(&store, &target);
+    for moment in 0..moments {
+        std::thread::sleep(Duration::from_micros(draw(seed, moment, 60_000)));
+        let signal = SIGNALS[moment as usize % SIGNALS.len()];
+        if send(&mut child, &target, signal) {
+            // It checks its own work and ends if anything is wrong with it.
+            target.ask("progress");
+            if store.log().len() > 100 {
+                (target, store) = (Target::start("worker", ["2"]), TestStore::new());
+            }
+            child = schedule(&store, &target);
+        }
+    }
+    assert!(send(&mut child, &target, Signal::TERM));
+    target.ask("progress");
+    store.assert_sound();
 }

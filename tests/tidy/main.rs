@@ -4,6 +4,7 @@
 mod circles;
 mod functions;
 mod known;
+mod messages;
 mod modules;
 mod traps;
 

@@ -3,6 +3,7 @@
 
 use crate::arena::Arena;
 use crate::capture::SIZE;
+use crate::claim::Claim;
 use crate::files::Files;
 use crate::mark::Phase;
 use crate::member::{AddressSpace, Member, MemberNames};
@@ -17,7 +18,7 @@ use pagetide_kernel::probe::Probe;
 use pagetide_process::{
     Freezer, ProcessIdentity, RefusalError, StopError, StopOptions, StoppedProcess, examine,
 };
-use pagetide_snapshot::{LockError, ReadError, Store, StoreId, View, WriterLock};
+use pagetide_snapshot::{LockError, ReadError, SnapshotId, Store, View, WriterLock};
 use pagetide_tracker::Backend;
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,14 @@ pub enum AttachError {
         backend: Backend,
         /// Why not.
         reason: String,
+    },
+    /// Somebody else takes checkpoints of the process now.
+    #[error("process {pid} is under checkpoints by {} already", by.map_or("another program".to_owned(), |by| format!("pagetide {by}")))]
+    Busy {
+        /// The process.
+        pid: i32,
+        /// Who does, if that is known.
+        by: Option<i32>,
     },
     /// The store is not free.
     #[error(transparent)]
@@ -84,6 +93,14 @@ const PROGRAMS_FOLLOWED: usize = 3;
 /// So often a snapshot is begun anew because a child of a tree ended or executed a program meanwhile.
 const CHILDREN_PASSED: usize = 50;
 
+/// Takes the right to take checkpoints of a process.
+pub(crate) fn claim(pid: i32) -> Result<Option<Claim>, AttachError> {
+    Claim::of(pid).map_err(|claimed| AttachError::Busy {
+        pid,
+        by: claimed.by,
+    })
+}
+
 /// Takes snapshots of a process or a tree of processes into one store. Holds the store's writer lock.
 pub struct Checkpointer {
     /// The process that was named, then its children if they belong to the checkpoint.
@@ -104,13 +121,16 @@ impl Checkpointer {
     pub fn attach(pid: i32, store: Store, options: Options) -> Result<Checkpointer, AttachError> {
         let examined = examine(pid)?;
         let backend = choose_backend(options.backend)?;
+        let claim = claim(pid)?;
         let lock = store.lock()?;
         let names = match options.tree {
             true => MemberNames::in_tree(pid),
             false => MemberNames::alone(),
         };
+        let mut named = Member::new(examined, names)?;
+        named.claim = claim;
         let mut checkpointer = Checkpointer {
-            members: vec![Member::new(examined, names)?],
+            members: vec![named],
             last: None,
             files: Files::new(!options.store_files),
             arena: Arena::new(SIZE, options.buffer_bytes),
@@ -148,6 +168,18 @@ impl Checkpointer {
     /// True if a next snapshot can be a delta.
     pub fn has_snapshot(&self) -> bool {
         self.last.is_some()
+    }
+
+    /// Why the snapshot that was just taken is full.
+    pub(crate) fn explain_full(&mut self, request: Request, id: SnapshotId) -> &'static str {
+        match self.why_full.take() {
+            _ if request.full => "it was asked for",
+            Some(why) => why,
+            None if id == SnapshotId(1) => "it is the first of this store",
+            None => {
+                "what the process has written since the last snapshot is not known: nothing tracked it"
+            }
+        }
     }
 
     /// Finds the snapshot to go on from, as the process that was named has it.
@@ -301,7 +333,7 @@ impl Checkpointer {
                 Err(_) if number > 0 => continue,
                 other => other?,
             };
-            let store = self.store.id();
+            let store = &self.store;
             let begun = member.begin_tracking(&mut stopped, self.backend, &self.options, store);
             let since = stopped.since();
             let resumed = stopped.resume();
@@ -328,7 +360,7 @@ impl Member {
         stopped: &mut StoppedProcess,
         backend: Backend,
         options: &Options,
-        store: StoreId,
+        store: &Store,
     ) -> Result<(), TakeError> {
         let is_compared = options.backend.is_none() && stopped.freezer().is_some();
         if backend == Backend::Rehash || self.tracking.is_some() || is_compared {
@@ -336,8 +368,10 @@ impl Member {
         }
         let stays = options.residence == Residence::Target;
         let limit = page_table_limit::of(self.pid(), options.page_table_limit);
-        let begun = Tracking::begin(stopped, self.identity(), backend, store, stays, limit);
-        self.tracking = Some(begun?);
+        let begun = Tracking::begin(stopped, self.identity(), backend, store.id(), stays, limit);
+        let mut begun = begun?;
+        begun.name_place(store);
+        self.tracking = Some(begun);
         self.memo = None;
         Ok(())
     }

@@ -24,6 +24,10 @@ pub(crate) const MEMFD_LINK: &str = "/memfd:pagetide (deleted)";
 const MAGIC: [u8; 8] = *b"ptmark\0\x02";
 const LENGTH: usize = 8 + 16 + 4 + 8 + 16 + 1 + 4 + 1 + 8 + 32 + 8 + 4 + 4;
 
+/// Where in the memfd stands where the store is: the length of the text, its checksum, and the text.
+const PLACE_AT: u64 = 1024;
+const PLACE_LIMIT: usize = 2048;
+
 /// Where in the memfd stands what the tracker remembers.
 const REMEMBERED_AT: u64 = 4096;
 
@@ -194,6 +198,27 @@ impl Mark {
         &self.content
     }
 
+    /// Keeps where the store is, for messages. What is too long to be kept is not.
+    pub fn name_place(&self, place: &str) -> std::io::Result<()> {
+        let kept = Some(place).filter(|place| place.len() <= PLACE_LIMIT);
+        let text = kept.unwrap_or_default().as_bytes();
+        let length = u32::try_from(text.len()).unwrap_or(0);
+        let head = [length.to_le_bytes(), crc32c::crc32c(text).to_le_bytes()].concat();
+        self.file.write_all_at(&[&head, text].concat(), PLACE_AT)
+    }
+
+    /// Where the store was when that was kept; `None` if it is not known.
+    pub fn place(&self) -> Option<String> {
+        let mut head = [0; 8];
+        self.file.read_exact_at(&mut head, PLACE_AT).ok()?;
+        let (length, checksum) = head.split_first_chunk::<4>()?;
+        let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
+        let mut text = vec![0; Some(length).filter(|length| (1..=PLACE_LIMIT).contains(length))?];
+        self.file.read_exact_at(&mut text, PLACE_AT + 8).ok()?;
+        (crc32c::crc32c(&text).to_le_bytes() == *checksum).then_some(())?;
+        String::from_utf8(text).ok()
+    }
+
     /// Keeps what the tracker remembers. It holds from the next [`Mark::set`] on; until then the mark must
     /// not speak of a snapshot.
     pub fn remember(&mut self, bytes: &[u8]) -> std::io::Result<()> {
@@ -286,6 +311,19 @@ mod tests {
             .write_all_at(b"H", REMEMBERED_AT + 1)
             .expect("room");
         assert_eq!(mark.remembered(), None, "damaged");
+    }
+
+    #[test]
+    fn a_mark_says_where_the_store_is() {
+        let memfd = rustix::fs::memfd_create("mark", rustix::fs::MemfdFlags::CLOEXEC);
+        let mark = Mark::create(memfd.expect("a memfd"), content(Phase::Armed), &[]).expect("room");
+        assert_eq!(mark.place(), None, "nothing was kept");
+        mark.name_place("/var/grüße").expect("room");
+        assert_eq!(mark.place().as_deref(), Some("/var/grüße"));
+        mark.file.write_all_at(b"x", PLACE_AT + 9).expect("room");
+        assert_eq!(mark.place(), None, "damaged");
+        mark.name_place(&"x".repeat(PLACE_LIMIT + 1)).expect("room");
+        assert_eq!(mark.place(), None, "too long to be kept");
     }
 
     #[test]

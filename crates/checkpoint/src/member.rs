@@ -2,7 +2,8 @@
 //! a process tree has several.
 
 use crate::advice::LastLook;
-use crate::checkpointer::AttachError;
+use crate::checkpointer::{self, AttachError};
+use crate::claim::Claim;
 use crate::growth;
 use crate::mark::Phase;
 use crate::memo::{self, Memo};
@@ -117,6 +118,8 @@ impl<'a> Ending<'a> {
 /// See the head of this file.
 pub(crate) struct Member {
     pub examined: Examined,
+    /// Nobody else takes checkpoints of it as long as this is held.
+    pub claim: Option<Claim>,
     pub names: MemberNames,
     pub space: AddressSpace,
     pub tracking: Option<Tracking>,
@@ -148,6 +151,7 @@ impl Member {
             space: AddressSpace::open(examined.identity.pid)?,
             pidfd: examined.identity.hold().ok().map(Arc::new),
             examined,
+            claim: None,
             names,
             tracking: None,
             memo: None,
@@ -164,6 +168,7 @@ impl Member {
     pub fn child(examined: Examined, parent: i32) -> Result<Member, AttachError> {
         let pid = examined.identity.pid;
         let mut child = Member::new(examined, MemberNames::in_tree(pid))?;
+        child.claim = checkpointer::claim(pid)?;
         child.is_child = true;
         child.shares_space = kcmp::share_address_space(pid, parent).unwrap_or(false);
         Ok(child)

@@ -117,7 +117,7 @@ pub struct Report {
     /// What a restore could not bring back; `None` if the snapshot cannot be restored because only memory and
     /// registers were asked for.
     pub blockers: Option<Vec<Blocker>>,
-    /// Why the snapshot is full, if a delta could have been expected.
+    /// Why the snapshot is full, if it is.
     pub why_full: Option<&'static str>,
     /// How the processes were left: as it was wanted, but running instead of killed where they could not be restored.
     pub left: Leave,

@@ -12,6 +12,7 @@ mod contents;
 mod shape;
 
 use crate::advice::Advice;
+use crate::claim::checkpointed_by;
 use crate::file_pages::FilePagesError;
 use crate::files::Files;
 use crate::mark::Phase;
@@ -330,6 +331,10 @@ fn changed_since_tracking(
     store: &Store,
     view: &View,
 ) -> Result<Option<PageSet>, RollbackError> {
+    // The bits are those of whoever takes checkpoints of it now, and the mark says something else at any moment.
+    if checkpointed_by(identity.pid).is_some() {
+        return Ok(None);
+    }
     // Only write-protection is asked here for what was written since.
     let tracking = match Tracking::find(identity, store.id(), Backend::WpAsync, u64::MAX) {
         // Tracked for another store: its bits count from a snapshot not known here.

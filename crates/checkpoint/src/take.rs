@@ -205,7 +205,7 @@ impl Checkpointer {
                 }
                 self.last = Some(view);
                 report.why_full = match report.kind {
-                    SnapshotKind::Full => self.why_full.take(),
+                    SnapshotKind::Full => Some(self.explain_full(request, id)),
                     SnapshotKind::Delta => None,
                 };
                 self.set_phases(Phase::Committed(id, hash))?;

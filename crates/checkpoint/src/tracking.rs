@@ -15,7 +15,7 @@ use pagetide_process::{
     Freezer, ProcessIdentity, RemoteCallError, ResumeError, StopError, StopOptions, StoppedProcess,
     SystemCalls,
 };
-use pagetide_snapshot::StoreId;
+use pagetide_snapshot::{Store, StoreId};
 use pagetide_tracker::{Backend, SoftDirty, TrackError, Tracker, WpAsync};
 use std::os::fd::OwnedFd;
 
@@ -24,12 +24,14 @@ use std::os::fd::OwnedFd;
 #[non_exhaustive]
 pub enum TrackingError {
     /// The process is tracked for another store.
-    #[error("process {pid} is already tracked, for the store with id {owner}")]
+    #[error("process {pid} is tracked for {} already", named(place, owner))]
     OwnedByAnother {
         /// The process.
         pid: i32,
         /// The id of that store.
         owner: StoreId,
+        /// Where it was when tracking began; empty if that is not known.
+        place: String,
     },
     /// The process could not be stopped.
     #[error(transparent)]
@@ -97,6 +99,13 @@ impl TrackingError {
     }
 }
 
+fn named(place: &str, owner: &StoreId) -> String {
+    match place {
+        "" => format!("the store with id {owner}"),
+        place => format!("the store {place} (id {owner})"),
+    }
+}
+
 /// The tracking of one process.
 pub(crate) struct Tracking {
     pub tracker: Box<dyn Tracker + Send>,
@@ -146,6 +155,7 @@ impl Tracking {
             return Err(TrackingError::OwnedByAnother {
                 pid,
                 owner: mark.content().store,
+                place: mark.place().unwrap_or_default(),
             });
         }
         if mark.content().backend != backend {
@@ -243,6 +253,19 @@ impl Tracking {
         match self.tracker.backend() {
             Backend::WpAsync => growth::kept_apart(mappings).saturating_sub(self.kept_apart),
             _ => 0,
+        }
+    }
+
+    /// Says in the process where the store is, for messages, if the tracking lives there.
+    pub fn name_place(&mut self, store: &Store) {
+        let place = store.location();
+        // The next command may be called in another directory.
+        let whole = std::path::absolute(&place).ok();
+        let whole = whole.and_then(|whole| whole.into_os_string().into_string().ok());
+        if let Some(mark) = self.mark.as_mut()
+            && let Err(error) = mark.name_place(&whole.unwrap_or(place))
+        {
+            tracing::debug!(%error, "the mark does not say where the store is");
         }
     }
 

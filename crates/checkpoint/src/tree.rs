@@ -151,6 +151,7 @@ fn is_passing(error: &AttachError) -> bool {
             | RefusalError::Frozen { .. }
             | RefusalError::Itself { .. },
         )
+        | AttachError::Busy { .. }
         | AttachError::Tracking(TrackingError::OwnedByAnother { .. }) => false,
         _ => true,
     }
@@ -352,7 +353,7 @@ impl Checkpointer {
         }
         for (member, process) in self.members.iter_mut().zip(&mut stopped) {
             if let Some(process) = process {
-                let store = self.store.id();
+                let store = &self.store;
                 member.begin_tracking(process, self.backend, &self.options, store)?;
             }
         }

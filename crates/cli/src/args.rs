@@ -12,7 +12,7 @@ use std::time::Duration;
     name = "pagetide",
     version,
     max_term_width = 100,
-    after_help = "Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused, 130 and 143 by a signal"
+    after_help = "Exit status: 0 done, 1 failed, 2 wrong usage, 3 refused; all of them: --help"
 )]
 pub struct Arguments {
     /// The most memory that pagetide may take (64M, 2G)
@@ -29,9 +29,23 @@ impl Arguments {
         Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
     }
 
+    /// The command line with what its help says at the end.
+    pub fn documented() -> clap::Command {
+        let mut command =
+            Self::command().after_long_help(format!("{EXIT_STATUS}\n\n{ENVIRONMENT}"));
+        for (name, examples) in EXAMPLES {
+            command = command.mut_subcommand(name, |subcommand| {
+                let examples = examples.replace('\n', "\n  ");
+                let end = format!("Examples:\n  {examples}\n\n{EXIT_STATUS}\n\n{ENVIRONMENT}");
+                subcommand.after_long_help(end)
+            });
+        }
+        command
+    }
+
     /// The command line with the list of commands by what one wants to do, short enough for a screen.
     pub fn grouped() -> clap::Command {
-        let command = Self::command();
+        let command = Self::documented();
         let mut list = String::new();
         for (title, names) in GROUPS {
             for (place, name) in names.iter().enumerate() {
@@ -46,6 +60,76 @@ impl Arguments {
         ))
     }
 }
+
+const EXIT_STATUS: &str = "Exit status:
+  0 done, 1 failed, 2 wrong usage, 3 refused (the process or the store cannot be handled)
+  4 the process under `checkpoint --every` has ended
+  129, 130, 143 ended by SIGHUP, SIGINT, SIGTERM; `run` and `restore` exit as the program does";
+
+const ENVIRONMENT: &str = "Environment:
+  PAGETIDE_LOG  what to log on standard error: error, warn, info, debug or trace, also by module (pagetide=debug)
+  NO_COLOR      no colours";
+
+/// Two of each command.
+const EXAMPLES: [(&str, &str); 15] = [
+    ("probe", "pagetide probe\npagetide probe --json"),
+    (
+        "checkpoint",
+        "pagetide checkpoint 4711 --store /var/ckpt\npagetide checkpoint 4711 --store /var/ckpt --every 5s --tree",
+    ),
+    (
+        "run",
+        "pagetide run --store /var/ckpt --every 1m -- python3 job.py\npagetide run --store ckpt --every 5s --report ckpt.log -- make",
+    ),
+    (
+        "log",
+        "pagetide log /var/ckpt\npagetide log /var/ckpt --json",
+    ),
+    (
+        "show",
+        "pagetide show /var/ckpt\npagetide show /var/ckpt --at -2",
+    ),
+    (
+        "diff",
+        "pagetide diff /var/ckpt 1 2\npagetide diff /var/ckpt 1 2 --json",
+    ),
+    (
+        "verify",
+        "pagetide verify /var/ckpt\npagetide verify /var/ckpt --json",
+    ),
+    (
+        "export",
+        "pagetide export /var/ckpt --format core -o core.4711\npagetide export /var/ckpt --at 3 --format raw -o pages",
+    ),
+    (
+        "rollback",
+        "pagetide rollback 4711 /var/ckpt\npagetide rollback 4711 /var/ckpt --at 3",
+    ),
+    (
+        "restore",
+        "pagetide restore /var/ckpt --detach\npagetide restore /var/ckpt --at -2 --dry-run",
+    ),
+    (
+        "inspect",
+        "pagetide inspect 4711\npagetide inspect 4711 --tree --json",
+    ),
+    (
+        "pages",
+        "pagetide pages 4711\npagetide pages 4711 --at 7f0012345000",
+    ),
+    (
+        "detach",
+        "pagetide detach 4711\npagetide detach 4711 --json",
+    ),
+    (
+        "completions",
+        "pagetide completions bash > /etc/bash_completion.d/pagetide\npagetide completions fish",
+    ),
+    (
+        "man",
+        "pagetide man | man -l -\npagetide man --directory /usr/local/share/man/man1",
+    ),
+];
 
 /// The commands by what one wants to do.
 const GROUPS: [(&str, &[&str]); 5] = [
@@ -91,6 +175,26 @@ pub enum Command {
     Man(Man),
 }
 
+impl Command {
+    /// True if it answers with JSON.
+    pub fn is_for_machines(&self) -> bool {
+        match self {
+            Command::Probe(options) => options.json,
+            Command::Checkpoint(options) => options.taking.json,
+            Command::Run(options) => options.taking.json,
+            Command::Log(options) | Command::Verify(options) => options.json,
+            Command::Show(options) => options.json,
+            Command::Diff(options) => options.json,
+            Command::Rollback(options) => options.json,
+            Command::Restore(options) => options.json,
+            Command::Inspect(options) => options.json,
+            Command::Pages(options) => options.json,
+            Command::Detach(options) => options.json,
+            Command::Export(_) | Command::Completions(_) | Command::Man(_) => false,
+        }
+    }
+}
+
 /// Options of `probe`.
 #[derive(Debug, Args)]
 pub struct Probe {
@@ -105,6 +209,9 @@ pub struct Taking {
     /// Directory of the store; it is made if it does not exist
     #[arg(long, value_name = "DIR")]
     pub store: PathBuf,
+    /// Add the process to the store though its snapshots are of another one
+    #[arg(long)]
+    pub add: bool,
     /// Rely on the store though others can write to it, or to a directory on the way to it
     #[arg(long)]
     pub trust_store: bool,
@@ -127,8 +234,8 @@ pub struct Taking {
     /// [default: 5s; with --every, 2s to stop]
     #[arg(long, value_name = "DUR", value_parser = duration)]
     pub stop_timeout: Option<Duration>,
-    /// Most memory for copied pages, in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u64).range(4..=1 << 20))]
+    /// Most memory for copied pages (64M, 1G; a number alone is MiB)
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = buffer_size)]
     pub buffer: u64,
     /// Most page tables that a snapshot may make for memory that holds nothing: bytes, or with K, M, G or T; a mapping that
     /// needs more is compared instead of tracked [default: a sixteenth of the memory that is left]
@@ -146,7 +253,7 @@ pub struct Taking {
 #[derive(Debug, Args)]
 pub struct Checkpoint {
     /// The process
-    #[arg(value_parser = clap::value_parser!(i32).range(1..))]
+    #[arg(value_parser = process_number)]
     pub pid: i32,
     #[command(flatten)]
     pub taking: Taking,
@@ -156,6 +263,9 @@ pub struct Checkpoint {
     /// With --every: stop after N snapshots
     #[arg(long, value_name = "N", requires = "every", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
+    /// With --every: end after N failures in a row, instead of trying again with growing pauses
+    #[arg(long, value_name = "N", requires = "every", value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_failures: Option<u64>,
     /// Take a full snapshot though a delta would do
     #[arg(long)]
     pub full: bool,
@@ -175,6 +285,12 @@ pub struct Run {
     /// One snapshot each DUR (200ms, 1s, 5m)
     #[arg(long, value_name = "DUR", value_parser = duration)]
     pub every: Duration,
+    /// Take no more snapshots after N failures in a row, instead of trying again with growing pauses; the command goes on
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_failures: Option<u64>,
+    /// Add the lines about snapshots to this file instead of writing them to standard error
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
     /// The command and its arguments
     #[arg(trailing_var_arg = true, required = true, value_name = "CMD")]
     pub command: Vec<OsString>,
@@ -195,9 +311,9 @@ pub struct StoreOnly {
 pub struct StoreAt {
     /// Directory of the store
     pub store: PathBuf,
-    /// The snapshot [default: the newest]
-    #[arg(long, value_name = "ID")]
-    pub at: Option<u64>,
+    /// The snapshot: a number that `log` lists, latest or -1 for the newest, -2 for the one before it [default: the newest]
+    #[arg(long, value_name = "ID", value_parser = which, allow_negative_numbers = true)]
+    pub at: Option<Which>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -222,9 +338,9 @@ pub struct Diff {
 pub struct Export {
     /// Directory of the store
     pub store: PathBuf,
-    /// The snapshot [default: the newest]
-    #[arg(long, value_name = "ID")]
-    pub at: Option<u64>,
+    /// The snapshot: a number that `log` lists, latest or -1 for the newest, -2 for the one before it [default: the newest]
+    #[arg(long, value_name = "ID", value_parser = which, allow_negative_numbers = true)]
+    pub at: Option<Which>,
     /// raw: a file a region in a new directory; core: an ELF core for a debugger
     #[arg(long, value_enum)]
     pub format: ExportFormat,
@@ -246,13 +362,13 @@ pub struct Export {
 #[derive(Debug, Args)]
 pub struct Rollback {
     /// The process
-    #[arg(value_parser = clap::value_parser!(i32).range(1..))]
+    #[arg(value_parser = process_number)]
     pub pid: i32,
     /// Directory of the store
     pub store: PathBuf,
-    /// The snapshot [default: the newest]
-    #[arg(long, value_name = "ID")]
-    pub at: Option<u64>,
+    /// The snapshot: a number that `log` lists, latest or -1 for the newest, -2 for the one before it [default: the newest]
+    #[arg(long, value_name = "ID", value_parser = which, allow_negative_numbers = true)]
+    pub at: Option<Which>,
     /// Rely on the store though others can write to it, or to a directory on the way to it
     #[arg(long)]
     pub trust_store: bool,
@@ -266,9 +382,9 @@ pub struct Rollback {
 pub struct Restore {
     /// Directory of the store
     pub store: PathBuf,
-    /// The snapshot [default: the newest]
-    #[arg(long, value_name = "ID")]
-    pub at: Option<u64>,
+    /// The snapshot: a number that `log` lists, latest or -1 for the newest, -2 for the one before it [default: the newest]
+    #[arg(long, value_name = "ID", value_parser = which, allow_negative_numbers = true)]
+    pub at: Option<Which>,
     /// End when the process runs, instead of waiting for it and exiting with its status; what led to a
     /// terminal or to a process outside leads to /dev/null then
     #[arg(long)]
@@ -310,7 +426,7 @@ pub struct Restore {
 #[derive(Debug, Args)]
 pub struct Inspect {
     /// The process; it is stopped for a moment
-    #[arg(value_parser = clap::value_parser!(i32).range(1..))]
+    #[arg(value_parser = process_number)]
     pub pid: i32,
     /// The children of the process, too, and their children
     #[arg(long)]
@@ -324,10 +440,10 @@ pub struct Inspect {
 #[derive(Debug, Args)]
 pub struct Pages {
     /// The process; it is not stopped, and what it does meanwhile shows
-    #[arg(value_parser = clap::value_parser!(i32).range(1..))]
+    #[arg(value_parser = process_number)]
     pub pid: i32,
     /// Another process: tell which page frames the two share (root only)
-    #[arg(value_name = "PID2", value_parser = clap::value_parser!(i32).range(1..), conflicts_with_all = ["at", "range"])]
+    #[arg(value_name = "PID2", value_parser = process_number, conflicts_with_all = ["at", "range"])]
     pub other: Option<i32>,
     /// Explain the page at this address (0x7f0012345000, 7f0012345000, or decimal)
     #[arg(long, value_name = "ADDR", value_parser = address)]
@@ -344,7 +460,7 @@ pub struct Pages {
 #[derive(Debug, Args)]
 pub struct Detach {
     /// The process
-    #[arg(value_parser = clap::value_parser!(i32).range(1..))]
+    #[arg(value_parser = process_number)]
     pub pid: i32,
     /// Print one JSON object
     #[arg(long)]
@@ -426,6 +542,68 @@ pub struct Address {
     /// What it is if nothing is mapped at `value`: digits alone are hexadecimal, as in `/proc/PID/maps`,
     /// or else decimal.
     pub or_else: Option<u64>,
+}
+
+/// Which snapshot of a store is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// The one with this number.
+    Id(u64),
+    /// So many before the newest, which is 0.
+    BeforeNewest(usize),
+}
+
+/// `7`, `latest`, `-1`.
+fn which(text: &str) -> Result<Which, String> {
+    let back = |digits: &str| digits.parse::<usize>().ok()?.checked_sub(1);
+    let found = match text.strip_prefix('-') {
+        _ if text == "latest" => Some(Which::BeforeNewest(0)),
+        Some(digits) => back(digits).map(Which::BeforeNewest),
+        None => text.parse().ok().map(Which::Id),
+    };
+    let wrong = "a snapshot is a number that `pagetide log DIR` lists, latest, or -1 for the newest, -2 for the one before it";
+    found.ok_or_else(|| wrong.to_owned())
+}
+
+/// The number of a process. Who names the program instead is told which numbers it has.
+fn process_number(text: &str) -> Result<i32, String> {
+    match text.parse() {
+        Ok(pid) if pid > 0 => return Ok(pid),
+        Ok(_) => return Err("the numbers of processes begin with 1".to_owned()),
+        Err(_) => {}
+    }
+    let mut called: Vec<i32> = std::fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| {
+            let comm = std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+            // The kernel keeps 15 bytes of a name.
+            let name = text.as_bytes();
+            !name.is_empty() && comm.trim_end().as_bytes() == &name[..name.len().min(15)]
+        })
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
+    called.sort_unstable();
+    let numbers: Vec<String> = called.iter().map(i32::to_string).collect();
+    Err(match &numbers[..] {
+        [] => "the number of a process is needed, as pidof(1), pgrep(1) and `systemctl show -P MainPID` say it".to_owned(),
+        numbers => format!(
+            "the number of a process is needed; of processes of this name there are: {}",
+            numbers.join(", ")
+        ),
+    })
+}
+
+/// `64M`, or `64` for the same.
+fn buffer_size(text: &str) -> Result<u64, String> {
+    let bytes = match text.parse::<u64>() {
+        Ok(mib) => mib.checked_mul(1 << 20),
+        Err(_) => Some(size(text)?),
+    };
+    bytes
+        .filter(|bytes| (4 << 20..=1 << 40).contains(bytes))
+        .ok_or_else(|| "the buffer is 4M at least and 1T at most".to_owned())
 }
 
 /// Hexadecimal with or without `0x`, or decimal.
@@ -544,6 +722,38 @@ mod tests {
     }
 
     #[test]
+    fn which_snapshot() {
+        assert_eq!(which("7"), Ok(Which::Id(7)));
+        assert_eq!(which("latest"), Ok(Which::BeforeNewest(0)));
+        assert_eq!(which("-1"), Ok(Which::BeforeNewest(0)));
+        assert_eq!(which("-3"), Ok(Which::BeforeNewest(2)));
+        for wrong in ["", "-", "-0", "newest", "1.5", "--1"] {
+            assert!(which(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn who_names_a_program_is_told_its_numbers() {
+        assert_eq!(process_number("4711"), Ok(4711));
+        for wrong in ["0", "-1", "", "no such program"] {
+            assert!(process_number(wrong).is_err(), "{wrong}");
+        }
+        let own = std::fs::read_to_string("/proc/self/comm").expect("our name");
+        let told = process_number(own.trim_end()).expect_err("it is a name");
+        assert!(told.contains(&std::process::id().to_string()), "{told}");
+    }
+
+    #[test]
+    fn buffers() {
+        assert_eq!(buffer_size("64"), Ok(64 << 20));
+        assert_eq!(buffer_size("64M"), Ok(64 << 20));
+        assert_eq!(buffer_size("1g"), Ok(1 << 30));
+        for wrong in ["3", "3M", "2T", "x", ""] {
+            assert!(buffer_size(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
     fn durations() {
         assert_eq!(duration("200ms"), Ok(Duration::from_millis(200)));
         assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
@@ -595,6 +805,27 @@ mod tests {
             "99999999999999999999",
         ] {
             assert!(of(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    /// Prevents a command without examples, and examples that are wrong.
+    #[test]
+    fn each_command_has_two_examples_that_can_be_said() {
+        let command = Arguments::documented();
+        for subcommand in command.get_subcommands() {
+            let name = subcommand.get_name();
+            let found = EXAMPLES.iter().find(|(of, _)| *of == name);
+            let (_, examples) = found.unwrap_or_else(|| panic!("{name} has no examples"));
+            assert_eq!(examples.lines().count(), 2, "{name}");
+            for example in examples.lines() {
+                let words = example.split(['|', '>']).next().unwrap_or_default();
+                let parsed = Arguments::try_parse_from(words.split_whitespace());
+                assert!(parsed.is_ok(), "{example}: {:?}", parsed.err());
+            }
+            let help = subcommand.clone().render_long_help().to_string();
+            for what in ["Examples:", "Exit status:", "Environment:", "PAGETIDE_LOG"] {
+                assert!(help.contains(what), "{name}: no {what}");
+            }
         }
     }
 

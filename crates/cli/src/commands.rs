@@ -6,19 +6,22 @@ mod diff;
 mod export;
 mod inspect;
 mod log;
+mod owner;
 mod packaging;
 mod pages;
 mod probe;
 mod restore;
 mod rollback;
 mod show;
+mod snapshots;
 mod verify;
 
-use crate::args::{Command, Diff, StoreAt, StoreOnly};
+use crate::args::{Command, Diff, StoreAt, StoreOnly, Which};
 use crate::failure::Wrong;
 use crate::output;
 use crate::privilege;
 use anyhow::Context;
+use pagetide::AttachError;
 use pagetide_process::StopOptions;
 use pagetide_snapshot::{DirectoryStorage, SnapshotId, Storage, Store, View};
 use std::path::Path;
@@ -62,6 +65,14 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
 /// with other things it can be long.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// An error if somebody else takes checkpoints of the process now. While it stands still for them it could not even be looked at.
+fn check_free(pid: i32) -> Result<(), AttachError> {
+    match pagetide::checkpointed_by(pid) {
+        Some(by) => Err(AttachError::Busy { pid, by }),
+        None => Ok(()),
+    }
+}
+
 fn stop_options() -> StopOptions {
     StopOptions::with_timeout(STOP_TIMEOUT)
 }
@@ -90,16 +101,26 @@ fn storage_to_act(path: &Path, trust: bool) -> Arc<dyn Storage> {
 }
 
 /// A snapshot of a store: the one asked for, or the newest.
-fn view_at(store: &Store, at: Option<u64>) -> anyhow::Result<View> {
+fn view_at(store: &Store, at: Option<Which>) -> anyhow::Result<View> {
+    let refused = |what: &str| Wrong::Refused(format!("{}: {what}", store.location()));
     let id = match at {
-        Some(id) => SnapshotId(id),
-        None => match store.newest()? {
+        Some(Which::Id(id)) => SnapshotId(id),
+        None | Some(Which::BeforeNewest(0)) => match store.newest()? {
             Some(info) => info.id,
-            None => {
-                let message = format!("{}: there is no snapshot yet", store.location());
-                return Err(Wrong::Refused(message).into());
-            }
+            None => return Err(refused("there is no snapshot yet").into()),
         },
+        Some(Which::BeforeNewest(back)) => {
+            let good = store.snapshots()?.good;
+            match good.iter().rev().nth(back) {
+                Some(info) => info.id,
+                None => {
+                    let count = output::counted(good.len() as u64, "snapshot", "snapshots");
+                    return Err(
+                        refused(&format!("there is no -{}: it has {count}", back + 1)).into(),
+                    );
+                }
+            }
+        }
     };
     store
         .view(id)

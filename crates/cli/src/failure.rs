@@ -1,11 +1,12 @@
 //! How a failure is told: the message with its causes, what to do about it, and the exit code.
 
-use crate::blockers;
+use crate::blockers::{self, Listed};
 use crate::output;
 use pagetide::{AttachError, InspectError, RestoreError, RollbackError, TakeError, TrackingError};
 use pagetide_process::{NoPrivilege, PageUsageError, RefusalError, RemoteCallError, StopError};
 use pagetide_snapshot::{LockError, OpenError, ReadError, Untrusted};
 use rustix::io::Errno;
+use serde::Serialize;
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::process::ExitCode;
@@ -48,31 +49,66 @@ impl fmt::Display for Signalled {
 
 impl std::error::Error for Signalled {}
 
+/// A failure for machines.
+#[derive(Serialize)]
+struct Failure<'a> {
+    time: String,
+    error: String,
+    advice: Option<String>,
+    blockers: Vec<Listed<'a>>,
+    exit_status: u8,
+}
+
 /// Prints the error to stderr and gives the exit code. A closed pipe on stdout is success.
 pub fn report(error: &anyhow::Error) -> ExitCode {
     let causes = || error.chain().map(unwrapped);
     if causes().any(is_broken_pipe) {
         return ExitCode::SUCCESS;
     }
-    output::note!("pagetide: {}", message(error));
-    if let Some(RestoreError::Blocked { blockers, .. }) = error.downcast_ref() {
-        for blocker in blockers {
-            output::note!("  {}", blockers::told(blocker));
-        }
+    let exit_status = exit_status(error);
+    let advice = causes().find_map(|cause| {
+        let advice = advice(cause).map(str::to_owned);
+        advice_by_name(cause).or(advice)
+    });
+    let blockers = match error.downcast_ref() {
+        Some(RestoreError::Blocked { blockers, .. }) => &blockers[..],
+        _ => &[],
+    };
+    if output::is_for_machines() {
+        output::json_note(&Failure {
+            time: output::now(),
+            error: message(error),
+            advice,
+            blockers: blockers::listed(blockers),
+            exit_status,
+        });
+        return ExitCode::from(exit_status);
     }
-    if let Some(advice) = causes().find_map(advice) {
+    output::note!("pagetide: {}", message(error));
+    for blocker in blockers {
+        output::note!("  {}", blockers::told(blocker));
+    }
+    if let Some(advice) = advice {
         output::note!("  {advice}");
     }
+    ExitCode::from(exit_status)
+}
+
+fn exit_status(error: &anyhow::Error) -> u8 {
     if let Some(Signalled { status, .. }) = error.downcast_ref() {
-        return ExitCode::from(*status);
+        return *status;
     }
-    if causes().any(|cause| matches!(cause.downcast_ref(), Some(Wrong::Usage(_)))) {
-        return ExitCode::from(2);
+    let is_usage = |cause: Cause<'_>| matches!(cause.downcast_ref(), Some(Wrong::Usage(_)));
+    match is_refused(error) {
+        _ if error.chain().any(is_usage) => 2,
+        true => 3,
+        false => 1,
     }
-    match causes().any(is_refusal) {
-        true => ExitCode::from(3),
-        false => ExitCode::FAILURE,
-    }
+}
+
+/// True if the process or the store cannot be handled.
+pub fn is_refused(error: &anyhow::Error) -> bool {
+    error.chain().map(unwrapped).any(is_refusal)
 }
 
 /// The error and its causes on one line. A message that ends in its own cause's message says it once.
@@ -170,7 +206,10 @@ fn is_refusal(cause: Cause<'_>) -> bool {
             cause.downcast_ref(),
             Some(PageUsageError::NotMapped { .. } | PageUsageError::FramesHidden)
         )
-        || matches!(cause.downcast_ref(), Some(AttachError::Backend { .. }))
+        || matches!(
+            cause.downcast_ref(),
+            Some(AttachError::Backend { .. } | AttachError::Busy { .. })
+        )
         || matches!(
             cause.downcast_ref(),
             Some(TrackingError::OwnedByAnother { .. })
@@ -220,6 +259,35 @@ fn has_no_free_descriptor(error: &RemoteCallError) -> bool {
             ..
         }
     )
+}
+
+/// What the user can do about it, where that names the thing.
+fn advice_by_name(cause: Cause<'_>) -> Option<String> {
+    if let Some(AttachError::Busy { by, .. }) = cause.downcast_ref() {
+        return Some(match by {
+            Some(by) => format!("end that one first (`kill {by}`), or use its store"),
+            None => "end that one first, or use its store".to_owned(),
+        });
+    }
+    if let Some(TrackingError::OwnedByAnother { pid, place, .. }) = cause.downcast_ref() {
+        let instead = match &place[..] {
+            "" => "use that store".to_owned(),
+            place => format!("use `--store {place}`"),
+        };
+        return Some(format!(
+            "{instead}, or `pagetide detach {pid}` to begin anew (the next snapshot is full then)"
+        ));
+    }
+    match cause.downcast_ref()? {
+        RestoreError::Taken { pid, .. } => Some(format!(
+            "end it first (`kill {pid}`), put it back as it was (`pagetide rollback {pid} DIR`), or start a copy with --new-pid"
+        )),
+        RestoreError::NotAllowed { path } => Some(format!(
+            "add `--allow {}`; --dry-run lists all such paths",
+            path.display()
+        )),
+        _ => None,
+    }
 }
 
 /// What the user can do about it.
@@ -279,6 +347,10 @@ fn privilege_advice(reason: NoPrivilege) -> &'static str {
         NoPrivilege::PtraceScope { .. } => {
             "set the sysctl kernel.yama.ptrace_scope to 0, run with the capability \
              CAP_SYS_PTRACE, or start the program under `pagetide run`"
+        }
+        _ if rustix::process::geteuid().is_root() => {
+            "you are root already: the kernel protects this process (it is the first of the machine, a security module or \
+             another user namespace)"
         }
         _ => {
             "run as root or with the capability CAP_SYS_PTRACE, or start the program under \
@@ -340,11 +412,6 @@ fn store_advice(cause: Cause<'_>) -> Option<&'static str> {
             }
             _ => return None,
         });
-    }
-    if let Some(TrackingError::OwnedByAnother { .. }) = cause.downcast_ref() {
-        return Some(
-            "use that store, or run `pagetide detach` first (the next snapshot is full then)",
-        );
     }
     match cause.downcast_ref()? {
         ReadError::NoSuchSnapshot { .. } => Some("`pagetide log` lists the snapshots"),

@@ -8,10 +8,13 @@ mod args;
 mod blockers;
 mod commands;
 mod failure;
+mod job_control;
 mod output;
 mod privilege;
+mod schedule;
 mod shown;
 mod signals;
+mod sink;
 mod watch;
 
 use pagetide_kernel::counted_memory::CountedMemory;
@@ -31,6 +34,9 @@ fn main() -> ExitCode {
         .with_env_filter(tracing_subscriber::EnvFilter::from_env("PAGETIDE_LOG"))
         .with_writer(std::io::stderr)
         .init();
+    if arguments.command.is_for_machines() {
+        output::notes_for_machines();
+    }
     match commands::run(arguments.command) {
         Ok(code) => code,
         Err(error) => failure::report(&error),

@@ -4,18 +4,25 @@ use crate::shown;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 use serde_json::ser::Formatter;
+use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Prints one JSON object on a line of its own.
 pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
+    write(&json_line(value)?)
+}
+
+/// One JSON object on a line of its own.
+pub fn json_line(value: &impl Serialize) -> anyhow::Result<Vec<u8>> {
     let mut line = Vec::new();
     value.serialize(&mut serde_json::Serializer::with_formatter(
         &mut line, Plain,
     ))?;
     line.push(b'\n');
-    write(&line)
+    Ok(line)
 }
 
 /// JSON with the same values as ever, in which characters that could deceive a reader are escaped.
@@ -47,10 +54,41 @@ pub fn script(text: &[u8]) -> anyhow::Result<()> {
     write(text)
 }
 
-/// Prints one line for people on stderr.
-#[expect(clippy::print_stderr, reason = "this is the one place that does")]
+/// What is told on stderr is for machines, too.
+static FOR_MACHINES: AtomicBool = AtomicBool::new(false);
+
+/// From now on notes and errors on stderr are JSON, one object a line.
+pub fn notes_for_machines() {
+    FOR_MACHINES.store(true, Ordering::Relaxed);
+}
+
+/// True if they are.
+pub fn is_for_machines() -> bool {
+    FOR_MACHINES.load(Ordering::Relaxed)
+}
+
+/// What people, or machines, have to know.
+#[derive(Serialize)]
+struct Note<'a> {
+    time: String,
+    note: &'a str,
+}
+
+/// Prints one line on stderr. If nobody takes it, nobody is told.
 pub fn note_line(line: &str) {
-    eprintln!("{}", shown::line(line));
+    if is_for_machines() {
+        let note = line.strip_prefix("pagetide: ").unwrap_or(line).trim_start();
+        let time = now();
+        return json_note(&Note { time, note });
+    }
+    let _ = writeln!(io::stderr(), "{}", shown::line(line));
+}
+
+/// Prints one JSON object on a line of stderr.
+pub fn json_note(value: &impl Serialize) {
+    if let Ok(line) = json_line(value) {
+        let _ = io::stderr().write_all(&line);
+    }
 }
 
 /// As `note_line`, with the words of `format!`.
@@ -107,7 +145,7 @@ impl Page {
         for line in table.to_string().lines() {
             // The padding of the outermost columns.
             let line = line.strip_prefix(' ').unwrap_or(line).trim_end();
-            self.text.push_str(line);
+            self.text.push_str(&cut(line, terminal_columns()));
             self.text.push('\n');
         }
         self
@@ -119,6 +157,23 @@ impl Page {
     }
 }
 
+/// How wide the terminal is that stdout is, if it is one.
+fn terminal_columns() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+    Some(usize::from(size.ws_col)).filter(|columns| *columns > 0)
+}
+
+/// A line of a table as far as there is room for it: what comes last is a name.
+fn cut(line: &str, columns: Option<usize>) -> Cow<'_, str> {
+    match columns {
+        Some(columns) if line.chars().count() > columns => {
+            let kept: String = line.chars().take(columns.saturating_sub(1)).collect();
+            Cow::Owned(kept + "…")
+        }
+        _ => Cow::Borrowed(line),
+    }
+}
+
 /// Prints one line for people on stdout.
 pub fn line(line: impl AsRef<str>) -> anyhow::Result<()> {
     Page::new().line(line).print()
@@ -127,6 +182,14 @@ pub fn line(line: impl AsRef<str>) -> anyhow::Result<()> {
 /// A number of bytes for people.
 pub fn bytes(count: u64) -> String {
     indicatif::HumanBytes(count).to_string()
+}
+
+/// So many of something.
+pub fn counted(count: u64, one: &str, many: &str) -> String {
+    match count {
+        1 => format!("1 {one}"),
+        _ => format!("{count} {many}"),
+    }
 }
 
 /// A duration for people: the unit fits the size.
@@ -156,6 +219,11 @@ pub fn progress(what: &'static str) -> indicatif::ProgressBar {
     bar.with_message(what)
 }
 
+/// Now, in UTC, as `2026-01-31T12:00:00.123Z`.
+pub fn now() -> String {
+    humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string()
+}
+
 /// A moment in UTC, as `2026-01-31T12:00:00Z`.
 pub fn utc(unix_ns: u64) -> String {
     let moment = std::time::UNIX_EPOCH + Duration::from_nanos(unix_ns);
@@ -176,6 +244,13 @@ mod tests {
         assert!(!line.chars().any(shown::is_deceiving), "{line}");
         let again: String = serde_json::from_str(&line).expect("it is JSON");
         assert_eq!(again, text);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_cut_at_the_end() {
+        assert_eq!(cut("grüße aus", Some(9)), "grüße aus");
+        assert_eq!(cut("grüße aus", Some(8)), "grüße a…");
+        assert_eq!(cut("grüße aus", None), "grüße aus");
     }
 
     #[test]

@@ -1,8 +1,10 @@
-//! SIGINT and SIGTERM: what is under way ends early and cleanly, and the exit code tells. A second
-//! signal ends at once.
+//! SIGINT, SIGTERM and SIGHUP: what is under way ends early and cleanly, and the exit code tells. A second signal ends at once.
+//! SIGHUP is left alone where it is ignored, as under nohup(1). SIGPIPE is ignored by the standard library: what cannot be
+//! written is an error of whoever writes.
 
+use crate::job_control;
 use nix::sys::signal::{SigSet, Signal};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -14,10 +16,13 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Catches both signals from now on.
+    /// Catches them from now on.
     pub fn catch() -> std::io::Result<Signals> {
+        job_control::stop_only_while_none_stands()?;
         let signals = Signals::default();
-        for signal in [SIGINT, SIGTERM] {
+        let caught = [SIGINT, SIGTERM, SIGHUP];
+        let caught = &caught[..if is_ignored(SIGHUP) { 2 } else { 3 }];
+        for &signal in caught {
             // In this order: the first signal finds `cancel` unset and sets it; the second ends us.
             let status = 128 + signal;
             signal_hook::flag::register_conditional_shutdown(
@@ -52,14 +57,24 @@ impl Signals {
     }
 }
 
+/// True if whoever started us wants this signal to be ignored: `SigIgn` of proc_pid_status(5).
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & (1 << (signal - 1)) != 0)
+}
+
 /// Has a thread take the signals that does nothing else: one that waits in the kernel for a file system that never answers
 /// takes none, and the kernel would choose the first thread. Threads that are started later do not take them either, and
 /// commands that are started have a mask of their own.
 fn take_by_another_thread() -> std::io::Result<()> {
-    let both = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
-    both.thread_block()?;
+    let all = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
+    all.thread_block()?;
     let wait = move || {
-        if both.thread_unblock().is_ok() {
+        if all.thread_unblock().is_ok() {
             loop {
                 std::thread::park();
             }

@@ -5,6 +5,7 @@
 //! do either: the kernel closes what is open before it takes processes out of tracing, and closing may be what waits. What
 //! an end at any moment leaves behind is what kill -9 does: the next snapshot is full.
 
+use crate::job_control;
 use crate::output;
 use crate::signals::Signals;
 use pagetide_kernel::progress;
@@ -24,6 +25,7 @@ const TICKS_A_SECOND: u64 = 100;
 /// Starts it. `patience`: how long a process may stand still while nothing moves. `ends_on_signal`: this program ends when a
 /// signal comes, and waits for nobody.
 pub fn start(patience: Duration, signals: &Signals, ends_on_signal: bool) -> std::io::Result<()> {
+    job_control::stop_only_while_none_stands()?;
     let signals = signals.clone();
     let looks = |time: Duration| (time.as_micros() / LOOK.as_micros()).max(2);
     let watch = move || {

@@ -56,6 +56,7 @@ pub mod socket_option;
 pub mod spawn;
 pub mod timerfd;
 pub mod userfaultfd;
+pub mod wake_up;
 
 #[cfg(test)]
 mod hostile;

@@ -44,6 +44,7 @@ mod rseq;
 mod seccomp;
 mod self_healing;
 mod session;
+mod standing;
 mod state;
 mod stop;
 mod syscall_names;

@@ -3,7 +3,6 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use pagetide_kernel::pidfd::{PidFd, PidFdError};
@@ -19,6 +18,7 @@ use crate::landing::{Landing, Terrain};
 use crate::proc_files::{Stat, Status, comm_of};
 use crate::remote::RemoteCalls;
 use crate::remote_error::RemoteCallError;
+use crate::standing::{self, Standing};
 use crate::thread_state::{self, ThreadState, ThreadStateError};
 use crate::tracees::{Ending, StopFailure};
 use crate::tracer::{self, Tracer};
@@ -222,26 +222,6 @@ pub struct StoppedProcess {
     _standing: Standing,
 }
 
-/// How many processes stand still by this program, or are being stopped.
-static STANDING: AtomicUsize = AtomicUsize::new(0);
-
-/// Counts one of them.
-#[derive(Debug)]
-struct Standing;
-
-impl Standing {
-    fn begin() -> Self {
-        STANDING.fetch_add(1, Ordering::Relaxed);
-        Self
-    }
-}
-
-impl Drop for Standing {
-    fn drop(&mut self) {
-        STANDING.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 impl StoppedProcess {
     /// Stops every thread of the process: `PTRACE_SEIZE` and `PTRACE_INTERRUPT`.
     ///
@@ -262,11 +242,13 @@ impl StoppedProcess {
             return Err(StopError::Frozen { pid, freezer });
         }
         let terrain = Terrain::survey(identity);
+        // Dropped after the tracer, also by an early return: until then somebody may stand.
+        let standing;
         let tracer = Tracer::start(pid).map_err(StopError::Tracer)?;
         let memory = terrain.memory();
         let (looked_at, stacks) = (memory.clone(), terrain.stacks());
         tracer.run(move |tracees| tracees.waits = Waits::survey(pid, looked_at, stacks));
-        let standing = Standing::begin();
+        standing = Standing::begin();
         let begin = Instant::now();
         let deadline = begin + options.timeout;
         let outcome = tracer.run(move |tracees| {
@@ -318,9 +300,21 @@ impl StoppedProcess {
         tracer::let_everybody_go(patience);
     }
 
+    /// Does this while no process stands still by this program; whoever is to be stopped meanwhile is stopped afterwards.
+    /// For what keeps this program from letting anybody go, as its own stop does.
+    pub fn while_none_stands<T>(work: impl FnOnce() -> T) -> T {
+        standing::while_none(work)
+    }
+
+    /// From now on `told` is called with true before the first process is stopped, and with false when none stands still any
+    /// more. It must not stop any.
+    pub fn on_change(told: fn(bool)) {
+        standing::on_change(told);
+    }
+
     /// True while any process stands still by this program, or is being stopped.
     pub fn any() -> bool {
-        STANDING.load(Ordering::Relaxed) > 0
+        standing::any()
     }
 
     /// Which process it is.

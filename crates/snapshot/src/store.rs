@@ -8,7 +8,7 @@ use crate::format::descriptor::{self, DESCRIPTOR_BYTES, DescriptorError, STORE_V
 use crate::format::metadata::Metadata;
 use crate::format::preamble::MAX_HEADER_BYTES;
 use crate::layer::{self, Layer, SnapshotFile, io_error};
-use crate::model::{PageState, SnapshotId, SnapshotInfo, StoreId};
+use crate::model::{Attachment, PageState, SnapshotId, SnapshotInfo, StoreId};
 use crate::options::WriteOptions;
 use crate::runs::Resolved;
 use crate::storage::{DirectoryStorage, LockFailure, Storage, StorageLock, Untrusted};
@@ -210,6 +210,11 @@ impl Store {
             }
         }
         Ok(None)
+    }
+
+    /// What travels with a snapshot, from its metadata alone.
+    pub fn attachments(&self, id: SnapshotId) -> Result<Vec<Attachment>, ReadError> {
+        Ok(self.file(id)?.metadata()?.attachments)
     }
 
     /// The right to write. Whoever gets it also removes what a crashed writer left behind.

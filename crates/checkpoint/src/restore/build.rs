@@ -225,7 +225,9 @@ impl Building<'_> {
         let mut calls = calls.map_err(|error| TakeError::Build(Box::new(error)))?;
         let tracking = Tracking::begin_in_new(&mut calls, &identity, backend, self.store.id());
         let finished = calls.finish();
-        member.tracking = Some(tracking?);
+        let mut tracking = tracking?;
+        tracking.name_place(&self.store);
+        member.tracking = Some(tracking);
         finished.map_err(|source| crate::TrackingError::Remote { pid, source })?;
         let layout = member.layout(true, |_| false)?;
         // A process that watches itself is compared each time.

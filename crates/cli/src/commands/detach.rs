@@ -1,6 +1,6 @@
 //! `pagetide detach`: remove what pagetide left in a process.
 
-use super::{STOP_TIMEOUT, stop_options};
+use super::{STOP_TIMEOUT, check_free, stop_options};
 use crate::args::Detach;
 use crate::output;
 use crate::signals::Signals;
@@ -15,6 +15,7 @@ struct Answer {
 
 pub fn run(options: &Detach) -> anyhow::Result<()> {
     watch::start(STOP_TIMEOUT, &Signals::default(), false)?;
+    check_free(options.pid)?;
     let examined = pagetide_process::examine(options.pid)?;
     let detached = pagetide::detach(&examined.identity, stop_options())?;
     let answer = Answer {

@@ -1,7 +1,7 @@
 //! `pagetide diff`: what differs between two snapshots, by region and by page.
 
 use super::{open_store, view_at};
-use crate::args::Diff;
+use crate::args::{Diff, Which};
 use crate::output::{self, Page};
 use pagetide_pages::{PageSet, PageSize};
 use pagetide_snapshot::{Region, View};
@@ -27,8 +27,8 @@ struct RegionDiff {
 
 pub fn run(options: &Diff) -> anyhow::Result<()> {
     let store = open_store(&options.store)?;
-    let a = view_at(&store, Some(options.a))?;
-    let b = view_at(&store, Some(options.b))?;
+    let a = view_at(&store, Some(Which::Id(options.a)))?;
+    let b = view_at(&store, Some(Which::Id(options.b)))?;
     let names: BTreeSet<&str> = [&a, &b]
         .into_iter()
         .flat_map(|view| view.spaces().iter().map(|space| space.name.as_str()))

@@ -3,7 +3,7 @@
 use super::{STOP_TIMEOUT, stop_options};
 use crate::args::Inspect;
 use crate::blockers::{self, Listed};
-use crate::commands::checkpoint::{Compared, compared};
+use crate::commands::snapshots::{Compared, compared};
 use crate::output::{self, Page};
 use crate::signals::Signals;
 use crate::watch;

@@ -1,9 +1,9 @@
 //! `pagetide log`: the snapshots of a store, newest last.
 
-use super::open_store;
+use super::{open_store, owner};
 use crate::args::StoreOnly;
 use crate::output::{self, Page};
-use pagetide_snapshot::{SnapshotInfo, SnapshotKind};
+use pagetide_snapshot::{SnapshotInfo, SnapshotKind, Store};
 use serde::Serialize;
 
 #[derive(Serialize)]
@@ -18,6 +18,9 @@ struct Row {
     parent: Option<u64>,
     kind: &'static str,
     created: String,
+    /// The process; null if that is not known.
+    pid: Option<i32>,
+    command: Option<String>,
     stored_bytes: u64,
     logical_bytes: u64,
     pages: u64,
@@ -34,7 +37,11 @@ pub fn run(options: &StoreOnly) -> anyhow::Result<()> {
     let store = open_store(&options.store)?;
     let snapshots = store.snapshots()?;
     let answer = Answer {
-        snapshots: snapshots.good.iter().map(row).collect(),
+        snapshots: snapshots
+            .good
+            .iter()
+            .map(|info| row(&store, info))
+            .collect(),
         damaged: snapshots
             .damaged
             .iter()
@@ -55,19 +62,29 @@ pub fn run(options: &StoreOnly) -> anyhow::Result<()> {
             row.created.clone(),
             row.pages.to_string(),
             output::bytes(row.stored_bytes),
+            row.pid.map_or("-".to_owned(), |pid| pid.to_string()),
+            row.command.clone().unwrap_or_default(),
         ]
     };
-    let rows = answer.snapshots.iter().map(cells).collect();
-    let header = ["id", "parent", "kind", "created", "pages", "size"];
-    Page::new().table(&header, &[0, 1, 4, 5], rows).print()?;
+    let rows: Vec<_> = answer.snapshots.iter().map(cells).collect();
+    let header = [
+        "id", "parent", "kind", "created", "pages", "size", "pid", "command",
+    ];
+    match rows.is_empty() && answer.damaged.is_empty() {
+        true => output::line("no snapshots yet")?,
+        false => Page::new().table(&header, &[0, 1, 4, 5, 6], rows).print()?,
+    }
     for damaged in &answer.damaged {
         output::note!("pagetide: {}", damaged.what);
     }
     Ok(())
 }
 
-fn row(info: &SnapshotInfo) -> Row {
+fn row(store: &Store, info: &SnapshotInfo) -> Row {
+    let owner = owner::owners(store, info.id).into_iter().next();
     Row {
+        pid: owner.as_ref().map(|owner| owner.identity.pid),
+        command: owner.map(|owner| owner.command),
         id: info.id.0,
         parent: info.parent.map(|id| id.0),
         kind: match info.kind {

@@ -3,14 +3,13 @@
 use crate::args::{Arguments, Completions, Man};
 use crate::output;
 use anyhow::Context;
-use clap::CommandFactory;
 use std::path::Path;
 
 pub fn completions(options: &Completions) -> anyhow::Result<()> {
     let mut script = Vec::new();
     clap_complete::generate(
         options.shell,
-        &mut Arguments::command(),
+        &mut Arguments::documented(),
         "pagetide",
         &mut script,
     );
@@ -26,7 +25,7 @@ pub fn man(options: &Man) -> anyhow::Result<()> {
 
 /// The program, then a section for each command.
 fn one_page() -> anyhow::Result<()> {
-    let mut command = Arguments::command();
+    let mut command = Arguments::documented();
     command.build();
     let mut page = Vec::new();
     clap_mangen::Man::new(command.clone()).render(&mut page)?;
@@ -41,6 +40,6 @@ fn one_page() -> anyhow::Result<()> {
 /// `pagetide.1`, and `pagetide-COMMAND.1` for each command.
 fn pages_into(directory: &Path) -> anyhow::Result<()> {
     std::fs::create_dir_all(directory)
-        .and_then(|()| clap_mangen::generate_to(Arguments::command(), directory))
+        .and_then(|()| clap_mangen::generate_to(Arguments::documented(), directory))
         .with_context(|| format!("write manual pages to {}", directory.display()))
 }

@@ -5,6 +5,7 @@ mod behind;
 use super::{open_store_to_act, stop_options, view_at};
 use crate::args::{Restore, TcpName};
 use crate::blockers::{self, Listed};
+use crate::failure::Wrong;
 use crate::output::{self, Page};
 use crate::signals::Signals;
 use behind::Behind;
@@ -44,6 +45,11 @@ pub fn run(arguments: &Restore) -> anyhow::Result<ExitCode> {
     let is_served_later = arguments.lazy && arguments.detach && !arguments.dry_run;
     if is_served_later && !arguments.behind {
         return behind::start();
+    }
+    if !arguments.dry_run && !rustix::process::geteuid().is_root() {
+        let what =
+            "restore needs root: numbers of one's choice, and files of /proc (--dry-run does not)";
+        return Err(Wrong::Refused(what.to_owned()).into());
     }
     let behind = is_served_later.then(Behind::new).transpose()?;
     // What is in the store is run, with the rights of root if root asks for it.
@@ -136,6 +142,7 @@ fn fill(filling: Filling, process: Option<&PidFd>, signals: &Signals) -> anyhow:
 fn pass_on(process: Option<&PidFd>, signals: &Signals) {
     let signal = match signals.exit_status() {
         Some(143) => Signal::TERM,
+        Some(129) => Signal::HUP,
         _ => Signal::INT,
     };
     if let Some(process) = process {

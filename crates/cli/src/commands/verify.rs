@@ -3,7 +3,9 @@
 use super::open_store;
 use crate::args::StoreOnly;
 use crate::output::{self, Page};
+use pagetide_snapshot::SnapshotInfo;
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 #[derive(Serialize)]
@@ -12,6 +14,10 @@ struct Answer {
     snapshots: u64,
     checked_bytes: u64,
     damaged: Vec<DamageAnswer>,
+    /// Snapshots that are whole themselves, and need one that is damaged.
+    lost: Vec<u64>,
+    /// The newest snapshot that is whole with all that it needs.
+    newest_whole: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -36,7 +42,15 @@ pub fn run(options: &StoreOnly) -> anyhow::Result<ExitCode> {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
     };
+    let damaged: BTreeSet<u64> = report
+        .damaged
+        .iter()
+        .map(|damage| damage.snapshot.0)
+        .collect();
+    let (lost, newest_whole) = consequences(&store.snapshots()?.good, &damaged);
     let answer = Answer {
+        lost,
+        newest_whole,
         ok: report.ok,
         snapshots: report.snapshots,
         checked_bytes: report.checked_bytes,
@@ -67,8 +81,66 @@ pub fn run(options: &StoreOnly) -> anyhow::Result<ExitCode> {
     let size = output::bytes(answer.checked_bytes);
     page.line(match answer.ok {
         true => format!("ok: {} snapshots, {size} checked", answer.snapshots),
-        false => format!("damaged: {} of {size} checked", answer.damaged.len()),
+        false => told(&damaged, &answer.lost, answer.newest_whole),
     });
     page.print()?;
     Ok(code)
+}
+
+/// The snapshots that need a damaged one, and the newest that needs none. `good` are all whose description can be read, by number.
+fn consequences(good: &[SnapshotInfo], damaged: &BTreeSet<u64>) -> (Vec<u64>, Option<u64>) {
+    let (mut lost, mut whole) = (Vec::new(), BTreeSet::new());
+    for info in good.iter().filter(|info| !damaged.contains(&info.id.0)) {
+        // A parent has a lower number.
+        match info.parent.is_none_or(|parent| whole.contains(&parent.0)) {
+            true => _ = whole.insert(info.id.0),
+            false => lost.push(info.id.0),
+        }
+    }
+    (lost, whole.last().copied())
+}
+
+fn told(damaged: &BTreeSet<u64>, lost: &[u64], newest_whole: Option<u64>) -> String {
+    let list = |ids: &[u64]| {
+        let shown: Vec<String> = ids.iter().take(8).map(u64::to_string).collect();
+        let more = match ids.len().saturating_sub(8) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        shown.join(", ") + &more
+    };
+    let of = |count: usize| if count == 1 { "snapshot" } else { "snapshots" };
+    let are = |count: usize| if count == 1 { "is" } else { "are" };
+    let ids: Vec<u64> = damaged.iter().copied().collect();
+    let mut text = format!(
+        "{} {} {} damaged",
+        of(ids.len()),
+        list(&ids),
+        are(ids.len())
+    );
+    if !lost.is_empty() {
+        let need = if lost.len() == 1 { "needs" } else { "need" };
+        text += &format!("; {} {need} what is damaged", list(lost));
+    }
+    text + &match newest_whole {
+        Some(id) => format!(". The newest that can be restored: {id}"),
+        None => ". None can be restored".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damage_is_told_with_what_it_costs() {
+        let damaged = BTreeSet::from([1]);
+        let says = "snapshot 1 is damaged; 2, 3, 4 need what is damaged. The newest that can be restored: 5";
+        assert_eq!(told(&damaged, &[2, 3, 4], Some(5)), says);
+        let all = BTreeSet::from([1, 2]);
+        assert_eq!(
+            told(&all, &[], None),
+            "snapshots 1, 2 are damaged. None can be restored"
+        );
+    }
 }
