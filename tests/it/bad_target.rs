@@ -331,7 +331,7 @@ fn a_process_that_executes_another_program_is_followed_by_a_full_snapshot() {
     assert_eq!(why.len(), 5, "one for each program: {why:?}");
     // Also between two commands: the tracking has ended with the program.
     let first = checkpoint_exactly(&store, &target, &[]);
-    assert_eq!(text(&first, "kind"), "full", "{first}");
+    assert_eq!(text(&first, "kind"), "delta", "{first}");
     assert_eq!(target.ask(&execute), "ready");
     let second = checkpoint_exactly(&store, &target, &[]);
     assert_eq!(text(&second, "kind"), "full", "{second}");

@@ -41,16 +41,21 @@ struct Listing<'a> {
     limits: Vec<String>,
 }
 
+fn check_rights(arguments: &Restore) -> Result<(), Wrong> {
+    if arguments.dry_run || rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let what =
+        "restore needs root: numbers of one's choice, and files of /proc (--dry-run does not)";
+    Err(Wrong::Refused(what.to_owned()))
+}
+
 pub fn run(arguments: &Restore) -> anyhow::Result<ExitCode> {
     let is_served_later = arguments.lazy && arguments.detach && !arguments.dry_run;
     if is_served_later && !arguments.behind {
         return behind::start();
     }
-    if !arguments.dry_run && !rustix::process::geteuid().is_root() {
-        let what =
-            "restore needs root: numbers of one's choice, and files of /proc (--dry-run does not)";
-        return Err(Wrong::Refused(what.to_owned()).into());
-    }
+    check_rights(arguments)?;
     let behind = is_served_later.then(Behind::new).transpose()?;
     // What is in the store is run, with the rights of root if root asks for it.
     let store = open_store_to_act(&arguments.store, arguments.trust_store)?;
