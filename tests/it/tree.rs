@@ -134,7 +134,9 @@ fn a_schedule_equals_at_its_end() {
             .map(Frozen::found)
             .collect();
         store.assert_equals_all(6, &all, backend);
+        drop(all);
         for pid in family(target.pid()) {
+            pagetide(["detach", &pid.to_string()]).done();
             assert_eq!(left_in(pid), 0, "process {pid}");
         }
     }

@@ -43,7 +43,7 @@ fn acting(store: &Path, target: &Target, more: &[&str]) -> Vec<Outcome> {
     let (store, pid) = (shown(store), target.pid_text());
     let calls: [&[&str]; 6] = [
         &["checkpoint", &pid, "--store", &store],
-        &["run", "--store", &store, "--every", "1s"],
+        &["run", "--store", &store, "--every", "1s", "--add"],
         &["rollback", &pid, &store, "--at", "1"],
         &["export", &store, "--format", "raw", "-o", &out],
         &["export", &store, "--format", "core", "-o", &out],
@@ -284,7 +284,8 @@ fn a_store_that_is_exchanged_all_the_time() {
             kill_process(pid, Signal::KILL).expect("kill it");
             waitpid(Some(pid), WaitOptions::empty()).expect("it was adopted");
         }
-        let checkpoint = pagetide(["checkpoint", &target.pid_text(), "--store", &path]);
+        let words = ["checkpoint", &target.pid_text(), "--store", &path, "--add"];
+        let checkpoint = pagetide(words);
         for outcome in [outcome, checkpoint] {
             match outcome.code {
                 Some(0) => done += 1,

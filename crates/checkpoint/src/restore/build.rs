@@ -226,7 +226,7 @@ impl Building<'_> {
         let tracking = Tracking::begin_in_new(&mut calls, &identity, backend, self.store.id());
         let finished = calls.finish();
         let mut tracking = tracking?;
-        tracking.name_place(&self.store);
+        tracking.name_place(self.store);
         member.tracking = Some(tracking);
         finished.map_err(|source| crate::TrackingError::Remote { pid, source })?;
         let layout = member.layout(true, |_| false)?;
