@@ -108,8 +108,8 @@ fn follow_schedule(
             Err(error) => {
                 let first = schedule.taken == 0;
                 let told = told(error, signals, schedule.taken);
-                let passes = !told.is::<Signalled>() && !(first && failure::is_refused(&told));
-                let ends = match repeats && passes {
+                let is_final = told.is::<Signalled>() || first && failure::is_refused(&told);
+                let ends = match repeats && !is_final {
                     true => schedule.put_off(told).err(),
                     false => Some(told),
                 };
