@@ -51,7 +51,10 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Verify(options) => return verify::run(&options),
         Command::Export(options) => export::run(&options),
         Command::Rollback(options) => rollback::run(&options),
-        Command::Restore(options) => return restore::run(&options),
+        Command::Restore(options) => {
+            restore::check_rights(&options)?;
+            return restore::run(&options);
+        }
         Command::Inspect(options) => inspect::run(&options),
         Command::Pages(options) => pages::run(&options),
         Command::Detach(options) => detach::run(&options),

@@ -41,13 +41,14 @@ struct Listing<'a> {
     limits: Vec<String>,
 }
 
-fn check_rights(arguments: &Restore) -> Result<(), Wrong> {
+/// An error if a restore cannot be done by whoever asks for it.
+pub fn check_rights(arguments: &Restore) -> anyhow::Result<()> {
     if arguments.dry_run || rustix::process::geteuid().is_root() {
         return Ok(());
     }
     let what =
         "restore needs root: numbers of one's choice, and files of /proc (--dry-run does not)";
-    Err(Wrong::Refused(what.to_owned()))
+    Err(Wrong::Refused(what.to_owned()).into())
 }
 
 pub fn run(arguments: &Restore) -> anyhow::Result<ExitCode> {
@@ -55,7 +56,6 @@ pub fn run(arguments: &Restore) -> anyhow::Result<ExitCode> {
     if is_served_later && !arguments.behind {
         return behind::start();
     }
-    check_rights(arguments)?;
     let behind = is_served_later.then(Behind::new).transpose()?;
     // What is in the store is run, with the rights of root if root asks for it.
     let store = open_store_to_act(&arguments.store, arguments.trust_store)?;
