@@ -31,7 +31,11 @@ fn the_commands_of_the_readme_work_when_they_are_pasted() {
         return;
     }
     let scratch = Scratch::new();
-    let programs = pagetide_path().parent().expect("it lies in a directory");
+    // Whatever the program under test is called.
+    let programs = scratch.join("bin");
+    std::fs::create_dir(&programs).expect("make a directory");
+    let link = programs.join("pagetide");
+    std::os::unix::fs::symlink(pagetide_path(), link).expect("make a link");
     let path = std::env::var("PATH").unwrap_or_default();
     for block in blocks {
         let output = Command::new("bash")
