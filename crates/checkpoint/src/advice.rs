@@ -10,11 +10,8 @@
 //! Of a process whose page tables take too long for any stop, the look after the last stop is taken at its word.
 
 use crate::capture::SIZE;
-use crate::member::Member;
-use crate::window::Stopped;
 use pagetide_kernel::maps::{Mapping, MappingFlags, MapsError};
 use pagetide_pages::PageRange;
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 /// So long may be spent in a stop, by how often the processes were stopped for this snapshot already. After the last
@@ -145,7 +142,7 @@ impl Advice {
 pub(crate) struct LastLook(Option<(Instant, Advice)>);
 
 /// How the advice of one process becomes known in one stop.
-enum Look {
+pub(crate) enum Look {
     /// It is read inside.
     Inside,
     /// This was before, if anything; it is read again after it.
@@ -153,14 +150,14 @@ enum Look {
 }
 
 /// The time that may be spent in one stop of all processes.
-struct Budget {
+pub(crate) struct Budget {
     left: Duration,
     is_last: bool,
 }
 
 impl Budget {
     /// That of the stop after `stops` others for the same snapshot.
-    fn after(stops: usize) -> Budget {
+    pub fn after(stops: usize) -> Budget {
         Budget {
             left: INSIDE[stops.min(INSIDE.len() - 1)],
             is_last: stops + 1 >= INSIDE.len(),
@@ -177,7 +174,7 @@ impl Budget {
 
 impl LastLook {
     /// The look before a stop.
-    fn before(&mut self, pid: i32, mappings: usize, budget: &mut Budget) -> Look {
+    pub fn before(&mut self, pid: i32, mappings: usize, budget: &mut Budget) -> Look {
         if budget.take(pid, mappings) {
             return Look::Inside;
         }
@@ -190,7 +187,7 @@ impl LastLook {
     }
 
     /// That of a process which was found only when all others stood still.
-    fn none_before(pid: i32, mappings: usize, budget: &mut Budget) -> Look {
+    pub fn none_before(pid: i32, mappings: usize, budget: &mut Budget) -> Look {
         match budget.take(pid, mappings) {
             true => Look::Inside,
             false => Look::Around(Advice::default()),
@@ -208,7 +205,7 @@ impl LastLook {
 
     /// What held in the stop, in which `mappings` were there and `inside` was read; `None` if that cannot be told, and
     /// another stop may tell more.
-    fn after(
+    pub fn after(
         &mut self,
         pid: i32,
         look: &Look,
@@ -227,81 +224,6 @@ impl LastLook {
             }
         }
     }
-}
-
-/// How the advice of all processes becomes known in one stop.
-pub(crate) struct Looks {
-    all: Vec<Look>,
-    budget: Budget,
-    /// As many mappings as any of them has.
-    mappings: usize,
-}
-
-impl Looks {
-    /// The looks before the stop after `stops` others for the same snapshot, at processes of which each has as many
-    /// `mappings`.
-    pub fn before(members: &mut [Member], mappings: &[usize], stops: usize) -> Looks {
-        let mut budget = Budget::after(stops);
-        let looks = members.iter_mut().zip(mappings).map(|(member, &mappings)| {
-            let pid = member.pid();
-            member.last_look.before(pid, mappings, &mut budget)
-        });
-        Looks {
-            all: looks.collect(),
-            budget,
-            mappings: mappings.iter().copied().max().unwrap_or(0),
-        }
-    }
-
-    /// All stand still: `others` run another program than before, and some were found only now.
-    pub fn stopped(&mut self, members: &[Member], others: &[usize]) {
-        let new = self.all.len()..members.len();
-        for number in others.iter().copied().chain(new) {
-            let pid = members[number].pid();
-            let look = LastLook::none_before(pid, self.mappings, &mut self.budget);
-            match self.all.get_mut(number) {
-                Some(stale) => *stale = look,
-                None => self.all.push(look),
-            }
-        }
-    }
-
-    /// Who is read in the stop, by its number among the members.
-    pub fn inside(&self, members: &[Member]) -> Vec<(usize, i32)> {
-        let all = self.all.iter().zip(members).enumerate();
-        let inside = all.filter(|(_, (look, _))| matches!(look, Look::Inside));
-        inside
-            .map(|(number, (_, member))| (number, member.pid()))
-            .collect()
-    }
-
-    /// Notes in each of the stopped what held. False if that cannot be told of all.
-    pub fn after(
-        &self,
-        members: &mut [Member],
-        inside: &HashMap<usize, MappingFlags>,
-        stopped: &mut [Option<Stopped>],
-    ) -> bool {
-        let mut told = true;
-        let all = members.iter_mut().zip(stopped).zip(&self.all);
-        for (number, ((member, stopped), look)) in all.enumerate() {
-            let Some(stopped) = stopped else { continue };
-            let (pid, mappings) = (member.pid(), &stopped.layout.mappings);
-            let inside = inside.get(&number);
-            let advice = member
-                .last_look
-                .after(pid, look, inside, mappings, &self.budget);
-            told &= advice.is_some();
-            stopped.advice = advice.unwrap_or_default();
-        }
-        told
-    }
-}
-
-/// Reads what is needed of these. It is parsed when there is time.
-pub(crate) fn read_all(processes: &[(usize, i32)]) -> HashMap<usize, MappingFlags> {
-    let read = |&(number, pid): &(usize, i32)| Some((number, MappingFlags::read(pid).ok()?));
-    processes.iter().filter_map(read).collect()
 }
 
 /// How long reading takes.

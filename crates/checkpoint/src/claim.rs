@@ -2,6 +2,7 @@
 //! `/proc/PID`, which outlives execve(2) and which only those can open who may trace the process, so that nobody else keeps us
 //! out, and nothing of it is in the process.
 
+use crate::error::AttachError;
 use rustix::fs::{FlockOperation, flock, fstat, major, minor};
 use rustix::io::Errno;
 use std::fs::File;
@@ -36,6 +37,14 @@ impl Claim {
             Err(_) => Ok(None),
         }
     }
+}
+
+/// Takes the right to take checkpoints of a process.
+pub(crate) fn claim(pid: i32) -> Result<Option<Claim>, AttachError> {
+    Claim::of(pid).map_err(|claimed| AttachError::Busy {
+        pid,
+        by: claimed.by,
+    })
 }
 
 /// The process that takes checkpoints of process `pid` now, if any does: its number, if that is known.

@@ -3,15 +3,14 @@
 
 use crate::capture::SIZE;
 use crate::files::{FileKey, Files, build_id_of};
-use pagetide_kernel::maps::Mapping;
+use crate::mapped_file::read_exactly;
 use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet};
 use pagetide_process::{OpenError, Opener};
 use pagetide_snapshot::{Backing, PageContent, PageHash, ReadError, Region, View};
 use rustix::fs::OFlags;
-use rustix::io::{Errno, pread};
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,12 +22,6 @@ const AT_ONCE: PageCount = PageCount(256);
 #[derive(Default)]
 pub(crate) struct FileHashes {
     files: HashMap<FileKey, Vec<(PageRange, Vec<PageHash>)>>,
-}
-
-/// The page of the file that a mapping shows at `page`.
-pub(crate) fn file_page(mapping: &Mapping, page: PageIndex) -> PageIndex {
-    let first = mapping.offset_bytes / SIZE.bytes();
-    PageIndex(first + (page.0 - mapping.pages().start().0))
 }
 
 impl FileHashes {
@@ -82,24 +75,6 @@ impl FileHashes {
         let number = usize::try_from(page.0 - range.start().0).ok()?;
         range.contains(page).then(|| hashes.get(number).copied())?
     }
-}
-
-/// Fills `buffer` from `offset` on.
-pub(crate) fn read_exactly(
-    file: impl AsFd,
-    buffer: &mut [u8],
-    offset: u64,
-) -> rustix::io::Result<()> {
-    let mut done = 0;
-    while done < buffer.len() {
-        match pread(&file, &mut buffer[done..], offset + done as u64) {
-            Ok(0) => return Err(Errno::NODATA),
-            Ok(count) => done += count,
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }
 
 /// Pages that a snapshot left in a file, and that the file no longer has.

@@ -10,7 +10,8 @@
 //! Whatever cannot be shown to be settled is compared page by page instead. Leases need the file's
 //! owner or CAP_LEASE; without, every file counts as unsettled: a cost, not a danger.
 
-use crate::layout::{self, FileFacts};
+use crate::layout::FileFacts;
+pub(crate) use crate::mapped_file::{FileKey, key};
 use crate::sparse;
 use pagetide_kernel::lease;
 use pagetide_kernel::maps::{Mapping, MappingName};
@@ -39,9 +40,6 @@ const IN_MEMORY_FILE_SYSTEMS: [i64; 2] = [
     0x0102_1994, // tmpfs, memfd, shared anonymous memory, System V
     0x9584_58F6, // hugetlbfs
 ];
-
-/// A file, by device and inode.
-pub(crate) type FileKey = (u64, u64);
 
 /// The stamps by which a change is noticed. Equal stamps of a settled file mean equal bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, bincode::Encode, bincode::Decode)]
@@ -125,11 +123,6 @@ impl FileReport {
     pub fn standing(&self, key: FileKey) -> Option<&Stamps> {
         self.standing.get(&key)
     }
-}
-
-/// The file behind a mapping.
-pub(crate) fn key(mapping: &Mapping) -> FileKey {
-    (layout::device_number(mapping), mapping.inode)
 }
 
 impl Files {

@@ -1,43 +1,18 @@
 //! What a checkpoint of a process would hold, and what of it a restore could not bring back. It takes one short stop.
 
-use crate::checkpointer::AttachError;
+use crate::error::{AttachError, InspectError, MembersError};
+use crate::family::has_ended;
 use crate::files::Files;
-use crate::member::AddressSpace;
+use crate::manifest::MemberNames;
+use crate::member::Member;
+use crate::members::{AllStopped, Members};
 use crate::probes;
 use crate::report::NotTracked;
-use crate::restorable::Restorable;
+use crate::take::restorable::Restorable;
 use crate::tracking;
-use crate::tree::{children, stop_child, stop_for_a_look};
 use crate::watchers;
-use pagetide_kernel::maps::{self, Mapping, MapsError};
-use pagetide_process::{Blocker, RefusalError, ResumeError, StopError, StopOptions, examine};
-
-/// Why a process could not be inspected. It runs on.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum InspectError {
-    /// It cannot be handled.
-    #[error(transparent)]
-    Refused(#[from] RefusalError),
-    /// A child cannot be handled.
-    #[error("process {pid} of the tree")]
-    Member {
-        /// The child.
-        pid: i32,
-        /// Why not.
-        #[source]
-        source: Box<AttachError>,
-    },
-    /// It could not be stopped.
-    #[error(transparent)]
-    Stop(#[from] StopError),
-    /// Its mappings could not be read.
-    #[error(transparent)]
-    Maps(#[from] MapsError),
-    /// It was killed while it stood still.
-    #[error(transparent)]
-    Resume(#[from] ResumeError),
-}
+use pagetide_kernel::maps::{self, Mapping};
+use pagetide_process::{Blocker, StopError, StopOptions, examine};
 
 /// What was found.
 #[derive(Clone, Debug)]
@@ -62,22 +37,16 @@ pub struct Inspection {
     pub tracked: usize,
 }
 
+/// The mappings of each process; `None` of one that is gone.
+type Layouts = Vec<Option<Vec<Mapping>>>;
+
 /// Looks at process `pid`, with its children if `tree`.
 pub fn inspect(pid: i32, tree: bool, options: StopOptions) -> Result<Inspection, InspectError> {
-    let identity = examine(pid)?.identity;
-    let named = stop_for_a_look(&identity, options)?.ok_or(StopError::Gone { pid })?;
-    let mut stopped = vec![Some(named)];
-    let mut at = 0;
-    while tree && at < stopped.len() {
-        let parent = stopped[at].as_ref().map_or(pid, |one| one.identity().pid);
-        for child in children(parent) {
-            let found = stop_child(child, options).map_err(|error| InspectError::Member {
-                pid: child,
-                source: Box::new(error),
-            })?;
-            stopped.extend(found.map(Some));
-        }
-        at += 1;
+    let mut members = members_of(pid, tree, options)?;
+    let stopped = members.stop_all();
+    let (mut stopped, _) = stopped.map_err(|error| told(pid, error))?;
+    if stopped[0].is_none() {
+        return Err(StopError::Gone { pid }.into());
     }
     let mut restorable = Restorable::read(&mut stopped, tree);
     let mut inspection = Inspection {
@@ -90,53 +59,19 @@ pub fn inspect(pid: i32, tree: bool, options: StopOptions) -> Result<Inspection,
         not_tracked: Vec::new(),
         tracked: 0,
     };
-    let pids: Vec<i32> = stopped
-        .iter()
-        .flatten()
-        .map(|process| process.identity().pid)
-        .collect();
-    let processes: Vec<(i32, Option<i32>)> = pids.iter().map(|&pid| (pid, None)).collect();
-    let watched = watchers::watched_among(&processes);
-    for &pid in &pids {
-        let reasons = watched.get(&pid).into_iter().flatten().cloned();
-        let reasons = reasons.map(|reason| NotTracked::whole(pid, reason));
-        inspection.not_tracked.extend(reasons);
-        let own = tracking::is_tracked(pid);
-        inspection.tracked += usize::from(own);
-    }
-    let mut layouts = Vec::with_capacity(stopped.len());
-    let mut killed = Vec::new();
-    for process in stopped.iter().flatten() {
-        let found = process.identity();
-        let mappings = match maps::mappings(found.pid) {
-            // Somebody killed it while it stood still. It is the child of one that still stands.
-            Err(_) if found.pid != pid && !found.is_alive_and_same() => {
-                killed.push(found.pid);
-                continue;
-            }
-            other => other?,
-        };
-        inspection.threads += process.threads().len();
-        inspection.mappings += mappings.len();
-        let lengths = mappings.iter().map(Mapping::length_bytes);
-        inspection.mapped_bytes += lengths.sum::<u64>();
-        layouts.push((found.pid, mappings));
-    }
-    for process in stopped.into_iter().flatten() {
-        let found = process.identity().pid;
-        match process.resume() {
-            Err(ResumeError::Gone { .. }) if found != pid => killed.push(found),
-            other => other?,
-        }
-    }
+    inspection.look_for_trackers(&stopped);
+    let (layouts, mut killed) = inspection.look_at_mappings(pid, &stopped)?;
+    killed.extend(members.resume(stopped)?);
     // In the order in which a checkpoint does it, so that it finds the same.
     restorable.look_from_outside();
-    for (pid, mappings) in &layouts {
-        restorable.look_at_mappings(*pid, mappings);
-        let breakpoints = breakpoints(*pid, mappings);
-        restorable.name(probes::blockers(*pid, mappings, &[], &breakpoints));
+    for (member, mappings) in members.list().iter().zip(&layouts) {
+        let Some(mappings) = mappings else { continue };
+        let pid = member.pid();
+        restorable.look_at_mappings(pid, mappings);
+        let breakpoints = breakpoints(member, mappings);
+        restorable.name(probes::blockers(pid, mappings, &[], &breakpoints));
     }
-    inspection.processes = layouts.len();
+    inspection.processes = layouts.iter().flatten().count();
     inspection.blockers = restorable.blockers;
     // Nothing could be read of one that was killed, and nothing of it would be in a checkpoint.
     inspection
@@ -145,19 +80,78 @@ pub fn inspect(pid: i32, tree: bool, options: StopOptions) -> Result<Inspection,
     Ok(inspection)
 }
 
+/// The processes, whatever programs they execute meanwhile.
+fn members_of(pid: i32, tree: bool, options: StopOptions) -> Result<Members, InspectError> {
+    let named = match Member::to_look_at(examine(pid)?, MemberNames::alone()) {
+        Err(_) if has_ended(pid) => return Err(StopError::Gone { pid }.into()),
+        other => other?,
+    };
+    Ok(Members::to_look_at(named, tree, options))
+}
+
+/// An error of a child is told as such.
+fn told(named: i32, error: MembersError) -> InspectError {
+    match error {
+        MembersError::Member { pid, source } => InspectError::Member { pid, source },
+        MembersError::Stop { pid, source } if pid == named => InspectError::Stop(source),
+        MembersError::Stop { pid, source } => InspectError::Member {
+            pid,
+            source: Box::new(AttachError::Stop(source)),
+        },
+    }
+}
+
+impl Inspection {
+    /// Who watches the memory of the processes, and whether we do.
+    fn look_for_trackers(&mut self, stopped: &AllStopped) {
+        let all = stopped.iter().flatten();
+        let processes: Vec<(i32, Option<i32>)> =
+            all.map(|process| (process.identity().pid, None)).collect();
+        let watched = watchers::watched_among(&processes);
+        for (pid, _) in processes {
+            let reasons = watched.get(&pid).into_iter().flatten().cloned();
+            let reasons = reasons.map(|reason| NotTracked::whole(pid, reason));
+            self.not_tracked.extend(reasons);
+            self.tracked += usize::from(tracking::is_tracked(pid));
+        }
+    }
+
+    /// The mappings of each; and the pids of those that somebody killed while they stood, of which there are none. They are
+    /// children of one that still stands.
+    fn look_at_mappings(
+        &mut self,
+        named: i32,
+        stopped: &AllStopped,
+    ) -> Result<(Layouts, Vec<i32>), InspectError> {
+        let mut layouts = Vec::with_capacity(stopped.len());
+        let mut killed = Vec::new();
+        for process in stopped {
+            let Some(process) = process else {
+                layouts.push(None);
+                continue;
+            };
+            let found = process.identity();
+            let mappings = match maps::mappings(found.pid) {
+                Err(_) if found.pid != named && !found.is_alive_and_same() => {
+                    killed.push(found.pid);
+                    layouts.push(None);
+                    continue;
+                }
+                other => other?,
+            };
+            self.threads += process.threads().len();
+            self.mappings += mappings.len();
+            let lengths = mappings.iter().map(Mapping::length_bytes);
+            self.mapped_bytes += lengths.sum::<u64>();
+            layouts.push(Some(mappings));
+        }
+        Ok((layouts, killed))
+    }
+}
+
 /// Addresses of breakpoints that a checkpoint would store as they are. None of a process that is gone.
-fn breakpoints(pid: i32, mappings: &[Mapping]) -> Vec<u64> {
-    let Ok(space) = AddressSpace::open(pid) else {
-        return Vec::new();
-    };
+fn breakpoints(member: &Member, mappings: &[Mapping]) -> Vec<u64> {
     let mut files = Files::new(false);
-    files.look([(pid, mappings)]);
-    let process = probes::Process {
-        pid,
-        memory: &space.memory,
-        tables: space.page_tables(),
-        mappings,
-        files: &files,
-    };
-    process.probes_now().kept
+    files.look([(member.pid(), mappings)]);
+    member.as_probed(mappings, &files).probes_now().kept
 }

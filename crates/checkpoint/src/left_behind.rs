@@ -6,8 +6,8 @@
 //! whoever comes next: a memfd by its name, and a userfaultfd by the mark, which is there first and says which others
 //! there were.
 
+use crate::error::TrackingError;
 use crate::mark::{MEMFD_LINK, Mark};
-use crate::tracking::TrackingError;
 use pagetide_kernel::pidfd::PidFd;
 use pagetide_process::ProcessIdentity;
 use std::os::unix::fs::MetadataExt;

@@ -49,27 +49,32 @@
 //! # }
 //! ```
 
+mod address_space;
 mod advice;
 mod apart;
 mod arena;
+mod backends;
+mod blockers;
 mod capture;
 mod checkpointer;
 mod claim;
 mod compared;
-mod describe;
+mod error;
 mod export;
+mod family;
 mod file_pages;
 mod files;
 mod growth;
+mod harvests;
 mod inspect;
-mod instant;
 mod layout;
-mod leave;
 mod left_behind;
+mod manifest;
+mod mapped_file;
 mod mapping_blockers;
 mod mark;
-mod marking;
 mod member;
+mod members;
 mod memo;
 mod numa;
 mod object_records;
@@ -78,33 +83,36 @@ mod options;
 mod own_memory;
 mod page_table_limit;
 mod page_tables;
+mod parent;
+mod plan;
 mod poison;
-mod precopy;
 mod probes;
 mod report;
-mod restorable;
 mod restore;
 mod rings;
 mod rollback;
-mod second_look;
 mod spaces;
 mod sparse;
 mod take;
 mod tracking;
-mod tree;
 mod watchers;
-mod window;
 mod writers;
 
 pub use apart::{decompress_apart, rest_decompressing};
+pub use backends::backends;
+pub use blockers::blockers_of;
 pub use capture::CaptureError;
-pub use checkpointer::{AttachError, Checkpointer, backends};
+pub use checkpointer::Checkpointer;
 pub use claim::checkpointed_by;
 pub use compared::ComparedBecause;
+pub use error::{AttachError, InspectError, TakeError, TrackingError};
 pub use export::{CoreError, CoreExtent, ExportError, write_core, write_region};
 pub use file_pages::FilePagesError;
-pub use inspect::{InspectError, Inspection, inspect};
-pub use member::{MEMORY_SPACE, MemberNames, PROCESS_ATTACHMENT};
+pub use inspect::{Inspection, inspect};
+pub use manifest::{
+    MEMORY_SPACE, MemberNames, PROCESS_ATTACHMENT, TREE_ATTACHMENT, TreeProcess, members_of,
+    tree_of,
+};
 pub use numa::{NumaRegion, numa_of};
 pub use options::{Leave, Mode, Options, Progress, Request, Residence};
 pub use own_memory::{
@@ -113,12 +121,9 @@ pub use own_memory::{
 pub use pagetide_kernel::own_region::OwnRegion;
 pub use poison::{Poisoned, poisoned_of};
 pub use report::{NotCaptured, NotTracked, Report};
-pub use restorable::blockers_of;
 pub use restore::{
     FillError, FilledReport, Filling, LazyError, RestoreError, RestoreOptions, Restored,
     check_limits, make_room_for_descriptors, paths_of, restore,
 };
 pub use rollback::{RollbackError, RolledBack, roll_back};
-pub use take::TakeError;
-pub use tracking::{Detached, TrackingError, detach};
-pub use tree::{TREE_ATTACHMENT, TreeProcess, members_of, tree_of};
+pub use tracking::{Detached, detach};

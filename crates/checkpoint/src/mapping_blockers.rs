@@ -1,7 +1,7 @@
 //! Mappings that a restore could not make again.
 
 use crate::layout;
-use crate::restore::device_of_memory;
+use crate::mapped_file::device_of_memory;
 use pagetide_kernel::maps::{Mapping, MappingName};
 use pagetide_process::Blocker;
 use std::os::unix::ffi::OsStrExt;

@@ -1,101 +1,34 @@
 //! One process under checkpoint, with what is known of it from one snapshot to the next. A checkpoint of
 //! a process tree has several.
 
+use crate::address_space::AddressSpace;
 use crate::advice::LastLook;
-use crate::checkpointer::{self, AttachError};
+use crate::capture::CaptureError;
 use crate::claim::Claim;
+use crate::error::{AttachError, TakeError, TrackingError};
+use crate::files::Files;
 use crate::growth;
+use crate::layout::{Layout, Tracked};
+use crate::manifest::MemberNames;
 use crate::mark::Phase;
-use crate::memo::{self, Memo};
-use crate::numa;
-use crate::page_tables::PageTables;
+use crate::memo::Memo;
+use crate::page_table_limit;
+use crate::page_tables::Private;
+use crate::probes::Process;
 use crate::rings::{self, AsynchronousIo, Depth};
-use crate::take::TakeError;
-use crate::tracking::{Tracking, TrackingError};
+use crate::tracking::{TrackedBy, Tracking};
 use pagetide_kernel::kcmp;
-use pagetide_kernel::maps::Mapping;
-use pagetide_kernel::memory::ProcessMemory;
-use pagetide_kernel::pagemap_scan::{Categories, Pagemap};
+use pagetide_kernel::maps::{self, Mapping};
+use pagetide_kernel::pagemap_scan::Categories;
 use pagetide_kernel::pidfd::PidFd;
-use pagetide_kernel::probe;
+use pagetide_pages::{PageRange, PageSet};
 use pagetide_process::{
-    Examined, KERNEL_STATE_ATTACHMENT, OutsideState, ProcessIdentity, ProcessState, start_of_stack,
+    Examined, OutsideState, ProcessIdentity, ProcessState, StoppedProcess, start_of_stack,
 };
 use pagetide_snapshot::View;
+use pagetide_tracker::{Backend, Harvest, TrackError};
 use std::sync::Arc;
 use std::time::Duration;
-
-/// The name of the space that holds a process's memory by virtual address, if it is checkpointed alone.
-pub const MEMORY_SPACE: &str = "mem";
-/// The name of the attachment that holds its registers and the like, if it is checkpointed alone.
-pub const PROCESS_ATTACHMENT: &str = "process";
-
-/// What the parts of one process are called in a snapshot.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MemberNames {
-    /// The space with its memory.
-    pub space: String,
-    /// The attachment with its registers and the like.
-    pub process: String,
-    /// The attachment that says on which NUMA nodes its memory lay.
-    pub numa: String,
-    /// The attachment with what the kernel keeps for it.
-    pub kernel: String,
-    pub(crate) memo: String,
-}
-
-impl MemberNames {
-    /// The names for a process that is checkpointed alone.
-    pub fn alone() -> MemberNames {
-        MemberNames {
-            space: MEMORY_SPACE.to_owned(),
-            process: PROCESS_ATTACHMENT.to_owned(),
-            numa: numa::ATTACHMENT.to_owned(),
-            kernel: KERNEL_STATE_ATTACHMENT.to_owned(),
-            memo: memo::ATTACHMENT.to_owned(),
-        }
-    }
-
-    /// The names for process `pid` of a tree.
-    pub fn in_tree(pid: i32) -> MemberNames {
-        let alone = MemberNames::alone();
-        MemberNames {
-            space: format!("{}:{pid}", alone.space),
-            process: format!("{}:{pid}", alone.process),
-            numa: format!("{}:{pid}", alone.numa),
-            kernel: format!("{}:{pid}", alone.kernel),
-            memo: format!("{}:{pid}", alone.memo),
-        }
-    }
-}
-
-/// Open files that stay bound to one address space.
-pub(crate) struct AddressSpace {
-    pub memory: ProcessMemory,
-    pub pagemap: Pagemap,
-    pub knows_guards: bool,
-    /// Of the program that ran when it was opened.
-    start_of_stack: Option<u64>,
-}
-
-impl AddressSpace {
-    /// What its page tables say.
-    pub fn page_tables(&self) -> PageTables<'_> {
-        PageTables {
-            pagemap: &self.pagemap,
-            knows_guards: self.knows_guards,
-        }
-    }
-
-    pub fn open(pid: i32) -> Result<AddressSpace, AttachError> {
-        Ok(AddressSpace {
-            start_of_stack: start_of_stack(pid),
-            memory: ProcessMemory::open(pid)?,
-            pagemap: Pagemap::of_process(pid)?,
-            knows_guards: probe::known_categories().contains(Categories::GUARD),
-        })
-    }
-}
 
 /// By what the end of a process is seen.
 pub(crate) struct Ending<'a> {
@@ -104,7 +37,7 @@ pub(crate) struct Ending<'a> {
 }
 
 impl<'a> Ending<'a> {
-    pub fn of(pidfd: Option<&'a PidFd>, identity: &'a ProcessIdentity) -> Ending<'a> {
+    fn of(pidfd: Option<&'a PidFd>, identity: &'a ProcessIdentity) -> Ending<'a> {
         Ending { pidfd, identity }
     }
 
@@ -137,8 +70,8 @@ pub(crate) struct Member {
     /// The process itself: its end is seen by this for sure, and signals reach no other. `None` if it ended before it could be
     /// held.
     pidfd: Option<Arc<PidFd>>,
-    /// It was not named but found, so it may be lost.
-    is_child: bool,
+    /// Its end is no failure: it was not named but found, or it is only looked at.
+    may_be_lost: bool,
     /// Its address space was that of its parent when it was opened. Such a space outlives an execve(2) of
     /// the child, and then nothing tells that it is not the child's any more.
     shares_space: bool,
@@ -159,17 +92,23 @@ impl Member {
             most_mappings: growth::most_mappings(),
             uses_rings: false,
             outside: None,
-            is_child: false,
+            may_be_lost: false,
             shares_space: false,
         })
+    }
+
+    /// A process that was named, but is only looked at.
+    pub fn to_look_at(examined: Examined, names: MemberNames) -> Result<Member, AttachError> {
+        let mut member = Member::new(examined, names)?;
+        member.may_be_lost = true;
+        Ok(member)
     }
 
     /// A child of process `parent`.
     pub fn child(examined: Examined, parent: i32) -> Result<Member, AttachError> {
         let pid = examined.identity.pid;
         let mut child = Member::new(examined, MemberNames::in_tree(pid))?;
-        child.claim = checkpointer::claim(pid)?;
-        child.is_child = true;
+        child.may_be_lost = true;
         child.shares_space = kcmp::share_address_space(pid, parent).unwrap_or(false);
         Ok(child)
     }
@@ -189,9 +128,9 @@ impl Member {
         self.ending().has_come()
     }
 
-    /// True if it was not named but found.
-    pub fn is_child(&self) -> bool {
-        self.is_child
+    /// True if its end is no failure.
+    pub fn may_be_lost(&self) -> bool {
+        self.may_be_lost
     }
 
     /// True if its address space may be that of its parent.
@@ -201,7 +140,7 @@ impl Member {
 
     /// True if nothing is known of the address space that this child has now.
     pub fn has_lost_its_space(&self) -> bool {
-        self.is_child && (self.shares_space || !self.space.pagemap.is_alive())
+        self.may_be_lost && (self.shares_space || !self.space.pagemap.is_alive())
     }
 
     /// Goes on with the address space that the stopped child has now.
@@ -219,7 +158,7 @@ impl Member {
         let is_lost =
             || self.has_ended() || self.has_lost_its_space() || self.runs_another_program();
         match ready {
-            Err(_) if self.is_child && is_lost() => Ok(T::default()),
+            Err(_) if self.may_be_lost && is_lost() => Ok(T::default()),
             other => other,
         }
     }
@@ -297,6 +236,122 @@ impl Member {
         match tracking.map(|tracking| tracking.set_phase(phase)) {
             Some(Err(source)) => Err(TrackingError::Mark { pid, source }.into()),
             _ => Ok(()),
+        }
+    }
+
+    /// Finds the tracking that an earlier run left in the process.
+    pub fn find_tracking(&mut self, by: &TrackedBy) -> Result<(), TrackingError> {
+        let limit = page_table_limit::of(self.pid(), by.page_table_limit);
+        self.tracking = Tracking::find(self.identity(), by.store.id(), by.backend, limit)?;
+        Ok(())
+    }
+
+    /// Begins tracking the stopped process if it has not begun. What was remembered of it counts no more. One that is
+    /// frozen is compared, unless tracking was asked for by name.
+    pub fn begin_tracking(
+        &mut self,
+        stopped: &mut StoppedProcess,
+        by: &TrackedBy,
+    ) -> Result<(), TrackingError> {
+        let is_compared = !by.is_asked_for && stopped.freezer().is_some();
+        if self.tracking.is_some() || is_compared {
+            return Ok(());
+        }
+        let limit = page_table_limit::of(self.pid(), by.page_table_limit);
+        let (backend, store) = (by.backend, by.store.id());
+        let begun = Tracking::begin(stopped, self.identity(), backend, store, by.stays, limit);
+        let mut begun = begun?;
+        begun.name_place(&by.store);
+        self.tracking = Some(begun);
+        self.memo = None;
+        Ok(())
+    }
+
+    /// Ends what earlier snapshots have marked: the process is not to see it.
+    pub fn take_marks_back(&mut self, mappings: &[Mapping]) -> Result<(), TrackError> {
+        let Some(tracking) = self.tracking.as_mut() else {
+            return Ok(());
+        };
+        let private = mappings.iter().filter(|mapping| !mapping.shared);
+        let private: Vec<PageRange> = private.map(Mapping::pages).collect();
+        tracking.tracker.release(&private)
+    }
+
+    /// Takes what was written of what is tracked. New memory is left to be compared where a mapping more would be too much for it.
+    pub fn harvest(&mut self, layout: &Layout) -> Result<Option<Harvest>, TrackError> {
+        let Some(tracking) = self.tracking.as_mut() else {
+            return Ok(None);
+        };
+        let mappings = &layout.mappings;
+        let are_many = growth::are_many(mappings.len(), self.most_mappings);
+        let leave = |fresh: &PageSet| match are_many {
+            true => fresh.clone(),
+            false => growth::not_worth_a_mapping(mappings, fresh),
+        };
+        let harvest = tracking.tracker.harvest_but(&layout.tracked, &leave)?;
+        Ok(Some(harvest))
+    }
+
+    /// The mappings as they are now. Without a tracker, or if its word is not enough, all are compared.
+    pub fn layout(
+        &self,
+        trusts_tracker: bool,
+        is_object: impl Fn(&Mapping) -> bool,
+    ) -> Result<Layout, TakeError> {
+        let pid = self.pid();
+        let mappings = maps::mappings(pid)?;
+        if mappings.is_empty() {
+            // Ended, or just executing another program.
+            return Err(TrackError::SpaceGone.into());
+        }
+        Ok(self.layout_of(mappings, trusts_tracker, is_object))
+    }
+
+    /// The same for mappings that were read already.
+    pub fn layout_of(
+        &self,
+        mappings: Vec<Mapping>,
+        trusts_tracker: bool,
+        is_object: impl Fn(&Mapping) -> bool,
+    ) -> Layout {
+        let holds = |pages| {
+            let mut holds = false;
+            let any_of = Categories::PRESENT | Categories::SWAPPED;
+            let tables = self.space.page_tables();
+            let scanned = tables.scan(pages, any_of, Categories::empty(), |_, _| holds = true);
+            holds || scanned.is_err()
+        };
+        let backend = self.tracking.as_ref().filter(|_| trusts_tracker);
+        let tracked = match backend.map(|tracking| tracking.tracker.backend()) {
+            None => Tracked::Nothing,
+            Some(Backend::WpAsync) => Tracked::Reservations,
+            Some(_) => Tracked::Content,
+        };
+        Layout::new(mappings, tracked, holds, is_object)
+    }
+
+    /// What is remembered from the parent.
+    pub fn memo_of(&self, parent: Option<&View>) -> Option<&Memo> {
+        self.memo.as_ref().filter(|_| parent.is_some())
+    }
+
+    /// What the page tables say of `over_file` (private mappings of files). A slot that is neither in memory
+    /// nor a guard is taken for a copy: it may be one in swap.
+    pub fn private_pages(&self, over_file: &PageSet) -> Result<Private, TakeError> {
+        let tables = self.space.page_tables();
+        Ok(tables
+            .private_pages(over_file)
+            .map_err(CaptureError::from)?)
+    }
+
+    /// As one that may have probes in it.
+    pub fn as_probed<'a>(&'a self, mappings: &'a [Mapping], files: &'a Files) -> Process<'a> {
+        Process {
+            pid: self.pid(),
+            memory: &self.space.memory,
+            tables: self.space.page_tables(),
+            mappings,
+            files,
         }
     }
 }

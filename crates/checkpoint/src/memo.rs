@@ -3,6 +3,7 @@
 
 use crate::files::Stamps;
 use pagetide_pages::{PageIndex, PageRange, PageSet};
+use std::collections::HashMap;
 
 /// The name of the attachment.
 pub(crate) const ATTACHMENT: &str = "tracking";
@@ -28,6 +29,9 @@ pub(crate) struct Memo {
     /// There was a ring somewhere in the process's own memory: the next snapshot compares everything.
     pub unlisted_ring: bool,
 }
+
+/// By process.
+pub(crate) type Memos = HashMap<i32, Memo>;
 
 #[derive(bincode::Encode, bincode::Decode)]
 struct OnDisk {

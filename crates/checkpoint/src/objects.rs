@@ -8,18 +8,20 @@
 //! them), and what lies past its end can have no content.
 
 use crate::capture::{CaptureError, Copied, SIZE, Verdict};
-use crate::file_pages::{FileHashes, file_page};
+use crate::file_pages::FileHashes;
 use crate::files::{self, FileKey, FileReport, Files};
 use crate::layout::{self, FileDescription};
+use crate::mapped_file::{file_page, read_or_zero};
 use crate::member::Member;
 use crate::object_records::ObjectRecord;
+use crate::parent::in_file;
 use crate::spaces::Spaces;
 use crate::sparse::holes;
 use pagetide_kernel::maps::{Mapping, MappingName};
 use pagetide_kernel::shared_memory;
 use pagetide_pages::{PageIndex, PageRange, PageSet};
 use pagetide_snapshot::{Capture, PageHash, PageState, Protection, Region, Shown, View};
-use rustix::io::{Errno, pread};
+use rustix::io::Errno;
 use std::collections::{HashMap, HashSet};
 use std::os::fd::OwnedFd;
 
@@ -195,21 +197,16 @@ impl Object {
         let end = PageIndex(size_bytes.div_ceil(SIZE.bytes()));
         let inside = self.pages.within(PageRange::new(PageIndex(0), end));
         let past_the_end = self.pages.subtract(&inside);
-        let in_memory = earlier
-            .report
-            .facts(&self.mapping)
-            .is_some_and(|facts| facts.in_memory);
-        let empty = match in_memory {
+        let facts = earlier.report.facts(&self.mapping);
+        let empty = match facts.is_some_and(|facts| facts.in_memory) {
             true => holes(file, size_bytes).intersect(&inside),
             false => PageSet::new(),
         };
-        for (pages, state) in [
-            (&past_the_end, PageState::Unbacked),
-            (&empty, PageState::Zero),
-        ] {
-            let ranges = pages.ranges().iter();
-            copied.states.extend(ranges.map(|&range| (range, state)));
-        }
+        let outside = past_the_end.ranges().iter();
+        let states = outside.map(|&range| (range, PageState::Unbacked));
+        let zeros = empty.ranges().iter();
+        let states = states.chain(zeros.map(|&range| (range, PageState::Zero)));
+        copied.states.extend(states);
         let mut wanted = inside.subtract(&empty);
         let tail = PageIndex(size_bytes / SIZE.bytes());
         let has_tail = tail < end && wanted.contains(tail);
@@ -242,15 +239,7 @@ impl Object {
             }
         };
         let read = |pieces: &[PageRange], bytes: &mut [u8]| {
-            let mut rest = bytes;
-            for piece in pieces {
-                let length = SIZE.bytes_of(piece.count()) as usize;
-                let (bytes, others) = rest.split_at_mut(length);
-                read_or_zero(file, bytes, SIZE.address_of(piece.start()))
-                    .map_err(|errno| self.error(errno))?;
-                rest = others;
-            }
-            Ok::<_, CaptureError>(Vec::new())
+            self.read_pieces(file, pieces, bytes).map(|()| Vec::new())
         };
         copied.keep_some(wanted.ranges(), read, judge)?;
         if has_tail {
@@ -259,6 +248,23 @@ impl Object {
                     .map(|()| Vec::new())
             };
             copied.keep_some(&[PageRange::single(tail)], read, judge)?;
+        }
+        Ok(())
+    }
+
+    fn read_pieces(
+        &self,
+        file: &OwnedFd,
+        pieces: &[PageRange],
+        bytes: &mut [u8],
+    ) -> Result<(), CaptureError> {
+        let mut rest = bytes;
+        for piece in pieces {
+            let length = SIZE.bytes_of(piece.count()) as usize;
+            let (bytes, others) = rest.split_at_mut(length);
+            read_or_zero(file, bytes, SIZE.address_of(piece.start()))
+                .map_err(|errno| self.error(errno))?;
+            rest = others;
         }
         Ok(())
     }
@@ -285,47 +291,4 @@ impl Object {
         }
         read_or_zero(file, bytes, SIZE.address_of(page)).map_err(|errno| self.error(errno))
     }
-}
-
-/// The pages that regions of the snapshot show of other spaces.
-pub(crate) fn shown_in(view: &View, space: usize) -> PageSet {
-    let regions = view.spaces()[space].regions.iter();
-    regions
-        .filter(|region| region.shows.is_some())
-        .map(|region| region.pages)
-        .collect()
-}
-
-/// The pages among `pages` that the snapshot itself leaves in the file of their region.
-pub(crate) fn in_file(view: &View, space: usize, pages: &PageSet) -> PageSet {
-    let mut found = PageSet::new();
-    for &range in pages.subtract(&shown_in(view, space)).ranges() {
-        let runs = view.runs(space, range);
-        found.extend(
-            runs.filter(|(_, state)| *state == PageState::File)
-                .map(|(pages, _)| pages),
-        );
-    }
-    found
-}
-
-/// Fills `buffer` from `offset` on, with zeros past the end.
-pub(crate) fn read_or_zero(
-    file: &OwnedFd,
-    buffer: &mut [u8],
-    offset: u64,
-) -> rustix::io::Result<()> {
-    let mut done = 0;
-    while done < buffer.len() {
-        match pread(file, &mut buffer[done..], offset + done as u64) {
-            Ok(0) => {
-                buffer[done..].fill(0);
-                return Ok(());
-            }
-            Ok(count) => done += count,
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }

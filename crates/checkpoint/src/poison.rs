@@ -6,15 +6,10 @@
 //! are known by the page tables.
 
 use crate::capture::SIZE;
-use crate::files::FileReport;
-use crate::layout;
-use crate::member::Member;
-use crate::window::Stopped;
-use pagetide_kernel::maps::Mapping;
 use pagetide_kernel::userfaultfd::missing::kernel_can_poison;
-use pagetide_pages::{PageIndex, PageRange, PageSet};
+use pagetide_pages::PageSet;
 use pagetide_process::Blocker;
-use pagetide_snapshot::{Backing, PageState, Region, Sharing, View};
+use pagetide_snapshot::{Backing, Region, Sharing, View};
 
 /// The name of the attachment.
 pub(crate) const ATTACHMENT: &str = "poisoned";
@@ -72,59 +67,6 @@ pub(crate) fn pages_of(poisoned: &[Poisoned], pid: i32) -> PageSet {
     own.map(|one| SIZE.covering(one.start, one.end)).collect()
 }
 
-/// The pages of `mapping` that can be read unless they are poisoned.
-fn readable(mapping: &Mapping, report: &FileReport) -> PageRange {
-    let pages = mapping.pages();
-    let is_private_memory = !mapping.has_file() && !mapping.shared;
-    if is_private_memory {
-        return pages;
-    }
-    let nothing = PageRange::new(pages.start(), pages.start());
-    let Some(facts) = report
-        .facts(mapping)
-        .filter(|_| !layout::is_device_like(mapping))
-    else {
-        return nothing;
-    };
-    let shown = facts.size_bytes.saturating_sub(mapping.offset_bytes);
-    let end = PageIndex(pages.start().0 + shown.div_ceil(SIZE.bytes()));
-    PageRange::new(pages.start(), end.min(pages.end()))
-}
-
-impl Member {
-    /// Which memory of the process was poisoned in the stop. What was not looked at is as it was in the parent.
-    pub(crate) fn poisoned(
-        &self,
-        stopped: &Stopped,
-        report: &FileReport,
-        parent: Option<&View>,
-    ) -> Vec<Poisoned> {
-        let pid = self.pid();
-        let parent = parent.filter(|_| self.memo.is_some());
-        let mut unreadable = match parent {
-            Some(view) => pages_of(&poisoned_of(view), pid).subtract(&stopped.copied),
-            None => PageSet::new(),
-        };
-        for &(pages, state) in &stopped.states {
-            match state {
-                PageState::Unbacked => unreadable.insert(pages),
-                _ => unreadable.remove(pages),
-            }
-        }
-        let mut poisoned = Vec::new();
-        if unreadable.is_empty() {
-            return poisoned;
-        }
-        for (mapping, _) in stopped.layout.each() {
-            for &pages in unreadable.within(readable(mapping, report)).ranges() {
-                let (start, end) = SIZE.span_of(pages);
-                poisoned.push(Poisoned { pid, start, end });
-            }
-        }
-        poisoned
-    }
-}
-
 /// True if pages of this region can be poisoned again: the kernel does so for private memory and for what is shared and memory.
 pub(crate) fn can_be_again(region: &Region) -> bool {
     let is_huge = region.advice.iter().any(|advice| advice == "hugetlb");
@@ -165,6 +107,7 @@ pub(crate) fn blockers(poisoned: &[Poisoned], regions: &[Region]) -> Vec<Blocker
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pagetide_pages::{PageIndex, PageRange};
 
     #[test]
     fn a_record_is_read_as_it_was_written_and_refused_when_cut() {

@@ -10,6 +10,7 @@
 
 mod birth;
 mod build;
+mod error;
 mod fill;
 mod inherit;
 mod journal;
@@ -18,6 +19,7 @@ mod limits;
 mod made;
 mod mappings;
 mod nature;
+mod object;
 mod objects;
 mod paths;
 mod plan;
@@ -27,230 +29,29 @@ mod segments;
 mod sources;
 
 use crate::apart;
-use crate::file_pages::FilePagesError;
+use crate::blockers::{blockers_of, stays};
+use crate::manifest::members_of;
 use crate::poison::poisoned_of;
-use crate::restorable::{blockers_of, stays};
-use crate::tree::members_of;
 use birth::{Born, claim_numbers};
 use build::Building;
+pub use error::{FillError, LazyError, RestoreError};
 use inherit::Inheritance;
 use lazy::Lazy;
-pub use lazy::{FillError, FilledReport, Filling, LazyError};
+pub use lazy::{FilledReport, Filling};
 pub use limits::check as check_limits;
 use made::Made;
-pub(crate) use nature::device_of_memory;
-use pagetide_kernel::memory::MemoryError;
-use pagetide_kernel::pidfd::PidFdError;
-use pagetide_kernel::spawn::SpawnError;
 use pagetide_pages::PageCount;
 use pagetide_process::{
-    Blocker, KernelStateApplyError, NewProcess, OPEN_FILES_ATTACHMENT, OpenFiles,
-    OpenFilesDecodeError, Openers, RebuildError, RemoteCallError, ReopenChoices, ReopenError,
-    ResumeError, StateDecodeError, StopOptions, StoppedProcess, TcpChoice, ThreadState,
-    enter_control_groups, kernel_mappings_of,
+    Blocker, NewProcess, OPEN_FILES_ATTACHMENT, OpenFiles, Openers, RebuildError, ReopenChoices,
+    StopOptions, StoppedProcess, TcpChoice, ThreadState, enter_control_groups, kernel_mappings_of,
 };
-use pagetide_snapshot::{ReadError, SnapshotId, Store, View};
+use pagetide_snapshot::{Store, View};
 pub use paths::paths_of;
 use plan::Plan;
-use sources::Sources;
+pub use sources::make_room_for_descriptors;
+use sources::{OUT_OF_THE_WAY, Sources};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-
-/// Descriptors of ours have numbers from here on, so that they are not in the way of those of the new processes.
-const OUT_OF_THE_WAY: i32 = 4096;
-
-/// Why a process was not restored. Nothing of it is left.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum RestoreError {
-    /// The snapshot is not one of a process.
-    #[error("snapshot {id} holds no process")]
-    NotAProcess {
-        /// Its id.
-        id: SnapshotId,
-    },
-    /// Things that cannot be brought back, and that were not accepted.
-    #[error("snapshot {id} holds what cannot be brought back and was not accepted")]
-    Blocked {
-        /// Its id.
-        id: SnapshotId,
-        /// What.
-        blockers: Vec<Blocker>,
-    },
-    /// The state in the snapshot cannot be read.
-    #[error("the process state in the snapshot")]
-    State(#[from] StateDecodeError),
-    /// The store cannot be read.
-    #[error(transparent)]
-    Store(#[from] ReadError),
-    /// A file that is needed is not what it was.
-    #[error("{path}, which the process had mapped, {reason}")]
-    File {
-        /// The file.
-        path: String,
-        /// What is wrong with it, for people.
-        reason: String,
-    },
-    /// The code that the kernel maps into every process is another.
-    #[error(
-        "the vdso of this kernel is not that of snapshot {id}, and the program may call into it"
-    )]
-    Vdso {
-        /// The snapshot.
-        id: SnapshotId,
-    },
-    /// It says something of a process that is true of none.
-    #[error("snapshot {id} is of no process that there can be: {what}")]
-    Impossible {
-        /// The snapshot.
-        id: SnapshotId,
-        /// What.
-        what: String,
-    },
-    /// It has more mappings than this machine allows.
-    #[error(
-        "process {pid} of the snapshot needs {needed} mappings, and this machine allows {allowed}: sysctl -w vm.max_map_count={needed}"
-    )]
-    TooManyMappings {
-        /// The process.
-        pid: i32,
-        /// How many it needs while it is made.
-        needed: u64,
-        /// How many a process may have.
-        allowed: u64,
-    },
-    /// A number that the process had belongs to another.
-    #[error("the number {pid} that a process or thread of the snapshot had belongs to {owner} now")]
-    Taken {
-        /// The number.
-        pid: i32,
-        /// Who has it.
-        owner: String,
-    },
-    /// A process that was made cannot be held.
-    #[error("cannot hold the new process {pid}")]
-    Held {
-        /// The process.
-        pid: i32,
-        /// What the kernel said.
-        #[source]
-        source: PidFdError,
-    },
-    /// Its parent began another session when it was born already.
-    #[error(
-        "process {pid} is in session {session}, and its parent {parent} is in another: such a child cannot be made again"
-    )]
-    Session {
-        /// The child.
-        pid: i32,
-        /// Its session.
-        session: i32,
-        /// Its parent.
-        parent: i32,
-    },
-    /// The processes could not be made.
-    #[error(transparent)]
-    Spawn(#[from] SpawnError),
-    /// A process could not be built.
-    #[error(transparent)]
-    Rebuild(#[from] RebuildError),
-    /// A mapping could not be made.
-    #[error("cannot map {start:#x}-{end:#x} {name}")]
-    Map {
-        /// First address.
-        start: u64,
-        /// Address past the last byte.
-        end: u64,
-        /// Its name.
-        name: String,
-        /// What went wrong.
-        #[source]
-        source: RemoteCallError,
-    },
-    /// What was made could not be looked at.
-    #[error(transparent)]
-    Maps(#[from] pagetide_kernel::maps::MapsError),
-    /// Its memory could not be written.
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
-    /// Shared memory could not be made again.
-    #[error("cannot make {name} again")]
-    Object {
-        /// Its name.
-        name: String,
-        /// What the kernel said.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The snapshot was taken without what a restore needs.
-    #[error("snapshot {id} holds memory and registers only: it was taken with --memory-only")]
-    MemoryOnly {
-        /// Its id.
-        id: SnapshotId,
-    },
-    /// A path of the snapshot is none that the user allows.
-    #[error("the snapshot names {path}, which is not allowed")]
-    NotAllowed {
-        /// The path.
-        path: PathBuf,
-    },
-    /// The list of open files cannot be read.
-    #[error("the open files in the snapshot")]
-    FilesDecode(#[from] OpenFilesDecodeError),
-    /// An open file could not be brought back.
-    #[error(transparent)]
-    Reopen(#[from] ReopenError),
-    /// What the kernel keeps for a process could not be brought back.
-    #[error(transparent)]
-    Kernel(#[from] KernelStateApplyError),
-    /// Pages that were left in a file are no longer there.
-    #[error(transparent)]
-    FilePages(#[from] FilePagesError),
-    /// No descriptor could be made.
-    #[error("cannot have another file descriptor: the limit of open files is too low")]
-    Descriptors(#[source] std::io::Error),
-    /// This process could not be examined.
-    #[error("cannot read what /proc says of this process")]
-    Own(#[source] std::io::Error),
-    /// Its memory could not be made to come later.
-    #[error(transparent)]
-    Lazy(#[from] LazyError),
-    /// Memory could not be made such that reading it is a SIGBUS, as it was.
-    #[error("poison {start:#x}-{end:#x}, which was so: {why:?} (UFFDIO_POISON needs Linux 6.6)")]
-    Poison {
-        /// First address.
-        start: u64,
-        /// Address past the last byte.
-        end: u64,
-        /// What the kernel said.
-        why: pagetide_kernel::userfaultfd::missing::NotPut,
-    },
-    /// It was killed before it ran.
-    #[error(transparent)]
-    Resume(#[from] ResumeError),
-}
-
-impl RestoreError {
-    /// True if the snapshot cannot be restored here, as opposed to something that failed.
-    pub fn is_refusal(&self) -> bool {
-        matches!(self, RestoreError::Reopen(error) if error.is_refusal())
-            || matches!(
-                self,
-                RestoreError::NotAProcess { .. }
-                    | RestoreError::Blocked { .. }
-                    | RestoreError::File { .. }
-                    | RestoreError::Vdso { .. }
-                    | RestoreError::Impossible { .. }
-                    | RestoreError::TooManyMappings { .. }
-                    | RestoreError::Taken { .. }
-                    | RestoreError::Session { .. }
-                    | RestoreError::MemoryOnly { .. }
-                    | RestoreError::NotAllowed { .. }
-                    | RestoreError::Spawn(SpawnError::NotPermitted { .. })
-                    | RestoreError::Rebuild(RebuildError::KernelMappings(_))
-            )
-    }
-}
 
 /// How to restore.
 #[derive(Clone, Debug, Default)]
@@ -296,15 +97,6 @@ pub struct Restored {
     /// With [`RestoreOptions::lazy`]: the memory that still comes. If this program ends before all is there, the processes are
     /// killed.
     pub filling: Option<Filling>,
-}
-
-/// Makes the table of descriptors of this program as large as a restore needs it. A program that is to restore soon had better call
-/// this before it has other threads: to replace the table of a process of several takes the kernel some ten milliseconds (it waits
-/// for an RCU grace period), and of a process of one thread nothing.
-/// If it fails, the restore will tell.
-pub fn make_room_for_descriptors() {
-    sources::raise_limit(OUT_OF_THE_WAY);
-    rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), OUT_OF_THE_WAY).ok();
 }
 
 /// Refuses what cannot be brought back and was not accepted.

@@ -9,161 +9,34 @@
 
 mod advice;
 mod contents;
+mod error;
 mod shape;
 
 use crate::advice::Advice;
 use crate::claim::checkpointed_by;
-use crate::file_pages::FilePagesError;
+use crate::error::TrackingError;
 use crate::files::Files;
+use crate::manifest::{MEMORY_SPACE, PROCESS_ATTACHMENT, TREE_ATTACHMENT};
 use crate::mark::Phase;
-use crate::member::{MEMORY_SPACE, PROCESS_ATTACHMENT};
 use crate::page_tables::PageTables;
 use crate::probes::Process;
 use crate::rings::{self, Depth};
-use crate::tracking::{Tracking, TrackingError};
-use crate::tree::TREE_ATTACHMENT;
+use crate::tracking::Tracking;
 use advice::Advised;
 use contents::{Contents, Now};
-use pagetide_kernel::maps::{self, MapsError};
-use pagetide_kernel::memory::{MemoryError, ProcessMemory};
-use pagetide_kernel::pagemap_scan::{OpenPagemapError, Pagemap, ScanError};
+pub use error::RollbackError;
+use pagetide_kernel::maps::{self};
+use pagetide_kernel::memory::ProcessMemory;
+use pagetide_kernel::pagemap_scan::Pagemap;
 use pagetide_pages::{PageCount, PageSet};
 use pagetide_process::{
-    ProcessState, RefusalError, RemoteCallError, ResumeError, StateDecodeError, StopError,
-    StopOptions, StoppedProcess, SystemCall, ThreadId, ThreadStateError, examine,
+    ProcessState, RemoteCallError, StopOptions, StoppedProcess, SystemCall, ThreadId, examine,
 };
-use pagetide_snapshot::{ReadError, Region, SnapshotId, Store, View};
+use pagetide_snapshot::{Region, SnapshotId, Store, View};
 use pagetide_tracker::Backend;
 use shape::Shape;
 use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
-
-/// Why a process was not put back.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum RollbackError {
-    /// The process cannot be handled.
-    #[error(transparent)]
-    Refused(#[from] RefusalError),
-    /// The snapshot is not one of a process.
-    #[error("snapshot {id} holds no process")]
-    NotAProcess {
-        /// Its id.
-        id: SnapshotId,
-    },
-    /// The snapshot is of a process tree.
-    #[error("snapshot {id} holds a tree of processes, which cannot be put back in place")]
-    Tree {
-        /// Its id.
-        id: SnapshotId,
-    },
-    /// The snapshot is of another process.
-    #[error("snapshot {id} is of another process: of {was} ({comm}), and not of this {pid}")]
-    AnotherProcess {
-        /// The snapshot.
-        id: SnapshotId,
-        /// The process it is of.
-        was: i32,
-        /// Its name.
-        comm: String,
-        /// The process that was to be put back.
-        pid: i32,
-    },
-    /// Threads have come or gone since.
-    #[error(
-        "the threads of process {pid} are not those of snapshot {id}: {born} came and {gone} went since"
-    )]
-    Threads {
-        /// The process.
-        pid: i32,
-        /// The snapshot.
-        id: SnapshotId,
-        /// Threads that are there now and were not then.
-        born: usize,
-        /// Threads that were there then and are not now.
-        gone: usize,
-    },
-    /// A mapping is needed that cannot be made again.
-    #[error("{start:#x}-{end:#x} {name}: {reason}")]
-    Mapping {
-        /// First address.
-        start: u64,
-        /// Address past the last byte.
-        end: u64,
-        /// The name of the mapping.
-        name: String,
-        /// Why not, for people.
-        reason: &'static str,
-    },
-    /// The state in the snapshot cannot be read.
-    #[error("the process state in the snapshot")]
-    State(#[from] StateDecodeError),
-    /// The store cannot be read.
-    #[error(transparent)]
-    Store(#[from] ReadError),
-    /// Pages that were left in a file are no longer there.
-    #[error(transparent)]
-    File(#[from] FilePagesError),
-    /// The process could not be stopped.
-    #[error(transparent)]
-    Stop(#[from] StopError),
-    /// The tracking of the process.
-    #[error(transparent)]
-    Tracking(#[from] TrackingError),
-    /// The mappings could not be read.
-    #[error(transparent)]
-    Maps(#[from] MapsError),
-    /// The page tables could not be read.
-    #[error(transparent)]
-    Scan(#[from] ScanError),
-    /// The pagemap could not be opened.
-    #[error(transparent)]
-    OpenPagemap(#[from] OpenPagemapError),
-    /// Memory could not be read.
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
-    /// Registers could not be read or set.
-    #[error(transparent)]
-    Threading(#[from] ThreadStateError),
-    /// The process could not be let go.
-    #[error(transparent)]
-    Resume(#[from] ResumeError),
-    /// A system call inside the process failed before anything was changed.
-    #[error("a system call inside process {pid}")]
-    Remote {
-        /// The process.
-        pid: i32,
-        /// What went wrong.
-        #[source]
-        source: RemoteCallError,
-    },
-    /// Something failed when part of the process was put back already. It is left stopped (SIGSTOP),
-    /// because it is neither what it was nor what it should be.
-    #[error("process {pid} is only partly put back, and was left stopped")]
-    Partly {
-        /// The process.
-        pid: i32,
-        /// What went wrong.
-        #[source]
-        source: Box<RollbackError>,
-    },
-}
-
-impl RollbackError {
-    /// True if the process or the snapshot cannot be handled, as opposed to something that failed.
-    pub fn is_refusal(&self) -> bool {
-        match self {
-            RollbackError::Refused(RefusalError::Proc { .. }) => false,
-            RollbackError::Refused(_)
-            | RollbackError::NotAProcess { .. }
-            | RollbackError::Tree { .. }
-            | RollbackError::AnotherProcess { .. }
-            | RollbackError::Threads { .. }
-            | RollbackError::Mapping { .. } => true,
-            _ => false,
-        }
-    }
-}
 
 /// What a rollback did.
 #[derive(Clone, Debug)]

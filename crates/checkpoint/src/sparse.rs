@@ -7,8 +7,7 @@
 //! nothing: there the page tables of the process are believed, and what they do not have is named in the report.
 
 use crate::capture::SIZE;
-use crate::file_pages::{file_page, read_exactly};
-use crate::files;
+use crate::mapped_file::{self, file_page, read_exactly};
 use pagetide_kernel::cachestat;
 use pagetide_kernel::maps::{Mapping, MappingName};
 use pagetide_kernel::pidfd::PidFd;
@@ -58,7 +57,7 @@ pub(crate) fn guest_memory(pid: i32, mapping: &Mapping) -> Option<OwnedFd> {
 /// True if an open file is the one behind a mapping.
 pub(crate) fn is_behind(file: &OwnedFd, mapping: &Mapping) -> bool {
     let stat = rustix::fs::fstat(file);
-    stat.is_ok_and(|stat| (stat.st_dev, stat.st_ino) == files::key(mapping))
+    stat.is_ok_and(|stat| (stat.st_dev, stat.st_ino) == mapped_file::key(mapping))
 }
 
 /// The file behind a mapping of this process, among those that it has open; a description of one's own, since asking for
@@ -68,7 +67,7 @@ pub(crate) fn own_file(mapping: &Mapping) -> Option<OwnedFd> {
     entries.flatten().find_map(|entry| {
         let stat = rustix::fs::stat(entry.path()).ok()?;
         let is_regular = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file();
-        if !is_regular || (stat.st_dev, stat.st_ino) != files::key(mapping) {
+        if !is_regular || (stat.st_dev, stat.st_ino) != mapped_file::key(mapping) {
             return None;
         }
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;

@@ -1,109 +1,36 @@
 //! Beginning, finding and ending the tracking of a process: the userfaultfd that must be created
 //! inside it, if the backend needs one, and the mark. Not the use of it.
 
+use crate::error::TrackingError;
 use crate::growth;
 use crate::left_behind::{self, Found};
 use crate::mark::{MEMFD_NAME, Mark, MarkContent, Phase};
 use crate::page_table_limit;
 use pagetide_kernel::maps::{self, Mapping};
-use pagetide_kernel::pagemap_scan::{
-    Categories, OpenPagemapError, Pagemap, ScanRequest, ScannedRange,
-};
-use pagetide_kernel::pidfd::{PidFd, PidFdError};
-use pagetide_kernel::userfaultfd::{CREATION_FLAGS, UserfaultfdError, WriteProtector};
+use pagetide_kernel::pagemap_scan::{Categories, Pagemap, ScanRequest, ScannedRange};
+use pagetide_kernel::pidfd::PidFd;
+use pagetide_kernel::userfaultfd::{CREATION_FLAGS, WriteProtector};
 use pagetide_process::{
-    Freezer, ProcessIdentity, RemoteCallError, ResumeError, StopError, StopOptions, StoppedProcess,
-    SystemCalls,
+    Freezer, ProcessIdentity, RemoteCallError, StopOptions, StoppedProcess, SystemCalls,
 };
 use pagetide_snapshot::{Store, StoreId};
-use pagetide_tracker::{Backend, SoftDirty, TrackError, Tracker, WpAsync};
+use pagetide_tracker::{Backend, SoftDirty, Tracker, WpAsync};
 use std::os::fd::OwnedFd;
 
-/// Why tracking could not begin, be found again, or be removed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum TrackingError {
-    /// The process is tracked for another store.
-    #[error("process {pid} is tracked for {} already", named(place, owner))]
-    OwnedByAnother {
-        /// The process.
-        pid: i32,
-        /// The id of that store.
-        owner: StoreId,
-        /// Where it was when tracking began; empty if that is not known.
-        place: String,
-    },
-    /// The process could not be stopped.
-    #[error(transparent)]
-    Stop(#[from] StopError),
-    /// A system call inside the process failed.
-    #[error("prepare process {pid} for tracking")]
-    Remote {
-        /// The process.
-        pid: i32,
-        /// What went wrong.
-        #[source]
-        source: RemoteCallError,
-    },
-    /// A system call that ends tracking inside the process failed, or cannot be made now.
-    #[error("tracking cannot be removed from process {pid}")]
-    Detach {
-        /// The process.
-        pid: i32,
-        /// What went wrong.
-        #[source]
-        source: RemoteCallError,
-    },
-    /// The process could not be let go.
-    #[error(transparent)]
-    Resume(#[from] ResumeError),
-    /// A file descriptor of the process could not be fetched.
-    #[error("fetch a file descriptor from process {pid}")]
-    Fetch {
-        /// The process.
-        pid: i32,
-        /// What went wrong.
-        #[source]
-        source: PidFdError,
-    },
-    /// The userfaultfd cannot track.
-    #[error(transparent)]
-    Protect(#[from] UserfaultfdError),
-    /// The pagemap could not be opened.
-    #[error(transparent)]
-    OpenPagemap(#[from] OpenPagemapError),
-    /// The tracker could not be made.
-    #[error(transparent)]
-    Tracker(#[from] TrackError),
-    /// The mark in the process could not be read or written.
-    #[error("the tracking mark of process {pid}")]
-    Mark {
-        /// The process.
-        pid: i32,
-        /// What went wrong.
-        #[source]
-        source: std::io::Error,
-    },
-}
-
-impl TrackingError {
-    /// True if a control group keeps the process frozen: it runs no call until it is thawed.
-    pub(crate) fn is_frozen(&self) -> bool {
-        matches!(
-            self,
-            TrackingError::Remote {
-                source: RemoteCallError::Frozen { .. },
-                ..
-            }
-        )
-    }
-}
-
-fn named(place: &str, owner: &StoreId) -> String {
-    match place {
-        "" => format!("the store with id {owner}"),
-        place => format!("the store {place} (id {owner})"),
-    }
+/// How the processes of one checkpoint are tracked.
+#[derive(Clone)]
+pub(crate) struct TrackedBy {
+    /// One that tracks, which `Rehash` does not.
+    pub backend: Backend,
+    /// For which store.
+    pub store: Store,
+    /// The tracking stays in the process.
+    pub stays: bool,
+    /// The backend was asked for by name: a process that is frozen is tracked, too, though it runs no call by which that
+    /// could begin.
+    pub is_asked_for: bool,
+    /// As `Options::page_table_limit`.
+    pub page_table_limit: Option<u64>,
 }
 
 /// The tracking of one process.

@@ -4,8 +4,8 @@
 
 mod extent;
 
-use super::{ExportError, write_region};
-use crate::member::MemberNames;
+use super::region::{ExportError, write_region};
+use crate::manifest::MemberNames;
 pub use extent::CoreExtent;
 use extent::Dumped;
 use object::elf;

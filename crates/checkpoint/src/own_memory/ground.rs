@@ -4,9 +4,9 @@
 use super::error::OwnMemoryError;
 use super::placement::{Placement, Places};
 use crate::capture::SIZE;
-use crate::file_pages::file_page;
 use crate::files::{self, FileKey, FileReport};
 use crate::layout::{self, Watch};
+use crate::mapped_file::file_page;
 use crate::sparse;
 use pagetide_kernel::maps::{self, Mapping};
 use pagetide_pages::{PageIndex, PageRange, PageSet};

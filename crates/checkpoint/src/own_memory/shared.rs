@@ -7,7 +7,7 @@ use super::ground::{Ground, Kind, Piece, in_file};
 use crate::capture::{CaptureError, Copied, SIZE, Source, Verdict};
 use crate::files::{self, FileKey, FileReport, Files};
 use crate::layout;
-use crate::objects::read_or_zero;
+use crate::mapped_file::read_or_zero;
 use crate::page_tables::PageTables;
 use pagetide_kernel::pagemap_scan::Categories;
 use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet};

@@ -1,10 +1,10 @@
 //! The new processes before there is anything in them: as many as the snapshot has, children of each other as it
 //! says, with the numbers and sessions that they had.
 
-use super::RestoreError;
+use super::error::RestoreError;
 use super::plan::Plan;
 use crate::apart;
-use crate::tree::{TreeProcess, tree_of};
+use crate::manifest::{TreeProcess, tree_of};
 use pagetide_kernel::pidfd::PidFd;
 use pagetide_kernel::spawn::{self, Fate, Seed, SpawnError};
 use pagetide_snapshot::View;

@@ -1,19 +1,20 @@
 //! One new process built: its memory, its tracking, its threads.
 
 use super::birth::{Born, owner_of};
+use super::error::RestoreError;
 use super::inherit::{Inheritance, Share};
 use super::lazy::{self, Chosen, Lazy};
 use super::plan::Plan;
 use super::policy::policies_of;
 use super::segments::Attached;
 use super::sources::Sources;
-use super::{RestoreError, fill, mappings};
+use super::{fill, mappings};
+use crate::backends::choose_backend;
 use crate::capture::SIZE;
-use crate::checkpointer::choose_backend;
+use crate::error::TakeError;
 use crate::mark::Phase;
 use crate::member::Member;
 use crate::poison::{self, Poisoned};
-use crate::take::TakeError;
 use crate::tracking::Tracking;
 use crate::watchers;
 use pagetide_kernel::memory::ProcessMemory;

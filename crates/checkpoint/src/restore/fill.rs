@@ -1,6 +1,6 @@
 //! What the pages of a new process hold: read from the chain by all cores and written into its memory.
 
-use super::RestoreError;
+use super::error::RestoreError;
 use super::nature::Nature;
 use crate::capture::SIZE;
 use pagetide_kernel::memory::ProcessMemory;

@@ -6,12 +6,12 @@
 //! What is mapped in this process itself lies where nothing of it is. Should a region of the snapshot fall on something of
 //! ours, which by chance is rare, it is filled in each process as if nothing were shared.
 
-use super::RestoreError;
+use super::error::RestoreError;
 use super::mappings;
 use super::plan::Plan;
 use super::sources::{SourceNumber, Sources};
 use crate::capture::SIZE;
-use crate::tree::tree_of;
+use crate::manifest::tree_of;
 use pagetide_kernel::inherited::{Inherited, Wanted};
 use pagetide_kernel::memory::ProcessMemory;
 use pagetide_pages::{PageRange, PageSet};

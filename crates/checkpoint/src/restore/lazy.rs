@@ -16,98 +16,22 @@ mod missing;
 mod serve;
 mod spaces;
 
-use super::RestoreError;
+use super::error::{FillError, LazyError, RestoreError};
 use super::plan::Plan;
 use super::poison;
 use crate::capture::SIZE;
-use pagetide_kernel::pidfd::PidFdError;
-use pagetide_kernel::userfaultfd::UserfaultfdError;
-use pagetide_pages::PageCount;
-use pagetide_process::{Guard, KeeperError, NewProcess, RemoteCallError, StoppedProcess};
-use pagetide_snapshot::{ReadError, Store, View, WriterLock};
-use rustix::io::Errno;
+use pagetide_process::{Guard, NewProcess, StoppedProcess};
+use pagetide_snapshot::{Store, View, WriterLock};
 use serve::Shared;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
 pub(super) use chosen::Chosen;
+pub use serve::FilledReport;
 
 /// Why tracking has not begun in a process that was restored this way.
 pub(super) const NOT_TRACKED: &str = "its memory was still coming in";
-
-/// Why a process could not be made such that its memory comes later.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum LazyError {
-    /// It could not make a userfaultfd.
-    #[error(
-        "process {pid} cannot make a userfaultfd for its missing memory; without --lazy it needs none"
-    )]
-    Create {
-        /// The process.
-        pid: i32,
-        /// What went wrong.
-        #[source]
-        source: RemoteCallError,
-    },
-    /// The userfaultfd could not be fetched.
-    #[error("fetch the userfaultfd of process {pid}")]
-    Fetch {
-        /// The process.
-        pid: i32,
-        /// What went wrong.
-        #[source]
-        source: PidFdError,
-    },
-    /// The userfaultfd could not be used.
-    #[error(transparent)]
-    Userfaultfd(#[from] UserfaultfdError),
-    /// Nothing keeps the userfaultfd open when this program is killed.
-    #[error(transparent)]
-    Keeper(#[from] KeeperError),
-    /// No thread could be started.
-    #[error("cannot start a thread that serves memory")]
-    Thread(#[source] std::io::Error),
-}
-
-/// Why memory of a process that runs is missing for ever.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum FillError {
-    /// The store could not be read.
-    #[error("{lost_pages} pages of memory are lost: {consequence}")]
-    Store {
-        /// How many pages.
-        lost_pages: u64,
-        /// What that means for the process, for people.
-        consequence: &'static str,
-        /// The first error.
-        #[source]
-        source: ReadError,
-    },
-    /// The kernel took pages no more.
-    #[error("{lost_pages} pages of memory could not be put into the process: {consequence}")]
-    Kernel {
-        /// How many pages.
-        lost_pages: u64,
-        /// What that means for the process, for people.
-        consequence: &'static str,
-        /// The first error.
-        #[source]
-        source: Errno,
-    },
-}
-
-/// What came after the first instruction.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct FilledReport {
-    /// Pages of batches that somebody waited for.
-    pub served: PageCount,
-    /// Pages that nobody had waited for.
-    pub background: PageCount,
-}
 
 /// The memory of running processes, coming in. Dropping this waits until all is there, as [`Filling::wait`] does.
 ///

@@ -1,8 +1,8 @@
 //! What this machine must allow a process to have, told before any is made. Source: `vm.max_map_count` of
 //! proc_sys_vm(5).
 
-use super::RestoreError;
-use crate::tree::members_of;
+use super::error::RestoreError;
+use crate::manifest::members_of;
 use pagetide_process::ProcessState;
 use pagetide_snapshot::{Region, View};
 

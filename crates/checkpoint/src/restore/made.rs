@@ -1,9 +1,9 @@
 //! What a restore makes in the system before it is certain, and what it overwrites: taken away again, and put as it was, if
 //! nothing comes of it.
 
-use super::RestoreError;
+use super::error::RestoreError;
 use super::journal::Journal;
-use super::objects::Object;
+use super::object::Object;
 use pagetide_kernel::shared_memory::{self, AttachedSegment};
 use pagetide_process::Name;
 use std::fs::File;

@@ -1,7 +1,7 @@
 //! The address space of a process made again: every region mapped where it was, with its protection, advice and name,
 //! and the addresses that the kernel remembers of the program. What the pages hold comes afterwards (see `fill`).
 
-use super::RestoreError;
+use super::error::RestoreError;
 use super::policy::{self, Policy};
 use super::segments::Attached;
 use super::sources::{SourceNumber, Sources};

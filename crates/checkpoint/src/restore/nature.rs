@@ -1,11 +1,11 @@
 //! What a region maps, told by the kind that was recorded and by the name that the kernel gives to it: one place says what
 //! is opened by a path and what never is, for what is done and for what is told beforehand.
 
+use crate::mapped_file::device_of_memory;
 use pagetide_snapshot::{Backing, Region};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::OnceLock;
 
 /// What a region maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,15 +77,6 @@ impl<'a> Nature<'a> {
 fn is_segment(path: &[u8]) -> bool {
     let key = path.strip_prefix(b"/SYSV");
     key.is_some_and(|key| key.len() == 8 && key.iter().all(u8::is_ascii_hexdigit))
-}
-
-/// The device of what has no name in any file system: the kernel's own mount of memory.
-pub(crate) fn device_of_memory() -> Option<u64> {
-    static DEVICE: OnceLock<Option<u64>> = OnceLock::new();
-    *DEVICE.get_or_init(|| {
-        let memory = rustix::fs::memfd_create(c"", rustix::fs::MemfdFlags::CLOEXEC).ok()?;
-        Some(rustix::fs::fstat(memory).ok()?.st_dev)
-    })
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! The paths that a restore opens, makes or connects to: all that a store can name outside of itself.
 
-use super::RestoreError;
+use super::error::RestoreError;
 use super::nature::Nature;
 use super::plan::Plan;
-use crate::tree::members_of;
+use crate::manifest::members_of;
 use pagetide_process::{Kind, OPEN_FILES_ATTACHMENT, OpenFiles, Openers, is_allowed};
 use pagetide_snapshot::View;
 use std::collections::BTreeSet;

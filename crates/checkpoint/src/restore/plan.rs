@@ -1,9 +1,8 @@
 //! One process of a snapshot, as far as it is known before it exists again.
 
-use super::RestoreError;
-use super::sources;
+use super::error::RestoreError;
 use crate::capture::SIZE;
-use crate::member::MemberNames;
+use crate::manifest::MemberNames;
 use pagetide_kernel::memory::ProcessMemory;
 use pagetide_pages::PageIndex;
 use pagetide_process::{KernelMapping, KernelState, ProcessState};
@@ -75,7 +74,7 @@ impl<'a> Plan<'a> {
             region.backing == Backing::Kernel && !MADE_BY_KERNEL.contains(&&*region.name)
         });
         let kernel_mapping = |region: &Region| {
-            let (start, end) = sources::span(region);
+            let (start, end) = SIZE.span_of(region.pages);
             KernelMapping {
                 name: region.name.clone(),
                 start,
@@ -134,7 +133,7 @@ impl<'a> Plan<'a> {
     /// Where its heap ends: the address that the kernel keeps for brk(2), in whole pages.
     pub fn heap_end(&self) -> u64 {
         let heap = self.regions.iter().filter(|region| region.name == "[heap]");
-        let end = heap.map(|region| sources::span(region).1).max();
+        let end = heap.map(|region| SIZE.span_of(region.pages).1).max();
         end.unwrap_or(self.state.outside.layout.start_brk)
     }
 }

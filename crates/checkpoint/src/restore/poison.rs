@@ -1,8 +1,8 @@
 //! Memory that was poisoned is so again: whoever touches it gets a SIGBUS, as before. It is done by a userfaultfd that
 //! the new process has for this moment only; its marks stay. Source: ioctl_userfaultfd(2), UFFDIO_POISON.
 
-use super::RestoreError;
-use super::lazy::LazyError;
+use super::error::LazyError;
+use super::error::RestoreError;
 use crate::capture::SIZE;
 use crate::poison::can_be_again;
 use pagetide_kernel::pidfd::PidFd;

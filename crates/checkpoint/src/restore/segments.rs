@@ -6,7 +6,7 @@
 //! mremap(2) of no bytes, which leaves the old one as it is. shmdt(2) goes by address and offset, and so finds
 //! the new mappings as it would have found the old ones.
 
-use super::sources::{SourceNumber, Sources, writes_through};
+use super::sources::{SegmentNumber, SourceNumber, Sources, writes_through};
 use crate::capture::SIZE;
 use pagetide_process::{RemoteCallError, RemoteCalls};
 use pagetide_snapshot::{Backing, Region};
@@ -15,22 +15,6 @@ use std::collections::BTreeMap;
 const SYS_SHMAT: i64 = nix::libc::SYS_shmat;
 const SYS_SHMDT: i64 = nix::libc::SYS_shmdt;
 const SYS_MREMAP: i64 = nix::libc::SYS_mremap;
-
-/// A System V segment that is there.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct SegmentNumber {
-    /// Its number.
-    pub id: i32,
-    /// Its length in bytes.
-    pub length_bytes: u64,
-}
-
-impl SegmentNumber {
-    /// The length of a mapping of all of it.
-    fn mapped_bytes(self) -> u64 {
-        self.length_bytes.next_multiple_of(SIZE.bytes())
-    }
-}
 
 /// The segment that a region shows, if it shows one.
 fn segment_of(region: &Region, sources: &Sources) -> Option<SegmentNumber> {

@@ -1,10 +1,9 @@
 //! What the mappings of the new processes show, opened and checked before any of them exists: they are forked from this
 //! process and have it.
 
-use super::RestoreError;
+use super::error::RestoreError;
 use super::nature::Nature;
 use super::plan::Plan;
-use super::segments::SegmentNumber;
 use crate::capture::SIZE;
 use pagetide_process::{FileIdentity, OpenError, Opener};
 use pagetide_snapshot::{Backing, Region, Sharing};
@@ -16,8 +15,27 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+/// Descriptors of ours have numbers from here on, so that they are not in the way of those of the new processes.
+pub(super) const OUT_OF_THE_WAY: i32 = 4096;
+
 /// Whose content a region shows, and whether it may be written to.
 type Key = (u64, u64, bool);
+
+/// A System V segment that is there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct SegmentNumber {
+    /// Its number.
+    pub id: i32,
+    /// Its length in bytes.
+    pub length_bytes: u64,
+}
+
+impl SegmentNumber {
+    /// The length of a mapping of all of it.
+    pub fn mapped_bytes(self) -> u64 {
+        self.length_bytes.next_multiple_of(SIZE.bytes())
+    }
+}
 
 /// What a mapping shows.
 pub(super) enum Source {
@@ -60,7 +78,7 @@ pub(super) fn writes_through(region: &Region) -> bool {
 
 /// Raises the soft limit of open files of this program to the hard one, and that one, if it leaves no room for descriptors from
 /// `at_least` on, as far as root may. New processes have limits of their own.
-pub(super) fn raise_limit(at_least: RawFd) {
+fn raise_limit(at_least: RawFd) {
     let limit = getrlimit(Resource::Nofile).maximum;
     let room = u64::from(at_least.unsigned_abs()) * 2;
     let enough = limit.map(|limit| limit.max(room));
@@ -72,6 +90,15 @@ pub(super) fn raise_limit(at_least: RawFd) {
     setrlimit(Resource::Nofile, raised(enough))
         .or_else(|_| setrlimit(Resource::Nofile, raised(limit)))
         .ok();
+}
+
+/// Makes the table of descriptors of this program as large as a restore needs it. A program that is to restore soon had better call
+/// this before it has other threads: to replace the table of a process of several takes the kernel some ten milliseconds (it waits
+/// for an RCU grace period), and of a process of one thread nothing.
+/// If it fails, the restore will tell.
+pub fn make_room_for_descriptors() {
+    raise_limit(OUT_OF_THE_WAY);
+    rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), OUT_OF_THE_WAY).ok();
 }
 
 impl Sources {
@@ -319,14 +346,9 @@ pub(super) fn open_regular(
     Ok((file, found.stat))
 }
 
-/// First address of a region, and the address past its last byte.
-pub(super) fn span(region: &Region) -> (u64, u64) {
-    SIZE.span_of(region.pages)
-}
-
 #[cfg(test)]
 mod tests {
-    use crate::make_room_for_descriptors;
+    use super::*;
 
     #[test]
     fn t75_there_is_room_for_descriptors_with_high_numbers_before_there_are_any() {

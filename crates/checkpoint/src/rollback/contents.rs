@@ -1,6 +1,6 @@
 //! The memory part of a rollback: which pages differ, what they have to become, and writing them.
 
-use super::RollbackError;
+use super::error::RollbackError;
 use super::shape::Shape;
 use crate::capture::SIZE;
 use crate::file_pages::{OutsideFiles, read_bytes};

@@ -1,6 +1,6 @@
 //! The layout part of a rollback: which address ranges must be unmapped, mapped, or protected otherwise.
 
-use super::RollbackError;
+use super::error::RollbackError;
 use crate::layout;
 use pagetide_kernel::maps::{Mapping, MappingName};
 use pagetide_pages::{PageRange, PageSet, PageSize};

@@ -1,9 +1,9 @@
 //! How much of its memory a process wants in a core: what it was told by MADV_DONTDUMP, and the kinds of memory that its
 //! `coredump_filter` names. Sources: core(5), madvise(2).
 
-use crate::export::ExportError;
+use crate::export::region::ExportError;
 use crate::file_pages::OutsideFiles;
-use crate::member::MemberNames;
+use crate::manifest::MemberNames;
 use crate::memo::Memo;
 use pagetide_pages::{PageCount, PageRange, PageSet};
 use pagetide_process::KernelState;

@@ -1,7 +1,7 @@
 //! The threads that bring memory in: one that serves those who wait, and some that fetch everything else.
 
 use super::spaces::{Done, Spaces, Waiting, Wanted, What};
-use super::{FillError, FilledReport, RestoreError};
+use crate::restore::error::{FillError, RestoreError};
 use pagetide_kernel::userfaultfd::missing::MissingPages;
 use pagetide_pages::{PageCount, PageRange, PageSet};
 use pagetide_snapshot::{Batch, BatchReader, ReadError, View};
@@ -13,6 +13,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{JoinHandle, sleep};
 use std::time::Duration;
+
+/// What came after the first instruction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FilledReport {
+    /// Pages of batches that somebody waited for.
+    pub served: PageCount,
+    /// Pages that nobody had waited for.
+    pub background: PageCount,
+}
 
 /// So long a change of mappings that is under way may take before a page is tried again.
 const SOON: Duration = Duration::from_micros(50);

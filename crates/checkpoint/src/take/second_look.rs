@@ -4,10 +4,10 @@
 //!
 //! Only what still is in our own memory is looked at, which is all but what filled the buffer while the process stood.
 
+use super::window::Stopped;
 use crate::arena::Arena;
 use crate::capture::SIZE;
 use crate::member::Member;
-use crate::window::Stopped;
 use pagetide_kernel::memory::ProcessMemory;
 use pagetide_kernel::pagemap_scan::{Categories, Pagemap, ScanRequest, ScannedRange};
 use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet};
@@ -16,28 +16,31 @@ use pagetide_tracker::Backend;
 /// So much is read at a time.
 const AT_ONCE: PageCount = PageCount(256);
 
-impl Member {
-    /// The pages of space `number` in `arena` that were written with no trace since they were copied. Nothing where the
-    /// tracker knows nothing of single writes.
-    pub fn second_look(&self, arena: &Arena, number: usize, stopped: &Stopped) -> PageSet {
-        let backend = self.tracking.as_ref().map(|one| one.tracker.backend());
-        if backend != Some(Backend::WpAsync) {
-            return PageSet::new();
-        }
-        let tracked: PageSet = stopped.layout.tracked.iter().copied().collect();
-        let look = Look {
-            memory: &self.space.memory,
-            pagemap: &self.space.pagemap,
-            tracked: &tracked,
-        };
-        let pieces = arena.pieces();
-        let own = pieces.iter().filter(|(space, _)| *space == number);
-        let mut differ = Vec::new();
-        for (first, copied) in own.flat_map(|(_, pieces)| pieces) {
-            look.compare(*first, copied, &mut differ);
-        }
-        look.not_written(&differ.into_iter().collect())
+/// The pages of space `number` in `arena` that were written with no trace since they were copied. Nothing where the
+/// tracker knows nothing of single writes.
+pub(crate) fn second_look(
+    member: &Member,
+    arena: &Arena,
+    number: usize,
+    stopped: &Stopped,
+) -> PageSet {
+    let backend = member.tracking.as_ref().map(|one| one.tracker.backend());
+    if backend != Some(Backend::WpAsync) {
+        return PageSet::new();
     }
+    let tracked: PageSet = stopped.layout.tracked.iter().copied().collect();
+    let look = Look {
+        memory: &member.space.memory,
+        pagemap: &member.space.pagemap,
+        tracked: &tracked,
+    };
+    let pieces = arena.pieces();
+    let own = pieces.iter().filter(|(space, _)| *space == number);
+    let mut differ = Vec::new();
+    for (first, copied) in own.flat_map(|(_, pieces)| pieces) {
+        look.compare(*first, copied, &mut differ);
+    }
+    look.not_written(&differ.into_iter().collect())
 }
 
 struct Look<'a> {

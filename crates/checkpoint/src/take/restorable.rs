@@ -1,23 +1,17 @@
 //! What a process is made of besides memory and registers: open files, and what the kernel keeps for it. Read in the stop,
 //! attached to the snapshot, and needed by a restore alone. What a restore could not bring back is named.
 
+use crate::blockers::{self, stays};
+use crate::family::children;
 use crate::left_behind;
 use crate::mapping_blockers::{AIO, mapping_blockers};
+use crate::members::AllStopped;
 use crate::poison::{self, Poisoned};
 use crate::report::NotCaptured;
-use crate::tree::{AllStopped, children};
 use pagetide_kernel::maps::Mapping;
 use pagetide_process::{Blocker, KernelState, OPEN_FILES_ATTACHMENT, OpenFiles, RingsOfThreads};
-use pagetide_snapshot::{Region, SnapshotWriter, View, WriteError};
+use pagetide_snapshot::{Region, SnapshotWriter, WriteError};
 use std::path::Path;
-
-/// The name of the attachment that lists what a restore cannot bring back.
-const BLOCKERS_ATTACHMENT: &str = "blockers";
-
-const VERSION: u16 = 1;
-
-/// More than this was never written by us.
-const LIMIT_BYTES: usize = 64 << 20;
 
 /// See the head of this file.
 #[derive(Default)]
@@ -184,9 +178,8 @@ impl Restorable {
         if let Some(files) = &self.files {
             writer.attach(OPEN_FILES_ATTACHMENT, files.to_bytes())?;
         }
-        let blockers = bincode::encode_to_vec((VERSION, &self.blockers), config());
-        match blockers.ok().filter(|_| self.is_asked_for) {
-            Some(bytes) => writer.attach(BLOCKERS_ATTACHMENT, bytes),
+        match blockers::to_bytes(&self.blockers).filter(|_| self.is_asked_for) {
+            Some(bytes) => writer.attach(blockers::ATTACHMENT, bytes),
             None => Ok(()),
         }
     }
@@ -222,27 +215,6 @@ fn whole(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
-}
-
-fn config() -> impl bincode::config::Config {
-    bincode::config::standard()
-        .with_little_endian()
-        .with_fixed_int_encoding()
-        .with_limit::<LIMIT_BYTES>()
-}
-
-/// True if this keeps a process from being restored by who accepts these names.
-pub(crate) fn stays(blocker: &Blocker, accepted: &[String]) -> bool {
-    blocker.instead.is_none() || !accepted.contains(&blocker.name())
-}
-
-/// What a restore of a snapshot could not bring back; `None` if the snapshot does not say, because it was taken
-/// without what a restore needs.
-pub fn blockers_of(view: &View) -> Option<Vec<Blocker>> {
-    let bytes = view.attachment(BLOCKERS_ATTACHMENT)?;
-    let ((version, blockers), used): ((u16, Vec<Blocker>), usize) =
-        bincode::decode_from_slice(bytes, config()).ok()?;
-    (version == VERSION && used == bytes.len()).then_some(blockers)
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! How processes are left after a snapshot: running, stopped, or killed once the snapshot is durable. A
 //! snapshot that fails lets them run again, and so does one that is to be followed by a kill and from which they could not be restored.
 
+use crate::error::TakeError;
 use crate::member::Member;
 use crate::options::Leave;
-use crate::take::TakeError;
 use pagetide_kernel::pidfd::{PidFd, PidFdError};
 use rustix::io::Errno;
 use rustix::process::Signal;
