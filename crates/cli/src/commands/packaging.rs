@@ -6,14 +6,33 @@ use anyhow::Context;
 use std::path::Path;
 
 pub fn completions(options: &Completions) -> anyhow::Result<()> {
+    output::script(script(options.shell).as_bytes())
+}
+
+/// The script, without what is hidden in the help, which the generators show.
+fn script(shell: clap_complete::Shell) -> String {
+    let mut command = Arguments::documented();
     let mut script = Vec::new();
-    clap_complete::generate(
-        options.shell,
-        &mut Arguments::documented(),
-        "pagetide",
-        &mut script,
-    );
-    output::script(&script)
+    clap_complete::generate(shell, &mut command, "pagetide", &mut script);
+    let mut script = String::from_utf8_lossy(&script).into_owned();
+    for argument in command
+        .get_subcommands()
+        .flat_map(clap::Command::get_arguments)
+    {
+        let Some(name) = argument.get_long().filter(|_| argument.is_hide_set()) else {
+            continue;
+        };
+        if shell == clap_complete::Shell::Bash {
+            // All are on one line there; elsewhere each has its own.
+            script = script.replace(&format!(" --{name}"), "");
+            continue;
+        }
+        let signs = [format!("--{name}"), format!("-l {name}")];
+        let lines = script.split_inclusive('\n');
+        let shown = lines.filter(|line| !signs.iter().any(|sign| line.contains(sign)));
+        script = shown.collect();
+    }
+    script
 }
 
 pub fn man(options: &Man) -> anyhow::Result<()> {
@@ -42,4 +61,27 @@ fn pages_into(directory: &Path) -> anyhow::Result<()> {
     std::fs::create_dir_all(directory)
         .and_then(|()| clap_mangen::generate_to(Arguments::documented(), directory))
         .with_context(|| format!("write manual pages to {}", directory.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap_complete::Shell;
+
+    #[test]
+    fn no_completion_shows_what_is_hidden() {
+        for shell in [
+            Shell::Bash,
+            Shell::Zsh,
+            Shell::Fish,
+            Shell::Elvish,
+            Shell::PowerShell,
+        ] {
+            let script = script(shell);
+            assert!(
+                script.contains("detach") && !script.contains("behind"),
+                "{shell}: {script}"
+            );
+        }
+    }
 }
