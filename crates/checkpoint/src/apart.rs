@@ -6,6 +6,7 @@ use pagetide_snapshot::{
     DECOMPRESS_BYTES_MAX, Decompress, Decompressor, decompress_elsewhere, memory_limit,
 };
 use std::io;
+use std::sync::atomic::AtomicU8;
 use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 
 /// What a process may take, about: twice the longest input of usual length.
@@ -30,8 +31,8 @@ struct State {
 
 /// From now on everything that this program reads of stores is decompressed in other processes, which have no privilege, no
 /// files, and a filter that lets them do nothing but compute (see [`pagetide_kernel::apart`]): for programs that
-/// have more rights than whoever may have written a store. `at_once` starts them now, which is
-/// for a program that gives up the right to make processes; otherwise they are started when they are needed. They are copies of this
+/// have more rights than whoever may have written a store. `at_once` starts all of them now, which is
+/// for a program that gives up the right to make processes; otherwise the first, and others when they are needed. They are copies of this
 /// program, so for one that tracks much memory of its own this costs more than it is worth.
 ///
 /// # Errors
@@ -44,7 +45,9 @@ pub fn decompress_apart(at_once: bool) -> io::Result<()> {
         left: cores.min(fit.max(1)),
         ..State::default()
     };
-    while at_once && state.left > 0 {
+    // The first makes itself ready while the store is opened, and is forked from a program that is still small.
+    let now = if at_once { state.left } else { 1 };
+    for _ in 0..now {
         let apart = state.start()?;
         state.free.push(apart);
     }
@@ -141,6 +144,18 @@ impl Decompress for &'static Pool {
     fn decompress(&self, packed: &[u8], raw: &mut [u8]) -> io::Result<Option<usize>> {
         let mut apart = self.take()?;
         let outcome = apart.run(packed, raw);
+        self.give_back(outcome.is_ok().then_some(apart));
+        outcome
+    }
+
+    fn decompress_there(
+        &self,
+        packed: &[u8],
+        raw_bytes: usize,
+        see: &mut dyn FnMut(&[AtomicU8]),
+    ) -> io::Result<Option<usize>> {
+        let mut apart = self.take()?;
+        let outcome = apart.run_there(packed, raw_bytes, see);
         self.give_back(outcome.is_ok().then_some(apart));
         outcome
     }

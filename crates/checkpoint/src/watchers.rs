@@ -64,9 +64,9 @@ pub(crate) fn watched_among(processes: &[(i32, Option<i32>)]) -> Watched {
     watched
 }
 
-/// Why the memory of process `pid` must not be marked, as far as its own descriptors tell.
-pub(crate) fn watched(pid: i32) -> Vec<ComparedBecause> {
-    watched_among(&[(pid, None)])
+/// Why the memory of process `pid` must not be marked, as far as its own descriptors tell. `ours`: as above.
+pub(crate) fn watched(pid: i32, ours: Option<i32>) -> Vec<ComparedBecause> {
+    watched_among(&[(pid, ours)])
         .remove(&pid)
         .unwrap_or_default()
 }
@@ -149,7 +149,7 @@ mod tests {
     fn a_process_with_its_own_pagemap_open_is_watched() {
         let pid = std::process::id().cast_signed();
         let file = fs::File::open("/proc/thread-self/pagemap").expect("it is there");
-        let found = watched(pid);
+        let found = watched(pid, None);
         let is_it = |reason: &&ComparedBecause| {
             matches!(reason, ComparedBecause::OwnScanner { holder, path, .. }
                 if *holder == pid && path.ends_with("/pagemap"))

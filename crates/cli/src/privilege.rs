@@ -24,7 +24,7 @@ pub fn only_read(store: &Path) -> anyhow::Result<()> {
 }
 
 /// For commands that read a store and act on it: what is compressed is read by processes that have no privilege, made now (`at_once`)
-/// or when they are needed.
+/// or, but for the first, when they are needed.
 pub fn decompress_apart(at_once: bool) -> anyhow::Result<()> {
     pagetide::decompress_apart(at_once).context("make processes that decompress")
 }

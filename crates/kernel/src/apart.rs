@@ -19,6 +19,7 @@ use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr::NonNull;
+use std::sync::atomic::AtomicU8;
 
 /// Descriptors of the process: where requests come from, and where answers go to.
 const REQUESTS: RawFd = 0;
@@ -93,25 +94,46 @@ impl Apart {
     ///
     /// The process has ended, now or before: by a system call that is not its business, or by a signal.
     pub fn run(&mut self, input: &[u8], output: &mut [u8]) -> io::Result<Option<usize>> {
+        self.run_there(input, output.len(), &mut |found| {
+            let output = &mut output[..found.len()];
+            crate::loose::copy(found, output);
+        })
+    }
+
+    /// The same, but the output, at most `output_bytes` long, is only shown to `see`, where the process has put it. The process can
+    /// still change it.
+    ///
+    /// # Errors
+    ///
+    /// As above.
+    pub fn run_there(
+        &mut self,
+        input: &[u8],
+        output_bytes: usize,
+        see: &mut dyn FnMut(&[AtomicU8]),
+    ) -> io::Result<Option<usize>> {
         if self.has_ended {
             return Err(ended());
         }
-        if input.len() > self.shared.input_bytes || output.len() > self.shared.output_bytes {
+        if input.len() > self.shared.input_bytes || output_bytes > self.shared.output_bytes {
             return Err(ErrorKind::InvalidInput.into());
         }
-        let result = self.ask(input, output);
+        let result = self.ask(input, output_bytes);
         self.has_ended = result.is_err();
-        if input.len().max(output.len()) > KEPT_BYTES {
+        if let Ok(Some(length)) = result {
+            see(self.shared.output(length));
+        }
+        if input.len().max(output_bytes) > KEPT_BYTES {
             self.shared.empty();
         }
         result
     }
 
-    fn ask(&mut self, input: &[u8], output: &mut [u8]) -> io::Result<Option<usize>> {
+    fn ask(&mut self, input: &[u8], output_bytes: usize) -> io::Result<Option<usize>> {
         self.shared.put_input(input);
         let request = Request {
             input_bytes: input.len(),
-            output_bytes: output.len(),
+            output_bytes,
         };
         if !send(self.requests.as_raw_fd(), &request.to_bytes()) {
             return Err(ended());
@@ -124,9 +146,10 @@ impl Apart {
             NOTHING => Ok(None),
             length => {
                 let length = usize::try_from(length).unwrap_or(usize::MAX);
-                let output = output.get_mut(..length).ok_or_else(ended)?;
-                self.shared.take_output(output);
-                Ok(Some(length))
+                match length <= output_bytes {
+                    true => Ok(Some(length)),
+                    false => Err(ended()),
+                }
             }
         }
     }
@@ -312,14 +335,14 @@ impl Shared {
         };
     }
 
-    /// The other process may still write there: bytes are copied, and nothing is concluded from them before.
-    fn take_output(&mut self, bytes: &mut [u8]) {
-        let length = bytes.len();
+    /// The first so many bytes of the output. The other process may still write there.
+    fn output(&self, length: usize) -> &[AtomicU8] {
         assert!(length <= self.output_bytes, "the output has a place");
         // SAFETY: the place for the output begins there, in the mapping.
         let from = unsafe { self.at.add(self.input_bytes) };
-        // SAFETY: it is as long, and no reference to it exists here.
-        unsafe { from.copy_to_nonoverlapping(NonNull::from(bytes).cast(), length) };
+        // SAFETY: it is as long, mapped as long as `self` is there, and written to by no reference of this process while `self`
+        // is borrowed; what the other process writes atomics allow for.
+        unsafe { std::slice::from_raw_parts(from.as_ptr().cast(), length) }
     }
 
     /// Gives back what it takes. If that fails, it is kept, and used again.

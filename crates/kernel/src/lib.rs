@@ -28,6 +28,7 @@ pub mod kpagecgroup;
 pub mod kpagecount;
 pub mod kpageflags;
 pub mod lease;
+pub mod loose;
 pub mod maps;
 pub mod memory;
 pub mod memory_cgroup;

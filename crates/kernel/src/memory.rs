@@ -5,6 +5,7 @@
 //! `/proc/PID/mem` for these. Writes go the same two ways.
 //! Both need `PTRACE_MODE_ATTACH_REALCREDS`. A page that neither can read is named, never skipped.
 
+use crate::loose;
 use crate::maps::Mapping;
 use crate::progress;
 use crate::sharing::Sharing;
@@ -16,6 +17,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU8;
 
 /// The kernel takes at most this many pieces in one call (UIO_MAXIOV).
 const PIECES_AT_ONCE: usize = 1024;
@@ -355,6 +357,25 @@ impl ProcessMemory {
         }
         // process_vm_writev names a process, not an address space.
         self.check_alive()
+    }
+
+    /// As [`Self::fill`], with bytes that another process may still change.
+    pub fn fill_loose(&self, address: u64, bytes: &[AtomicU8]) -> Result<(), MemoryError> {
+        let mut done = 0;
+        while done < bytes.len() {
+            match loose::write_to(self.pid, address + done as u64, &bytes[done..]) {
+                Ok(0) | Err(_) => return self.write_loose(address + done as u64, &bytes[done..]),
+                Ok(count) => done += count,
+            }
+        }
+        self.check_alive()
+    }
+
+    /// As [`Self::write`], with such bytes.
+    pub fn write_loose(&self, address: u64, bytes: &[AtomicU8]) -> Result<(), MemoryError> {
+        let mut copied = vec![0; bytes.len()];
+        loose::copy(bytes, &mut copied);
+        self.write(address, &copied)
     }
 
     /// Fails with [`MemoryError::SpaceGone`] if the process has exited or replaced its address space

@@ -27,7 +27,10 @@ mod thread_addresses;
 mod timers;
 mod tracing;
 
+use std::collections::HashMap;
+
 use bincode::{Decode, Encode};
+use pagetide_kernel::ptrace::ThreadId;
 
 pub use credentials::Credentials;
 pub use error::{KernelStateApplyError, KernelStateError};
@@ -101,4 +104,24 @@ pub struct ThreadKernelState {
     pub parent_death_signal: i32,
     /// Signals that wait for this very thread, first one first.
     pub pending_signals: Vec<PendingSignal>,
+}
+
+impl KernelState {
+    /// The states of its threads, found by number: looking through all of them for each would take the square of their count.
+    pub fn by_number(&self) -> ThreadsByNumber<'_> {
+        let threads = self.threads.iter().rev();
+        ThreadsByNumber(threads.map(|state| (state.thread, state)).collect())
+    }
+}
+
+/// What the kernel keeps for each of the threads of a process, by their numbers in the snapshot.
+#[derive(Debug)]
+pub struct ThreadsByNumber<'a>(HashMap<i32, &'a ThreadKernelState>);
+
+impl<'a> ThreadsByNumber<'a> {
+    /// That of the thread that had this number.
+    pub fn of(&self, was: ThreadId) -> Result<&'a ThreadKernelState, KernelStateApplyError> {
+        let state = self.0.get(&was.get()).copied();
+        state.ok_or(KernelStateApplyError::NoSuchThread { thread: was })
+    }
 }

@@ -63,26 +63,37 @@ pub(crate) struct Terrain {
     memory: Option<Arc<File>>,
     landing: Option<Landing>,
     stacks: Arc<[StackMapping]>,
+    is_new: bool,
 }
 
 static REMEMBERED: Mutex<Vec<(ProcessIdentity, Landing)>> = Mutex::new(Vec::new());
 
 impl Terrain {
+    /// Of a process that is to be made another one: only the way to its memory.
+    pub(crate) fn of_new(identity: &ProcessIdentity) -> Self {
+        let path = format!("/proc/{}/mem", identity.pid);
+        let memory = OpenOptions::new().read(true).write(true).open(path);
+        Self {
+            identity: identity.clone(),
+            memory: memory.ok().map(Arc::new),
+            landing: None,
+            stacks: Arc::default(),
+            is_new: true,
+        }
+    }
+
+    /// True if it was not looked over.
+    pub(crate) fn is_new(&self) -> bool {
+        self.is_new
+    }
+
     /// Looks the target over while it runs. What cannot be found is reported by whoever needs it.
     pub(crate) fn survey(identity: &ProcessIdentity) -> Self {
-        let pid = identity.pid;
-        let memory = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(format!("/proc/{pid}/mem"))
-            .ok()
-            .map(Arc::new);
-        let mappings = mappings(pid).unwrap_or_default();
+        let mappings = mappings(identity.pid).unwrap_or_default();
         let mut terrain = Self {
-            identity: identity.clone(),
-            memory,
-            landing: None,
             stacks: stacks(&mappings).into(),
+            is_new: false,
+            ..Self::of_new(identity)
         };
         terrain.landing = terrain.remembered_landing().or_else(|| {
             let landing = find_landing(terrain.memory.as_deref()?, &mappings)?;

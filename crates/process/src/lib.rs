@@ -65,7 +65,7 @@ pub use kernel_state::{
     AlternateStack, Credentials, IntervalTimer, KERNEL_STATE_ATTACHMENT, KernelState,
     KernelStateApplyError, KernelStateError, MemoryPolicy, PendingSignal, PosixTimer,
     ProcessSwitches, ProcessorSwitches, ResourceLimit, RobustFutexes, RseqRegistration, Scheduling,
-    SignalAction, ThreadKernelState, TimerBatch,
+    SignalAction, ThreadKernelState, ThreadsByNumber, TimerBatch,
 };
 pub use open_files::{
     Description, DescriptionLock, Descriptor, DescriptorTable, DeviceState, DirectoryState,
@@ -92,7 +92,7 @@ pub use rings::RingsOfThreads;
 pub use state::{MemoryLayout, OutsideState, ProcessState, StateDecodeError, StateReadError};
 pub use stop::{ResumeError, StopError, StopOptions, StoppedProcess};
 pub use syscall_names::SystemCall;
-pub use system_calls::SystemCalls;
+pub use system_calls::{Batch, SystemCalls};
 pub use thread_state::{ThreadState, ThreadStateError};
 
 #[cfg(test)]

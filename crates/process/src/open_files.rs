@@ -26,6 +26,8 @@ mod eventfd;
 mod fdinfo;
 mod finish;
 mod foreign;
+#[cfg(test)]
+mod growth_tests;
 mod inotify;
 mod late;
 mod locks;
@@ -189,6 +191,10 @@ impl OpenFiles {
             _ => &[],
         });
         self.blockers_without_sockets().chain(of_sockets)
+    }
+
+    fn kind(&self, place: usize) -> Option<&Kind> {
+        self.descriptions.get(place).map(|one| &one.kind)
     }
 
     fn blockers_without_sockets(&self) -> impl Iterator<Item = &Blocker> {

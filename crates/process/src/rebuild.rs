@@ -106,7 +106,7 @@ impl NewProcess {
     /// whoever forked it. From now on it is killed when this program ends, by whatever means.
     pub fn take(pid: i32, options: StopOptions) -> Result<Self, RebuildError> {
         let identity = ProcessIdentity::of(pid)?;
-        let stopped = StoppedProcess::stop(&identity, options)?;
+        let stopped = StoppedProcess::stop_new(&identity, options)?;
         let first = ThreadId::new(pid);
         let bound = ptrace::Options {
             kill_with_tracer: true,

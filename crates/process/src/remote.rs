@@ -16,15 +16,14 @@ pub(crate) mod together;
 use std::io;
 
 use pagetide_kernel::ptrace::{self, FilterInstruction, ThreadId};
-use rustix::io::Errno;
 
 use crate::proc_files::Status;
 use crate::remote_error::RemoteCallError;
 use crate::seccomp::{self, CallData};
-use crate::session::{CLONE_ARGUMENTS, Session};
+use crate::session::{CLONE_ARGUMENTS, Session, place_below};
 use crate::stop::StoppedProcess;
 use crate::syscall_names::SystemCall;
-use crate::system_calls::SystemCalls;
+use crate::system_calls::{Batch, SystemCalls, checked};
 use crate::tracees::Tracees;
 
 /// What seccomp says of the thread that runs the calls.
@@ -49,6 +48,8 @@ pub struct RemoteCalls<'a> {
     seccomp: SeccompState,
     survives_our_death: bool,
     behind_syscall: u64,
+    /// The next bytes go below this address, as the session has it.
+    free_below: u64,
 }
 
 impl<'a> RemoteCalls<'a> {
@@ -74,18 +75,20 @@ impl<'a> RemoteCalls<'a> {
                 session.thread,
                 session.frame.is_some(),
                 session.landing + 2,
+                session.free_below(),
                 seccomp,
             );
             tracees.session = Some(session);
             Ok(summary)
         });
-        let (thread, survives_our_death, behind_syscall, seccomp) = begun?;
+        let (thread, survives_our_death, behind_syscall, free_below, seccomp) = begun?;
         Ok(Self {
             stopped,
             thread,
             seccomp,
             survives_our_death,
             behind_syscall,
+            free_below,
         })
     }
 
@@ -113,6 +116,7 @@ impl<'a> RemoteCalls<'a> {
             seccomp: SeccompState::Off,
             survives_our_death: false,
             behind_syscall: syscall + 2,
+            free_below: scratch.1,
         })
     }
 
@@ -225,7 +229,9 @@ impl<'a> RemoteCalls<'a> {
     ) -> Result<R, E> {
         let owned = bytes.to_vec();
         let address = self.in_session(move |session, _| session.put_bytes(&owned))?;
+        let free_below = std::mem::replace(&mut self.free_below, address);
         let result = work(self, address);
+        self.free_below = free_below;
         let taken_back = self.in_session(|session, _| session.take_back_bytes());
         let result = result?;
         taken_back?;
@@ -282,12 +288,51 @@ impl SystemCalls for RemoteCalls<'_> {
         bytes: &mut [u8],
         args: &dyn Fn(u64) -> [u64; 6],
     ) -> Result<u64, RemoteCallError> {
-        let given = bytes.to_vec();
-        self.with_bytes(&given, |calls, address| {
-            let result = calls.call(number, args(address))?;
-            calls.read(address, bytes)?;
-            Ok(result)
-        })
+        // Known beforehand, so that one question to the tracing thread does.
+        let address = place_below(self.free_below, bytes.len());
+        let args = args(address);
+        self.check(number, args)?;
+        let (call, given) = (SystemCall(number), bytes.to_vec());
+        let done = self.in_session(move |session, tracees| {
+            let put = session.put_bytes(&given)?;
+            let called = match put == address {
+                true => session.call(tracees, call, args),
+                false => Err(RemoteCallError::Over),
+            };
+            let after = called.and_then(|result| match checked(result) {
+                Ok(result) => Ok(Ok((result, session.read(put, given.len())?))),
+                Err(errno) => Ok(Err(errno)),
+            });
+            let taken_back = session.take_back_bytes();
+            let after = after?;
+            taken_back?;
+            Ok(after)
+        });
+        let (result, after) = done?.map_err(|errno| RemoteCallError::Failed { call, errno })?;
+        bytes.copy_from_slice(&after);
+        Ok(result)
+    }
+
+    fn call_all(&mut self, batch: Batch) -> Result<(), (usize, RemoteCallError)> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let address = place_below(self.free_below, batch.bytes.len());
+        let calls: Vec<_> = batch.calls.iter().map(|one| one.at(address)).collect();
+        for (index, (number, args)) in calls.iter().enumerate() {
+            self.check(*number, *args).map_err(|error| (index, error))?;
+        }
+        let bytes = batch.bytes;
+        let done = self.in_session(move |session, tracees| {
+            if session.put_bytes(&bytes)? != address {
+                session.take_back_bytes()?;
+                return Err(RemoteCallError::Over);
+            }
+            let done = session.call_all(tracees, &calls);
+            session.take_back_bytes()?;
+            Ok(done)
+        });
+        done.map_err(|error| (0, error))?
     }
 }
 
@@ -295,15 +340,6 @@ impl Drop for RemoteCalls<'_> {
     fn drop(&mut self) {
         // Nobody is left to hear of it; `finish` is for those who want to.
         self.end().ok();
-    }
-}
-
-/// What the kernel returned, as a result.
-pub(crate) fn checked(result: u64) -> Result<u64, Errno> {
-    match result.cast_signed() {
-        // In range by the pattern.
-        error @ -4095..0 => Err(Errno::from_raw_os_error(i32::try_from(-error).unwrap_or(0))),
-        _ => Ok(result),
     }
 }
 

@@ -6,9 +6,10 @@ use pagetide_kernel::ptrace::ThreadId;
 use rustix::io::Errno;
 
 use crate::blocker::Blocker;
-use crate::remote::{RemoteCalls, checked};
+use crate::remote::RemoteCalls;
 use crate::remote_error::RemoteCallError;
 use crate::stop::StoppedProcess;
+use crate::system_calls::checked;
 
 /// `__NR_io_uring_enter`.
 const IO_URING_ENTER: i64 = 426;

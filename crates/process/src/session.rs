@@ -23,6 +23,7 @@ use crate::restart;
 use crate::rseq::Whereabouts;
 use crate::self_healing::{self, Frame, RED_ZONE, ThreadParts};
 use crate::syscall_names::SystemCall;
+use crate::system_calls::checked;
 use crate::tracees::{SessionReport, Tracees};
 use crate::tracer::is_gone;
 
@@ -53,8 +54,8 @@ pub(crate) struct Session {
     whereabouts: Option<Whereabouts>,
     /// What the target had where the frame is.
     under_frame: Option<Vec<u8>>,
-    /// What the target had where bytes of ours are, the oldest first.
-    overwritten: Vec<(u64, Vec<u8>)>,
+    /// Where bytes of ours are, the oldest first.
+    overwritten: Vec<Overwritten>,
     /// The next bytes go below this address, and not below `floor`.
     free_below: u64,
     floor: u64,
@@ -65,6 +66,16 @@ pub(crate) struct Session {
     pub(crate) lost: bool,
     /// The process is being built, and must not outlive its tracer.
     is_new: bool,
+}
+
+/// Bytes of ours in the target.
+#[derive(Debug)]
+struct Overwritten {
+    address: u64,
+    /// What the target had there, unless it has nothing to lose.
+    before: Option<Vec<u8>>,
+    /// Below where they were put.
+    below: u64,
 }
 
 /// A session that ends.
@@ -261,6 +272,22 @@ impl Session {
         result
     }
 
+    /// Calls one after the other, up to the first that fails: its place among them, and why.
+    pub(crate) fn call_all(
+        &mut self,
+        tracees: &mut Tracees,
+        calls: &[(i64, [u64; 6])],
+    ) -> Result<(), (usize, RemoteCallError)> {
+        for (index, (number, args)) in calls.iter().enumerate() {
+            let call = SystemCall(*number);
+            pagetide_kernel::progress::step();
+            let result = self.call(tracees, call, *args);
+            let checked = result.map(checked).map_err(|error| (index, error))?;
+            checked.map_err(|errno| (index, RemoteCallError::Failed { call, errno }))?;
+        }
+        Ok(())
+    }
+
     /// System call stops only; nobody wants to hear of threads that a call makes.
     fn options(&self) -> Options {
         Options {
@@ -280,8 +307,10 @@ impl Session {
             "set the options of",
             self.thread,
         ))?;
-        if !self.is_new {
-            self.whereabouts = Whereabouts::of(self.thread, &self.memory);
+        match self.is_new {
+            // It is not put right between two calls.
+            true => self.block_signals(pid)?,
+            false => self.whereabouts = Whereabouts::of(self.thread, &self.memory),
         }
         if let Some(frame) = &self.frame {
             self.under_frame = Some(self.read(frame.address, frame.bytes.len())?);
@@ -406,29 +435,36 @@ impl Session {
             thread: self.thread,
             length_bytes,
         };
-        let length = u64::try_from(length_bytes).unwrap_or(u64::MAX);
-        let address = self.free_below.saturating_sub(length) & !15;
+        let address = place_below(self.free_below, length_bytes);
         if length_bytes > BYTES_MAX || address < self.floor {
             return Err(no_room);
         }
-        self.overwrite(address, bytes)?;
+        let before = match self.is_new {
+            true => None,
+            false => Some(self.read(address, length_bytes)?),
+        };
+        self.overwritten.push(Overwritten {
+            address,
+            before,
+            below: self.free_below,
+        });
         self.free_below = address;
+        self.write(address, bytes)?;
         Ok(address)
     }
 
     pub(crate) fn take_back_bytes(&mut self) -> Result<(), RemoteCallError> {
-        let Some((address, bytes)) = self.overwritten.pop() else {
+        let Some(last) = self.overwritten.pop() else {
             return Ok(());
         };
-        let end = address + u64::try_from(bytes.len()).unwrap_or(0);
-        self.free_below = self.free_below.max(end);
-        self.write(address, &bytes)
+        self.free_below = last.below;
+        let before = last.before;
+        before.map_or(Ok(()), |before| self.write(last.address, &before))
     }
 
-    fn overwrite(&mut self, address: u64, bytes: &[u8]) -> Result<(), RemoteCallError> {
-        let before = self.read(address, bytes.len())?;
-        self.overwritten.push((address, before));
-        self.write(address, bytes)
+    /// The next bytes go below this address, see [`place_below`].
+    pub(crate) fn free_below(&self) -> u64 {
+        self.free_below
     }
 
     pub(crate) fn read(&self, address: u64, length: usize) -> Result<Vec<u8>, RemoteCallError> {
@@ -447,6 +483,12 @@ impl Session {
 }
 
 const SIGSTOP: i32 = 19;
+
+/// Where so many bytes of ours go if they are to lie below `free_below`.
+pub(crate) fn place_below(free_below: u64, length_bytes: usize) -> u64 {
+    let length = u64::try_from(length_bytes).unwrap_or(u64::MAX);
+    free_below.saturating_sub(length) & !15
+}
 
 /// The frame for the chosen thread; `None` if it cannot find back by itself.
 fn frame_for(

@@ -227,27 +227,37 @@ impl StoppedProcess {
     ///
     /// What a remote call needs to know of the target's code is looked up before the stop begins.
     pub fn stop(identity: &ProcessIdentity, options: StopOptions) -> Result<Self, StopError> {
+        Self::stop_in(identity, options, Terrain::survey)
+    }
+
+    /// Stops a process that waits to be made another one: its code, its stacks and its waits are nobody's any more.
+    pub(crate) fn stop_new(
+        identity: &ProcessIdentity,
+        options: StopOptions,
+    ) -> Result<Self, StopError> {
+        Self::stop_in(identity, options, Terrain::of_new)
+    }
+
+    fn stop_in(
+        identity: &ProcessIdentity,
+        options: StopOptions,
+        survey: impl FnOnce(&ProcessIdentity) -> Terrain,
+    ) -> Result<Self, StopError> {
         let pid = identity.pid;
-        let held = identity.hold().map_err(|error| match error {
-            PidFdError::Open { source, .. } if source != Errno::SRCH => StopError::Kernel {
-                what: "open a descriptor of the first",
-                pid,
-                thread: ThreadId::new(pid),
-                source: source.into(),
-            },
-            _ => StopError::Gone { pid },
-        })?;
+        let held = hold(identity)?;
         let freezer = Freezer::of_first_thread(pid);
         if let Some(freezer) = freezer.clone().filter(|by| !by.lets_threads_stop()) {
             return Err(StopError::Frozen { pid, freezer });
         }
-        let terrain = Terrain::survey(identity);
+        let terrain = survey(identity);
         // Dropped after the tracer, also by an early return: until then somebody may stand.
         let standing;
         let tracer = Tracer::start(pid).map_err(StopError::Tracer)?;
         let memory = terrain.memory();
         let (looked_at, stacks) = (memory.clone(), terrain.stacks());
-        tracer.run(move |tracees| tracees.waits = Waits::survey(pid, looked_at, stacks));
+        if !terrain.is_new() {
+            tracer.run(move |tracees| tracees.waits = Waits::survey(pid, looked_at, stacks));
+        }
         standing = Standing::begin();
         let begin = Instant::now();
         let deadline = begin + options.timeout;
@@ -444,6 +454,19 @@ impl StoppedProcess {
     pub(crate) fn landing(&mut self) -> Option<Landing> {
         self.terrain.landing()
     }
+}
+
+fn hold(identity: &ProcessIdentity) -> Result<PidFd, StopError> {
+    let pid = identity.pid;
+    identity.hold().map_err(|error| match error {
+        PidFdError::Open { source, .. } if source != Errno::SRCH => StopError::Kernel {
+            what: "open a descriptor of the first",
+            pid,
+            thread: ThreadId::new(pid),
+            source: source.into(),
+        },
+        _ => StopError::Gone { pid },
+    })
 }
 
 fn explain(failure: StopFailure, pid: i32, waited: Duration) -> StopError {

@@ -3,6 +3,7 @@
 
 use std::io::{self, ErrorKind};
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicU8;
 use zstd::zstd_safe::DCtx;
 
 /// The longest input and output that a decompressor is asked for: metadata of a snapshot.
@@ -17,6 +18,19 @@ pub trait Decompress: Send + Sync {
     ///
     /// It cannot be found out: what decompresses cannot be had, or has ended.
     fn decompress(&self, packed: &[u8], raw: &mut [u8]) -> io::Result<Option<usize>>;
+
+    /// The same, but what `packed` holds, `raw_bytes` at most, is only shown to `see` where it was decompressed. Whoever
+    /// did that may still change it meanwhile, so it is for those who conclude nothing from it: it saves a copy of all of it.
+    ///
+    /// # Errors
+    ///
+    /// As above; then `see` was not called.
+    fn decompress_there(
+        &self,
+        packed: &[u8],
+        raw_bytes: usize,
+        see: &mut dyn FnMut(&[AtomicU8]),
+    ) -> io::Result<Option<usize>>;
 }
 
 static ELSEWHERE: OnceLock<Box<dyn Decompress>> = OnceLock::new();
@@ -55,6 +69,11 @@ pub(crate) struct Wherever {
 }
 
 impl Wherever {
+    /// What decompresses elsewhere, if the program has said so.
+    pub fn elsewhere() -> Option<&'static dyn Decompress> {
+        ELSEWHERE.get().map(|other| &**other)
+    }
+
     /// As [`Decompress::decompress`].
     pub fn decompress(&mut self, packed: &[u8], raw: &mut [u8]) -> io::Result<Option<usize>> {
         if let Some(other) = ELSEWHERE.get() {

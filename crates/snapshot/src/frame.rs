@@ -4,6 +4,7 @@ use crate::decompress::Wherever;
 use crate::format::{ENCODING_RAW, ENCODING_ZSTD, FormatError, damaged};
 use std::borrow::Cow;
 use std::io;
+use std::sync::atomic::AtomicU8;
 use zstd::bulk::Compressor;
 
 /// Stored bytes with what the frame table says about them.
@@ -58,21 +59,57 @@ impl FrameDecoder {
         checksum: &[u8; 32],
         raw: &mut [u8],
     ) -> Result<(), FormatError> {
-        if blake3::hash(stored).as_bytes() != checksum {
-            return damaged("the checksum of a frame does not match");
-        }
+        check(stored, checksum)?;
         match encoding {
             ENCODING_RAW if stored.len() == raw.len() => {
                 raw.copy_from_slice(stored);
                 Ok(())
             }
             ENCODING_ZSTD => match self.decompressor.decompress(stored, raw) {
-                Ok(Some(length)) if length == raw.len() => Ok(()),
-                Ok(Some(_)) => damaged("a frame decompresses to less than its pages"),
-                Ok(None) => damaged("a frame does not decompress"),
+                Ok(length) => check_length(length, raw.len()),
                 Err(error) => Err(FormatError::Unknown(error)),
             },
             _ => damaged("a frame has the wrong length"),
         }
+    }
+
+    /// Shows `see` the pages of a frame, `raw_bytes` of them, where they were decompressed. False, and nothing was done, if
+    /// that is here.
+    pub fn decode_there(
+        &self,
+        stored: &[u8],
+        encoding: u16,
+        checksum: &[u8; 32],
+        raw_bytes: usize,
+        see: &mut dyn FnMut(&[AtomicU8]),
+    ) -> Result<bool, FormatError> {
+        let Some(other) = Wherever::elsewhere().filter(|_| encoding == ENCODING_ZSTD) else {
+            return Ok(false);
+        };
+        check(stored, checksum)?;
+        let mut see_whole = |bytes: &[AtomicU8]| {
+            if bytes.len() == raw_bytes {
+                see(bytes);
+            }
+        };
+        match other.decompress_there(stored, raw_bytes, &mut see_whole) {
+            Ok(length) => check_length(length, raw_bytes).map(|()| true),
+            Err(error) => Err(FormatError::Unknown(error)),
+        }
+    }
+}
+
+fn check(stored: &[u8], checksum: &[u8; 32]) -> Result<(), FormatError> {
+    match blake3::hash(stored).as_bytes() == checksum {
+        true => Ok(()),
+        false => damaged("the checksum of a frame does not match"),
+    }
+}
+
+fn check_length(found: Option<usize>, expected: usize) -> Result<(), FormatError> {
+    match found {
+        Some(length) if length == expected => Ok(()),
+        Some(_) => damaged("a frame decompresses to less than its pages"),
+        None => damaged("a frame does not decompress"),
     }
 }

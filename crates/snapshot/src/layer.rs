@@ -13,6 +13,7 @@ use crate::model::{SnapshotId, SnapshotInfo, SnapshotKind, Space, StoreId};
 use crate::storage::{Storage, StoredFile};
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU8;
 
 const DIRECTORY: &str = "snapshots/";
 const SUFFIX: &str = ".snap";
@@ -239,6 +240,42 @@ impl FrameReader {
         page_bytes: usize,
         raw: &mut Vec<u8>,
     ) -> Result<(), ReadError> {
+        self.fetch(layer, number)?;
+        let frame = &layer.index.frames[number];
+        raw.resize(frame.page_count as usize * page_bytes, 0);
+        self.decoder
+            .decode(&self.stored, frame.encoding, &frame.checksum, raw)
+            .map_err(|error| self.at(error, layer))
+    }
+
+    /// Shows `see` the same where they are decompressed, see [`crate::Decompress::decompress_there`], or, if that is not elsewhere,
+    /// fills `raw` and returns false.
+    pub fn read_there(
+        &mut self,
+        layer: &Layer,
+        number: usize,
+        page_bytes: usize,
+        raw: &mut Vec<u8>,
+        see: &mut dyn FnMut(&[AtomicU8]),
+    ) -> Result<bool, ReadError> {
+        self.fetch(layer, number)?;
+        let frame = &layer.index.frames[number];
+        let length = frame.page_count as usize * page_bytes;
+        let (encoding, checksum) = (frame.encoding, &frame.checksum);
+        let decoder = &mut self.decoder;
+        let shown = decoder.decode_there(&self.stored, encoding, checksum, length, see);
+        let decoded = shown.and_then(|shown| {
+            if !shown {
+                raw.resize(length, 0);
+                decoder.decode(&self.stored, encoding, checksum, raw)?;
+            }
+            Ok(shown)
+        });
+        decoded.map_err(|error| self.at(error, layer))
+    }
+
+    /// The stored bytes of a frame.
+    fn fetch(&mut self, layer: &Layer, number: usize) -> Result<(), ReadError> {
         let file = match self.file.take() {
             Some(file) if file.id == layer.id => file,
             _ => SnapshotFile::open(&*layer.storage, layer.store, layer.id)?,
@@ -248,11 +285,10 @@ impl FrameReader {
             let what = "it is no longer the file that was opened".to_owned();
             return Err(file.at(FormatError::Damaged(what)));
         }
-        let frame = &layer.index.frames[number];
-        file.stored(frame, &mut self.stored)?;
-        raw.resize(frame.page_count as usize * page_bytes, 0);
-        self.decoder
-            .decode(&self.stored, frame.encoding, &frame.checksum, raw)
-            .map_err(|error| file.at(error))
+        file.stored(&layer.index.frames[number], &mut self.stored)
+    }
+
+    fn at(&self, error: FormatError, layer: &Layer) -> ReadError {
+        error.at(layer.id, &file_name(layer.id))
     }
 }

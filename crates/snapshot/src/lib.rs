@@ -64,6 +64,7 @@ pub use model::{
     Shown, SnapshotId, SnapshotInfo, SnapshotKind, Space, StoreId,
 };
 pub use options::{DEFAULT_FRAME_BYTES, WriteCounters, WriteOptions};
+pub use read::Found;
 pub use storage::{DirectoryStorage, MemoryStorage, Storage, Untrusted};
 pub use store::{DamagedSnapshot, Snapshots, Store, WriterLock};
 pub use verify::{Damage, VerifyProgress, VerifyReport};

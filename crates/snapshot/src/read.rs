@@ -9,8 +9,9 @@ use crate::runs::Resolved;
 use crate::view::{Inner, PageContent, View};
 use pagetide_pages::{PageCount, PageIndex, PageRange};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// How many decoded frames a view keeps at least, and at most. In between it keeps two for each
 /// layer, because pages in ascending order lie in frames of many layers at once.
@@ -19,10 +20,21 @@ const KEPT_FRAMES_MAX: usize = 256;
 /// Frames of huge pages are large; no more are decoded while those that are kept exceed this.
 const KEPT_BYTES_MAX: usize = 64 << 20;
 
+/// For each thread there are at least so many frames.
+const FRAMES_A_THREAD: usize = 4;
+
 /// So many pieces are put in order at once, and so many pages of files are handed on at once: what a snapshot says of a
 /// space may be much longer than what it holds.
 const PIECES_AT_ONCE: usize = 1 << 15;
 const FILE_PAGES_AT_ONCE: PageCount = PageCount(256);
+
+/// What `View::read_ranges_loose` finds.
+pub enum Found<'a> {
+    /// As for everybody.
+    Settled(PageContent<'a>),
+    /// Bytes that whoever decompressed them may still change.
+    Loose(&'a [AtomicU8]),
+}
 
 /// The frames decoded last, and what is needed to decode more.
 pub struct FrameCache {
@@ -158,6 +170,32 @@ impl View {
         threads: usize,
         visit: impl Fn(PageRange, PageContent<'_>) -> Result<(), E> + Sync,
     ) -> Result<(), E> {
+        self.read_pieces(space, ranges, threads, false, |pages, found| match found {
+            Found::Settled(content) => visit(pages, content),
+            // Nobody asked for these.
+            Found::Loose(_) => Ok(()),
+        })
+    }
+
+    /// As `read_ranges_parallel`, but pages with bytes may be shown where they were decompressed: for those who hand them on and
+    /// conclude nothing from them.
+    pub fn read_ranges_loose<E: From<ReadError> + Send>(
+        &self,
+        space: usize,
+        ranges: &[PageRange],
+        visit: impl Fn(PageRange, Found<'_>) -> Result<(), E> + Sync,
+    ) -> Result<(), E> {
+        self.read_pieces(space, ranges, 0, true, visit)
+    }
+
+    fn read_pieces<E: From<ReadError> + Send>(
+        &self,
+        space: usize,
+        ranges: &[PageRange],
+        threads: usize,
+        loose: bool,
+        visit: impl Fn(PageRange, Found<'_>) -> Result<(), E> + Sync,
+    ) -> Result<(), E> {
         let page_bytes = self.checked_space(space)?.page_size.len();
         let mut pieces = self.inner.pieces_in(space, ranges);
         loop {
@@ -165,7 +203,7 @@ impl View {
             if batch.is_empty() {
                 return Ok(());
             }
-            self.read_batch(batch, page_bytes, threads, &visit)?;
+            self.read_batch(batch, page_bytes, threads, loose, &visit)?;
         }
     }
 
@@ -174,7 +212,8 @@ impl View {
         mut pieces: Vec<Piece<'_>>,
         page_bytes: usize,
         threads: usize,
-        visit: &(impl Fn(PageRange, PageContent<'_>) -> Result<(), E> + Sync),
+        loose: bool,
+        visit: &(impl Fn(PageRange, Found<'_>) -> Result<(), E> + Sync),
     ) -> Result<(), E> {
         // Pieces of one frame stand together then, in the order of the files.
         pieces.sort_by_key(|piece| (piece.layer, piece.frame));
@@ -182,7 +221,10 @@ impl View {
             a.state == PageState::Data && (a.layer, a.frame) == (b.layer, b.frame)
         };
         let groups: Vec<&[Piece<'_>]> = pieces.chunk_by(same_frame).collect();
-        let threads = worker_count(threads, groups.len());
+        let threads = match threads {
+            0 => worker_count(0, threads_worth(&groups)),
+            asked => worker_count(asked, groups.len()),
+        };
         let next = AtomicUsize::new(0);
         let stop = AtomicBool::new(false);
         let work = || -> Result<(), E> {
@@ -192,7 +234,12 @@ impl View {
                 let Some(group) = groups.get(next.fetch_add(1, Ordering::Relaxed)) else {
                     break;
                 };
-                self.visit_group(group, page_bytes, &mut reader, &mut raw, visit)?;
+                match loose {
+                    true => {
+                        self.visit_loose(group, page_bytes, &mut reader, &mut raw, visit)?;
+                    }
+                    false => self.visit_group(group, page_bytes, &mut reader, &mut raw, visit)?,
+                }
             }
             Ok(())
         };
@@ -221,7 +268,7 @@ impl View {
         page_bytes: usize,
         reader: &mut FrameReader,
         raw: &mut Vec<u8>,
-        visit: &impl Fn(PageRange, PageContent<'_>) -> Result<(), E>,
+        visit: &impl Fn(PageRange, Found<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         let first = group[0];
         if first.state == PageState::Data {
@@ -229,9 +276,38 @@ impl View {
             reader.read(layer, first.frame, page_bytes, raw)?;
         }
         for piece in group {
-            visit(piece.pages, piece.content(raw, page_bytes))?;
+            visit(piece.pages, Found::Settled(piece.content(raw, page_bytes)))?;
         }
         Ok(())
+    }
+
+    /// The same, where the bytes need not be ours.
+    fn visit_loose<E: From<ReadError>>(
+        &self,
+        group: &[Piece<'_>],
+        page_bytes: usize,
+        reader: &mut FrameReader,
+        raw: &mut Vec<u8>,
+        visit: &impl Fn(PageRange, Found<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let first = group[0];
+        let mut visited = Ok(());
+        if first.state == PageState::Data {
+            let layer = &self.inner.layers[first.layer as usize];
+            let mut see = |bytes: &[AtomicU8]| {
+                visited = group.iter().try_for_each(|piece| {
+                    let bytes = &bytes[piece.place(page_bytes)];
+                    visit(piece.pages, Found::Loose(bytes))
+                });
+            };
+            if reader.read_there(layer, first.frame, page_bytes, raw, &mut see)? {
+                return visited;
+            }
+        }
+        group.iter().try_for_each(|piece| {
+            let content = piece.content(raw, page_bytes);
+            visit(piece.pages, Found::Settled(content))
+        })
     }
 
     fn checked_space(&self, index: usize) -> Result<&crate::model::Space, ReadError> {
@@ -254,12 +330,14 @@ impl<'h> Piece<'h> {
             PageState::Unbacked => PageContent::Unbacked,
             // What is shown was looked up before, so here it is always a page of a file.
             PageState::File | PageState::Shown => PageContent::File(self.hashes),
-            PageState::Data => {
-                let start = self.position as usize * page_bytes;
-                let length = self.pages.count().0 as usize * page_bytes;
-                PageContent::Bytes(&raw[start..start + length])
-            }
+            PageState::Data => PageContent::Bytes(&raw[self.place(page_bytes)]),
         }
+    }
+
+    /// Where in the decoded frame the pages are.
+    fn place(&self, page_bytes: usize) -> Range<usize> {
+        let start = self.position as usize * page_bytes;
+        start..start + self.pages.count().0 as usize * page_bytes
     }
 }
 
@@ -370,9 +448,23 @@ impl Inner {
     }
 }
 
+/// How many threads earn what it costs to start them, where a few frames are decoded in less time.
+fn threads_worth(groups: &[&[Piece<'_>]]) -> usize {
+    let frames = groups
+        .iter()
+        .filter(|group| group[0].state == PageState::Data)
+        .count();
+    1 + frames / FRAMES_A_THREAD
+}
+
 /// How many threads to use for `jobs` jobs when `asked` were asked for; 0 asks for one a core.
 pub fn worker_count(asked: usize, jobs: usize) -> usize {
+    // To ask reads files of control groups.
+    static CORES: OnceLock<usize> = OnceLock::new();
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = if asked == 0 { cores() } else { asked };
+    let threads = match asked {
+        0 => *CORES.get_or_init(cores),
+        asked => asked,
+    };
     memory::threads(threads).min(jobs)
 }

@@ -7,11 +7,21 @@ use pagetide_snapshot::{
 };
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU8;
 
 struct Gone;
 
 impl Decompress for Gone {
     fn decompress(&self, _packed: &[u8], _raw: &mut [u8]) -> io::Result<Option<usize>> {
+        Err(io::Error::from_raw_os_error(24))
+    }
+
+    fn decompress_there(
+        &self,
+        _packed: &[u8],
+        _raw_bytes: usize,
+        _see: &mut dyn FnMut(&[AtomicU8]),
+    ) -> io::Result<Option<usize>> {
         Err(io::Error::from_raw_os_error(24))
     }
 }

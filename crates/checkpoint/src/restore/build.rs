@@ -20,11 +20,12 @@ use crate::watchers;
 use pagetide_kernel::memory::ProcessMemory;
 use pagetide_pages::{PageCount, PageSet};
 use pagetide_process::{
-    KernelState, NewProcess, OpenFiles, RebuildError, RemoteCalls, Reopened, ThreadId, ThreadState,
-    examine_for_reading,
+    NewProcess, OpenFiles, RebuildError, RemoteCalls, Reopened, ThreadId, ThreadState,
+    ThreadsByNumber, examine_for_reading,
 };
 use pagetide_snapshot::{Store, View};
 use pagetide_tracker::Backend;
+use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 /// What all processes of a restore have in common, and what came of it so far.
@@ -136,15 +137,17 @@ impl Building<'_> {
             };
             threads.push((was, state.thread));
         }
-        self.renumber(&kernel, &threads, pid)?;
+        let by_number = kernel.by_number();
+        renumber(&by_number, &threads, pid)?;
         for &(was, thread) in &threads {
             let mut calls = new.calls(thread)?;
-            kernel.apply_to_thread(was, thread, &mut calls)?;
+            kernel.apply_to_thread(by_number.of(was)?, thread, &mut calls)?;
             end(calls, pid)?;
         }
+        let now: HashMap<ThreadId, ThreadId> = threads.iter().copied().collect();
         for batch in kernel.timer_batches() {
-            let made = |was| threads.iter().find(|pair| Some(pair.0) == was);
-            let thread = made(batch.maker).map_or(first, |pair| pair.1);
+            let maker = batch.maker.and_then(|was| now.get(&was));
+            let thread = maker.copied().unwrap_or(first);
             let mut calls = new.calls(thread)?;
             batch.create(thread, &mut calls)?;
             end(calls, pid)?;
@@ -153,36 +156,12 @@ impl Building<'_> {
         // The first thread comes last: it sets the timers going.
         for &(was, thread) in threads.iter().rev() {
             let mut calls = new.calls(thread)?;
-            kernel.apply_last(was, thread, thread == first, &mut calls)?;
+            kernel.apply_last(by_number.of(was)?, thread, thread == first, &mut calls)?;
             end(calls, pid)?;
         }
         new.free()?;
         new.set_thread_states(&states)?;
         Ok(states)
-    }
-
-    /// Where the libc keeps the numbers of threads (the word that the kernel clears when a thread ends), puts the new ones.
-    /// What else a program holds of its numbers nobody can know.
-    fn renumber(
-        &self,
-        kernel: &KernelState,
-        threads: &[(ThreadId, ThreadId)],
-        pid: i32,
-    ) -> Result<(), RestoreError> {
-        let changed = threads.iter().filter(|(was, now)| was != now);
-        let memory = ProcessMemory::open(pid)?;
-        for &(was, now) in changed {
-            let state = kernel.threads.iter().find(|one| one.thread == was.get());
-            let Some(address) = state.map(|one| one.tid_address).filter(|at| *at != 0) else {
-                continue;
-            };
-            let mut word = [0; 4];
-            memory.read(address, &mut word)?;
-            if i32::from_le_bytes(word) == was.get() {
-                memory.write(address, &now.get().to_le_bytes())?;
-            }
-        }
-        Ok(())
     }
 
     /// Puts a process into the process group that it was in, if that is one of the tree.
@@ -232,7 +211,7 @@ impl Building<'_> {
         finished.map_err(|source| crate::TrackingError::Remote { pid, source })?;
         let layout = member.layout(true, |_| false)?;
         // A process that watches itself is compared each time.
-        let is_watched = !watchers::watched(pid).is_empty();
+        let is_watched = !watchers::watched(pid, member.own_userfaultfd()).is_empty();
         if let Some(tracking) = member.tracking.as_mut()
             && !is_watched
         {
@@ -242,6 +221,29 @@ impl Building<'_> {
         let phase = Phase::Committed(self.view.id(), self.view.info().content_hash);
         member.set_phase(phase)
     }
+}
+
+/// Where the libc keeps the numbers of threads (the word that the kernel clears when a thread ends), puts the new ones.
+/// What else a program holds of its numbers nobody can know.
+fn renumber(
+    states: &ThreadsByNumber<'_>,
+    threads: &[(ThreadId, ThreadId)],
+    pid: i32,
+) -> Result<(), RestoreError> {
+    let changed = threads.iter().filter(|(was, now)| was != now);
+    let memory = ProcessMemory::open(pid)?;
+    for &(was, now) in changed {
+        let address = states.of(was).map_or(0, |state| state.tid_address);
+        if address == 0 {
+            continue;
+        }
+        let mut word = [0; 4];
+        memory.read(address, &mut word)?;
+        if i32::from_le_bytes(word) == was.get() {
+            memory.write(address, &now.get().to_le_bytes())?;
+        }
+    }
+    Ok(())
 }
 
 /// First address and address past the last byte of each range.

@@ -5,7 +5,7 @@ use super::nature::Nature;
 use crate::capture::SIZE;
 use pagetide_kernel::memory::ProcessMemory;
 use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet};
-use pagetide_snapshot::{Backing, Capture, PageContent, Region, Sharing, View};
+use pagetide_snapshot::{Backing, Capture, Found, PageContent, Region, Sharing, View};
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -58,34 +58,26 @@ pub(super) fn fill(
     let now = PageSet::from(all).subtract(others);
     let written = AtomicU64::new(0);
     let guards = Mutex::new(Vec::new());
-    view.read_ranges_parallel::<RestoreError>(space, now.ranges(), 0, |pages, content| {
-        match content {
-            PageContent::Unbacked | PageContent::File(_) => return Ok(()),
-            PageContent::Guard => {
+    view.read_ranges_loose::<RestoreError>(space, now.ranges(), |pages, found| {
+        let is_zero = match found {
+            Found::Settled(PageContent::Unbacked | PageContent::File(_)) => return Ok(()),
+            Found::Settled(PageContent::Guard) => {
                 let mut guards = guards.lock().unwrap_or_else(PoisonError::into_inner);
                 guards.push(pages);
                 return Ok(());
             }
-            PageContent::Bytes(_) | PageContent::Zero => {}
-        }
+            Found::Settled(PageContent::Zero) => true,
+            Found::Settled(PageContent::Bytes(_)) | Found::Loose(_) => false,
+        };
         let first = regions.partition_point(|region| region.pages.end() <= pages.start());
         for region in &regions[first..] {
             let Some(part) = region.pages.intersection(pages) else {
                 break;
             };
-            match (way(region), content) {
-                (Way::NotHere, _) | (Way::Written, PageContent::Zero) => continue,
-                (_, PageContent::Bytes(bytes)) => {
-                    let skip = SIZE.bytes_of(PageCount(part.start().0 - pages.start().0)) as usize;
-                    let length = SIZE.bytes_of(part.count()) as usize;
-                    let bytes = &bytes[skip..skip + length];
-                    let address = SIZE.address_of(part.start());
-                    match region.protection.write {
-                        true => memory.fill(address, bytes)?,
-                        false => memory.write(address, bytes)?,
-                    }
-                }
-                _ => zero(memory, part)?,
+            match (way(region), is_zero) {
+                (Way::NotHere, _) | (Way::Written, true) => continue,
+                (_, true) => zero(memory, part)?,
+                (_, false) => put(memory, region, part, pages, &found)?,
             }
             written.fetch_add(part.count().0, Ordering::Relaxed);
         }
@@ -97,6 +89,31 @@ pub(super) fn fill(
         pages: PageCount(written.into_inner()),
         guards,
     })
+}
+
+/// Writes those pages of `region` that are `part` of what was `found`.
+fn put(
+    memory: &ProcessMemory,
+    region: &Region,
+    part: PageRange,
+    pages: PageRange,
+    found: &Found<'_>,
+) -> Result<(), RestoreError> {
+    let skip = SIZE.bytes_of(PageCount(part.start().0 - pages.start().0)) as usize;
+    let wanted = skip..skip + SIZE.bytes_of(part.count()) as usize;
+    let address = SIZE.address_of(part.start());
+    match (found, region.protection.write) {
+        (Found::Loose(bytes), true) => memory.fill_loose(address, &bytes[wanted])?,
+        (Found::Loose(bytes), false) => memory.write_loose(address, &bytes[wanted])?,
+        (Found::Settled(PageContent::Bytes(bytes)), true) => {
+            memory.fill(address, &bytes[wanted])?;
+        }
+        (Found::Settled(PageContent::Bytes(bytes)), false) => {
+            memory.write(address, &bytes[wanted])?;
+        }
+        (Found::Settled(_), _) => {}
+    }
+    Ok(())
 }
 
 fn zero(memory: &ProcessMemory, pages: PageRange) -> Result<(), RestoreError> {

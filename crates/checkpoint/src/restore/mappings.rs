@@ -10,7 +10,8 @@ use crate::capture::SIZE;
 use pagetide_kernel::maps::Mapping;
 use pagetide_pages::{PageCount, PageRange, PageSet};
 use pagetide_process::{
-    MemoryLayout, NewProcess, RebuildError, RemoteCallError, RemoteCalls, ThreadId,
+    Batch, MemoryLayout, NewProcess, RebuildError, RemoteCallError, RemoteCalls, SystemCalls,
+    ThreadId,
 };
 use pagetide_snapshot::{Backing, Region, Sharing};
 use std::os::fd::RawFd;
@@ -30,6 +31,10 @@ const MLOCK_ONFAULT: u64 = 1;
 const MADV_POPULATE_WRITE: i32 = 23;
 /// Linux 6.13.
 const MADV_GUARD_INSTALL: u64 = 102;
+
+/// So many calls, and about so many of their bytes, wait at most to be made together.
+const CALLS_AT_ONCE: usize = 1024;
+const BYTES_AT_ONCE: usize = 16 << 10;
 
 /// The advice of madvise(2) by the name under which a region has it.
 const ADVICE: [(&str, i32); 8] = [
@@ -134,24 +139,35 @@ pub(super) fn map_all(
         source,
     };
     let attached = Attached::attach(&mut calls, regions, sources, place).map_err(attach)?;
+    let mut waiting = Waiting::default();
     for region in regions
         .iter()
         .filter(|region| region.backing != Backing::Kernel)
     {
         let kept = kept.within(region.pages);
-        let mapped = map(&mut calls, region, sources.of(region), &attached, &kept);
-        let mapped = mapped.and_then(|()| policy::set(&mut calls, policies, region.pages));
-        let refused = mapped.map_err(|source| {
-            let (start, end) = SIZE.span_of(region.pages);
-            RestoreError::Map {
-                start,
-                end,
-                name: region.name.clone(),
-                source,
+        let source = sources.of(region);
+        let first = match source {
+            Some(SourceNumber::Segment(segment)) => {
+                waiting.run(&mut calls)?;
+                let mapped = attached.map(&mut calls, region, segment);
+                mapped.map_err(|source| refused(region, source))?
             }
-        })?;
-        notes.extend(refused);
+            Some(SourceNumber::File(number)) => {
+                map_pages(&mut waiting, region, Some(number), &kept)
+            }
+            None => map_pages(&mut waiting, region, None, &kept),
+        };
+        attributes(&mut waiting, region, first, &kept);
+        if policy::is_set(policies, region.pages) {
+            waiting.run(&mut calls)?;
+            let set = policy::set(&mut calls, policies, region.pages);
+            notes.extend(set.map_err(|source| refused(region, source))?);
+        }
+        if waiting.batch.bytes() > BYTES_AT_ONCE || waiting.batch.len() > CALLS_AT_ONCE {
+            waiting.run(&mut calls)?;
+        }
     }
+    waiting.run(&mut calls)?;
     attached.detach(&mut calls).map_err(attach)?;
     finish(calls, pid)?;
     Ok(notes)
@@ -166,28 +182,49 @@ fn finish(calls: RemoteCalls<'_>, pid: i32) -> Result<(), RestoreError> {
     Ok(calls.finish().map_err(remote)?)
 }
 
-fn map(
-    calls: &mut RemoteCalls<'_>,
-    region: &Region,
-    source: Option<SourceNumber>,
-    attached: &Attached,
-    kept: &PageSet,
-) -> Result<(), RemoteCallError> {
+/// Calls that map regions and wait to be made.
+#[derive(Default)]
+struct Waiting<'a> {
+    batch: Batch,
+    /// Which region each of them is about.
+    of: Vec<&'a Region>,
+}
+
+impl<'a> Waiting<'a> {
+    fn push(&mut self, region: &'a Region, number: i64, args: [u64; 6]) {
+        self.batch.push(number, args);
+        self.of.push(region);
+    }
+
+    fn run(&mut self, calls: &mut RemoteCalls<'_>) -> Result<(), RestoreError> {
+        let of = std::mem::take(&mut self.of);
+        let done = calls.call_all(std::mem::take(&mut self.batch));
+        done.map_err(|(index, source)| refused(of[index], source))
+    }
+}
+
+fn refused(region: &Region, source: RemoteCallError) -> RestoreError {
+    let (start, end) = SIZE.span_of(region.pages);
+    RestoreError::Map {
+        start,
+        end,
+        name: region.name.clone(),
+        source,
+    }
+}
+
+/// Gives a region that is mapped, with the protection `first`, its own, its advice and its name.
+fn attributes<'a>(waiting: &mut Waiting<'a>, region: &'a Region, first: u32, kept: &PageSet) {
     let (start, end) = SIZE.span_of(region.pages);
     let length = end - start;
-    let first = match source {
-        Some(SourceNumber::Segment(segment)) => attached.map(calls, region, segment)?,
-        Some(SourceNumber::File(number)) => map_pages(calls, region, Some(number), kept)?,
-        None => map_pages(calls, region, None, kept)?,
-    };
     // What it was born with has the protection that it had in a relative.
     if first != protection(region) || !kept.is_empty() {
         let protection = u64::from(protection(region));
-        calls.call(SYS_MPROTECT, [start, length, protection, 0, 0, 0])?;
+        waiting.push(region, SYS_MPROTECT, [start, length, protection, 0, 0, 0]);
     }
     for (_, advice) in ADVICE.iter().filter(|(name, _)| has(region, name)) {
         let advice = u64::from(advice.unsigned_abs());
-        calls.call(SYS_MADVISE, [start, length, advice, 0, 0, 0])?;
+        waiting.push(region, SYS_MADVISE, [start, length, advice, 0, 0, 0]);
     }
     let inner = region
         .name
@@ -196,36 +233,38 @@ fn map(
     if let Some(name) = inner.and_then(|name| name.strip_suffix(']')) {
         let mut name = name.as_bytes().to_vec();
         name.push(0);
-        calls.with_bytes(&name, |calls, name| {
-            let arguments = [PR_SET_VMA, PR_SET_VMA_ANON_NAME, start, length, name, 0];
-            calls.call(SYS_PRCTL, arguments)
-        })?;
+        let arguments = [PR_SET_VMA, PR_SET_VMA_ANON_NAME, start, length, 0, 0];
+        waiting.batch.push_with(SYS_PRCTL, arguments, 4, &name);
+        waiting.of.push(region);
     }
-    Ok(())
 }
 
 /// Maps those of a region that are not `kept`. Returns the protection that they have.
 ///
 /// Memory that is to be accounted though it cannot be written to has held something: since Linux 6.6 the kernel forgets
 /// accounting when it protects anonymous memory that never has. So its first page is there for a moment.
-fn map_pages(
-    calls: &mut RemoteCalls<'_>,
-    region: &Region,
+fn map_pages<'a>(
+    waiting: &mut Waiting<'a>,
+    region: &'a Region,
     source: Option<RawFd>,
     kept: &PageSet,
-) -> Result<u32, RemoteCallError> {
+) -> u32 {
     for &pages in PageSet::from(region.pages).subtract(kept).ranges() {
         let part = part_of(region, pages);
         let place = mmap_arguments(&part, source);
-        calls.call(SYS_MMAP, place)?;
+        waiting.push(region, SYS_MMAP, place);
         if source.is_none() && first_protection(region) != protection(region) {
             for advice in [MADV_POPULATE_WRITE, nix::libc::MADV_DONTNEED] {
                 let advice = u64::from(advice.unsigned_abs());
-                calls.call(SYS_MADVISE, [place[0], SIZE.bytes(), advice, 0, 0, 0])?;
+                waiting.push(
+                    region,
+                    SYS_MADVISE,
+                    [place[0], SIZE.bytes(), advice, 0, 0, 0],
+                );
             }
         }
     }
-    Ok(first_protection(region))
+    first_protection(region)
 }
 
 /// Takes away what `new` was born with and is not to hold.

@@ -90,6 +90,13 @@ fn parse(text: &str) -> Option<MemoryPolicy> {
     Some(policy)
 }
 
+/// True if any of them lies within `pages`.
+pub(super) fn is_set(policies: &[Policy], pages: PageRange) -> bool {
+    let (start, end) = crate::capture::SIZE.span_of(pages);
+    let first = policies.partition_point(|policy| policy.end <= start);
+    policies.get(first).is_some_and(|policy| policy.start < end)
+}
+
 /// Sets those that lie within `pages`, one mapping. Returns what this machine does not have, for people.
 pub(super) fn set(
     calls: &mut RemoteCalls<'_>,

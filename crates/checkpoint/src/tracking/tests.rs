@@ -2,6 +2,7 @@
 
 use super::*;
 use pagetide_kernel::cgroups::CgroupMount;
+use pagetide_process::Batch;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Child, Command};
@@ -128,6 +129,10 @@ impl SystemCalls for Freezing<'_> {
     ) -> Result<u64, RemoteCallError> {
         self.look(number);
         self.calls.call_with(number, bytes, args)
+    }
+
+    fn call_all(&mut self, batch: Batch) -> Result<(), (usize, RemoteCallError)> {
+        self.calls.call_all(batch)
     }
 }
 

@@ -49,15 +49,14 @@ impl KernelState {
         Ok(())
     }
 
-    /// For one thread, run by that thread: all that takes nothing away from it. `thread` is its number now, `was` its
-    /// number in the snapshot. A thread with restartable sequences of its own must have taken them back.
+    /// For one thread, run by that thread: all that takes nothing away from it. `thread` is its number now. A thread with
+    /// restartable sequences of its own must have taken them back.
     pub fn apply_to_thread(
         &self,
-        was: ThreadId,
+        state: &ThreadKernelState,
         thread: ThreadId,
         calls: &mut dyn SystemCalls,
     ) -> Result<(), KernelStateApplyError> {
-        let state = self.thread(was)?;
         let caller = &mut Caller {
             calls,
             thread: thread.get(),
@@ -91,12 +90,11 @@ impl KernelState {
     /// into force, so it should be the last to run this.
     pub fn apply_last(
         &self,
-        was: ThreadId,
+        state: &ThreadKernelState,
         thread: ThreadId,
         is_first: bool,
         calls: &mut dyn SystemCalls,
     ) -> Result<(), KernelStateApplyError> {
-        let state = self.thread(was)?;
         let caller = &mut Caller {
             calls,
             thread: thread.get(),
@@ -123,12 +121,5 @@ impl KernelState {
             timers::apply_interval(which, timer, caller)?;
         }
         switches::apply_limits(&self.limits, true, caller)
-    }
-
-    fn thread(&self, was: ThreadId) -> Result<&ThreadKernelState, KernelStateApplyError> {
-        self.threads
-            .iter()
-            .find(|state| state.thread == was.get())
-            .ok_or(KernelStateApplyError::NoSuchThread { thread: was })
     }
 }

@@ -9,6 +9,7 @@ use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use crate::kernel_state::ask::{Answer, Question};
 use crate::kernel_state::calls::{Caller, PRCTL, PRLIMIT, UMASK};
 use crate::kernel_state::error::KernelStateApplyError;
+use crate::system_calls::Batch;
 
 const PR_GET_DUMPABLE: u64 = 3;
 const PR_SET_DUMPABLE: u64 = 4;
@@ -176,17 +177,17 @@ pub(super) fn apply_limits(
     that_of_signals: bool,
     caller: &mut Caller<'_>,
 ) -> Result<(), KernelStateApplyError> {
+    let mut batch = Batch::default();
     for (resource, limit) in wanted.iter().enumerate() {
         if (resource == LIMIT_SIGNALS_PENDING) != that_of_signals {
             continue;
         }
-        let mut bytes = [limit.soft.to_le_bytes(), limit.hard.to_le_bytes()].concat();
+        let bytes = [limit.soft.to_le_bytes(), limit.hard.to_le_bytes()].concat();
         let resource = u64::try_from(resource).unwrap_or(u64::MAX);
-        caller.call_with("resource limits", PRLIMIT, &mut bytes, &|address| {
-            [0, resource, address, 0, 0, 0]
-        })?;
+        batch.push_with(PRLIMIT, [0, resource, 0, 0, 0, 0], 2, &bytes);
     }
-    Ok(())
+    let applied = caller.calls.call_all(batch);
+    applied.map_err(|(_, source)| caller.failed("resource limits")(source))
 }
 
 /// No page may be code from here on that was written.

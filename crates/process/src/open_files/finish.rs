@@ -77,7 +77,7 @@ impl OpenFiles {
                 continue;
             };
             if done.insert(state.object) {
-                object.seal(file, self.opener_of(index, openers))?;
+                object.seal(file, self.opener_of(index, &reopened.holders, openers))?;
             }
         }
         Ok(())

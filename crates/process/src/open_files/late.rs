@@ -1,5 +1,7 @@
 //! Descriptors that refer to processes of the snapshot: opened by each process for itself, once all of them are there.
 
+use std::collections::{HashMap, HashSet};
+
 use rustix::fs::{OFlags, ResolveFlags};
 
 use crate::system_calls::SystemCalls;
@@ -8,7 +10,7 @@ use super::again::flags_of_open;
 use super::place::{Placing, argument};
 use super::process_file::{ProcessFile, ProcessFileKind};
 use super::reopen::{ReopenError, Reopened};
-use super::{Kind, OpenFiles};
+use super::{Descriptor, EpollEntry, Kind, OpenFiles};
 
 /// System calls by number: `asm/unistd_64.h`.
 mod number {
@@ -49,73 +51,66 @@ impl OpenFiles {
             .entries
             .last()
             .map_or(0, |last| last.number.saturating_add(1));
-        for (place, description) in self.descriptions.iter().enumerate() {
-            let Kind::Process(file) = &description.kind else {
+        let mut numbers: HashMap<usize, Vec<&Descriptor>> = HashMap::new();
+        for entry in &table.entries {
+            let place = entry.description as usize;
+            if let Some(Kind::Process(_) | Kind::Epoll(_)) = self.kind(place) {
+                numbers.entry(place).or_default().push(entry);
+            }
+        }
+        let watched = self.watched_late(index, reopened, &numbers);
+        for &place in &reopened.holders.late {
+            let Some(Kind::Process(file)) = self.kind(place) else {
                 continue;
             };
-            let own = table
-                .entries
-                .iter()
-                .filter(|entry| entry.description as usize == place);
-            let own: Vec<_> = own.collect();
+            let own = numbers.get(&place).map_or(&[][..], Vec::as_slice);
             let Some(now) = pid_now(file.pid).filter(|_| !own.is_empty()) else {
                 continue;
             };
-            let opened = placing.open(file, now, description.status_flags)?;
+            let opened = placing.open(file, now, self.descriptions[place].status_flags)?;
             let above = placing.duplicate_above(opened, out_of_the_way)?;
             placing.close_one(opened)?;
             for entry in own {
                 placing.put(above, entry.number, entry.close_on_exec)?;
             }
             placing.close_one(above)?;
-            self.register_late(place, index, reopened, &mut placing)?;
-        }
-        Ok(())
-    }
-
-    /// Registers a description that came late in the epolls of this process.
-    fn register_late(
-        &self,
-        place: usize,
-        index: usize,
-        reopened: &Reopened,
-        placing: &mut Placing<'_>,
-    ) -> Result<(), ReopenError> {
-        let table = &self.tables[index];
-        for (epoll_place, description) in self.descriptions.iter().enumerate() {
-            let Kind::Epoll(state) = &description.kind else {
-                continue;
-            };
-            let number_of = |wanted: usize| {
-                let mut entries = table.entries.iter();
-                entries
-                    .find(|entry| entry.description as usize == wanted)
-                    .map(|entry| entry.number)
-            };
-            let exists = reopened
-                .descriptions
-                .get(epoll_place)
-                .is_some_and(Option::is_some);
-            let Some(epoll) = number_of(epoll_place)
-                .filter(|_| exists && self.first_table_with(epoll_place) == Some(index))
-            else {
-                continue;
-            };
-            for entry in state
-                .entries
-                .iter()
-                .filter(|entry| entry.description as usize == place)
-            {
-                let there = table
-                    .entries
-                    .iter()
-                    .any(|one| (one.number, one.description) == (entry.number, entry.description));
-                if there {
-                    placing.add_to_epoll(epoll, entry.number, &mut entry.to_bytes())?;
+            let there: HashSet<i32> = own.iter().map(|one| one.number).collect();
+            for (epoll, entry) in watched.get(&place).into_iter().flatten() {
+                if there.contains(&entry.number) {
+                    placing.add_to_epoll(*epoll, entry.number, &mut entry.to_bytes())?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// By description that comes late: the epolls that watch it, by their numbers in this process, which is the first that has
+    /// them, and how.
+    fn watched_late(
+        &self,
+        index: usize,
+        reopened: &Reopened,
+        numbers: &HashMap<usize, Vec<&Descriptor>>,
+    ) -> HashMap<usize, Vec<(i32, &EpollEntry)>> {
+        let mut watched: HashMap<usize, Vec<(i32, &EpollEntry)>> = HashMap::new();
+        for &place in &reopened.holders.epolls {
+            let Some(Kind::Epoll(state)) = self.kind(place) else {
+                continue;
+            };
+            let exists = matches!(reopened.descriptions.get(place), Some(Some(_)));
+            let is_ours = exists && reopened.holders.first(place) == Some(index);
+            let number = numbers.get(&place).and_then(|own| own.first());
+            let Some(epoll) = number.filter(|_| is_ours) else {
+                continue;
+            };
+            for entry in &state.entries {
+                let late = entry.description as usize;
+                if let Some(Kind::Process(_)) = self.kind(late) {
+                    watched.entry(late).or_default().push((epoll.number, entry));
+                }
+            }
+        }
+        watched
     }
 }
 

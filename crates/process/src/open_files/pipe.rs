@@ -4,6 +4,7 @@
 //! the other end, a restore cannot give it back: a standard stream is then pagetide's own, and anything else a [`Blocker`].
 //! A FIFO is opened by its path, and who else opens it does not matter.
 
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
 use bincode::{Decode, Encode};
@@ -61,11 +62,16 @@ pub(crate) fn read_all(
     pipes: &mut Vec<PipeState>,
 ) -> Vec<(usize, Result<Kind, Blocker>)> {
     let mut kinds = Vec::new();
-    let mut left: Vec<(usize, &Foreign)> = ends.to_vec();
-    while let Some((_, first)) = left.first() {
-        let key = first.key();
-        let (group, rest): (Vec<_>, Vec<_>) = left.into_iter().partition(|end| end.1.key() == key);
-        left = rest;
+    let mut groups: Vec<Vec<(usize, &Foreign)>> = Vec::new();
+    let mut places = HashMap::new();
+    for end in ends {
+        let place = *places.entry(end.1.key()).or_insert(groups.len());
+        match groups.get_mut(place) {
+            Some(group) => group.push(*end),
+            None => groups.push(vec![*end]),
+        }
+    }
+    for group in groups {
         read_group(&group, pipes, &mut kinds);
     }
     kinds

@@ -3,7 +3,7 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use crate::remote_error::RemoteCallError;
-use crate::system_calls::SystemCalls;
+use crate::system_calls::{Batch, SystemCalls};
 
 use super::reopen::{ReopenError, Reopened};
 use super::{DescriptorTable, Kind, OpenFiles};
@@ -45,17 +45,7 @@ impl OpenFiles {
         let (cwd, root) =
             directories.map_or((None, None), |(cwd, root)| (cwd.as_ref(), root.as_ref()));
         placing.stand(cwd, root)?;
-        let mut free_from = 0;
-        for entry in &table.entries {
-            let file = reopened.descriptions.get(entry.description as usize);
-            let Some(file) = file.and_then(Option::as_ref) else {
-                continue;
-            };
-            placing.put(file.as_raw_fd(), entry.number, entry.close_on_exec)?;
-            placing.close(free_from, entry.number)?;
-            free_from = entry.number + 1;
-        }
-        placing.close(free_from, i32::MAX)?;
+        placing.put_all(table, reopened)?;
         // Closing any descriptor of a file gives back all record locks on it, so they come last.
         placing.lock(table)
     }
@@ -76,12 +66,12 @@ impl OpenFiles {
         reopened: &Reopened,
         placing: &mut Placing<'_>,
     ) -> Result<(), ReopenError> {
-        for (place, description) in self.descriptions.iter().enumerate() {
-            let Kind::Epoll(state) = &description.kind else {
+        for &place in &reopened.holders.epolls {
+            let Some(Kind::Epoll(state)) = self.kind(place) else {
                 continue;
             };
             let epoll = reopened.descriptions.get(place).and_then(Option::as_ref);
-            let Some(epoll) = epoll.filter(|_| self.first_table_with(place) == Some(index)) else {
+            let Some(epoll) = epoll.filter(|_| reopened.holders.first(place) == Some(index)) else {
                 continue;
             };
             for entry in &state.entries {
@@ -94,15 +84,6 @@ impl OpenFiles {
             }
         }
         Ok(())
-    }
-
-    pub(crate) fn first_table_with(&self, description: usize) -> Option<usize> {
-        self.tables.iter().position(|table| {
-            table
-                .entries
-                .iter()
-                .any(|entry| entry.description as usize == description)
-        })
     }
 }
 
@@ -150,20 +131,42 @@ impl Placing<'_> {
         Ok(())
     }
 
-    /// Closes all numbers from `from` to before `to`.
-    pub(crate) fn close(&mut self, from: i32, to: i32) -> Result<(), ReopenError> {
-        if from < to {
-            let last = if to == i32::MAX {
-                u64::from(u32::MAX)
-            } else {
-                argument(to - 1)
+    /// Puts all that a table has at its numbers, and closes all else.
+    fn put_all(&mut self, table: &DescriptorTable, reopened: &Reopened) -> Result<(), ReopenError> {
+        let (mut batch, mut numbers) = (Batch::default(), Vec::new());
+        let close = |batch: &mut Batch, numbers: &mut Vec<_>, from: i32, last: u64| {
+            batch.push(number::CLOSE_RANGE, [argument(from), last, 0, 0, 0, 0]);
+            numbers.push(None);
+        };
+        let mut free_from = 0;
+        for entry in &table.entries {
+            let file = reopened.descriptions.get(entry.description as usize);
+            let Some(file) = file.and_then(Option::as_ref) else {
+                continue;
             };
-            let args = [argument(from), last, 0, 0, 0, 0];
-            self.call(number::CLOSE_RANGE, args, &|| {
-                String::from("close descriptors")
-            })?;
+            let flags = if entry.close_on_exec { O_CLOEXEC } else { 0 };
+            let places = [file.as_raw_fd(), entry.number].map(argument);
+            batch.push(number::DUP3, [places[0], places[1], flags, 0, 0, 0]);
+            numbers.push(Some(entry.number));
+            if free_from < entry.number {
+                close(
+                    &mut batch,
+                    &mut numbers,
+                    free_from,
+                    argument(entry.number - 1),
+                );
+            }
+            free_from = entry.number + 1;
         }
-        Ok(())
+        close(&mut batch, &mut numbers, free_from, u64::from(u32::MAX));
+        let put = self.calls.call_all(batch);
+        put.map_err(|(index, source)| {
+            let what = match numbers.get(index).copied().flatten() {
+                Some(number) => format!("have descriptor {number}"),
+                None => String::from("close descriptors"),
+            };
+            self.failed(what, source)
+        })
     }
 
     pub(crate) fn add_to_epoll(

@@ -47,6 +47,45 @@ impl ReopenChoices {
     }
 }
 
+/// Which processes have a description: looked up once for all of them. To go through the tables for each one would take the square of
+/// their count, and a process may have a million. Descriptions are told by their places.
+#[derive(Debug, Default)]
+pub(crate) struct Holders {
+    /// By description, the first of the tables that has it.
+    first: Vec<Option<usize>>,
+    /// Those that are epolls.
+    pub(crate) epolls: Vec<usize>,
+    /// Those that refer to processes.
+    pub(crate) late: Vec<usize>,
+}
+
+impl Holders {
+    pub(crate) fn of(files: &OpenFiles) -> Self {
+        let mut first = vec![None; files.descriptions.len()];
+        for (index, table) in files.tables.iter().enumerate() {
+            for entry in &table.entries {
+                // One that there is not belongs to nobody.
+                if let Some(first) = first.get_mut(entry.description as usize) {
+                    first.get_or_insert(index);
+                }
+            }
+        }
+        let all = || files.descriptions.iter().enumerate();
+        let epolls = all().filter(|(_, one)| matches!(one.kind, Kind::Epoll(_)));
+        let late = all().filter(|(_, one)| matches!(one.kind, Kind::Process(_)));
+        Self {
+            first,
+            epolls: epolls.map(|(place, _)| place).collect(),
+            late: late.map(|(place, _)| place).collect(),
+        }
+    }
+
+    /// The first table that has a description.
+    pub(crate) fn first(&self, description: usize) -> Option<usize> {
+        self.first.get(description).copied().flatten()
+    }
+}
+
 /// All descriptions, opened again. Dropping it closes them, and removes what files were made unless they are kept.
 #[derive(Debug)]
 pub struct Reopened {
@@ -61,9 +100,22 @@ pub struct Reopened {
     made: SocketFiles,
     /// What becomes of TCP connections.
     tcp: TcpChoice,
+    pub(super) holders: Holders,
 }
 
 impl Reopened {
+    #[cfg(test)]
+    pub(super) fn empty(holders: Holders) -> Self {
+        Self {
+            descriptions: Vec::new(),
+            directories: Vec::new(),
+            notes: Vec::new(),
+            made: SocketFiles::default(),
+            tcp: TcpChoice::default(),
+            holders,
+        }
+    }
+
     /// The files that were made for sockets stay: there is somebody now who has the sockets.
     pub fn keep(&mut self) {
         std::mem::take(&mut self.made).keep();
@@ -225,6 +277,7 @@ impl OpenFiles {
         let mut reopening = Reopening {
             files: self,
             choices,
+            holders: Holders::of(self),
             floor: self.floor(choices.at_least),
             objects: HashMap::new(),
             notes: Vec::new(),
@@ -256,6 +309,7 @@ impl OpenFiles {
             notes: reopening.notes,
             made,
             tcp: choices.tcp,
+            holders: reopening.holders,
         })
     }
 
@@ -275,8 +329,13 @@ impl OpenFiles {
     }
 
     /// As whom a description is opened: the first process that has it.
-    pub(crate) fn opener_of<'a>(&self, description: usize, openers: &'a Openers) -> &'a Opener {
-        let first = self.first_table_with(description);
+    pub(crate) fn opener_of<'a>(
+        &self,
+        description: usize,
+        holders: &Holders,
+        openers: &'a Openers,
+    ) -> &'a Opener {
+        let first = holders.first(description);
         openers.of(first.map_or(0, |index| self.tables[index].pid))
     }
 
@@ -301,18 +360,25 @@ impl OpenFiles {
 struct Reopening<'a> {
     files: &'a OpenFiles,
     choices: &'a ReopenChoices,
+    holders: Holders,
     floor: i32,
     /// What was made of [`OpenFiles::objects`].
     objects: HashMap<u32, OwnedFd>,
     notes: Vec<String>,
 }
 
-impl Reopening<'_> {
+impl<'a> Reopening<'a> {
+    fn opener_of(&self, description: usize) -> &'a Opener {
+        let choices = self.choices;
+        self.files
+            .opener_of(description, &self.holders, &choices.openers)
+    }
+
     /// Everything but pipes, which come later.
     fn open_all(&mut self) -> Result<Vec<Option<OwnedFd>>, ReopenError> {
         let mut opened = Vec::with_capacity(self.files.descriptions.len());
         for (index, description) in self.files.descriptions.iter().enumerate() {
-            let opener = self.files.opener_of(index, &self.choices.openers);
+            let opener = self.opener_of(index);
             let file = self.open(description, opener)?;
             opened.push(file.map(|file| self.raise(file)).transpose()?);
         }
@@ -381,15 +447,17 @@ impl Reopening<'_> {
     }
 
     fn open_pipes(&self, opened: &mut [Option<OwnedFd>]) -> Result<(), ReopenError> {
-        for (number, state) in self.files.pipes.iter().enumerate() {
-            let descriptions = self.files.descriptions.iter().enumerate();
-            let ends: Vec<(usize, &Description)> = descriptions
-                .filter(
-                    |(_, one)| matches!(&one.kind, Kind::Pipe(end) if end.pipe as usize == number),
-                )
-                .collect();
+        let mut ends_of: Vec<Vec<(usize, &Description)>> = vec![Vec::new(); self.files.pipes.len()];
+        for (index, one) in self.files.descriptions.iter().enumerate() {
+            if let Kind::Pipe(end) = &one.kind
+                && let Some(ends) = ends_of.get_mut(end.pipe as usize)
+            {
+                ends.push((index, one));
+            }
+        }
+        for (state, ends) in self.files.pipes.iter().zip(ends_of) {
             let first = ends.first().map_or(usize::MAX, |end| end.0);
-            let opener = self.files.opener_of(first, &self.choices.openers);
+            let opener = self.opener_of(first);
             for (index, file) in pipe::reopen(state, &ends, self.choices, opener)? {
                 opened[index] = Some(self.raise(file)?);
             }
@@ -409,7 +477,7 @@ impl Reopening<'_> {
             accepted: self.choices.accepted.iter().cloned().collect(),
             tcp: self.choices.tcp,
         };
-        let opener_of = |index| self.files.opener_of(index, &self.choices.openers);
+        let opener_of = |index| self.opener_of(index);
         let (sockets, made) = reopen_sockets(&states, &choices, &opener_of)
             .map_err(|error| ReopenError::Socket(Box::new(error)))?;
         for ((index, _), socket) in states.iter().zip(sockets) {

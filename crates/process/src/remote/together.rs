@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use pagetide_kernel::ptrace::{self, ThreadId, WaitReport};
 use rustix::io::Errno;
 
-use crate::remote::checked;
 use crate::remote_error::RemoteCallError;
 use crate::session::{
     Ending, INTERRUPT_TIMEOUT, LOOK_AFTER, Patience, Session, Step, UnderWay, given_up,
 };
 use crate::stop::StoppedProcess;
 use crate::syscall_names::SystemCall;
+use crate::system_calls::checked;
 use crate::tracees::{SessionReport, Tracees};
 
 /// How long all of them together may take before they are ended one by one.
@@ -54,7 +54,7 @@ impl StoppedProcess {
                 }
                 let address = session.put_bytes(&vec![0; room_bytes])?;
                 Ok(Caller {
-                    waiting: calls(thread, address),
+                    waiting: calls(thread, address).into_iter(),
                     answers: (Vec::new(), vec![0; room_bytes]),
                     address,
                     session,
@@ -80,7 +80,7 @@ impl StoppedProcess {
 struct Caller {
     session: Session,
     /// The calls that it has not begun, the next one first.
-    waiting: Calls,
+    waiting: std::vec::IntoIter<(i64, [u64; 6])>,
     answers: Answers,
     /// Where the bytes are that calls write.
     address: u64,
@@ -174,12 +174,11 @@ impl Caller {
 
     /// Begins the next call, or the end.
     fn next_call(&mut self, pid: i32) -> Result<(), RemoteCallError> {
-        if self.waiting.is_empty() {
+        let Some((number, args)) = self.waiting.next() else {
             let (_, bytes) = &mut self.answers;
             *bytes = self.session.read(self.address, bytes.len())?;
             return self.begin_end(pid);
-        }
-        let (number, args) = self.waiting.remove(0);
+        };
         let mut under_way = UnderWay::new(SystemCall(number), args);
         self.session.begin(&mut under_way, pid)?;
         self.doing = Doing::Call(under_way);

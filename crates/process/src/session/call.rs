@@ -130,13 +130,16 @@ impl Session {
             "set the registers of",
             self.thread,
         ))?;
-        self.block_signals(pid)?;
+        if !self.is_new {
+            self.block_signals(pid)?;
+        }
         self.run_on(0, pid)
     }
 
-    /// Where there is no frame, nothing would put the thread right without us: it is done after every single call.
+    /// Where there is no frame, nothing would put the thread right without us: it is done after every single call. A process that
+    /// is being built ends with us.
     pub(crate) fn after_call(&self, pid: i32) -> Result<(), RemoteCallError> {
-        match self.frame.is_none() && !self.lost {
+        match self.frame.is_none() && !self.is_new && !self.lost {
             true => self.put_back(pid),
             false => Ok(()),
         }
@@ -259,7 +262,7 @@ impl Session {
 
     /// All but SIGKILL and SIGSTOP. With a frame, this comes after the registers are set: should we
     /// die in between, it is the frame that knows the thread's own mask.
-    fn block_signals(&self, pid: i32) -> Result<(), RemoteCallError> {
+    pub(super) fn block_signals(&self, pid: i32) -> Result<(), RemoteCallError> {
         ptrace::set_signal_mask(self.thread, u64::MAX).map_err(kernel(
             pid,
             "block the signals of",

@@ -39,9 +39,13 @@ fn apply(state: &KernelState, stopped: &mut StoppedProcess) {
     let mut calls = stopped.remote_calls_by(pairs[0].1).unwrap();
     state.apply_to_process(pid, &mut calls).unwrap();
     drop(calls);
+    let by_number = state.by_number();
     for (was, thread) in &pairs {
         let mut calls = stopped.remote_calls_by(*thread).unwrap();
-        state.apply_to_thread(*was, *thread, &mut calls).unwrap();
+        let of_thread = by_number.of(*was).unwrap();
+        state
+            .apply_to_thread(of_thread, *thread, &mut calls)
+            .unwrap();
     }
     for batch in state.timer_batches() {
         let made = pairs.iter().find(|pair| Some(pair.0) == batch.maker);
@@ -53,7 +57,7 @@ fn apply(state: &KernelState, stopped: &mut StoppedProcess) {
         let mut calls = stopped.remote_calls_by(*thread).unwrap();
         let is_first = thread.get() == pid;
         state
-            .apply_last(*was, *thread, is_first, &mut calls)
+            .apply_last(by_number.of(*was).unwrap(), *thread, is_first, &mut calls)
             .unwrap();
     }
 }

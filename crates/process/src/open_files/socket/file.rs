@@ -5,7 +5,7 @@
 //! on the way. If the process may not make files in that directory any more, we do it, but only where nobody but root could
 //! have changed the directory or any above it.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -24,7 +24,7 @@ use rustix::io::Errno;
 use rustix::process::umask;
 
 use super::options::Shape;
-use super::place::{address_of, enter, make_parents, open_directory};
+use super::place::{Resident, address_of, enter, make_parents, open_directory};
 use super::state::SocketFile;
 use crate::opener::{FileIdentity, Found, Name, OpenError, Opener, identity};
 
@@ -66,6 +66,18 @@ struct Nest {
     name: OsString,
     /// The directories in it that names lead through.
     ways: RefCell<BTreeSet<PathBuf>>,
+    /// Works in there, once there is something to do.
+    resident: OnceCell<Resident>,
+}
+
+impl Nest {
+    fn resident(&self) -> io::Result<&Resident> {
+        if let Some(resident) = self.resident.get() {
+            return Ok(resident);
+        }
+        let started = Resident::start(copy(&self.root)?, self.opener.clone())?;
+        Ok(self.resident.get_or_init(|| started))
+    }
 }
 
 impl Drop for Nest {
@@ -152,19 +164,21 @@ impl Egg {
         file: &SocketFile,
     ) -> io::Result<Egg> {
         let address = address_of(name).ok_or(io::ErrorKind::InvalidData)?;
-        let inside = Path::new(OsStr::from_bytes(name));
-        nest.ways.borrow_mut().extend(ways(inside));
-        let work = || {
-            make_parents(name)?;
+        let inside = PathBuf::from(OsStr::from_bytes(name));
+        nest.ways.borrow_mut().extend(ways(&inside));
+        let socket = socket.try_clone_to_owned()?;
+        let (called, file) = (base.to_owned(), file.clone());
+        let work = move || {
+            make_parents(inside.as_os_str().as_bytes())?;
             // The mask is this thread's own, as are its directories.
             umask(Mode::from_raw_mode(!file.mode & 0o777));
-            bind(socket, &address)?;
+            bind(socket.as_fd(), &address)?;
             let parent = inside.parent().filter(|parent| *parent != Path::new(""));
             let bed = open_directory(parent.unwrap_or(Path::new(".")))?;
-            let stat = own(&bed, base, file)?;
+            let stat = own(&bed, &called, &file)?;
             Ok((bed, identity(&stat)))
         };
-        let (bed, which) = enter(&nest.root, &nest.opener, work)?;
+        let (bed, which) = nest.resident()?.run(work)?;
         Ok(Egg {
             nest: Rc::clone(nest),
             name: base.to_owned(),
@@ -198,9 +212,12 @@ impl Egg {
 impl Drop for Egg {
     fn drop(&mut self) {
         if let Ok(bed) = copy(&self.bed) {
-            let name = self.name.clone();
-            // It is still there only if it was not moved.
-            let remove = move || unlinkat(bed, name, AtFlags::empty());
+            let (name, which) = (self.name.clone(), self.which);
+            // It is still there only if it was not moved; what others have got there in exchange is theirs.
+            let remove = move || match statat(&bed, &name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(found) if identity(&found) == which => unlinkat(bed, name, AtFlags::empty()),
+                _ => Ok(()),
+            };
             drop(self.nest.opener.run(remove));
         }
     }
@@ -223,6 +240,7 @@ fn make_nest(home: Found, opener: &Opener) -> io::Result<Nest> {
     };
     let (root, name) = made?;
     Ok(Nest {
+        resident: OnceCell::new(),
         opener,
         home,
         root,

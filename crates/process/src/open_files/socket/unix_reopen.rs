@@ -134,8 +134,13 @@ pub(super) fn reopen(
             .set_options(item.index, item.socket()?, |_| true)?;
         name(item, &mut nests)?;
     }
+    let named = items.iter().enumerate().rev();
+    let named = named.filter(|(_, item)| !item.unix.name.is_empty() && item.place.is_some());
+    let senders: HashMap<&[u8], usize> = named
+        .map(|(at, item)| (item.unix.name.as_slice(), at))
+        .collect();
     for item in &items {
-        fill(item, &items)?;
+        fill(item, &items, &senders)?;
     }
     for item in &items {
         reach(item, &items, &inodes)?;
@@ -291,7 +296,11 @@ fn name(item: &mut Item<'_>, nests: &mut Nests) -> Result<(), SocketError> {
 }
 
 /// Sends it what waited in it.
-fn fill(item: &Item<'_>, items: &[Item<'_>]) -> Result<(), SocketError> {
+fn fill(
+    item: &Item<'_>,
+    items: &[Item<'_>],
+    senders: &HashMap<&[u8], usize>,
+) -> Result<(), SocketError> {
     let queue = &item.unix.queue;
     if queue.is_empty() {
         return Ok(());
@@ -317,11 +326,8 @@ fn fill(item: &Item<'_>, items: &[Item<'_>]) -> Result<(), SocketError> {
     let nobody = item.shape().open().map_err(failed())?;
     for message in queue {
         let name = name_of(&message.source);
-        let named = items
-            .iter()
-            .find(|sender| !name.is_empty() && sender.unix.name == name && sender.place.is_some());
-        let sender = match named {
-            Some(sender) => sender.socket()?,
+        let sender = match senders.get(&name[..]) {
+            Some(sender) => items[*sender].socket()?,
             None => nobody.as_fd(),
         };
         widen(sender, bytes).map_err(failed())?;
