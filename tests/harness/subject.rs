@@ -2,7 +2,10 @@
 //!
 //! A restored process is nobody's child that the test has started; so the test adopts orphans, and can see how each ends.
 
-use crate::{Frozen, Outcome, Scratch, TestStore, Whole, children, family, number, pagetide};
+use crate::{
+    Frozen, Outcome, Scratch, TestStore, Whole, children, family, number, pagetide, pagetide_by,
+    pagetide_path,
+};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_child_subreaper, waitpid};
 use serde_json::Value;
 use std::fs::File;
@@ -25,6 +28,7 @@ pub struct Subject {
     scratch: Scratch,
     checkpoint_words: Vec<&'static str>,
     restore_words: Vec<String>,
+    restore_under: Vec<String>,
 }
 
 impl Subject {
@@ -68,6 +72,7 @@ impl Subject {
             scratch: directory,
             checkpoint_words: Vec::new(),
             restore_words: Vec::new(),
+            restore_under: Vec::new(),
         }
     }
 
@@ -86,6 +91,13 @@ impl Subject {
     #[must_use]
     pub fn checkpoint_with(mut self, words: &[&'static str]) -> Subject {
         self.checkpoint_words.extend(words);
+        self
+    }
+
+    /// The program, with its first words, that starts `pagetide` for every restore of it.
+    pub fn restore_under(mut self, words: &[&str]) -> Subject {
+        let words = words.iter().map(|word| (*word).to_owned());
+        self.restore_under.extend(words);
         self
     }
 
@@ -223,7 +235,15 @@ impl Subject {
         let words = ["restore", &store, "--detach", "--json"];
         let own = self.restore_words.iter().map(String::as_str);
         let words = words.into_iter().chain(own).chain(more.iter().copied());
-        pagetide(words)
+        match self.restore_under.split_first() {
+            None => pagetide(words),
+            Some((program, first)) => pagetide_by(
+                Command::new(program)
+                    .args(first)
+                    .arg(pagetide_path())
+                    .args(words),
+            ),
+        }
     }
 
     /// Somebody has restored it, with the numbers that it had.

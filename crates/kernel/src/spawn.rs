@@ -19,7 +19,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 /// What becomes of a new process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// It waits, with all signals at their default action, and is killed when the thread that made it ends.
+    /// It waits, with all signals at their default action and none blocked, and is killed when the thread that made it ends.
     Waits,
     /// It ends with this status (0 to 255), and is left for its parent to reap.
     Exits(i32),
@@ -272,6 +272,9 @@ impl Birth {
         for signal in 1..=64 {
             forget_action(signal);
         }
+        // Whoever started us may have blocked some. One that a child has ended would wait then, and one that ends a process
+        // would not end it.
+        block_nothing();
         // SAFETY: the call takes nothing.
         if seed.leads_session && unsafe { libc::setsid() } == -1 {
             self.fail(number, 2);
@@ -365,6 +368,21 @@ fn forget_action(signal: libc::c_int) {
             libc::SYS_rt_sigaction,
             signal,
             action.as_ptr(),
+            std::ptr::null_mut::<u64>(),
+            8usize,
+        )
+    };
+}
+
+/// Lets all signals through, those of the libc, too.
+fn block_nothing() {
+    let none = [0u64; 1];
+    // SAFETY: the array has the size that is told, and a null pointer says that the old mask is not wanted.
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            none.as_ptr(),
             std::ptr::null_mut::<u64>(),
             8usize,
         )

@@ -27,3 +27,14 @@ fn a_pipeline_of_a_shell() {
         &schedule,
     );
 }
+
+#[test]
+fn children_that_have_ended() {
+    // Whoever starts the restore has blocked what tells of their ends, and what ended some of them.
+    let blocking = ["env", "--block-signal=CHLD", "--block-signal=TERM"];
+    let mut subject = Subject::target("ended", &[])
+        .checkpoint_with(&["--tree"])
+        .restore_under(&blocking);
+    let schedule = ["--every", "55ms", "--count", "4"];
+    cycle(&mut subject, &mut Steps::new(9), &schedule);
+}

@@ -45,6 +45,8 @@ impl Born {
             }));
         }
         let all: HashSet<i32> = processes.iter().map(|process| process.pid).collect();
+        let ended = processes.iter().filter(|process| process.ended);
+        let ended: HashSet<i32> = ended.map(|process| process.pid).collect();
         let mut born = Born {
             roots: Vec::new(),
             numbers: HashMap::new(),
@@ -76,10 +78,14 @@ impl Born {
             })?;
             born.roots.extend(made.first());
             // They wait for us now, and none of them waits for its children.
-            for &pid in &made {
-                let held = PidFd::open(pid);
-                born.held
-                    .push(held.map_err(|source| RestoreError::Held { pid, source })?);
+            for (&pid, then) in made.iter().zip(&order) {
+                let failed = |source| RestoreError::Held { pid, source };
+                let held = PidFd::open(pid).map_err(failed)?;
+                if ended.contains(then) {
+                    // Its parent has been told of it when that is over, and is not told later.
+                    held.wait_for_end(PATIENCE).map_err(failed)?;
+                }
+                born.held.push(held);
             }
             born.numbers.extend(order.into_iter().zip(made));
         }
@@ -278,6 +284,8 @@ fn spawn_patiently(seed: &Seed) -> Result<Vec<i32>, SpawnError> {
 /// How often a number is asked for that nobody is seen to have: whoever had it may wait long for a processor to end on.
 const TRIES_FOR_A_NUMBER: usize = 2000;
 const PAUSE_BETWEEN_TRIES: Duration = Duration::from_millis(5);
+/// How long an end that was asked for may take.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Who has a number, for people.
 pub(super) fn owner_of(pid: i32) -> String {
