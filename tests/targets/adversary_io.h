@@ -2,6 +2,7 @@
 #pragma once
 #include "adversary_common.h"
 #include <linux/aio_abi.h>
+#include <sys/eventfd.h>
 
 /* A file whose first page holds what follows from the seed. */
 static int bytes_of(uint64_t seed) {
@@ -38,23 +39,35 @@ static int do_read_direct(char **words) {
     return result;
 }
 
-/* Linux aio: PAGE OBJECT OBJECT-PAGE */
+/* Linux aio: PAGE OBJECT OBJECT-PAGE. It has ended when this returns, whatever interrupts the wait and whatever became of
+ * the memory in which the kernel reports it: the descriptor tells. */
 static int do_aio(char **words) {
     static aio_context_t context;
     if (!context && syscall(SYS_io_setup, 4, &context)) return -1;
     char path[64];
     snprintf(path, sizeof path, "/proc/self/fd/%d", OBJECT_FD + (int)(number(words[2]) % OBJECTS));
-    int fd = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC);
-    if (fd < 0) return -1;
+    int fd = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC), has_ended = eventfd(0, EFD_CLOEXEC);
+    if (fd < 0 || has_ended < 0) {
+        int error = errno;
+        close(fd);
+        close(has_ended);
+        return fails(error);
+    }
     struct iocb block = {.aio_lio_opcode = IOCB_CMD_PREAD, .aio_fildes = (uint32_t)fd, .aio_nbytes = PAGE,
-                         .aio_buf = (uintptr_t)page(words[1]), .aio_offset = (int64_t)pages(words[3])};
+                         .aio_buf = (uintptr_t)page(words[1]), .aio_offset = (int64_t)pages(words[3]),
+                         .aio_flags = IOCB_FLAG_RESFD, .aio_resfd = (uint32_t)has_ended};
     struct iocb *blocks[1] = {&block};
     struct io_event event = {0};
-    struct timespec patience = {5, 0};
+    struct timespec none = {0, 0};
+    uint64_t ended;
     long result = syscall(SYS_io_submit, context, 1ul, blocks);
-    if (result == 1) result = syscall(SYS_io_getevents, context, 1ul, 1ul, &event, &patience);
+    if (result == 1) {
+        while (read(has_ended, &ended, sizeof ended) < 0 && errno == EINTR);
+        result = syscall(SYS_io_getevents, context, 0ul, 1ul, &event, &none);
+    }
     int error = errno;
     close(fd);
+    close(has_ended);
     if (result == 1 && (int64_t)event.res < 0) {
         error = -(int)(int64_t)event.res;
         result = -1;

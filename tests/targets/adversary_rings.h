@@ -9,6 +9,9 @@
 enum { OWN_QUEUES = 1 << 14, BY_THREAD_ALONE = 1 << 15, ENTER_REGISTERED = 1 << 4, REGISTER_BY_NUMBER = 1u << 31,
        UNREGISTER_RINGS = 21, BUFFER_RING = 22, NO_BUFFER_RING = 23, CLONE_BUFFERS = 30, MADE_BY_KERNEL = 1, TAKEN_BY_AND_BY = 2 };
 
+/* Of 0.1 ms each. */
+#define COMPLETION_TRIES 20000
+
 static struct io_uring_params parameters;
 static unsigned char *queues;
 static struct io_uring_sqe *entries;
@@ -130,7 +133,7 @@ static int complete(int take) {
         unsigned *head = (unsigned *)(queues + parameters.cq_off.head);
         unsigned *tail = (unsigned *)(queues + parameters.cq_off.tail);
         struct io_uring_cqe *cqes = (struct io_uring_cqe *)(queues + parameters.cq_off.cqes);
-        for (int i = 0; i < 200 && result == -ETIME; i++) {
+        for (int i = 0; i < COMPLETION_TRIES && result == -ETIME; i++) {
             enter_ring(0, IORING_ENTER_GETEVENTS);
             if (*head != __atomic_load_n(tail, __ATOMIC_ACQUIRE)) {
                 result = cqes[*head & (parameters.cq_entries - 1)].res;
