@@ -1,6 +1,7 @@
 /* Private and shared memory of which a page each is poisoned (UFFDIO_POISON). In each step all other pages are counted up, and
  * the poisoned ones are touched, which must be a SIGBUS that says so. With the word `private` what would be shared is a
- * private mapping of the file. */
+ * private mapping of the file; with `failed` the pages were there and their memory is declared broken (MADV_HWPOISON), which
+ * costs the machine this memory until it starts again. */
 #include "steps.h"
 #include <linux/userfaultfd.h>
 #include <setjmp.h>
@@ -34,6 +35,20 @@ static void must_be_poisoned(volatile uint64_t *word) {
     must(code == BUS_MCEERR_AR || code == BUS_ADRERR);
 }
 
+static void poison(unsigned char *memory, int by_failure) {
+    if (by_failure) {
+        memset(memory, 0, PAGES * PAGE);
+        must(madvise(memory + POISONED * PAGE, PAGE, MADV_HWPOISON) == 0);
+        return;
+    }
+    int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | 1 /* UFFD_USER_MODE_ONLY */);
+    struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_POISON};
+    struct uffdio_register all = {{(uintptr_t)memory, PAGES * PAGE}, UFFDIO_REGISTER_MODE_MISSING, 0};
+    struct uffdio_poison one = {{(uintptr_t)memory + POISONED * PAGE, PAGE}, 0, 0};
+    must(fd >= 0 && ioctl(fd, UFFDIO_API, &api) == 0 && ioctl(fd, UFFDIO_REGISTER, &all) == 0);
+    must(ioctl(fd, UFFDIO_POISON, &one) == 0 && close(fd) == 0);
+}
+
 int main(int count, char **words) {
     begin_steps(count, words);
     unsigned char *memory[2];
@@ -44,12 +59,7 @@ int main(int count, char **words) {
     memory[1] = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, sharing, memfd, 0);
     for (int i = 0; i < 2; i++) {
         must(memory[i] != MAP_FAILED);
-        int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | 1 /* UFFD_USER_MODE_ONLY */);
-        struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_POISON};
-        struct uffdio_register all = {{(uintptr_t)memory[i], PAGES * PAGE}, UFFDIO_REGISTER_MODE_MISSING, 0};
-        struct uffdio_poison one = {{(uintptr_t)memory[i] + POISONED * PAGE, PAGE}, 0, 0};
-        must(fd >= 0 && ioctl(fd, UFFDIO_API, &api) == 0 && ioctl(fd, UFFDIO_REGISTER, &all) == 0);
-        must(ioctl(fd, UFFDIO_POISON, &one) == 0 && close(fd) == 0);
+        poison(memory[i], count > 3 && !strcmp(words[3], "failed"));
     }
     struct sigaction action = {.sa_sigaction = on_bus, .sa_flags = SA_SIGINFO};
     must(sigaction(SIGBUS, &action, NULL) == 0);

@@ -15,7 +15,7 @@ pub struct Node(pub u32);
 
 /// Why one page has no node: a negated errno of move_pages(2). ENOENT: the page is not there (never
 /// touched, swapped out). EFAULT: nothing is mapped, or the zero page. EACCES: other processes map it,
-/// too. EBUSY: it is in use just now. EIO, EINVAL: it cannot be moved.
+/// too. EBUSY: it is in use just now, or pinned. EIO, EINVAL: it cannot be moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 #[error("{}", std::io::Error::from_raw_os_error(self.0))]
 pub struct PageErrno(pub i32);
@@ -38,7 +38,7 @@ impl PageErrno {
             libc::EACCES => {
                 "other processes map the page, too: MPOL_MF_MOVE_ALL moves it, with CAP_SYS_NICE (EACCES)"
             }
-            libc::EBUSY => "the page is in use just now: again later (EBUSY)",
+            libc::EBUSY => "the page is in use just now or pinned: again later (EBUSY)",
             libc::EIO => "the page cannot be written back before it is moved (EIO)",
             libc::EINVAL => "a dirty page that its file system cannot move (EINVAL)",
             libc::ENOMEM => "there is no room on the node (ENOMEM)",
@@ -89,7 +89,8 @@ pub fn nodes_of(
 }
 
 /// Moves each of `pages` of process `pid`, 0 for the caller itself, to `node`, and tells where each
-/// lies then. Its content stays. Pages that other processes map stay where they are.
+/// lies then. Its content stays. Pages that other processes map stay where they are. Of pages that could be taken for the
+/// move and then not be moved (they are pinned) the kernel tells the count only: those say EBUSY here.
 pub fn move_to(
     pid: i32,
     pages: &[PageIndex],
@@ -155,7 +156,24 @@ fn call(
             _ => MovePagesError::Kernel { pid, source },
         });
     }
-    Ok(status.into_iter().map(told).collect())
+    match targets {
+        Some(targets) if answer > 0 => {
+            // Since Linux 4.17: so many could not be moved. What went with them in one piece has no answer.
+            let now = call(pid, pages, None, whose)?;
+            let told =
+                status
+                    .iter()
+                    .zip(now)
+                    .zip(targets)
+                    .map(|((&status, now), target)| match now {
+                        _ if status != -libc::EINTR => told(status),
+                        Ok(node) if number(node) != target => Err(PageErrno(libc::EBUSY)),
+                        answered => answered,
+                    });
+            Ok(told.collect())
+        }
+        _ => Ok(status.into_iter().map(told).collect()),
+    }
 }
 
 /// One entry of the status array: a node, or a negated errno.

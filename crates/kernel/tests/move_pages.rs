@@ -4,6 +4,7 @@
 mod common;
 
 use common::child::{Child, create_userfaultfd};
+use common::ring::Ring;
 use common::watched::{Watcher, loads};
 use common::{PAGE, Region, needs, skip};
 use nix::libc;
@@ -15,6 +16,7 @@ use pagetide_kernel::pagemap_scan::Pagemap;
 use pagetide_kernel::userfaultfd::WriteProtector;
 use pagetide_pages::PageIndex;
 use std::ops::Range;
+use std::time::{Duration, Instant};
 
 const PAGES: usize = 8;
 
@@ -261,4 +263,60 @@ fn pages_that_others_map_too_move_for_who_may_move_all() {
         assert_eq!(region.load(0), 7);
     }
     child.kill();
+}
+
+#[test]
+fn pages_that_are_pinned_stay_and_say_so_while_others_move() {
+    let test = "pages_that_are_pinned_stay_and_say_so_while_others_move";
+    let Some((first, second)) = two_nodes(test) else {
+        return;
+    };
+    let region = Region::filled(PAGES, 7);
+    let pages = indices(&region, 0..PAGES);
+    assert_eq!(move_to(0, &pages, first).unwrap(), [Ok(first); PAGES]);
+    let ring = Ring::new().expect("a ring");
+    ring.register_buffer(&region, 3..5).expect("a buffer");
+    let moved = move_to(0, &pages, second).unwrap();
+    for (page, node) in moved.iter().enumerate() {
+        let expected = match page {
+            3 | 4 => Err(PageErrno(libc::EBUSY)),
+            _ => Ok(second),
+        };
+        assert_eq!(*node, expected, "page {page}");
+    }
+    let now = nodes_of(0, &pages).unwrap();
+    assert_eq!(now[2..6], [Ok(second), Ok(first), Ok(first), Ok(second)]);
+    drop(ring);
+    // The kernel lets go of them when it comes to it.
+    let all_moved = || move_to(0, &pages, second).unwrap() == [Ok(second); PAGES];
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !all_moved() {
+        assert!(Instant::now() < deadline, "pinned for ever");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(loads(&region), [7; PAGES]);
+}
+
+#[test]
+fn pages_that_no_list_of_the_kernel_has_cannot_be_moved() {
+    let test = "pages_that_no_list_of_the_kernel_has_cannot_be_moved";
+    let Some((first, second)) = two_nodes(test) else {
+        return;
+    };
+    let ring = Ring::new().expect("a ring");
+    let page = indices(&ring.rings, 0..1);
+    // EFAULT where the ring is mapped without pages that the kernel counts (before Linux 6.10).
+    let stays = [libc::EBUSY, libc::EFAULT].map(|errno| Err(PageErrno(errno)));
+    let moved = [first, second].map(|node| move_to(0, &page, node).unwrap()[0]);
+    println!("{moved:?}");
+    assert!(
+        moved.iter().any(|answer| stays.contains(answer)),
+        "{moved:?}"
+    );
+    assert!(
+        moved
+            .iter()
+            .all(|answer| answer.is_ok() || stays.contains(answer)),
+        "{moved:?}"
+    );
 }

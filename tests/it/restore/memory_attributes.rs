@@ -48,9 +48,9 @@ fn t82_policies_of_mappings_are_set_again_also_on_one_node() {
     }
 }
 
-#[test]
-fn t81_a_poisoned_page_is_named_and_stays_a_sigbus() {
-    let subject = Subject::target("poisoned", &[]);
+/// A full snapshot and a delta, in which nobody has looked at the pages again: each tells the addresses that the process
+/// has printed, in its report, in `show` and in map.json.
+fn all_are_named(subject: &Subject) {
     subject.wait_until("its pages", || subject.output().contains('\n'));
     let output = subject.output();
     let places: Vec<u64> = output
@@ -84,9 +84,26 @@ fn t81_a_poisoned_page_is_named_and_stays_a_sigbus() {
         let map = std::fs::read(format!("{out}/map.json")).expect("the list of regions");
         assert_eq!(told(&serde_json::from_slice(&map).expect("JSON")), places);
     }
+}
+
+#[test]
+fn t81_a_poisoned_page_is_named_and_stays_a_sigbus() {
+    let subject = Subject::target("poisoned", &[]);
+    all_are_named(&subject);
     drop(subject);
     let mut subject = Subject::target("poisoned", &[]);
     cycle(&mut subject, &mut Steps::new(3), &SCHEDULE);
+}
+
+#[test]
+fn t81_memory_that_has_failed_is_named_and_stays_a_sigbus() {
+    let test = "t81_memory_that_has_failed_is_named_and_stays_a_sigbus";
+    if std::env::var_os("PAGETIDE_MEMORY_MAY_FAIL").is_none() {
+        return skipped(test, "it costs the machine memory: in emulated ones only");
+    }
+    all_are_named(&Subject::target("poisoned", &["failed"]));
+    let mut subject = Subject::target("poisoned", &["failed"]);
+    cycle(&mut subject, &mut Steps::new(2), &SCHEDULE);
 }
 
 #[test]
