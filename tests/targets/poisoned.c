@@ -38,7 +38,8 @@ static void must_be_poisoned(volatile uint64_t *word) {
 static void poison(unsigned char *memory, int by_failure) {
     if (by_failure) {
         memset(memory, 0, PAGES * PAGE);
-        must(madvise(memory + POISONED * PAGE, PAGE, MADV_HWPOISON) == 0);
+        /* Who declares it is told like who touches it. */
+        if (sigsetjmp(back, 1) == 0) must(madvise(memory + POISONED * PAGE, PAGE, MADV_HWPOISON) == 0);
         return;
     }
     int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | 1 /* UFFD_USER_MODE_ONLY */);
@@ -51,6 +52,8 @@ static void poison(unsigned char *memory, int by_failure) {
 
 int main(int count, char **words) {
     begin_steps(count, words);
+    struct sigaction action = {.sa_sigaction = on_bus, .sa_flags = SA_SIGINFO};
+    must(sigaction(SIGBUS, &action, NULL) == 0);
     unsigned char *memory[2];
     int sharing = count > 3 && !strcmp(words[3], "private") ? MAP_PRIVATE : MAP_SHARED;
     int memfd = memfd_create("poisoned", MFD_CLOEXEC);
@@ -61,8 +64,6 @@ int main(int count, char **words) {
         must(memory[i] != MAP_FAILED);
         poison(memory[i], count > 3 && !strcmp(words[3], "failed"));
     }
-    struct sigaction action = {.sa_sigaction = on_bus, .sa_flags = SA_SIGINFO};
-    must(sigaction(SIGBUS, &action, NULL) == 0);
     printf("%lx %lx\n", (unsigned long)memory[0] + POISONED * PAGE, (unsigned long)memory[1] + POISONED * PAGE);
     fflush(stdout);
     for (uint64_t round = 1;; round++) {
