@@ -11,7 +11,7 @@ use crate::capture::{CaptureError, Copied, SIZE, Verdict};
 use crate::file_pages::FileHashes;
 use crate::files::{self, FileKey, FileReport, Files};
 use crate::layout::{self, FileDescription};
-use crate::mapped_file::{file_page, read_or_zero};
+use crate::mapped_file::{file_page, read_pieces};
 use crate::member::Member;
 use crate::object_records::ObjectRecord;
 use crate::parent::in_file;
@@ -47,6 +47,8 @@ pub(crate) struct Object {
     /// One of the mappings, for its name and backing.
     mapping: Mapping,
     record: Option<ObjectRecord>,
+    /// Pages that nobody can read: their memory has failed.
+    failed: PageSet,
     /// Where each mapping shows it: whose, which mapping.
     shown_at: Vec<(usize, PageRange, PageIndex)>,
 }
@@ -79,6 +81,7 @@ impl Objects {
                 pages: PageSet::new(),
                 mapping: mapping.clone(),
                 record: None,
+                failed: PageSet::new(),
                 shown_at: Vec::new(),
             });
             self.list.len() - 1
@@ -94,6 +97,28 @@ impl Objects {
     /// The objects, in the order in which they were found.
     pub fn list(&self) -> &[Object] {
         &self.list
+    }
+
+    /// Pages of the object with this place in the list turned out to be such as nobody can read.
+    pub fn set_failed(&mut self, at: usize, pages: PageSet) {
+        self.list[at].failed = pages;
+    }
+
+    /// The pages of the process with number `member` that show such pages.
+    pub fn failed_in(&self, member: usize) -> PageSet {
+        let mut failed = PageSet::new();
+        for object in self.list.iter().filter(|object| !object.failed.is_empty()) {
+            for &(_, pages, first) in object.shown_at.iter().filter(|at| at.0 == member) {
+                let shown = object
+                    .failed
+                    .within(PageRange::with_count(first, pages.count()));
+                for part in shown.ranges() {
+                    let start = PageIndex(pages.start().0 + (part.start().0 - first.0));
+                    failed.insert(PageRange::with_count(start, part.count()));
+                }
+            }
+        }
+        failed
     }
 
     /// Looks at the objects themselves: how long they are, and what else is needed to make them again. All of an object
@@ -238,35 +263,24 @@ impl Object {
                 _ => Verdict::Keep,
             }
         };
-        let read = |pieces: &[PageRange], bytes: &mut [u8]| {
-            self.read_pieces(file, pieces, bytes).map(|()| Vec::new())
-        };
+        let read = |pieces: &[PageRange], bytes: &mut [u8]| self.read(file, pieces, bytes);
         copied.keep_some(wanted.ranges(), read, judge)?;
         if has_tail {
-            let read = |_: &[PageRange], bytes: &mut [u8]| {
-                self.read_tail(members, file, tail, bytes)
-                    .map(|()| Vec::new())
-            };
+            let read =
+                |_: &[PageRange], bytes: &mut [u8]| self.read_tail(members, file, tail, bytes);
             copied.keep_some(&[PageRange::single(tail)], read, judge)?;
         }
         Ok(())
     }
 
-    fn read_pieces(
+    fn read(
         &self,
         file: &OwnedFd,
         pieces: &[PageRange],
         bytes: &mut [u8],
-    ) -> Result<(), CaptureError> {
-        let mut rest = bytes;
-        for piece in pieces {
-            let length = SIZE.bytes_of(piece.count()) as usize;
-            let (bytes, others) = rest.split_at_mut(length);
-            read_or_zero(file, bytes, SIZE.address_of(piece.start()))
-                .map_err(|errno| self.error(errno))?;
-            rest = others;
-        }
-        Ok(())
+    ) -> Result<Vec<PageRange>, CaptureError> {
+        let offset = |piece: PageRange| SIZE.address_of(piece.start());
+        read_pieces(file, pieces, bytes, offset).map_err(|errno| self.error(errno))
     }
 
     /// The page in which the object ends. A mapping shows what was stored past the end, a read does not.
@@ -276,7 +290,7 @@ impl Object {
         file: &OwnedFd,
         page: PageIndex,
         bytes: &mut [u8],
-    ) -> Result<(), CaptureError> {
+    ) -> Result<Vec<PageRange>, CaptureError> {
         for &(member, pages, first) in &self.shown_at {
             let shown = PageRange::with_count(first, pages.count());
             if !shown.contains(page) {
@@ -286,9 +300,9 @@ impl Object {
             let memory = &members[member].space.memory;
             let unreadable = memory.read_pages(SIZE, &[PageRange::single(at)], bytes)?;
             if unreadable.is_empty() {
-                return Ok(());
+                return Ok(unreadable);
             }
         }
-        read_or_zero(file, bytes, SIZE.address_of(page)).map_err(|errno| self.error(errno))
+        self.read(file, &[PageRange::single(page)], bytes)
     }
 }

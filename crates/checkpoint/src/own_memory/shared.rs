@@ -7,7 +7,7 @@ use super::ground::{Ground, Kind, Piece, in_file};
 use crate::capture::{CaptureError, Copied, SIZE, Source, Verdict};
 use crate::files::{self, FileKey, FileReport, Files};
 use crate::layout;
-use crate::mapped_file::read_or_zero;
+use crate::mapped_file::read_pieces;
 use crate::page_tables::PageTables;
 use pagetide_kernel::pagemap_scan::Categories;
 use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet};
@@ -140,15 +140,8 @@ impl SharedReader<'_> {
         let mut wanted = wanted.within(PageRange::new(piece.pages.start(), whole_end));
         wanted = wanted.subtract(&self.holes(piece, &wanted, copied));
         let read = |pieces: &[PageRange], bytes: &mut [u8]| {
-            let mut rest = bytes;
-            for part in pieces {
-                let length = SIZE.bytes_of(part.count()) as usize;
-                let (bytes, others) = rest.split_at_mut(length);
-                let offset = SIZE.address_of(in_file(&piece.mapping, *part).start());
-                read_or_zero(object, bytes, offset).map_err(failed)?;
-                rest = others;
-            }
-            Ok::<_, CaptureError>(Vec::new())
+            let offset = |part| SIZE.address_of(in_file(&piece.mapping, part).start());
+            read_pieces(object, pieces, bytes, offset).map_err(failed)
         };
         copied.keep_some(wanted.ranges(), read, |page, bytes| self.judge(page, bytes))?;
         self.through_mapping(&tail, copied)

@@ -56,11 +56,12 @@ pub(crate) fn all(
 
     let restorable = &mut found.restorable;
     restorable.look_from_outside();
-    for (member, stopped) in members.iter().zip(&found.members) {
+    for (index, (member, stopped)) in members.iter().zip(&found.members).enumerate() {
         let Some(stopped) = stopped else { continue };
         let (pid, mappings) = (member.pid(), &stopped.layout.mappings);
         restorable.look_at_mappings(pid, mappings);
-        let poisoned = poisoned(member, stopped, &found.report, context.parent);
+        let failed = objects.failed_in(index);
+        let poisoned = poisoned(member, stopped, failed, &found.report, context.parent);
         let regions = spaces.regions_of(spaces.number_of(&member.names.space));
         restorable.name_poisoned(&poisoned, regions);
         description.poisoned.extend(poisoned);
@@ -163,10 +164,12 @@ fn readable(mapping: &Mapping, report: &FileReport) -> PageRange {
     PageRange::new(pages.start(), end.min(pages.end()))
 }
 
-/// Which memory of the process was poisoned in the stop. What was not looked at is as it was in the parent.
+/// Which memory of the process was poisoned in the stop. What was not looked at is as it was in the parent. `failed` is what
+/// its objects themselves could not read.
 fn poisoned(
     member: &Member,
     stopped: &Stopped,
+    failed: PageSet,
     report: &FileReport,
     parent: Option<&View>,
 ) -> Vec<Poisoned> {
@@ -182,6 +185,7 @@ fn poisoned(
             _ => unreadable.remove(pages),
         }
     }
+    unreadable = unreadable.union(&failed);
     let mut poisoned = Vec::new();
     if unreadable.is_empty() {
         return poisoned;

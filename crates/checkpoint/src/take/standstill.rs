@@ -88,10 +88,10 @@ impl Standstill<'_> {
             true => std::mem::take(&mut restorable.rings),
             false => rings_of(context.members, stopped),
         };
-        let (looked, objects) = self.look_at_all(context, stopped, &rings)?;
+        let (looked, mut objects) = self.look_at_all(context, stopped, &rings)?;
         let copy_started = Instant::now();
         let members = self.copy_members(context, looked, &rings)?;
-        let object_pages = self.copy_objects(context, &objects)?;
+        let object_pages = self.copy_objects(context, &mut objects)?;
         let copy = copy_started.elapsed();
         Ok(Instantaneous {
             members,
@@ -181,7 +181,7 @@ impl Standstill<'_> {
     fn copy_objects(
         &self,
         context: &mut Context<'_>,
-        objects: &Objects,
+        objects: &mut Objects,
     ) -> Result<Vec<ObjectPages>, TakeError> {
         let Writing { spaces, writer } = &mut context.writing;
         let members = context.members.list();
@@ -195,17 +195,22 @@ impl Standstill<'_> {
             hashes: self.hashes,
         };
         let mut all = Vec::with_capacity(objects.list().len());
-        for object in objects.list() {
+        for at in 0..objects.list().len() {
+            let object = &objects.list()[at];
             context.arena.open_space(object.number);
             let mut spill = |arena: &Arena| Ok(spaces.store(arena, writer)?);
             let mut copied = Copied::new(context.arena, &mut spill);
             object.capture(members, &earlier, &mut copied)?;
+            let mut states = copied.states;
+            let failed = copied.unreadable.ranges().iter();
+            states.extend(failed.map(|&range| (range, PageState::Unbacked)));
             all.push(ObjectPages {
                 number: object.number,
-                states: copied.states,
+                states,
                 in_file: copied.in_file,
                 copied: copied.pages.count(),
             });
+            objects.set_failed(at, copied.unreadable);
         }
         Ok(all)
     }
