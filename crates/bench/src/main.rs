@@ -1,6 +1,7 @@
 //! `make bench`: pagetide beside the bare kernel operations under it, as ratios of medians taken in turn
 //! in one run. Machines differ and drift; absolute figures are printed for orientation only.
 
+mod embed;
 mod limits;
 mod mappings;
 mod neighbours;
@@ -34,6 +35,7 @@ fn main() -> anyhow::Result<()> {
         Some("neighbours") => return neighbours::measure(),
         Some("peak") => return throughput::serve_peak(arguments),
         Some("restore") => rows.extend(restore::measure()?),
+        Some("embed") => rows.extend(embed::measure()?),
         Some("stops") => {
             rows.extend(window::measure()?);
             rows.extend(mappings::measure()?);
@@ -45,10 +47,11 @@ fn main() -> anyhow::Result<()> {
             rows.extend(mappings::measure()?);
             rows.extend(throughput::measure()?);
             rows.extend(restore::measure()?);
+            rows.extend(embed::measure()?);
         }
         Some(other) => {
             anyhow::bail!(
-                "{other} is not known: run without arguments, `restore`, `stops` or `neighbours`"
+                "{other} is not known: run without arguments, `restore`, `stops`, `embed` or `neighbours`"
             )
         }
     }

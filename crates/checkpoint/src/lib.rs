@@ -49,6 +49,11 @@
 //! # }
 //! ```
 
+/// The code of the page about embedding compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/EMBEDDING.md")]
+pub struct Embedding;
+
 mod address_space;
 mod advice;
 mod apart;
@@ -116,7 +121,8 @@ pub use manifest::{
 pub use numa::{NumaRegion, numa_of};
 pub use options::{Leave, Mode, Options, Progress, Request, Residence};
 pub use own_memory::{
-    Captured, OwnMemory, OwnMemoryError, OwnMemoryOptions, OwnSnapshot, Placement, WrittenPages,
+    Baseline, Captured, OwnHarvest, OwnMemory, OwnMemoryError, OwnMemoryOptions, OwnSnapshot,
+    OwnTracker, OwnTrackerOptions, Placement, Population, Ticket, WrittenPages,
 };
 pub use pagetide_kernel::own_region::OwnRegion;
 pub use poison::{Poisoned, poisoned_of};

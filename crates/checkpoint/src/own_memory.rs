@@ -23,52 +23,58 @@
 //! an io_uring is copied once more. What nothing shows is an io_uring without a descriptor (IORING_SETUP_REGISTERED_FD_ONLY): keep
 //! its queues and buffers out of the regions, or tell of what is written there ([`WrittenPages::mark`]).
 
+mod baseline;
 mod captured;
 mod claims;
+mod epoch;
 mod error;
 mod ground;
+mod hand_over;
+mod layer;
+mod lazy;
+mod line;
 mod marks;
 mod placement;
 mod plan;
 mod put_back;
 mod shared;
 mod shown_twice;
+mod stored;
+mod sync;
+mod ticket;
+mod watched;
+mod worker;
 
-pub use captured::{Captured, OwnSnapshot};
+pub use baseline::Baseline;
+pub use captured::Captured;
+pub use epoch::{OwnHarvest, OwnTracker, OwnTrackerOptions};
 pub use error::OwnMemoryError;
+pub use lazy::Population;
 pub use marks::WrittenPages;
 pub use placement::Placement;
+pub use stored::OwnSnapshot;
+pub use ticket::Ticket;
 
 use crate::arena::Arena;
-use crate::capture::{ASK_FROM, Copied, SIZE, Source};
+use crate::capture::{CaptureError, SIZE};
 use crate::compared::ComparedBecause;
-use crate::files::{FileReport, Files};
-use crate::page_table_limit;
-use crate::page_tables::PageTables;
 use crate::report::NotTracked;
-use crate::rings;
-use captured::{Taken, Told};
-use claims::Claim;
-use ground::{Ground, Kind, refused};
-use pagetide_kernel::memory::ProcessMemory;
-use pagetide_kernel::own_descriptors::{Withheld, withhold, without_forks};
-use pagetide_kernel::pagemap_scan::{Categories, Pagemap};
-use pagetide_kernel::probe;
-use pagetide_kernel::userfaultfd::UserfaultfdError;
+use hand_over::Begun;
+use layer::{Layer, Next, Said};
+use lazy::Populating;
+use line::{Last, Line, Making};
 use pagetide_pages::{PageCount, PageIndex, PageSet};
-use pagetide_snapshot::{PageState, Region, Space, Store, View, WriteOptions, WriterLock};
-use pagetide_tracker::{Refused, RefusedReason, Tracker, WpAsync};
+use pagetide_snapshot::{Region, SnapshotWriter, Space, Store, View, WriteError, WriteOptions};
 use placement::Places;
-use plan::{Known, Memo, Plan, Signs};
 use put_back::PutBack;
-use shared::{Lengths, SharedReader, lengths};
-use std::collections::HashMap;
-use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
+use watched::{Observed, Since, Taken, Watched};
+use worker::Worker;
 
-/// How often, and how long apart, it is tried to track memory that another userfaultfd holds.
-const HELD_TRIES: u32 = 20;
-const HELD_PAUSE: Duration = Duration::from_millis(5);
+/// A ring of buffers that was made before a capture has to be known of by the next but one: making it counts as a write,
+/// and what was written is copied once more by the next.
+const CAPTURES_WITHOUT_ASKING: u64 = 2;
 
 /// How snapshots of own memory are taken.
 #[derive(Clone, Debug)]
@@ -76,8 +82,8 @@ const HELD_PAUSE: Duration = Duration::from_millis(5);
 pub struct OwnMemoryOptions {
     /// The name of the space in the snapshots.
     pub space: String,
-    /// The most memory that copied pages may take. A capture of more is stored in part while the writers
-    /// are paused.
+    /// The most memory that the copied pages of one capture may take, in bytes. A capture of more is stored in part while
+    /// the writers are paused; with an earlier one still under way it is refused ([`OwnMemoryError::BufferFull`]).
     pub buffer_bytes: u64,
     /// The most page tables, in bytes, that one capture may make for memory that holds nothing. A mapping for which
     /// this is not enough is compared with the parent instead of being tracked ([`OwnSnapshot::not_tracked`]).
@@ -109,66 +115,17 @@ impl Default for OwnMemoryOptions {
 /// It belongs to the process that made it. In a forked child every call fails with [`OwnMemoryError::Forked`], it
 /// keeps no lock and leads to no descriptor, and dropping it there touches neither the parent's memory nor its
 /// files. A child makes one of its own, with a store of its own.
+///
+/// Dropping it waits for what was given to the background, and gives back what is held.
 pub struct OwnMemory {
-    pid: u32,
-    /// Before the descriptors that they are about.
-    _withheld: Vec<Withheld>,
-    /// What was captured and is neither stored nor given back. It stands here and not in [`Captured`], so that
-    /// nothing is lost with one that is forgotten.
-    open: Option<Taken>,
-    _claim: Claim,
-    places: Places,
-    store: Store,
-    lock: WriterLock,
-    options: OwnMemoryOptions,
-    tracker: WpAsync,
-    pagemap: Pagemap,
-    memory: ProcessMemory,
-    knows_guards: bool,
-    files: Files,
-    arena: Arena,
-    told: WrittenPages,
-    last: Option<Last>,
-    /// When the last snapshot had been stored, a ring of buffers might lie in the memory.
-    has_buffer_rings: bool,
-}
-
-/// The last snapshot that was stored.
-struct Last {
-    view: View,
-    memo: Memo,
-    lengths: Lengths,
-}
-
-/// What a forked child must not have: the lock of the store, and what leads to this address space.
-struct Ways {
-    withheld: Vec<Withheld>,
-    lock: WriterLock,
-    tracker: WpAsync,
-    pagemap: Pagemap,
-    memory: ProcessMemory,
-}
-
-impl Ways {
-    fn open(store: &Store, pid: i32) -> Result<Ways, OwnMemoryError> {
-        let mut ways = Ways {
-            withheld: Vec::new(),
-            lock: store.lock()?,
-            tracker: WpAsync::of_self()?,
-            pagemap: Pagemap::of_self()?,
-            memory: ProcessMemory::open(pid)?,
-        };
-        let all = [
-            ways.lock.descriptor(),
-            Some(ways.tracker.protector().as_fd()),
-            Some(ways.pagemap.as_fd()),
-            Some(ways.memory.as_fd()),
-        ];
-        let withheld = all.into_iter().flatten().map(withhold);
-        let withheld: std::io::Result<Vec<Withheld>> = withheld.collect();
-        ways.withheld = withheld.map_err(OwnMemoryError::Withhold)?;
-        Ok(ways)
-    }
+    line: Arc<Line>,
+    worker: Arc<Worker>,
+    space: String,
+    /// What captures remember that are not known to be stored, by number.
+    recent: Vec<(u64, Arc<Next>)>,
+    /// It ends before the memory is let go of.
+    populating: Option<Populating>,
+    watched: Watched,
 }
 
 impl OwnMemory {
@@ -179,221 +136,377 @@ impl OwnMemory {
         placements: &[Placement],
         options: OwnMemoryOptions,
     ) -> Result<OwnMemory, OwnMemoryError> {
-        let pid = pid_now();
-        let places = Places::new(placements)?;
-        let claim = Claim::new(pid, &places.mapped())?;
-        let ways = without_forks(|| Ways::open(&store, pid.cast_signed()));
-        let ways = ways.map_err(OwnMemoryError::Withhold)??;
-        let limit = page_table_limit::of(pid.cast_signed(), options.page_table_limit_bytes);
-        let mut own = OwnMemory {
-            pid,
-            open: None,
-            _claim: claim,
-            _withheld: ways.withheld,
-            lock: ways.lock,
-            tracker: ways.tracker.with_page_table_limit(limit),
-            pagemap: ways.pagemap,
-            memory: ways.memory,
-            knows_guards: probe::known_categories().contains(Categories::GUARD),
-            files: Files::new(false),
-            arena: Arena::new(SIZE, options.buffer_bytes),
-            told: WrittenPages::default(),
-            last: None,
-            has_buffer_rings: false,
-            places,
-            store,
-            options,
+        let watched = Watched::new(placements, options.page_table_limit_bytes)?;
+        OwnMemory::with(store, watched, options)
+    }
+
+    fn with(
+        store: Store,
+        watched: Watched,
+        options: OwnMemoryOptions,
+    ) -> Result<OwnMemory, OwnMemoryError> {
+        let making = Making {
+            write: options.write,
+            buffer_bytes: options.buffer_bytes,
+            no_buffer_rings: options.no_buffer_rings,
         };
-        let (ground, _) = own.look()?;
-        own.memory.expect(&ground.mappings);
-        own.begin_tracking(&ground)?;
-        Ok(own)
+        let line = Line::open(store, watched.pid, making)?;
+        Ok(OwnMemory {
+            line: Arc::new(line),
+            worker: Arc::default(),
+            space: options.space,
+            recent: Vec::new(),
+            populating: None,
+            watched,
+        })
     }
 
-    /// A child that another thread forks has a copy of every descriptor until it lets go of what is withheld, and so for
-    /// a moment holds what an earlier tracker had registered.
-    fn begin_tracking(&mut self, ground: &Ground) -> Result<(), OwnMemoryError> {
-        let is_held = |found: &Refused| {
-            let reason = &found.reason;
-            matches!(
-                reason,
-                RefusedReason::Protect(UserfaultfdError::OwnedByAnother { .. })
-            )
-        };
-        for _ in 0..HELD_TRIES {
-            let change = self.tracker.arm(&ground.tracked())?;
-            match change.refused.iter().any(is_held) {
-                true => std::thread::sleep(HELD_PAUSE),
-                false => return refuse(&change.refused),
-            }
-        }
-        let change = self.tracker.arm(&ground.tracked())?;
-        refuse(&change.refused)
-    }
-
-    /// Makes room for `bytes` of written pages, so that the next capture touches no fresh memory.
-    pub fn prepare(&mut self, bytes: u64) {
-        self.arena.prepare(bytes);
-    }
-
-    /// What tells of pages that were written without a trace. It may be cloned and moved to other threads.
-    pub fn written_pages(&self) -> WrittenPages {
-        self.told.clone()
-    }
-
-    /// Takes what was written since the last stored snapshot and copies it. Call it while nobody writes
-    /// to the memory; when it returns, they may write again. A capture that was neither stored nor given back is
-    /// given back first.
-    pub fn capture(&mut self) -> Result<Captured<'_>, OwnMemoryError> {
-        let started = Instant::now();
-        self.check_pid()?;
-        self.give_back_open();
-        let (ground, report) = self.look()?;
-        let (pid, mappings) = (self.pid.cast_signed(), &ground.mappings);
-        let signs = Signs::look(pid, mappings, self.has_buffer_rings);
-        let mut taken = self.take(ground, &report, signs)?;
-        taken.paused = started.elapsed();
-        self.open = Some(taken);
-        Ok(Captured::new(self))
-    }
-
-    /// Puts the memory back to a snapshot, writing only pages that differ, and returns how many were
-    /// written. Call it while nobody uses the memory. The next snapshot is a delta that says so.
+    /// As [`OwnMemory::new`] and [`OwnMemory::restore`], but returns before the memory has its content: pages come from `view`, a
+    /// snapshot of `store`, when they are touched, also by system calls and by KVM guests, and by and by otherwise. They
+    /// are tracked from the first instruction, and the next snapshot is a delta to `view`. The regions must be private
+    /// anonymous memory that nobody has touched.
     ///
-    /// What cannot be put back is refused before anything is written: a region that is not mapped as a whole, a page of which
-    /// the snapshot does not say what it was ([`OwnMemoryError::NotInSnapshot`]), and regions that have come to show the
-    /// same shared memory, if the snapshot has different bytes for them ([`OwnMemoryError::ShowTheSame`]).
-    pub fn roll_back(&mut self, view: &View) -> Result<PageCount, OwnMemoryError> {
-        self.check_pid()?;
-        self.give_back_open();
-        let (ground, report) = self.look()?;
-        let name = &self.options.space;
+    /// A thread of its own puts pages there, as long as this lives; it blocks all signals. Dropping this waits until all is
+    /// there. A forked child does not see what has not come by then. Needs CAP_SYS_PTRACE, or 1 in
+    /// `vm.unprivileged_userfaultfd`.
+    ///
+    /// # Errors
+    /// Those of [`OwnMemory::new`]; [`OwnMemoryError::NotFresh`], [`OwnMemoryError::NoSpace`],
+    /// [`OwnMemoryError::NotInSnapshot`].
+    pub fn populate_lazily(
+        store: Store,
+        view: &View,
+        placements: &[Placement],
+        options: OwnMemoryOptions,
+    ) -> Result<(OwnMemory, Population), OwnMemoryError> {
+        let name = &options.space;
         let space = view
             .space_index(name)
             .ok_or_else(|| OwnMemoryError::NoSpace {
                 id: view.id(),
                 name: name.clone(),
             })?;
+        put_back::check_whole(view, space, &Places::new(placements)?)?;
+        let parent = view.chain().get(1).copied();
+        let changed = match parent {
+            Some(parent) => store.changed(&store.view(parent)?, view, name),
+            None => PageSet::new(),
+        };
+        let limit = options.page_table_limit_bytes;
+        let watch = |make: &mut dyn FnMut() -> _| Watched::with(placements, limit, make);
+        let begun = lazy::begin(watch, view, space, &changed)?;
+        let mut own = OwnMemory::with(store, begun.watched, options)?;
+        own.populating = Some(begun.populating);
+        own.go_on_from(view, false)?;
+        Ok((own, begun.population))
+    }
+
+    /// Makes room for `bytes` of written pages, so that the next capture touches no fresh memory.
+    pub fn prepare(&mut self, bytes: u64) {
+        let mut arena = self.line.arena();
+        arena.prepare(bytes);
+        self.line.keep(arena);
+    }
+
+    /// What tells of pages that were written without a trace. It may be cloned and moved to other threads.
+    pub fn written_pages(&self) -> WrittenPages {
+        self.watched.told.clone()
+    }
+
+    /// The regions, by address.
+    pub fn regions(&self) -> &[Placement] {
+        self.watched.places.list()
+    }
+
+    /// Has it take snapshots of `placements` from now on, and of nothing else: regions may be added, grown, shrunk, moved to
+    /// another place of the space, and removed. What is new counts as written; what goes is not tracked any more, and can be
+    /// unmapped then. What was captured before keeps its regions. On an error all is as it was.
+    pub fn set_regions(&mut self, placements: &[Placement]) -> Result<(), OwnMemoryError> {
+        self.watched.check_pid()?;
+        self.watched.set_places(placements)
+    }
+
+    /// Takes what was written since the last capture and copies it. Call it while nobody writes to the memory; when it
+    /// returns, they may write again. No file of the store is opened, unless more was written than the buffer holds.
+    pub fn capture(&mut self) -> Result<Captured, OwnMemoryError> {
+        let started = Instant::now();
+        self.watched.check_pid()?;
+        let begun = self.line.hand_over.begin();
+        // Dropped on an error, it ends what has begun.
+        let mut captured = Captured::new(&self.line, &self.worker, begun.number);
+        let mut layer = self.take(&begun)?;
+        self.recent.push((begun.number, Arc::clone(&layer.next)));
+        let paused = started.elapsed();
+        layer.said.paused = paused;
+        captured.set_paused(paused);
+        self.line.hand_over.hold(begun.number, layer);
+        Ok(captured)
+    }
+
+    /// Copies what was written, while they go on writing, and leaves it for the next capture: that one, for which they have
+    /// to pause, copies only what was written since. Worth it before the first snapshot, which is full. Returns how many
+    /// pages were copied. What is more than the buffer holds is stored meanwhile.
+    ///
+    /// Until the next capture is committed there is no snapshot with these pages.
+    pub fn precopy(&mut self) -> Result<PageCount, OwnMemoryError> {
+        let captured = self.capture()?;
+        let count = |layer: &mut Layer| layer.said.written();
+        let copied = self.line.hand_over.with(captured.number(), count);
+        captured.leave();
+        copied.map_err(line::gone)
+    }
+
+    /// The number of the newest capture up to which all is durable: whatever was captured by then is in a snapshot. 0 before
+    /// the first. It may be asked at any time, and costs a lock.
+    pub fn durable(&self) -> u64 {
+        match self.watched.check_pid() {
+            Ok(()) => self.line.hand_over.durable(),
+            Err(_) => 0,
+        }
+    }
+
+    /// Waits until all up to capture `number` is durable. False if it will not be: nothing is under way any more that has its
+    /// pages.
+    pub fn wait_until_durable(&self, number: u64) -> bool {
+        self.watched.check_pid().is_ok() && self.line.hand_over.wait_until_durable(number)
+    }
+
+    /// Goes on from a snapshot of this store of which the memory has the content, as far as the caller knows: the next
+    /// snapshot is a delta to it. It is not believed: the next capture reads all memory, while the writers are paused, and compares
+    /// it. [`OwnMemory::restore`] puts memory to a snapshot and needs no comparing.
+    pub fn resume_from(&mut self, view: &View) -> Result<(), OwnMemoryError> {
+        self.go_on_from(view, true)
+    }
+
+    /// Puts the memory to a snapshot of this store, by all cores, and goes on from it: the next snapshot is a delta to it.
+    /// Call it while nobody uses the memory. For memory that is fresh, in a process that begins where another one ended;
+    /// what holds the right bytes already is not written. Returns how many pages were. Errors as of [`OwnMemory::roll_back`].
+    pub fn restore(&mut self, view: &View) -> Result<PageCount, OwnMemoryError> {
+        self.check_store(view)?;
+        let restored = self.put_back(view, None)?;
+        // Written by us, and by nobody else meanwhile.
+        let (ground, _) = self.watched.look()?;
+        let harvest =
+            pagetide_tracker::Tracker::harvest(&mut self.watched.tracker, &ground.tracked())?;
+        let told = self.watched.told.take();
+        let written = harvest.written().union(&told);
+        self.watched.add_to_baselines(&written, None);
+        self.go_on_from(view, false)?;
+        harvest.commit();
+        Ok(restored)
+    }
+
+    fn check_store(&self, view: &View) -> Result<(), OwnMemoryError> {
+        self.watched.check_pid()?;
+        match view.store_id() == self.line.store.id() {
+            true => Ok(()),
+            false => Err(OwnMemoryError::OtherStore { id: view.id() }),
+        }
+    }
+
+    fn go_on_from(&mut self, view: &View, is_doubtful: bool) -> Result<(), OwnMemoryError> {
+        self.check_store(view)?;
+        // What is under way is of the time before.
+        self.line.hand_over.give_back_all();
+        self.recent.clear();
+        self.watched.is_followed = true;
+        self.line.go_on_from(view.clone(), is_doubtful);
+        Ok(())
+    }
+
+    /// Puts the memory back to a snapshot, and returns how many pages were written. Call it while nobody uses the memory. Only
+    /// pages that were written since the last snapshot, or for which that one has another hash than `view`, are read, and those that differ are
+    /// written. The next snapshot is a delta that says so.
+    ///
+    /// What cannot be put back is refused before anything is written: a region that is not mapped as a whole, a page of which
+    /// the snapshot does not say what it was ([`OwnMemoryError::NotInSnapshot`]), and regions that have come to show the
+    /// same shared memory, if the snapshot has different bytes for them ([`OwnMemoryError::ShowTheSame`]). A snapshot that cannot be read
+    /// is found out before anything is written, as far as what is to be written fits into the buffer; beyond that, and where
+    /// memory cannot be written, the error says which pages were not put back ([`OwnMemoryError::PutBackInPart`]).
+    pub fn roll_back(&mut self, view: &View) -> Result<PageCount, OwnMemoryError> {
+        self.watched.check_pid()?;
+        let last = self.line.last();
+        let observed = match (&last.view, last.is_doubtful) {
+            (Some(known), false) if known.store_id() == view.store_id() => Some(known.clone()),
+            _ => None,
+        };
+        self.put_back(view, observed.as_ref())
+    }
+
+    /// Puts back what may differ; if memory may have more of `known` than was written since, only that.
+    fn put_back(&mut self, view: &View, known: Option<&View>) -> Result<PageCount, OwnMemoryError> {
+        let name = &self.space;
+        let space = view
+            .space_index(name)
+            .ok_or_else(|| OwnMemoryError::NoSpace {
+                id: view.id(),
+                name: name.clone(),
+            })?;
+        let mut only = None;
+        if let Some(known) = known {
+            let last = self.line.last();
+            let observed = self.watched.observe(&Since {
+                next: last.next.as_deref(),
+                has_buffer_rings: last.has_buffer_rings,
+                is_doubtful: last.is_doubtful,
+            })?;
+            // Given back: it counts as written still.
+            let mut touched = observed.touched();
+            drop(observed);
+            for (_, next) in &self.recent {
+                touched = touched.union(&next.touched);
+            }
+            let differ = self.line.store.changed(known, view, &self.space);
+            only = Some(touched.union(&self.watched.places.mapped_of(&differ)));
+        }
+        let (ground, report) = self.watched.look()?;
         let put_back = PutBack {
             view,
             space,
-            places: &self.places,
+            places: &self.watched.places,
             ground: &ground,
-            memory: &self.memory,
-            empty: &self.empty(&ground, &report)?,
+            memory: &self.watched.memory,
+            tables: self.watched.tables(),
+            empty: &self.watched.empty(&ground, &report)?,
+            only: only.as_ref(),
+            buffer_bytes: self.line.buffer_bytes(),
         };
         put_back.run()
     }
 
-    /// What lies under the regions, and what is known of the files there.
-    fn look(&mut self) -> Result<(Ground, FileReport), OwnMemoryError> {
-        let pid = self.pid.cast_signed();
-        let ground = Ground::look(pid, &self.places)?;
-        let with_file = ground.with_file();
-        let report = self.files.look([(pid, &with_file[..])]);
-        ground.refuse_devices(&report)?;
-        ground.refuse_other_mappings()?;
-        Ok((ground, report))
+    /// Copies all memory, to go back to it by [`OwnMemory::reset_to`]. Call it while nobody writes to the memory. The chain of
+    /// snapshots goes on beside it.
+    pub fn baseline(&mut self) -> Result<Baseline, OwnMemoryError> {
+        let has_buffer_rings = self.line.last().has_buffer_rings;
+        self.watched.baseline(has_buffer_rings)
+    }
+
+    /// Puts the memory back to a baseline, writing only what was written since that was taken or gone back to last, and
+    /// returns how many pages that were. Call it while nobody uses the memory.
+    ///
+    /// # Errors
+    /// [`OwnMemoryError::OtherBaseline`] if the regions are others by now. Where memory cannot be written,
+    /// [`OwnMemoryError::PutBackInPart`] says which pages are not back; to go back once more tries them again. All other errors
+    /// leave memory as it was.
+    pub fn reset_to(&mut self, baseline: &Baseline) -> Result<PageCount, OwnMemoryError> {
+        let has_buffer_rings = self.line.last().has_buffer_rings;
+        self.watched.reset_to(baseline, has_buffer_rings)
+    }
+
+    /// What was before a capture that begins, as far as it is not stored.
+    fn basis(&mut self, begun: &Begun) -> Last {
+        let before = begun.before.and_then(|number| {
+            let found = self.recent.iter().find(|(other, _)| *other == number);
+            found.map(|(_, next)| Arc::clone(next))
+        });
+        if begun.before.is_none() {
+            self.recent.clear();
+        }
+        // Asked first: what is durable by now is in the view that is asked for next.
+        let durable = self.line.hand_over.durable();
+        self.recent.retain(|(number, _)| *number > durable);
+        let mut last = self.line.last();
+        if before.is_some() {
+            last.next = before;
+            last.is_doubtful = false;
+        }
+        if last.next.is_some() && last.asked_at + CAPTURES_WITHOUT_ASKING < begun.number {
+            last.has_buffer_rings |= self.line.ask_for_buffer_rings();
+        }
+        last
     }
 
     /// Harvests and copies.
-    fn take(
-        &mut self,
-        ground: Ground,
-        report: &FileReport,
-        signs: Signs,
-    ) -> Result<Taken, OwnMemoryError> {
-        let options = self.options.write.clone();
-        let parent = self.last.as_ref();
-        let view = parent.map(|last| &last.view);
-        let mut writer = self.store.begin(&self.lock, view, options)?;
-        writer.set_spaces(vec![self.space()])?;
-        let harvest = self.tracker.harvest(&ground.tracked())?;
-        refuse(&harvest.layout().refused)?;
-        let untracked = harvest.layout().refused.iter();
-        let untracked = untracked.map(|found| found.pages).collect();
-        let told = Told::take(&self.told);
-        let (lengths, doubtful) = lengths(&ground, &self.files, parent.map(|last| &last.lengths));
-        let tables = PageTables {
-            pagemap: &self.pagemap,
-            knows_guards: self.knows_guards,
-        };
-        let plan = Plan::new(Known {
-            ground: &ground,
-            tables,
-            files: &self.files,
-            report,
-            signs,
-            written: harvest.written().union(&told.pages),
-            fresh: &harvest.layout().fresh,
-            untracked: &untracked,
-            memo: parent.map(|last| &last.memo),
-            doubtful,
+    fn take(&mut self, begun: &Begun) -> Result<Layer, OwnMemoryError> {
+        let last = self.basis(begun);
+        let observed = self.watched.observe(&Since {
+            next: last.next.as_deref(),
+            has_buffer_rings: last.has_buffer_rings,
+            is_doubtful: last.is_doubtful,
         })?;
-        let places = &self.places;
-        let space = view.and_then(|view| Some((view, view.space_index(&self.options.space)?)));
-        let known = space
-            .map(|(view, space)| move |page| view.page_hash(space, places.page_in_space(page)?));
-        let source = Source {
-            memory: &self.memory,
-            pagemap: &self.pagemap,
-            known: known.as_ref().map(|known| known as &dyn Fn(PageIndex) -> _),
-            knows_guards: self.knows_guards,
-            ask_from: ASK_FROM,
-            instead: &HashMap::new(),
+        let (places, space) = (Arc::clone(&self.watched.places), self.space());
+        let mut arena = self.line.arena();
+        arena.clear();
+        let mut overflow = Overflow {
+            line: &self.line,
+            number: begun.number,
+            places: &places,
+            space: &space,
+            writer: None,
+            below: Vec::new(),
+            failed: None,
         };
-        let reader = SharedReader {
-            files: &self.files,
-            report,
-            tables,
-            source: &source,
-        };
-        self.arena.clear();
-        let mut spill = |arena: &Arena| Ok(writer.put_pages(0, &places.placed(arena))?);
-        let mut copied = Copied::new(&mut self.arena, &mut spill);
-        source.read(&plan.read, &plan.anonymous, &mut copied)?;
-        source.compare(&plan.compare, &plan.anonymous, &mut copied)?;
-        for piece in &ground.pieces {
-            reader.copy(piece, &plan.shared, &mut copied)?;
+        let taken = self.copy(&observed, last.view.as_ref(), &mut arena, &mut overflow);
+        if let Some(error) = overflow.failed {
+            return Err(error);
         }
-        let (copied_pages, mut states) = (copied.pages, copied.states);
-        let unreadable = copied.unreadable;
-        if !unreadable.is_empty() {
-            // It may have been unmapped while it was read.
-            Ground::look(self.pid.cast_signed(), places)?;
-        }
-        let guards = tables.guards(&unreadable)?.union(&plan.guards);
-        for (pages, state) in [
-            (&plan.zero, PageState::Zero),
-            (&unreadable, PageState::Unbacked),
-            (&guards, PageState::Guard),
-        ] {
-            states.extend(pages.ranges().iter().map(|&range| (range, state)));
-        }
-        Ok(Taken {
-            mapped_anew: match parent {
-                Some(_) => harvest.layout().fresh.count(),
-                None => PageCount(0),
+        let (writer, below, taken) = (overflow.writer, overflow.below, taken?);
+        let touched = observed.touched();
+        let layout = observed.harvest.layout();
+        let said = Said {
+            mapped_anew: match last.next {
+                Some(_) => layout.fresh.clone(),
+                None => PageSet::new(),
             },
-            written: copied_pages.subtract(&unreadable).count(),
-            unreadable: unreadable.subtract(&guards).count(),
-            compared_because: plan.compared_because,
-            not_tracked: self.not_tracked(&harvest.layout().refused),
-            next: (plan.memo, lengths),
-            paused: Duration::ZERO,
-            writer,
-            harvest,
-            told,
-            states,
+            copied: taken.copied,
+            unreadable: taken.unreadable,
+            guards: taken.guards,
+            compared_because: observed.plan.compared_because,
+            not_tracked: self.not_tracked(&layout.refused),
+            ..Said::default()
+        };
+        Ok(Layer {
+            arena,
+            states: taken.states,
+            is_in_part: writer.is_some(),
+            begun: writer,
+            below,
+            places,
+            space,
+            harvest: observed.harvest,
+            told: observed.told,
+            attachments: Vec::new(),
+            next: Arc::new(Next {
+                memo: observed.plan.memo,
+                lengths: observed.lengths,
+                touched,
+            }),
+            said,
+            reply: None,
         })
     }
 
+    /// Copies what was observed, but for what is compared and is what `view` has.
+    fn copy(
+        &self,
+        observed: &Observed,
+        view: Option<&View>,
+        arena: &mut Arena,
+        overflow: &mut Overflow<'_>,
+    ) -> Result<Taken, OwnMemoryError> {
+        let in_view = view.and_then(|view| Some((view, view.space_index(&self.space)?)));
+        let places = &self.watched.places;
+        // What is captured and not stored is not what the view has.
+        let known = in_view.map(|(view, space)| {
+            move |page: PageIndex| {
+                let mut recent = self.recent.iter();
+                match recent.any(|(_, next)| next.touched.contains(page)) {
+                    true => None,
+                    false => view.page_hash(space, places.page_in_space(page)?),
+                }
+            }
+        });
+        let known = known.as_ref().map(|known| known as &dyn Fn(PageIndex) -> _);
+        let mut spill = |arena: &Arena| overflow.take(arena);
+        self.watched.copy(observed, known, arena, &mut spill)
+    }
+
     /// What is compared because the tracker refused it.
-    fn not_tracked(&self, refused: &[Refused]) -> Vec<NotTracked> {
+    fn not_tracked(&self, refused: &[pagetide_tracker::Refused]) -> Vec<NotTracked> {
         let named = refused.iter().map(|found| {
             let (start, end) = SIZE.span_of(found.pages);
             NotTracked {
-                pid: self.pid.cast_signed(),
+                pid: self.watched.pid.cast_signed(),
                 start,
                 end,
                 reason: ComparedBecause::Refused(found.reason.to_string()),
@@ -403,70 +516,71 @@ impl OwnMemory {
     }
 
     fn space(&self) -> Space {
-        let placements = self.places.list().iter();
+        let placements = self.watched.places.list().iter();
         let mut regions: Vec<Region> = placements
             .map(|placement| Region::anonymous(placement.in_space()))
             .collect();
         regions.sort_by_key(|region| region.pages);
-        Space::new(self.options.space.clone(), SIZE, regions)
+        Space::new(self.space.clone(), SIZE, regions)
+    }
+}
+
+/// A capture of which more was written than the buffer holds: it is stored in part while it is taken.
+struct Overflow<'a> {
+    line: &'a Line,
+    number: u64,
+    places: &'a Places,
+    space: &'a Space,
+    writer: Option<SnapshotWriter>,
+    /// What fell to the capture before, and is in the snapshot, too.
+    below: Vec<Layer>,
+    failed: Option<OwnMemoryError>,
+}
+
+impl Overflow<'_> {
+    fn take(&mut self, arena: &Arena) -> Result<(), CaptureError> {
+        if let Err(error) = self.begin() {
+            self.failed = Some(error);
+            // It ends the capture, and the reason stands beside it.
+            let what = "the buffer is full".to_owned();
+            return Err(WriteError::Invalid { what }.into());
+        }
+        match &mut self.writer {
+            Some(writer) => Ok(writer.put_pages(0, &self.places.placed(arena))?),
+            None => Ok(()),
+        }
     }
 
-    /// The pages that show nothing that was ever allocated: they are zero, and reading would allocate them.
-    fn empty(&self, ground: &Ground, report: &FileReport) -> Result<PageSet, OwnMemoryError> {
-        let tables = PageTables {
-            pagemap: &self.pagemap,
-            knows_guards: self.knows_guards,
+    fn begin(&mut self) -> Result<(), OwnMemoryError> {
+        if self.writer.is_some() {
+            return Ok(());
+        }
+        let below = self.line.hand_over.turn(self.number);
+        self.below = below.ok_or(OwnMemoryError::BufferFull)?;
+        let begun = self.below.first_mut().and_then(|first| first.begun.take());
+        let mut is_begun = begun.is_some();
+        let mut writer = match begun {
+            Some(writer) => writer,
+            None => self.line.begin()?,
         };
-        let mut empty = Vec::new();
-        for piece in &ground.pieces {
-            let pages = PageSet::from(piece.pages);
-            let held = Categories::PRESENT | Categories::SWAPPED;
-            let found = match piece.kind {
-                Kind::Private => PageSet::new(),
-                Kind::Huge => pages.subtract(&tables.having(&pages, held)?),
-                Kind::Shared | Kind::SharedAlone => self.files.holes_in(&piece.mapping, report),
-                Kind::OverFile => {
-                    let holes = self.files.holes_in(&piece.mapping, report);
-                    holes.subtract(&tables.having(&holes.intersect(&pages), held)?)
-                }
-            };
-            empty.extend_from_slice(found.within(piece.pages).ranges());
+        writer.set_spaces(vec![self.space.clone()])?;
+        for layer in &self.below {
+            if layer.is_in_part && !std::mem::take(&mut is_begun) {
+                return Err(OwnMemoryError::EarlierLost);
+            }
+            layer.put(&mut writer)?;
         }
-        Ok(empty.into_iter().collect())
-    }
-
-    /// True if a ring of buffers may lie in the regions.
-    fn may_have_buffer_rings(&self) -> bool {
-        !self.options.no_buffer_rings && rings::may_have_own_buffer_rings(self.pid.cast_signed())
-    }
-
-    fn check_pid(&self) -> Result<(), OwnMemoryError> {
-        match pid_now() {
-            pid if pid == self.pid => Ok(()),
-            child => Err(OwnMemoryError::Forked {
-                owner: self.pid,
-                child,
-            }),
-        }
+        self.writer = Some(writer);
+        Ok(())
     }
 }
 
-fn pid_now() -> u32 {
-    rustix::process::getpid()
-        .as_raw_nonzero()
-        .get()
-        .cast_unsigned()
-}
-
-/// What the tracker cannot watch cannot be captured, but for what would take too many page tables: that is compared.
-fn refuse(refused_by_tracker: &[Refused]) -> Result<(), OwnMemoryError> {
-    let can_be_compared =
-        |found: &&Refused| matches!(found.reason, RefusedReason::PageTables { .. });
-    match refused_by_tracker
-        .iter()
-        .find(|found| !can_be_compared(found))
-    {
-        None => Ok(()),
-        Some(found) => Err(refused(found.pages, found.reason.to_string())),
+impl Drop for OwnMemory {
+    fn drop(&mut self) {
+        // A forked child leaves all of it to its parent.
+        if self.watched.check_pid().is_ok() {
+            self.line.close();
+            self.worker.join();
+        }
     }
 }

@@ -378,6 +378,37 @@ impl ProcessMemory {
         self.write(address, &copied)
     }
 
+    /// As [`Self::fill`], of many pieces, an address and bytes each, in as few system calls as the kernel allows. An error comes
+    /// with how many pieces were written whole.
+    pub fn fill_all(&self, pieces: &[(u64, &[u8])]) -> Result<(), (usize, MemoryError)> {
+        let mut done = 0;
+        while done < pieces.len() {
+            let some = &pieces[done..pieces.len().min(done + PIECES_AT_ONCE)];
+            let local: Vec<IoSlice<'_>> = some.iter().map(|(_, b)| IoSlice::new(b)).collect();
+            let remote = some.iter().map(|(address, bytes)| RemoteIoVec {
+                base: *address as usize,
+                len: bytes.len(),
+            });
+            let remote: Vec<RemoteIoVec> = remote.collect();
+            let written = process_vm_writev(Pid::from_raw(self.pid), &local, &remote);
+            let mut written = written.unwrap_or(0);
+            let before = done;
+            while done < before + some.len() && written >= pieces[done].1.len() {
+                written -= pieces[done].1.len();
+                done += 1;
+            }
+            if done < before + some.len() {
+                let (address, bytes) = pieces[done];
+                let left = &bytes[written..];
+                let written = self.write(address + written as u64, left);
+                written.map_err(|error| (done, error))?;
+                done += 1;
+            }
+        }
+        // process_vm_writev names a process, not an address space.
+        self.check_alive().map_err(|error| (0, error))
+    }
+
     /// Fails with [`MemoryError::SpaceGone`] if the process has exited or replaced its address space
     /// since this was opened. An address space that another process shares (CLONE_VM) lives on.
     pub fn check_alive(&self) -> Result<(), MemoryError> {

@@ -33,6 +33,7 @@
 
 #![forbid(unsafe_code)]
 
+mod attachments;
 mod batches;
 mod changed;
 mod decompress;
@@ -55,6 +56,7 @@ mod verify;
 mod view;
 mod writer;
 
+pub use attachments::{ATTACHMENTS_BYTES_MAX, check_attachments};
 pub use batches::{Batch, BatchReader};
 pub use decompress::{DECOMPRESS_BYTES_MAX, Decompress, Decompressor, decompress_elsewhere};
 pub use error::{LockError, OpenError, ReadError, WriteError};

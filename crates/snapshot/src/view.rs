@@ -65,6 +65,11 @@ impl View {
         self.inner.info.id
     }
 
+    /// The store that the snapshot is in.
+    pub fn store_id(&self) -> StoreId {
+        self.inner.store
+    }
+
     /// What is known about the snapshot without reading pages.
     pub fn info(&self) -> &SnapshotInfo {
         &self.inner.info

@@ -31,6 +31,9 @@ use std::sync::Arc;
 /// Slots of the result vector: 192 KiB, enough that a scan of scattered pages is a few calls.
 const VECTOR_SLOTS: usize = 8192;
 
+/// Pages between two ranges that are scanned with them rather than apart.
+const SETTLE_GAP: u64 = 64;
+
 const SIZE: PageSize = PageSize::KIB_4;
 
 /// Addresses from here on are the kernel's: `[vsyscall]` is listed there, and a scan would refuse it.
@@ -105,6 +108,30 @@ impl WpAsync {
     /// The userfaultfd.
     pub fn protector(&self) -> &WriteProtector {
         &self.protector
+    }
+
+    /// Has `pages` count as not written, whatever was written to them up to now. For whoever has just written to them himself,
+    /// while nobody else did. Pages that are not tracked stay as they are.
+    pub fn settle(&mut self, pages: &PageSet) -> Result<(), TrackError> {
+        let pages = pages.intersect(&self.registered).subtract(&self.empty);
+        let mut near: Vec<PageRange> = Vec::new();
+        for &range in pages.ranges() {
+            match near.last_mut() {
+                Some(last) if range.start().0 - last.end().0 <= SETTLE_GAP => {
+                    *last = PageRange::new(last.start(), range.end());
+                }
+                _ => near.push(range),
+            }
+        }
+        // What lies between is not to be settled: only what was asked for is taken.
+        let mut taken = PageSet::new();
+        let near: PageSet = near.into_iter().collect();
+        self.take_written(&near, &mut taken)?;
+        let others = taken.subtract(&pages);
+        if !others.is_empty() {
+            let _ = self.ledger.give_back(&others);
+        }
+        self.check_alive()
     }
 
     /// The parts of `spans` that are mapped and not registered with any userfaultfd.

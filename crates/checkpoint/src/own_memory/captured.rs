@@ -1,170 +1,133 @@
-//! What was captured, until it is stored or given back.
+//! What was captured, until it is stored or given back: a handle, which may go to any thread.
 
-use super::marks::WrittenPages;
-use super::plan::Memo;
-use super::shared::Lengths;
-use super::{Last, OwnMemory, OwnMemoryError};
-use crate::compared::ComparedBecause;
-use crate::report::NotTracked;
-use pagetide_pages::{PageCount, PageRange, PageSet};
-use pagetide_snapshot::{PageState, SnapshotWriter, View};
-use pagetide_tracker::Harvest;
-use rustix::fs::{FlockOperation, flock};
+use super::error::OwnMemoryError;
+use super::layer::Layer;
+use super::line::{Line, gone};
+use super::stored::OwnSnapshot;
+use super::ticket::{Reply, Ticket};
+use super::worker::Worker;
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
-/// What was captured and is not stored yet. Dropped, it is given back: the pages count as written again. So they do
-/// if it is forgotten (`std::mem::forget`), when its owner captures again or is dropped.
+/// What was captured and is not stored yet. It borrows nothing and may be sent to another thread; several may be under way,
+/// and each becomes one snapshot, in the order in which they were captured.
+///
+/// Dropped, it is given back: its pages count as written again. If a later one is under way, they fall to that one and are
+/// stored with it. So they do if this is forgotten (`std::mem::forget`), or if a later one is committed
+/// first: then there is no snapshot of this one alone, and to commit it is an error
+/// ([`OwnMemoryError::StoredWithLater`]). When its [`OwnMemory`](crate::OwnMemory) is dropped all that is held by then is given
+/// back ([`OwnMemoryError::Closed`]).
 #[must_use = "a capture that is dropped is given back"]
-pub struct Captured<'a> {
-    owner: &'a mut OwnMemory,
+pub struct Captured {
+    line: Arc<Line>,
+    worker: Arc<Worker>,
+    number: u64,
+    paused: Duration,
+    is_handed_over: bool,
 }
 
-/// The same, as its owner keeps it.
-pub(super) struct Taken {
-    pub writer: SnapshotWriter,
-    pub harvest: Harvest,
-    pub told: Told,
-    pub states: Vec<(PageRange, PageState)>,
-    /// What is remembered once this is stored.
-    pub next: (Memo, Lengths),
-    pub written: PageCount,
-    pub unreadable: PageCount,
-    pub mapped_anew: PageCount,
-    pub compared_because: Option<ComparedBecause>,
-    pub not_tracked: Vec<NotTracked>,
-    pub paused: Duration,
-}
-
-/// Pages that were told to be written, and that are told again unless they are stored.
-pub(super) struct Told {
-    teller: Option<WrittenPages>,
-    pub pages: PageSet,
-}
-
-impl Told {
-    pub fn take(teller: &WrittenPages) -> Told {
-        Told {
-            pages: teller.take(),
-            teller: Some(teller.clone()),
+impl Captured {
+    pub(super) fn new(line: &Arc<Line>, worker: &Arc<Worker>, number: u64) -> Captured {
+        Captured {
+            line: Arc::clone(line),
+            worker: Arc::clone(worker),
+            number,
+            paused: Duration::ZERO,
+            is_handed_over: false,
         }
-    }
-
-    fn commit(mut self) {
-        self.teller = None;
-    }
-}
-
-impl Drop for Told {
-    fn drop(&mut self) {
-        if let Some(teller) = &self.teller {
-            teller.give_back(&self.pages);
-        }
-    }
-}
-
-/// A stored snapshot of own memory.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct OwnSnapshot {
-    /// The snapshot.
-    pub view: View,
-    /// Pages that were copied.
-    pub written_pages: PageCount,
-    /// Pages that hold nothing that can be read: past the end of their file, or broken. Guard regions do not count.
-    pub unreadable_pages: PageCount,
-    /// Pages under which something else was mapped since the last snapshot. They were copied in full.
-    pub mapped_anew_pages: PageCount,
-    /// Why memory that is otherwise tracked was read in full and compared, if it was.
-    pub compared_because: Option<ComparedBecause>,
-    /// The parts of the regions that are not tracked and are read in full and compared each time, and why.
-    pub not_tracked: Vec<NotTracked>,
-    /// How long [`OwnMemory::capture`] took: the writers were paused that long.
-    pub paused: Duration,
-}
-
-impl<'a> Captured<'a> {
-    pub(super) fn new(owner: &'a mut OwnMemory) -> Captured<'a> {
-        Captured { owner }
     }
 
     /// How long the capture took: the writers were paused that long.
     pub fn paused(&self) -> Duration {
-        let open = self.owner.open.as_ref();
-        open.map_or(Duration::ZERO, |taken| taken.paused)
+        self.paused
     }
 
-    /// Adds named bytes to the snapshot: vCPU state, a log position.
+    /// Its number: 1 for the first capture, and then one more for each. See [`OwnMemory::durable`](crate::OwnMemory::durable).
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Adds named bytes to the snapshot: vCPU state, a log position. One of the same name is replaced. A name that is empty
+    /// and what is more than a snapshot holds is refused here, and what was attached before stays.
     pub fn attach(&mut self, name: &str, bytes: Vec<u8>) -> Result<(), OwnMemoryError> {
-        self.owner.check_pid()?;
-        if let Some(taken) = &mut self.owner.open {
-            taken.writer.attach(name, bytes)?;
-        }
-        Ok(())
+        self.line.check_pid()?;
+        let attached = self.line.hand_over.with(self.number, |layer| {
+            let others = layer.attachments.iter();
+            let others = others.filter(|(other, _)| other != name);
+            let others = others.map(|(name, bytes)| (name.as_str(), bytes.len() as u64));
+            let all = others.chain([(name, bytes.len() as u64)]);
+            pagetide_snapshot::check_attachments(all)?;
+            layer.attachments.retain(|(other, _)| other != name);
+            layer.attachments.push((name.to_owned(), bytes));
+            Ok::<(), pagetide_snapshot::WriteError>(())
+        });
+        Ok(attached.map_err(gone)??)
     }
 
     /// Stores what was captured. Durable when it returns; on an error the pages count as written again.
-    pub fn commit(self) -> Result<OwnSnapshot, OwnMemoryError> {
-        self.owner.check_pid()?;
-        let owner = &mut *self.owner;
-        let taken = owner.open.take();
-        let mut taken = taken.expect("what was captured is there until this is gone");
-        taken
-            .writer
-            .put_pages(0, &owner.places.placed(&owner.arena))?;
-        for &(mapped, state) in &taken.states {
-            for (_, pages) in owner.places.in_space(mapped) {
-                taken.writer.put_state(0, pages, state)?;
-            }
-        }
-        owner.arena.clear();
-        let view = taken.writer.commit()?;
-        taken.harvest.commit();
-        taken.told.commit();
-        let (memo, lengths) = taken.next;
-        owner.last = Some(Last {
-            view: view.clone(),
-            memo,
-            lengths,
-        });
-        owner.has_buffer_rings = owner.may_have_buffer_rings();
-        Ok(OwnSnapshot {
-            view,
-            written_pages: taken.written,
-            unreadable_pages: taken.unreadable,
-            mapped_anew_pages: taken.mapped_anew,
-            compared_because: taken.compared_because,
-            not_tracked: taken.not_tracked,
-            paused: taken.paused,
-        })
+    /// Waits for what is being stored, and for what was given to the background before.
+    pub fn commit(mut self) -> Result<OwnSnapshot, OwnMemoryError> {
+        self.line.check_pid()?;
+        self.is_handed_over = true;
+        self.line.commit(self.number)
     }
 
-    /// Stores nothing; the pages count as written again.
+    /// Has it stored by a thread of the [`OwnMemory`](crate::OwnMemory), which blocks all signals, after those that were given
+    /// to it before. On an error the pages are in the next snapshot.
+    pub fn commit_in_background(self) -> Result<Ticket, OwnMemoryError> {
+        let (reply, ticket) = Reply::and_ticket(self.number);
+        self.hand_to_worker(reply)?;
+        Ok(ticket)
+    }
+
+    /// As [`Captured::commit_in_background`], and has that thread call `done` in the end. It must not wait for another
+    /// snapshot to be stored; no lock of ours is held.
+    pub fn commit_and_call(
+        self,
+        done: impl FnOnce(Result<OwnSnapshot, OwnMemoryError>) + Send + 'static,
+    ) -> Result<(), OwnMemoryError> {
+        self.hand_to_worker(Reply::calling(done))
+    }
+
+    fn hand_to_worker(mut self, reply: Reply) -> Result<(), OwnMemoryError> {
+        self.line.check_pid()?;
+        self.worker.start(&self.line)?;
+        let set = |layer: &mut Layer| layer.reply = Some(reply);
+        let queued = self.line.hand_over.queue(self.number, set);
+        queued.map_err(gone)?;
+        self.is_handed_over = true;
+        Ok(())
+    }
+
+    /// Leaves it for the next capture, which has all of it.
+    pub(super) fn leave(mut self) {
+        self.is_handed_over = true;
+        self.line.hand_over.leave(self.number);
+    }
+
+    pub(super) fn set_paused(&mut self, paused: Duration) {
+        self.paused = paused;
+    }
+
+    /// Stores nothing; the pages count as written again, or fall to a later capture.
     pub fn give_back(self) {}
 }
 
-impl Drop for Captured<'_> {
+impl Drop for Captured {
     fn drop(&mut self) {
-        self.owner.give_back_open();
-    }
-}
-
-impl OwnMemory {
-    /// Gives back what was captured and not stored. A forked child leaves it alone: the marks and the file are its
-    /// parent's.
-    pub(super) fn give_back_open(&mut self) {
-        let open = self.open.take();
-        if self.check_pid().is_err() {
-            std::mem::forget(open);
+        // Before any lock: in a forked child another thread may have held it.
+        if !self.is_handed_over && self.line.check_pid().is_ok() {
+            self.line.hand_over.give_back(self.number);
         }
     }
 }
 
-impl Drop for OwnMemory {
-    fn drop(&mut self) {
-        self.give_back_open();
-        if let (Ok(()), Some(lock)) = (self.check_pid(), self.lock.descriptor()) {
-            // At once, whoever has a copy of the descriptor for a moment yet.
-            let _ = flock(lock, FlockOperation::Unlock);
-        }
+impl fmt::Debug for Captured {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Captured")
+            .field("number", &self.number)
+            .field("paused", &self.paused)
+            .finish_non_exhaustive()
     }
 }

@@ -28,16 +28,7 @@ impl Claim {
         let mut claims = CLAIMS.lock().unwrap_or_else(PoisonError::into_inner);
         // A child has copies of its parent's claims, but other memory.
         claims.retain(|claim| claim.pid == pid);
-        for claim in claims.iter() {
-            let common = claim.pages.intersect(pages);
-            if let Some(&first) = common.ranges().first() {
-                let (start, end) = SIZE.span_of(first);
-                return Err(OwnMemoryError::InUse {
-                    address: start,
-                    length_bytes: end - start,
-                });
-            }
-        }
+        refuse_claimed(claims.iter(), pages)?;
         let number = claims.last().map_or(0, |last| last.number + 1);
         claims.push(Entry {
             pid,
@@ -46,10 +37,46 @@ impl Claim {
         });
         Ok(Claim { pid, number })
     }
+
+    /// Claims `pages` in place of what it claimed. On an error it claims what it did.
+    pub fn change(&self, pages: &PageSet) -> Result<(), OwnMemoryError> {
+        let mut claims = CLAIMS.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_own = |claim: &&Entry| (claim.pid, claim.number) == (self.pid, self.number);
+        refuse_claimed(claims.iter().filter(|claim| !is_own(claim)), pages)?;
+        let own = claims
+            .iter_mut()
+            .find(|claim| (claim.pid, claim.number) == (self.pid, self.number));
+        if let Some(own) = own {
+            own.pages = pages.clone();
+        }
+        Ok(())
+    }
+}
+
+/// Fails if one of the `claims` has some of the pages.
+fn refuse_claimed<'a>(
+    claims: impl Iterator<Item = &'a Entry>,
+    pages: &PageSet,
+) -> Result<(), OwnMemoryError> {
+    for claim in claims {
+        let common = claim.pages.intersect(pages);
+        if let Some(&first) = common.ranges().first() {
+            let (start, end) = SIZE.span_of(first);
+            return Err(OwnMemoryError::InUse {
+                address: start,
+                length_bytes: end - start,
+            });
+        }
+    }
+    Ok(())
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
+        if std::process::id() != self.pid {
+            // A forked child, where another thread of the parent may have held the lock.
+            return;
+        }
         let mut claims = CLAIMS.lock().unwrap_or_else(PoisonError::into_inner);
         claims.retain(|claim| (claim.pid, claim.number) != (self.pid, self.number));
     }

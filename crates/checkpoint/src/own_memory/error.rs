@@ -109,6 +109,84 @@ pub enum OwnMemoryError {
         /// Address of the other place that shows it.
         elsewhere: u64,
     },
+    /// The capture was stored together with a later one: that snapshot has its pages.
+    #[error(
+        "this capture was stored together with a later one, and there is no snapshot of it alone"
+    )]
+    StoredWithLater,
+    /// A capture that fell to this one was stored in part when its store failed, and its pages are not at hand.
+    #[error(
+        "an earlier capture could not be stored and was too large to be kept: capture again, which has the pages of both"
+    )]
+    EarlierLost,
+    /// `/proc/self` belongs to root, because this process is not dumpable.
+    #[error(
+        "this process is not dumpable (PR_SET_DUMPABLE, or it changed its user), so it may not open its own /proc/self/pagemap: \
+         make this before privileges are given up, or set PR_SET_DUMPABLE to 1 for so long"
+    )]
+    NotDumpable {
+        /// What was refused.
+        #[source]
+        source: Box<OwnMemoryError>,
+    },
+    /// The buffer is full, and what was captured earlier is neither stored nor given back.
+    #[error(
+        "more was written than buffer_bytes holds while an earlier capture is neither stored nor given back: commit that one \
+         first, or make the buffer larger"
+    )]
+    BufferFull,
+    /// The owner of the capture is gone, and has given it back.
+    #[error(
+        "the OwnMemory of this capture is gone, and what was not stored by then was given back"
+    )]
+    Closed,
+    /// A snapshot could not be stored in the background, and the reason was lost.
+    #[error("the thread that stores snapshots did not store this one: it is given back")]
+    NotStored,
+    /// The thread that stores snapshots could not be started.
+    #[error("start a thread that stores snapshots")]
+    Thread(#[source] std::io::Error),
+    /// Some pages were put back and others were not.
+    #[error(
+        "{count} pages were not put back, the first of them at {address:#x}; the others were",
+        count = not_put_back.count(),
+        address = crate::capture::SIZE.address_of(not_put_back.ranges().first().map_or(pagetide_pages::PageIndex(0), |pages| pages.start()))
+    )]
+    PutBackInPart {
+        /// The pages that may not hold what the snapshot has, by address / 4096.
+        not_put_back: pagetide_pages::PageSet,
+        /// Why not.
+        #[source]
+        source: Box<OwnMemoryError>,
+    },
+    /// Memory that is to come from a snapshot holds something.
+    #[error(
+        "{count} pages of the regions hold something, the first of them at {address:#x}: lazily only fresh memory is populated, \
+         which nobody has touched"
+    )]
+    NotFresh {
+        /// Address of the first of them.
+        address: u64,
+        /// How many pages.
+        count: u64,
+    },
+    /// Memory did not come from the snapshot as a whole.
+    #[error("not all of the memory came from the snapshot: {reason}")]
+    NotPopulated {
+        /// Why not, for people.
+        reason: String,
+    },
+    /// The baseline is of other memory.
+    #[error("the baseline was taken of other regions, or by another owner: take one of these")]
+    OtherBaseline,
+    /// The snapshot is in another store.
+    #[error(
+        "snapshot {id} is in another store than the next one would be: a delta needs its parent beside it"
+    )]
+    OtherStore {
+        /// The snapshot.
+        id: SnapshotId,
+    },
     /// Written pages could not be found.
     #[error(transparent)]
     Track(#[from] TrackError),

@@ -9,7 +9,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// thread, also while a capture is being stored.
 #[derive(Clone, Debug, Default)]
 pub struct WrittenPages {
-    pages: Arc<Mutex<PageSet>>,
+    told: Arc<Mutex<Told>>,
+}
+
+/// What was told.
+#[derive(Debug, Default)]
+struct Told {
+    /// Since it was asked last.
+    once: PageSet,
+    /// For ever.
+    always: PageSet,
 }
 
 impl WrittenPages {
@@ -18,20 +27,38 @@ impl WrittenPages {
     /// not matter.
     pub fn mark(&self, address: u64, length_bytes: u64) {
         let end = address.saturating_add(length_bytes);
-        self.lock().insert(SIZE.covering(address, end));
+        self.lock().once.insert(SIZE.covering(address, end));
+    }
+
+    /// Counts the pages of `length_bytes` bytes from `address` on as written at every capture from now on: for what a device
+    /// or another process writes to all the time (the rings of vhost).
+    pub fn mark_always(&self, address: u64, length_bytes: u64) {
+        let end = address.saturating_add(length_bytes);
+        self.lock().always.insert(SIZE.covering(address, end));
+    }
+
+    /// Ends [`WrittenPages::mark_always`] for the pages. They count as written once more.
+    pub fn mark_no_longer(&self, address: u64, length_bytes: u64) {
+        let end = address.saturating_add(length_bytes);
+        let pages = PageSet::from(SIZE.covering(address, end));
+        let mut told = self.lock();
+        let ended = told.always.intersect(&pages);
+        told.always = told.always.subtract(&pages);
+        told.once.extend(ended.ranges().iter().copied());
+    }
+
+    /// As [`WrittenPages::mark`], of pages.
+    pub(super) fn mark_pages(&self, pages: &PageSet) {
+        self.lock().once.extend(pages.ranges().iter().copied());
     }
 
     /// Takes what was told.
     pub(super) fn take(&self) -> PageSet {
-        std::mem::take(&mut *self.lock())
+        let mut told = self.lock();
+        std::mem::take(&mut told.once).union(&told.always)
     }
 
-    /// What was taken is to be told again.
-    pub(super) fn give_back(&self, pages: &PageSet) {
-        self.lock().extend(pages.ranges().iter().copied());
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, PageSet> {
-        self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

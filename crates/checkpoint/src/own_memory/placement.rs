@@ -7,6 +7,19 @@ use pagetide_kernel::own_region::OwnRegion;
 use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet};
 
 /// A region of memory of this process, and its place in the space.
+///
+/// Naming memory is `unsafe`, once: what is named can be overwritten behind every reference to it. Safe code can neither
+/// name it nor make a placement of numbers:
+///
+/// ```compile_fail,E0133
+/// let mut memory = vec![0u8; 8192];
+/// let region = pagetide::OwnRegion::new(memory.as_mut_ptr(), 4096);
+/// ```
+///
+/// ```compile_fail,E0560
+/// # use pagetide_pages::PageIndex;
+/// let place = pagetide::Placement { address: 4096, length_bytes: 4096, first_page: PageIndex(0) };
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placement {
     region: OwnRegion,
@@ -59,6 +72,13 @@ impl Placement {
 
     pub(super) fn is_written_through_it_only(&self) -> bool {
         self.through_it_only
+    }
+
+    /// True if both have the same memory at the same place of the space, and are watched in the same way, where they have
+    /// something in common.
+    pub(super) fn is_in_line_with(&self, other: &Placement) -> bool {
+        let distance = |of: &Placement| of.mapped().start().0.wrapping_sub(of.first_page.0);
+        distance(self) == distance(other) && self.through_it_only == other.through_it_only
     }
 
     /// Its pages by address.
@@ -133,6 +153,20 @@ impl Places {
             let start = PageIndex(placement.first_page.0 + offset);
             Some((common, PageRange::with_count(start, common.count())))
         })
+    }
+
+    /// Where pages of the space lie in memory, as far as they do.
+    pub fn mapped_of(&self, in_space: &PageSet) -> PageSet {
+        let of_one = |placement: &Placement| {
+            let (from, to) = (placement.in_space().start().0, placement.mapped().start().0);
+            let there = in_space.within(placement.in_space());
+            let moved = there.ranges().iter().map(move |range| {
+                let start = PageIndex(range.start().0 - from + to);
+                PageRange::with_count(start, range.count())
+            });
+            moved.collect::<Vec<PageRange>>()
+        };
+        self.list.iter().flat_map(of_one).collect()
     }
 
     /// Where one page lies in the space.

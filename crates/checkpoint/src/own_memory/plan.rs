@@ -14,11 +14,11 @@ use std::collections::{HashMap, HashSet};
 #[derive(Clone, Debug, Default)]
 pub(super) struct Signs {
     /// Registered I/O buffers.
-    buffers: PageSet,
+    pub buffers: PageSet,
     /// Reads by the kernel may be under way, and land after they were seen.
-    under_way: bool,
+    pub under_way: bool,
     /// A ring or a device may write to memory that nothing lists: nothing that the tracker says is enough.
-    unlisted: Option<ComparedBecause>,
+    pub unlisted: Option<ComparedBecause>,
 }
 
 impl Signs {
@@ -94,6 +94,8 @@ pub(super) struct Known<'a> {
     pub memo: Option<&'a Memo>,
     /// Shared memory that is tracked and cannot be believed this time.
     pub doubtful: PageSet,
+    /// Nothing can be believed this time.
+    pub is_doubtful: bool,
 }
 
 /// Which pages to copy. What is in none of the sets is what it was.
@@ -149,7 +151,7 @@ impl Plan {
             .union(&known.untracked.intersect(&alone));
         let untracked = known.untracked.intersect(&private);
         let mut compare = huge.union(&untracked.subtract(&read));
-        if compared_because.is_some() {
+        if compared_because.is_some() || known.is_doubtful {
             compare = compare.union(&private.subtract(&read));
             shared = shared.union(&alone);
         }

@@ -35,6 +35,40 @@ pub fn own_at(place: Placement) -> OwnMemory {
     OwnMemory::new(store(), &[place], OwnMemoryOptions::default()).expect("a good region")
 }
 
+/// All bytes of a region.
+pub fn content(region: &Region) -> Vec<u8> {
+    let memory = File::open("/proc/self/mem").expect("memory");
+    let mut bytes = vec![0; region.page_count() * PAGE];
+    let read = memory.read_exact_at(&mut bytes, region.start());
+    read.expect("all of it is mapped");
+    bytes
+}
+
+/// The pages of a snapshot, from page 0 on, that are not those of `bytes`.
+pub fn differing_from(view: &View, bytes: &[u8]) -> Vec<usize> {
+    let space = view.space_index("memory").expect("the space");
+    let mut stored = vec![0; PAGE];
+    let pages = bytes.chunks_exact(PAGE).enumerate();
+    let differ = pages.filter(|(page, bytes)| {
+        let read = view.read_page(space, PageIndex(*page as u64), &mut stored);
+        read.is_err() || stored != *bytes
+    });
+    differ.map(|(page, _)| page).collect()
+}
+
+/// Numbers that look random, the same in each run.
+pub struct Numbers(pub u64);
+
+impl Numbers {
+    /// One below `end`.
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % end
+    }
+}
+
 /// Captures and stores.
 pub fn snap(own: &mut OwnMemory) -> Result<OwnSnapshot, OwnMemoryError> {
     own.capture()?.commit()

@@ -12,7 +12,7 @@
 //!
 //! Closing the last copy of the descriptor ends it all: pages that are still missing are zeros from then on.
 
-use super::UserfaultfdError;
+use super::{TRACKING_FEATURES, UserfaultfdError, WriteProtector};
 use linux_raw_sys::general::{
     UFFD_API, UFFD_EVENT_FORK, UFFD_EVENT_PAGEFAULT, UFFD_EVENT_REMAP, UFFD_EVENT_REMOVE,
     UFFD_EVENT_UNMAP, UFFD_FEATURE_EVENT_FORK, UFFD_FEATURE_EVENT_REMAP, UFFD_FEATURE_EVENT_REMOVE,
@@ -32,8 +32,11 @@ const FEATURES: u64 = UFFD_FEATURE_EVENT_FORK as u64
     | UFFD_FEATURE_EVENT_REMAP as u64
     | UFFD_FEATURE_EVENT_REMOVE as u64
     | UFFD_FEATURE_EVENT_UNMAP as u64;
-/// UFFDIO_REGISTER_MODE_MISSING
+/// UFFDIO_REGISTER_MODE_MISSING and UFFDIO_REGISTER_MODE_WP
 const MODE_MISSING: u64 = 1;
+const MODE_WRITE_PROTECT: u64 = 2;
+/// UFFDIO_COPY_MODE_WP
+const COPY_PROTECTED: u64 = 2;
 
 const UFFDIO_API: Opcode = opcode::read_write::<uffdio_api>(0xAA, 0x3F);
 const UFFDIO_REGISTER: Opcode = opcode::read_write::<uffdio_register>(0xAA, 0x00);
@@ -138,11 +141,50 @@ impl MissingPages {
         Ok(MissingPages { fd, can_poison })
     }
 
+    /// A new one for the calling process itself, whose pages are tracked from when they come, see
+    /// [`Self::register_tracked`]. It tells of dropped pages only. System calls that touch missing pages wait, too.
+    ///
+    /// # Errors
+    /// [`UserfaultfdError::Create`] with EPERM if this process has neither CAP_SYS_PTRACE nor
+    /// `vm.unprivileged_userfaultfd`; [`UserfaultfdError::FeaturesMissing`] before Linux 6.7.
+    pub fn of_self_tracked() -> Result<MissingPages, UserfaultfdError> {
+        let flags = UserfaultfdFlags::from_bits_retain(MISSING_CREATION_FLAGS);
+        // SAFETY: whoever registers memory with it serves it; write faults are resolved by the kernel.
+        let fd = unsafe { rustix::mm::userfaultfd(flags) };
+        let fd = fd.map_err(|errno| UserfaultfdError::Create(errno.into()))?;
+        let features = TRACKING_FEATURES | u64::from(UFFD_FEATURE_EVENT_REMOVE);
+        let with_poison = enable(&fd, features | u64::from(UFFD_FEATURE_POISON));
+        let can_poison = with_poison.is_ok();
+        with_poison
+            .or_else(|_| enable(&fd, features))
+            .map_err(|errno| UserfaultfdError::FeaturesMissing(errno.into()))?;
+        Ok(MissingPages { fd, can_poison })
+    }
+
+    /// The same descriptor, for tracking what is written.
+    ///
+    /// # Errors
+    /// [`UserfaultfdError::Create`] if there are no more descriptors.
+    pub fn protector(&self) -> Result<WriteProtector, UserfaultfdError> {
+        let fd = self.fd.try_clone().map_err(UserfaultfdError::Create)?;
+        Ok(WriteProtector::already_enabled(fd))
+    }
+
     /// Registers every mapping in `length` bytes from `start`. What is not there is missing from now on.
     pub fn register(&self, start: u64, length: u64) -> Result<(), UserfaultfdError> {
+        self.register_as(start, length, MODE_MISSING)
+    }
+
+    /// As [`Self::register`], and for asynchronous write-protection at the same time: what is put by
+    /// [`Self::copy_protected`] counts as not written until somebody writes to it.
+    pub fn register_tracked(&self, start: u64, length: u64) -> Result<(), UserfaultfdError> {
+        self.register_as(start, length, MODE_MISSING | MODE_WRITE_PROTECT)
+    }
+
+    fn register_as(&self, start: u64, length: u64, mode: u64) -> Result<(), UserfaultfdError> {
         let mut register = uffdio_register {
             range: uffdio_range { start, len: length },
-            mode: MODE_MISSING,
+            mode,
             ioctls: 0,
         };
         // SAFETY: UFFDIO_REGISTER takes a pointer to `uffdio_register`, which it reads and fills in.
@@ -162,11 +204,20 @@ impl MissingPages {
 
     /// Puts `bytes`, whole pages, at `address`, and lets go on whoever waits for them: UFFDIO_COPY.
     pub fn copy(&self, address: u64, bytes: &[u8]) -> Put {
+        self.copy_as(address, bytes, 0)
+    }
+
+    /// As [`Self::copy`], with write protection on, where memory is registered by [`Self::register_tracked`].
+    pub fn copy_protected(&self, address: u64, bytes: &[u8]) -> Put {
+        self.copy_as(address, bytes, COPY_PROTECTED)
+    }
+
+    fn copy_as(&self, address: u64, bytes: &[u8], mode: u64) -> Put {
         let mut copy = uffdio_copy {
             dst: address,
             src: bytes.as_ptr() as u64,
             len: bytes.len() as u64,
-            mode: 0,
+            mode,
             copy: 0,
         };
         // SAFETY: UFFDIO_COPY takes a pointer to `uffdio_copy`, which it reads and fills in.

@@ -86,7 +86,7 @@ fn is_right(world: &World, error: &OwnMemoryError) -> Result<String, String> {
 fn captured<T>(
     own: &mut OwnMemory,
     world: &World,
-    then: impl FnOnce(Captured<'_>) -> Result<T, OwnMemoryError>,
+    then: impl FnOnce(Captured) -> Result<T, OwnMemoryError>,
 ) -> Result<Result<T, String>, String> {
     match own.capture().and_then(then) {
         Ok(_) if !world.is_whole() || world.is_mapped_twice() => {
