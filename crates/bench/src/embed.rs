@@ -199,7 +199,8 @@ fn many_regions() -> anyhow::Result<Row> {
     let places: Vec<Placement> = (0..REGIONS)
         .map(|number| {
             // SAFETY: as above; the regions lie apart in it.
-            let region = unsafe { OwnRegion::new(start.add(number * 17 * PAGE), 16 * PAGE) };
+            let region =
+                unsafe { OwnRegion::new(start.wrapping_add(number * 17 * PAGE), 16 * PAGE) };
             Placement::new(region, PageIndex(number as u64 * 20))
         })
         .collect();

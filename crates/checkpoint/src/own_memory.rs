@@ -61,7 +61,6 @@ use crate::compared::ComparedBecause;
 use crate::report::NotTracked;
 use hand_over::Begun;
 use layer::{Layer, Next, Said};
-use lazy::Populating;
 use line::{Last, Line, Making};
 use pagetide_pages::{PageCount, PageIndex, PageSet};
 use pagetide_snapshot::{Region, SnapshotWriter, Space, Store, View, WriteError, WriteOptions};
@@ -123,8 +122,6 @@ pub struct OwnMemory {
     space: String,
     /// What captures remember that are not known to be stored, by number.
     recent: Vec<(u64, Arc<Next>)>,
-    /// It ends before the memory is let go of.
-    populating: Option<Populating>,
     watched: Watched,
 }
 
@@ -156,7 +153,6 @@ impl OwnMemory {
             worker: Arc::default(),
             space: options.space,
             recent: Vec::new(),
-            populating: None,
             watched,
         })
     }
@@ -194,11 +190,10 @@ impl OwnMemory {
         };
         let limit = options.page_table_limit_bytes;
         let watch = |make: &mut dyn FnMut() -> _| Watched::with(placements, limit, make);
-        let begun = lazy::begin(watch, view, space, &changed)?;
-        let mut own = OwnMemory::with(store, begun.watched, options)?;
-        own.populating = Some(begun.populating);
+        let (watched, population) = lazy::begin(watch, view, space, &changed)?;
+        let mut own = OwnMemory::with(store, watched, options)?;
         own.go_on_from(view, false)?;
-        Ok((own, begun.population))
+        Ok((own, population))
     }
 
     /// Makes room for `bytes` of written pages, so that the next capture touches no fresh memory.

@@ -71,11 +71,11 @@ struct Found {
 
 impl Baseline {
     fn of(places: &Arc<Places>, held: PageSet) -> Baseline {
-        let mut end = 0;
-        let lengths = held.ranges().iter();
-        let lengths = lengths.map(|range| SIZE.bytes_of(range.count()) as usize);
-        let offsets = lengths.map(|length| std::mem::replace(&mut end, end + length));
-        let offsets: Vec<usize> = offsets.collect();
+        let (mut offsets, mut end) = (Vec::new(), 0);
+        for range in held.ranges() {
+            offsets.push(end);
+            end += SIZE.bytes_of(range.count()) as usize;
+        }
         Baseline {
             places: Arc::clone(places),
             held,

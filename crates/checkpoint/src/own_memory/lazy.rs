@@ -4,8 +4,12 @@
 //!
 //! Pages of the snapshot that are zeros are left missing; the thread puts zeros when they are touched, and where memory was
 //! dropped (MADV_DONTNEED). It runs as long as its owner.
+//!
+//! To drop a page that has not come leaves its mark, so it reads not written. The thread hears of it and tells of it, as an
+//! embedder would; before anything is harvested it is waited for until it has caught up with what was dropped by then.
 
 use super::error::OwnMemoryError;
+use super::marks::WrittenPages;
 use super::placement::Places;
 use super::watched::Watched;
 use crate::capture::SIZE;
@@ -46,6 +50,9 @@ struct State {
     left: PageSet,
     /// The first thing that went wrong.
     failed: Option<String>,
+    /// How often the thread was waited for, and up to which of these it has heeded all.
+    asked: u64,
+    answered: u64,
 }
 
 impl Shared {
@@ -94,7 +101,8 @@ pub(super) struct Populating {
     /// Before the descriptor that it is about.
     _withheld: Vec<Withheld>,
     population: Population,
-    stop: Arc<OwnedFd>,
+    /// Wakes the thread.
+    bell: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -105,15 +113,9 @@ struct Filler {
     space: usize,
     places: Arc<Places>,
     shared: Arc<Shared>,
+    told: WrittenPages,
     /// What comes first when nobody waits, by address; the rest follows.
     first: PageSet,
-}
-
-/// Memory that is being filled.
-pub(super) struct Begun {
-    pub watched: Watched,
-    pub populating: Populating,
-    pub population: Population,
 }
 
 /// Registers the regions of `watch` and begins to fill them from a space of `view`. `changed` are the pages of the space that
@@ -125,7 +127,7 @@ pub(super) fn begin(
     view: &View,
     space: usize,
     changed: &PageSet,
-) -> Result<Begun, OwnMemoryError> {
+) -> Result<(Watched, Population), OwnMemoryError> {
     let mut made: Option<MissingPages> = None;
     let mut make = || -> Result<WpAsync, TrackError> {
         let pages = MissingPages::of_self_tracked().map_err(TrackError::Protect)?;
@@ -136,7 +138,7 @@ pub(super) fn begin(
         made = Some(pages);
         Ok(tracker)
     };
-    let watched = watch(&mut make)?;
+    let mut watched = watch(&mut make)?;
     let pages = Arc::new(made.ok_or(OwnMemoryError::Closed)?);
     refuse_used(&watched)?;
     let in_view = watched.places.list().iter();
@@ -163,14 +165,12 @@ pub(super) fn begin(
         space,
         places: Arc::clone(&watched.places),
         shared: Arc::clone(&population.shared),
+        told: watched.told.clone(),
         first: watched.places.mapped_of(changed),
     };
     let populating = Populating::start(watched.pid, filler, &pages, population.clone())?;
-    Ok(Begun {
-        watched,
-        populating,
-        population,
-    })
+    watched.populating = Some(populating);
+    Ok((watched, population))
 }
 
 /// Memory that holds anything cannot come from a snapshot.
@@ -209,19 +209,19 @@ impl Populating {
         pages: &MissingPages,
         population: Population,
     ) -> Result<Populating, OwnMemoryError> {
-        let stop = without_forks(|| {
-            let stop = eventfd(0, EventfdFlags::CLOEXEC)?;
-            let withheld = vec![withhold(pages.as_fd())?, withhold(stop.as_fd())?];
-            Ok::<_, std::io::Error>((stop, withheld))
+        let bell = without_forks(|| {
+            let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+            let withheld = vec![withhold(pages.as_fd())?, withhold(bell.as_fd())?];
+            Ok::<_, std::io::Error>((bell, withheld))
         });
-        let stop = stop.map_err(OwnMemoryError::Withhold)?;
-        let (stop, withheld) = stop.map_err(OwnMemoryError::Withhold)?;
-        let stop = Arc::new(stop);
-        let end = Arc::clone(&stop);
+        let bell = bell.map_err(OwnMemoryError::Withhold)?;
+        let (bell, withheld) = bell.map_err(OwnMemoryError::Withhold)?;
+        let bell = Arc::new(bell);
+        let heard = Arc::clone(&bell);
         // It has the mask of the thread that makes it.
         let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK);
         let builder = std::thread::Builder::new().name("pagetide-fill".to_owned());
-        let made = builder.spawn(move || filler.run(&end));
+        let made = builder.spawn(move || filler.run(&heard));
         if let Ok(mask) = mask {
             let _ = mask.thread_set_mask();
         }
@@ -229,9 +229,24 @@ impl Populating {
             pid,
             _withheld: withheld,
             population,
-            stop,
+            bell,
             thread: Some(made.map_err(OwnMemoryError::Thread)?),
         })
+    }
+}
+
+impl Populating {
+    /// Waits until the thread has heeded all that had happened to memory when this was called.
+    pub fn catch_up(&self) {
+        let shared = &self.population.shared;
+        let mut state = shared.lock();
+        state.asked += 1;
+        let number = state.asked;
+        let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+        while state.answered < number && !shared.is_over.load(Ordering::Acquire) {
+            let waited = shared.changed.wait(state);
+            state = waited.unwrap_or_else(PoisonError::into_inner);
+        }
     }
 }
 
@@ -243,7 +258,11 @@ impl Drop for Populating {
             return;
         }
         let _ = self.population.wait();
-        let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
+        self.population
+            .shared
+            .is_over
+            .store(true, Ordering::Release);
+        let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -251,35 +270,50 @@ impl Drop for Populating {
 }
 
 impl Filler {
-    fn run(mut self, stop: &OwnedFd) {
+    fn run(mut self, bell: &OwnedFd) {
         let mut events = Vec::new();
-        loop {
+        while !self.shared.is_over.load(Ordering::Acquire) {
+            // Before anything is read: whoever asks wants to know of what was there by then.
+            let asked = self.shared.lock().asked;
             if self.pages.read(&mut events).is_err() {
                 break;
             }
-            if events.is_empty() && !self.put_some() {
-                let mut ways = [
-                    PollFd::new(&*self.pages, PollFlags::IN),
-                    PollFd::new(stop, PollFlags::IN),
-                ];
-                let _ = poll(&mut ways, None);
-                if ways[1].revents().contains(PollFlags::IN) {
-                    break;
-                }
-            }
+            let is_idle = events.is_empty();
             // All are heeded in the order in which they came: what is dropped is not to come any more.
             for event in events.drain(..) {
                 match event {
                     MissingEvent::Dropped { start, end } => {
-                        self.is_there(SIZE.covering(start, end));
+                        let pages = SIZE.covering(start, end);
+                        self.told.mark_pages(&PageSet::from(pages));
+                        self.is_there(pages);
                     }
                     MissingEvent::Touched { address } => self.touched(address),
                     MissingEvent::Moved { .. } | MissingEvent::Forked { .. } => {}
                 }
             }
+            self.answer(asked);
+            if is_idle && !self.put_some() {
+                let mut ways = [
+                    PollFd::new(&*self.pages, PollFlags::IN),
+                    PollFd::new(bell, PollFlags::IN),
+                ];
+                let _ = poll(&mut ways, None);
+                // What rings is looked at above.
+                let _ = rustix::io::read(bell, &mut [0u8; 8]);
+            }
         }
         self.shared.is_over.store(true, Ordering::Release);
+        drop(self.shared.lock());
         self.shared.changed.notify_all();
+    }
+
+    fn answer(&self, asked: u64) {
+        let mut state = self.shared.lock();
+        if state.answered < asked {
+            state.answered = asked;
+            drop(state);
+            self.shared.changed.notify_all();
+        }
     }
 
     fn is_there(&self, pages: PageRange) {
@@ -311,8 +345,11 @@ impl Filler {
         let left = self.shared.lock().left.clone();
         let start = SIZE.address_of(page);
         if !left.contains(page) {
-            // Zeros in the snapshot, or dropped since.
-            let _ = self.pages.zero(start, SIZE.bytes());
+            // Zeros in the snapshot, or dropped since. Zeros do not take the place of a mark, but a page does.
+            let put = self.pages.zero(start, SIZE.bytes());
+            if put.stopped == Some(NotPut::Present) {
+                let _ = self.pages.copy_protected(start, &[0; 4096]);
+            }
         } else {
             // With what else is in its frame.
             let first = page.0 / AT_ONCE.0 * AT_ONCE.0;

@@ -6,6 +6,7 @@ use super::claims::Claim;
 use super::error::OwnMemoryError;
 use super::ground::{Ground, Kind, refused};
 use super::layer::{Next, Told};
+use super::lazy::Populating;
 use super::line::{check_pid, pid_now};
 use super::marks::WrittenPages;
 use super::placement::{Placement, Places};
@@ -36,6 +37,8 @@ const HELD_PAUSE: Duration = Duration::from_millis(5);
 /// See the head of this file.
 pub(super) struct Watched {
     pub pid: u32,
+    /// It ends before the memory is let go of.
+    pub populating: Option<Populating>,
     /// Before the descriptors that they are about.
     _withheld: Vec<Withheld>,
     claim: Claim,
@@ -163,6 +166,7 @@ impl Watched {
         let mut watched = Watched {
             pid,
             claim,
+            populating: None,
             _withheld: ways.withheld,
             tracker: ways.tracker.with_page_table_limit(limit),
             pagemap: ways.pagemap,
@@ -241,6 +245,9 @@ impl Watched {
 
     /// What lies under the regions, and what is known of the files there.
     pub fn look(&mut self) -> Result<(Ground, FileReport), OwnMemoryError> {
+        if let Some(populating) = &self.populating {
+            populating.catch_up();
+        }
         let pid = self.pid.cast_signed();
         let ground = Ground::look(pid, &self.places)?;
         let with_file = ground.with_file();
