@@ -37,13 +37,18 @@ impl Memory {
     fn store(&self, at: usize, value: u64) {
         assert!(at + 8 <= self.length && at.is_multiple_of(8));
         // SAFETY: it lies in the mapping, which nobody else uses and to which there are no references.
-        unsafe { self.start.add(at).cast::<u64>().write_volatile(value) };
+        unsafe {
+            self.start
+                .wrapping_add(at)
+                .cast::<u64>()
+                .write_volatile(value)
+        };
     }
 
     fn load(&self, at: usize) -> u64 {
         assert!(at + 8 <= self.length && at.is_multiple_of(8));
         // SAFETY: as above.
-        unsafe { self.start.add(at).cast::<u64>().read_volatile() }
+        unsafe { self.start.wrapping_add(at).cast::<u64>().read_volatile() }
     }
 
     /// A number that changes with any byte.

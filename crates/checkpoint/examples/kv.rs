@@ -55,13 +55,13 @@ impl Arena {
     fn load(&self, at: usize) -> u64 {
         assert!(at + 8 <= ARENA_BYTES && at.is_multiple_of(8));
         // SAFETY: it lies in the mapping.
-        unsafe { self.start.add(at).cast::<u64>().read() }
+        unsafe { self.start.wrapping_add(at).cast::<u64>().read() }
     }
 
     fn store(&self, at: usize, value: u64) {
         assert!(at + 8 <= ARENA_BYTES && at.is_multiple_of(8));
         // SAFETY: as above.
-        unsafe { self.start.add(at).cast::<u64>().write(value) };
+        unsafe { self.start.wrapping_add(at).cast::<u64>().write(value) };
     }
 
     /// The slot of a key, or the free one for it.

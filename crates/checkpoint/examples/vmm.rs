@@ -102,7 +102,12 @@ impl Machine {
     fn load(&self, at: u64) -> u64 {
         assert!((at as usize) < MEMORY_BYTES);
         // SAFETY: it lies in the mapping.
-        unsafe { self.memory.add(at as usize).cast::<u64>().read_volatile() }
+        unsafe {
+            self.memory
+                .wrapping_add(at as usize)
+                .cast::<u64>()
+                .read_volatile()
+        }
     }
 
     /// A gigabyte mapped one to one, and the code.
@@ -112,11 +117,9 @@ impl Machine {
         for large in 0..512 {
             self.store(TABLES_AT + 0x2000 + large * 8, large << 21 | 0x83);
         }
+        let to = self.memory.wrapping_add(CODE_AT as usize);
         // SAFETY: it fits into the page, and no processor runs yet.
-        unsafe {
-            let to = self.memory.add(CODE_AT as usize);
-            std::ptr::copy_nonoverlapping(CODE.as_ptr(), to, CODE.len());
-        }
+        unsafe { std::ptr::copy_nonoverlapping(CODE.as_ptr(), to, CODE.len()) };
     }
 }
 
