@@ -93,21 +93,10 @@ impl Machine {
         // SAFETY: all that is stored lies in the first pages of the mapping, and no processor runs yet.
         unsafe {
             self.memory
-                .add(at as usize)
+                .wrapping_add(at as usize)
                 .cast::<u64>()
                 .write_volatile(value)
         };
-    }
-
-    fn load(&self, at: u64) -> u64 {
-        assert!((at as usize) < MEMORY_BYTES);
-        // SAFETY: it lies in the mapping.
-        unsafe {
-            self.memory
-                .wrapping_add(at as usize)
-                .cast::<u64>()
-                .read_volatile()
-        }
     }
 
     /// A gigabyte mapped one to one, and the code.
