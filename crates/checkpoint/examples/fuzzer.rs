@@ -84,7 +84,7 @@ fn number(name: &str, default: usize) -> usize {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let is_check = std::env::args().any(|argument| argument == "--check");
-    let memory = Memory::new(number("--mib", if is_check { 16 } else { 1024 }));
+    let memory = Memory::new(number("--mib", if is_check { 8 } else { 1024 }));
     let (pages, seconds) = (number("--pages", 265), number("--seconds", 3) as u64);
     // SAFETY: the memory is ours until the end, and there is no reference into it.
     let region = unsafe { OwnRegion::new(memory.start, memory.length) };
@@ -97,7 +97,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut spent = Duration::ZERO;
     let started = Instant::now();
     while if is_check {
-        inputs < 200
+        inputs < 60
     } else {
         started.elapsed() < Duration::from_secs(seconds)
     } {

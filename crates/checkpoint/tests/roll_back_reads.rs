@@ -28,7 +28,7 @@ fn only_what_was_written_or_differs_by_hash_is_read() {
     let mut bytes = vec![5u8; (PAGES + 1) * PAGE];
     let skip = bytes.as_ptr().align_offset(PAGE);
     // SAFETY: the memory outlives what is made of it, and is not borrowed while it is put back.
-    let region = unsafe { OwnRegion::new(bytes.as_mut_ptr().add(skip), PAGES * PAGE) };
+    let region = unsafe { OwnRegion::new(bytes.as_mut_ptr().wrapping_add(skip), PAGES * PAGE) };
     let place = Placement::new(region, PageIndex(0));
     let store = Store::create(Arc::new(MemoryStorage::new())).expect("a new store");
     let mut own = OwnMemory::new(store, &[place], OwnMemoryOptions::default()).expect("good");
