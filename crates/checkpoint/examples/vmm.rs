@@ -28,8 +28,8 @@ const COUNTS_AT: u64 = 0x7000;
 const TABLES_AT: u64 = 0x9000;
 const DATA_AT: u64 = 16 << 20;
 /// Each processor has so many pages of its own, and takes so many steps.
-const PAGES: u64 = 20_000;
-const STEPS: u64 = 2_000_000;
+const PAGES: u64 = 5_000;
+const STEPS: u64 = 20_000;
 const MULTIPLY: u64 = 6_364_136_223_846_793_005;
 const ADD: u64 = 1_442_695_040_888_963_407;
 
@@ -154,7 +154,7 @@ fn first_registers(processor: &VcpuFd, number: u64) -> Result<Registers> {
         r8: seed(number),
         r9: PAGES,
         r10: DATA_AT + number * PAGES * 4096,
-        r12: 20_000,
+        r12: 2_000,
         r13: STEPS,
         r15: COUNTS_AT + number * 8,
         rcx: MULTIPLY,
