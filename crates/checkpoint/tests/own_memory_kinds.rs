@@ -141,7 +141,7 @@ fn memory_that_is_promised_to_be_written_through_its_region_only_is_tracked() {
     );
     // What is noticed and refused.
     let other = Region::of_file(&file, 4, true);
-    let refused = own.capture().err().expect("another mapping");
+    let refused = own.capture().expect_err("another mapping");
     assert!(
         matches!(refused, OwnMemoryError::AlsoMapped { elsewhere, .. } if elsewhere == other.start()),
         "{refused}"
@@ -353,7 +353,7 @@ fn what_is_not_mapped_any_more_is_an_error_and_nothing_is_lost() {
     region.store(3, 9);
     region.unmap(20..30);
     for _ in 0..2 {
-        let error = own.capture().err().expect("it is not mapped");
+        let error = own.capture().expect_err("it is not mapped");
         let told = matches!(error, OwnMemoryError::NotMapped { address, length_bytes, .. }
             if address == region.address(20) && length_bytes == 10 * PAGE as u64);
         assert!(told, "{error}");
@@ -363,12 +363,12 @@ fn what_is_not_mapped_any_more_is_an_error_and_nothing_is_lost() {
     assert_eq!(after.mapped_anew_pages, PageCount(10));
     let elsewhere = Region::private(64);
     region.move_to(40..64, &elsewhere, 0, false);
-    let error = own.capture().err().expect("it was moved");
+    let error = own.capture().expect_err("it was moved");
     assert!(matches!(error, OwnMemoryError::NotMapped { .. }), "{error}");
     elsewhere.move_to(0..24, &region, 40, false);
     exact(&mut own, &region, "moved back");
     region.unmap(0..64);
-    let error = own.capture().err().expect("all is gone");
+    let error = own.capture().expect_err("all is gone");
     assert!(matches!(error, OwnMemoryError::NotMapped { .. }), "{error}");
 }
 
@@ -378,7 +378,7 @@ fn what_was_unmapped_before_the_first_capture_is_an_error() {
     let region = Region::filled(64, 5);
     let mut own = own(&region);
     region.unmap(20..30);
-    let error = own.capture().err().expect("it is not mapped");
+    let error = own.capture().expect_err("it is not mapped");
     assert!(matches!(error, OwnMemoryError::NotMapped { .. }), "{error}");
 }
 
