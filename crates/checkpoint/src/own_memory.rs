@@ -337,6 +337,7 @@ impl OwnMemory {
                 id: view.id(),
                 name: name.clone(),
             })?;
+        self.watched.bring_all()?;
         let mut only = None;
         if let Some(known) = known {
             let last = self.line.last();

@@ -378,6 +378,27 @@ impl ProcessMemory {
         self.write(address, &copied)
     }
 
+    /// Has pages that are missing come, where a userfaultfd serves them: reads a byte of each in a way that waits for it, which a
+    /// read of `/proc/PID/mem` does not. What cannot be read stays as it is.
+    pub fn touch(&self, size: PageSize, pages: &[PageRange]) {
+        let all = pages.iter().flat_map(|range| range.pages());
+        let all: Vec<RemoteIoVec> = all
+            .map(|page| RemoteIoVec {
+                base: size.address_of(page) as usize,
+                len: 1,
+            })
+            .collect();
+        let mut bytes = [0u8; PIECES_AT_ONCE];
+        let mut done = 0;
+        while done < all.len() {
+            let some = &all[done..all.len().min(done + PIECES_AT_ONCE)];
+            let local = &mut [IoSliceMut::new(&mut bytes[..some.len()])];
+            let read = process_vm_readv(Pid::from_raw(self.pid), local, some).unwrap_or(0);
+            // One that cannot be read ends the call, and is passed over.
+            done += if read < some.len() { read + 1 } else { read };
+        }
+    }
+
     /// As [`Self::fill`], of many pieces, an address and bytes each, in as few system calls as the kernel allows. An error comes
     /// with how many pieces were written whole.
     pub fn fill_all(&self, pieces: &[(u64, &[u8])]) -> Result<(), (usize, MemoryError)> {

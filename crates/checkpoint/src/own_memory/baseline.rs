@@ -164,6 +164,7 @@ impl Watched {
     /// Copies all memory.
     pub fn baseline(&mut self, has_buffer_rings: bool) -> Result<Baseline, OwnMemoryError> {
         self.check_pid()?;
+        self.bring_all()?;
         let found = self.find(&Lengths::new(), has_buffer_rings)?;
         let (ground, report) = self.look()?;
         let all = self.places.mapped();
@@ -202,6 +203,7 @@ impl Watched {
         if !is_of_us || !Arc::ptr_eq(&baseline.places, &self.places) {
             return Err(OwnMemoryError::OtherBaseline);
         }
+        self.bring_all()?;
         let differing = std::mem::take(&mut *locked(&baseline.differing));
         let found = self.find(&differing.lengths, has_buffer_rings);
         let found = match found {

@@ -101,6 +101,9 @@ pub(super) struct Populating {
     /// Before the descriptor that it is about.
     _withheld: Vec<Withheld>,
     population: Population,
+    /// Kept open until it is no longer withheld, though the thread that serves it has ended: its number must not be
+    /// somebody else's by then.
+    _pages: Arc<MissingPages>,
     /// Wakes the thread.
     bell: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
@@ -206,7 +209,7 @@ impl Populating {
     fn start(
         pid: u32,
         filler: Filler,
-        pages: &MissingPages,
+        pages: &Arc<MissingPages>,
         population: Population,
     ) -> Result<Populating, OwnMemoryError> {
         let bell = without_forks(|| {
@@ -229,6 +232,7 @@ impl Populating {
             pid,
             _withheld: withheld,
             population,
+            _pages: Arc::clone(pages),
             bell,
             thread: Some(made.map_err(OwnMemoryError::Thread)?),
         })
@@ -236,6 +240,11 @@ impl Populating {
 }
 
 impl Populating {
+    /// Waits until all is there that comes from the snapshot.
+    pub fn wait(&self) -> Result<(), OwnMemoryError> {
+        self.population.wait()
+    }
+
     /// Waits until the thread has heeded all that had happened to memory when this was called.
     pub fn catch_up(&self) {
         let shared = &self.population.shared;

@@ -13,7 +13,7 @@ use super::placement::{Placement, Places};
 use super::plan::{Known, Plan, Signs};
 use super::shared::{SharedReader, lengths};
 use crate::arena::Arena;
-use crate::capture::{ASK_FROM, CaptureError, Copied, Source};
+use crate::capture::{ASK_FROM, CaptureError, Copied, SIZE, Source};
 use crate::files::{FileReport, Files};
 use crate::page_table_limit;
 use crate::page_tables::PageTables;
@@ -264,6 +264,27 @@ impl Watched {
         }
     }
 
+    /// Where memory comes lazily: has those of `pages` come that are to be read and are still missing. Some ways to read do not
+    /// wait for them.
+    pub fn bring(&self, pages: &PageSet) -> Result<(), OwnMemoryError> {
+        if self.populating.is_some() {
+            let tables = self.tables();
+            let away = tables.having(pages, Categories::SWAPPED)?;
+            let away = away.subtract(&tables.having(&away, Categories::PRESENT)?);
+            self.memory.touch(SIZE, away.ranges());
+        }
+        Ok(())
+    }
+
+    /// The same of all memory, once what comes from the snapshot is there.
+    pub fn bring_all(&self) -> Result<(), OwnMemoryError> {
+        match &self.populating {
+            Some(populating) => populating.wait()?,
+            None => return Ok(()),
+        }
+        self.bring(&self.places.mapped())
+    }
+
     /// Harvests, and finds out what else may have been written.
     pub fn observe(&mut self, since: &Since<'_>) -> Result<Observed, OwnMemoryError> {
         let (ground, report) = self.look()?;
@@ -324,6 +345,7 @@ impl Watched {
             source: &source,
         };
         let plan = &observed.plan;
+        self.bring(&plan.read.union(&plan.compare))?;
         let mut copied = Copied::new(arena, spill);
         source.read(&plan.read, &plan.anonymous, &mut copied)?;
         source.compare(&plan.compare, &plan.anonymous, &mut copied)?;

@@ -123,6 +123,31 @@ fn system_calls_wait_for_pages_and_what_is_dropped_does_not_come() {
     assert_eq!(differing_from(&stored.view, &truth), [0; 0]);
 }
 
+/// Where there is a child, pages that may be shared with it are read in a way that does not wait for missing ones.
+#[test]
+fn beside_a_child_all_is_captured_and_put_back_all_the_same() {
+    needs_missing_pages!();
+    let (store, view, mut truth) = made();
+    let fresh = Region::private(PAGES);
+    let child = crate::common::child::Child::run(|board| board.tell(0, 1));
+    child.wait(0);
+    let (mut own, _population) = lazily(&store, &view, &fresh);
+    fresh.advise(100..300, libc::MADV_DONTNEED).unwrap();
+    truth[100 * PAGE..300 * PAGE].fill(0);
+    for _ in 0..3 {
+        let stored = snap(&mut own).unwrap();
+        assert_eq!(differing_from(&stored.view, &truth), [0; 0]);
+    }
+    fresh.advise(600..640, libc::MADV_DONTNEED).unwrap();
+    let baseline = own.baseline().unwrap();
+    fresh.store(5, 5);
+    own.reset_to(&baseline).unwrap();
+    assert!(content(&fresh) == truth);
+    own.roll_back(&view).unwrap();
+    assert!(fresh.load(150) != 0 || content(&fresh) != truth);
+    drop(child);
+}
+
 #[test]
 fn dropping_the_owner_waits_until_all_is_there() {
     needs_missing_pages!();
