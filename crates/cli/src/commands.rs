@@ -23,7 +23,7 @@ use crate::privilege;
 use anyhow::Context;
 use pagetide::AttachError;
 use pagetide_process::StopOptions;
-use pagetide_snapshot::{DirectoryStorage, SnapshotId, Storage, Store, View};
+use pagetide_snapshot::{DirectoryStorage, SnapshotId, Store, View};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -92,7 +92,7 @@ fn open_store_to_act(path: &Path, trust: bool) -> anyhow::Result<Store> {
 }
 
 /// See `open_store_to_act`.
-fn storage_to_act(path: &Path, trust: bool) -> Arc<dyn Storage> {
+fn storage_to_act(path: &Path, trust: bool) -> Arc<DirectoryStorage> {
     if !trust {
         return Arc::new(DirectoryStorage::new(path));
     }

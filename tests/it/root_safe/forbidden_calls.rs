@@ -35,7 +35,7 @@ const FORBIDDEN: [&str; 24] = [
 /// Where one may be, and why.
 const ALLOWED: [(&str, &str, &str); 11] = [
     (
-        "checkpoint/src/restore/objects.rs",
+        "checkpoint/src/restore/object.rs",
         "chmod(",
         "fchmod(2), of what was made here",
     ),

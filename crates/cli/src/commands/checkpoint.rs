@@ -15,7 +15,7 @@ use pagetide::{
     Checkpointer, Leave, Mode, Options, Progress, Report, Request, Residence, TakeError,
 };
 use pagetide_process::{Blocker, Examined, ProcessIdentity};
-use pagetide_snapshot::{OpenError, Storage, Store};
+use pagetide_snapshot::{DirectoryStorage, OpenError, Storage, Store};
 use pagetide_tracker::Backend;
 use std::io::IsTerminal;
 use std::os::unix::process::ExitStatusExt;
@@ -36,7 +36,7 @@ pub fn run(arguments: &Checkpoint) -> anyhow::Result<ExitCode> {
     let examined = pagetide_process::examine(arguments.pid)?;
     let place = Place::open_or_create(taking)?;
     let taken = take_all(arguments, &place.store, &examined, &signals);
-    place.unless_refused(taking, taken)
+    place.unless_refused(taken)
 }
 
 fn take_all(
@@ -180,7 +180,7 @@ pub fn run_command(arguments: &Run) -> anyhow::Result<ExitCode> {
         .ok_or_else(|| Wrong::Usage("no command to run".to_owned()))?;
     let started = Command::new(program).args(words).spawn();
     if started.is_err() && place.is_new {
-        place.remove_if_empty(&taking.store);
+        place.remove_if_empty();
     }
     let mut child = started.with_context(|| format!("start {}", program.display()))?;
     let signals = Signals::catch()?;
@@ -269,7 +269,7 @@ fn end(child: &mut Child, signals: &Signals) -> anyhow::Result<ExitStatus> {
 /// A store, and whether this command has made it.
 struct Place {
     store: Store,
-    storage: Arc<dyn Storage>,
+    storage: Arc<DirectoryStorage>,
     is_new: bool,
 }
 
@@ -277,11 +277,11 @@ impl Place {
     /// The store in a directory; a new one if there is no directory, or an empty one.
     fn open_or_create(taking: &Taking) -> anyhow::Result<Place> {
         let storage = storage_to_act(&taking.store, taking.trust_store);
-        let (store, is_new) = match Store::open(Arc::clone(&storage)) {
+        let (store, is_new) = match Store::open(storage.clone()) {
             // Creating looks whether there is anything, and takes over what an attempt that failed left.
             Err(OpenError::Missing { .. } | OpenError::NotAStore { .. }) => {
                 check_parent(&taking.store)?;
-                (Store::create(Arc::clone(&storage))?, true)
+                (Store::create(storage.clone())?, true)
             }
             other => (other?, false),
         };
@@ -293,14 +293,14 @@ impl Place {
     }
 
     /// What came of it. If that was refused, the store that was made for it and holds nothing goes away again.
-    fn unless_refused<T>(&self, taking: &Taking, came: anyhow::Result<T>) -> anyhow::Result<T> {
+    fn unless_refused<T>(&self, came: anyhow::Result<T>) -> anyhow::Result<T> {
         if self.is_new && came.as_ref().is_err_and(failure::is_refused) {
-            self.remove_if_empty(&taking.store);
+            self.remove_if_empty();
         }
         came
     }
 
-    fn remove_if_empty(&self, directory: &Path) {
+    fn remove_if_empty(&self) {
         let Ok(lock) = self.store.lock() else { return };
         let names = self.storage.list().unwrap_or_default();
         let is_ours = |name: &String| ["pagetide-store", "lock"].contains(&name.as_str());
@@ -312,8 +312,7 @@ impl Place {
         }
         drop(lock);
         // Whatever else is there stays.
-        let _ = std::fs::remove_dir(directory.join("snapshots"));
-        let _ = std::fs::remove_dir(directory);
+        let _ = self.storage.remove_directories();
     }
 }
 

@@ -5,8 +5,8 @@
 use super::held::{self, Reliance, Untrusted};
 use super::{LockFailure, PartialFile, Storage, StorageLock, StoredFile};
 use rustix::fs::{
-    AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, flock, fsync, mkdirat, openat,
-    renameat, renameat_with, statat, unlinkat,
+    AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, flock, fstat, fsync, mkdirat,
+    openat, renameat, renameat_with, statat, unlinkat,
 };
 use rustix::io::Errno;
 use std::fs::File;
@@ -71,6 +71,15 @@ impl DirectoryStorage {
     pub fn root(&self) -> &Path {
         &self.place.root
     }
+
+    /// Takes the directory away, and the one in it, if nothing is left in them: for who has made a store that is not wanted
+    /// after all.
+    ///
+    /// # Errors
+    /// ENOTEMPTY: something is in it. ENOENT: its place is another one's by now.
+    pub fn remove_directories(&self) -> io::Result<()> {
+        self.place.remove_directories()
+    }
 }
 
 impl Place {
@@ -110,6 +119,24 @@ impl Place {
         }
         self.reliance.check(&shown, &stat)?;
         Ok(unlinkat(directory, inner, AtFlags::empty())?)
+    }
+
+    fn remove_directories(&self) -> io::Result<()> {
+        let held = self.root()?;
+        unlinkat(held, SNAPSHOTS, AtFlags::REMOVEDIR)?;
+        let path = std::path::absolute(&self.root)?;
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(ErrorKind::InvalidInput.into());
+        };
+        let parent = held::walk(parent, self.reliance)?;
+        let (own, there) = (
+            fstat(held)?,
+            statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)?,
+        );
+        if (own.st_dev, own.st_ino) != (there.st_dev, there.st_ino) {
+            return Err(ErrorKind::NotFound.into());
+        }
+        Ok(unlinkat(&parent, name, AtFlags::REMOVEDIR)?)
     }
 
     /// A file that was not there before.
