@@ -453,8 +453,9 @@ impl Session {
         Ok(address)
     }
 
+    /// Nothing if a call was given up on: it may be made later, and needs what it is told.
     pub(crate) fn take_back_bytes(&mut self) -> Result<(), RemoteCallError> {
-        let Some(last) = self.overwritten.pop() else {
+        let Some(last) = self.overwritten.pop().filter(|_| !self.lost) else {
             return Ok(());
         };
         self.free_below = last.below;
