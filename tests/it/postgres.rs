@@ -247,6 +247,9 @@ fn a_server_under_load() {
         assert_lines(&lines);
 
         // And all of it at once, into another store.
+        for one in family(root) {
+            pagetide(["detach", &one.to_string()]).done();
+        }
         let whole = TestStore::new();
         let report = whole.checkpoint(root, &["--tree", "--leave", "stopped"]);
         let truth = count(&all);

@@ -342,6 +342,6 @@ fn without_privileges() {
     for path in modes {
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("change permissions");
     }
-    killed.fails_by(&nobody, &[], 1, &["store", "Permission denied"]);
+    killed.fails_by(&nobody, &[], 3, &["restore needs root", "--dry-run"]);
     killed.works();
 }
