@@ -204,6 +204,14 @@ fn spaces(store: &TestStore, kind: &str) -> usize {
         .count()
 }
 
+/// A new store for processes that are tracked for one already.
+fn another_store(root: i32) -> TestStore {
+    for pid in family(root) {
+        pagetide(["detach", &pid.to_string()]).done();
+    }
+    TestStore::new()
+}
+
 #[test]
 fn a_server_under_load() {
     let Some(mut server) = Server::start("a_server_under_load") else {
@@ -246,11 +254,8 @@ fn a_server_under_load() {
         store.assert_equals_all(number(last, "id"), &all, "a delta under load");
         assert_lines(&lines);
 
-        // And all of it at once, into another store.
-        for one in family(root) {
-            pagetide(["detach", &one.to_string()]).done();
-        }
-        let whole = TestStore::new();
+        // And all of it at once.
+        let whole = another_store(root);
         let report = whole.checkpoint(root, &["--tree", "--leave", "stopped"]);
         let truth = count(&all);
         whole.assert_equals_all(1, &all, "a full snapshot");
