@@ -60,10 +60,13 @@ int main(int count, char **words) {
     must(memfd >= 0 && ftruncate(memfd, PAGES * PAGE) == 0);
     memory[0] = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     memory[1] = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, sharing, memfd, 0);
+    int by_failure = count > 3 && !strcmp(words[3], "failed");
     for (int i = 0; i < 2; i++) {
         must(memory[i] != MAP_FAILED);
-        poison(memory[i], count > 3 && !strcmp(words[3], "failed"));
+        poison(memory[i], by_failure);
     }
+    /* A restored object has no broken memory: only who maps it has the page poisoned again. */
+    if (by_failure) close(memfd);
     printf("%lx %lx\n", (unsigned long)memory[0] + POISONED * PAGE, (unsigned long)memory[1] + POISONED * PAGE);
     fflush(stdout);
     for (uint64_t round = 1;; round++) {

@@ -1,4 +1,4 @@
-//! A fuzzer that runs each input on the same memory: a thousand times a second it puts a gigabyte back to what it was, by
+//! A fuzzer that runs each input on the same memory: hundreds of times a second it puts a gigabyte back to what it was, by
 //! writing only the pages that the last input has changed.
 //!
 //! `cargo run --release --example fuzzer` prints how many inputs a second; with `--check` it is small, and compares all
