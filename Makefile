@@ -5,7 +5,7 @@ export CARGO
 export CARGO_TERM_COLOR ?= auto
 PREFIX ?= /usr/local
 
-.PHONY: help setup build demo test kernels lint deny fuzz fuzz-guided bench neighbours torture torture-own endure doc \
+.PHONY: help setup build demo test kernels lint deny fuzz fuzz-guided bench neighbours torture torture-own endure soak doc \
 	clean install uninstall deb
 
 help:
@@ -89,6 +89,12 @@ endure: setup
 		PAGETIDE_SIGNALS=$${PAGETIDE_SIGNALS:-500} PAGETIDE_RACE_SECONDS=$${PAGETIDE_RACE_SECONDS:-60} \
 		$(CARGO) test --release --locked -p pagetide-tests -- --nocapture
 	$(MAKE) fuzz
+
+## soak     a schedule that lives long: SNAPSHOTS (20000) of a Python program and of a redis-server each, kept to 200; a table
+##          of own memory, files, bytes and stop. Twenty minutes at the least
+soak: setup
+	$(CARGO) build --release --locked -p pagetide-cli
+	tests/soak.sh target/release/pagetide $(or $(SNAPSHOTS),20000)
 
 ## fuzz     what stores and hostile processes can say, changed at random: SECONDS (10) for each kind of text, a minute in all
 fuzz: setup

@@ -22,6 +22,7 @@ mod pages;
 mod postgres;
 mod privilege;
 mod probes;
+mod pruned;
 mod readme;
 mod recycled;
 mod redis;

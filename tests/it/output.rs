@@ -81,7 +81,7 @@ fn what_each_command_prints_is_what_the_schema_says() {
         holds("snapshot", &line);
         assert_eq!(line["pid"], target.pid(), "{line}");
     }
-    let calls: [(&str, &[&str]); 9] = [
+    let calls: [(&str, &[&str]); 12] = [
         ("log", &["log", &path]),
         ("show", &["show", &path]),
         ("diff", &["diff", &path, "1", "2"]),
@@ -91,6 +91,9 @@ fn what_each_command_prints_is_what_the_schema_says() {
         ("pages", &["pages", &pid]),
         ("rollback", &["rollback", &pid, &path, "--at", "latest"]),
         ("detach", &["detach", &pid]),
+        ("prune", &["squash", &path, "1..3"]),
+        ("prune", &["prune", &path, "--keep-last", "1"]),
+        ("log", &["log", &path]),
     ];
     for (name, call) in calls {
         holds(name, &pagetide([call, &["--json"]].concat()).done().json());

@@ -16,7 +16,7 @@ use crate::report::Report;
 use crate::take::Take;
 use crate::tracking::TrackedBy;
 use pagetide_process::{Freezer, ProcessIdentity, StopOptions, examine};
-use pagetide_snapshot::{ReadError, Store, WriterLock};
+use pagetide_snapshot::{Keep, PruneError, Pruned, ReadError, Store, WriterLock};
 use pagetide_tracker::Backend;
 use std::time::Instant;
 
@@ -172,6 +172,20 @@ impl Checkpointer {
                 return self.try_take(request, started);
             }
         }
+    }
+
+    /// Prunes the store, between two snapshots. The next one is a delta all the same.
+    ///
+    /// # Errors
+    /// As [`Store::prune`]: then what was to stay is there, and more.
+    pub fn prune(&mut self, keep: &Keep) -> Result<Pruned, PruneError> {
+        let pruned = self.store.prune(keep, false)?;
+        // Found anew it comes from fewer files. If that fails, the old one still knows all pages.
+        let last = self.members.last.as_ref();
+        if let Some(Ok(last)) = last.map(|last| self.store.view(last.id())) {
+            self.members.last = Some(last);
+        }
+        Ok(pruned)
     }
 
     fn try_take(&mut self, request: Request, started: Instant) -> Result<Report, TakeError> {

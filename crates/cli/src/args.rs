@@ -56,7 +56,7 @@ impl Arguments {
             }
         }
         command.help_template(format!(
-            "{{about}}\n{{usage-heading}} {{usage}}\n\n{list}\n{{options}}{{after-help}}"
+            "{{about}}\n{{usage-heading}} {{usage}}\n{list}{{options}}{{after-help}}"
         ))
     }
 }
@@ -71,7 +71,7 @@ const ENVIRONMENT: &str = "Environment:
   NO_COLOR      no colours";
 
 /// Two of each command.
-const EXAMPLES: [(&str, &str); 15] = [
+const EXAMPLES: [(&str, &str); 17] = [
     ("probe", "pagetide probe\npagetide probe --json"),
     (
         "checkpoint",
@@ -96,6 +96,14 @@ const EXAMPLES: [(&str, &str); 15] = [
     (
         "verify",
         "pagetide verify /var/ckpt\npagetide verify /var/ckpt --json",
+    ),
+    (
+        "prune",
+        "pagetide prune /var/ckpt --keep-last 100\npagetide prune /var/ckpt --keep-last 10 --keep-hourly 24 --keep-daily 30 --dry-run",
+    ),
+    (
+        "squash",
+        "pagetide squash /var/ckpt 3..9\npagetide squash /var/ckpt 3..9 --json",
     ),
     (
         "export",
@@ -135,7 +143,10 @@ const EXAMPLES: [(&str, &str); 15] = [
 const GROUPS: [(&str, &[&str]); 5] = [
     ("Take", &["checkpoint", "run", "inspect", "detach"]),
     ("Bring back", &["restore", "rollback", "export"]),
-    ("A store", &["log", "show", "diff", "verify"]),
+    (
+        "A store",
+        &["log", "show", "diff", "verify", "prune", "squash"],
+    ),
     ("A process", &["pages", "probe"]),
     ("Packagers", &["completions", "man"]),
 ];
@@ -157,6 +168,10 @@ pub enum Command {
     Diff(Diff),
     /// Check every byte of every snapshot
     Verify(StoreOnly),
+    /// Take away all snapshots but those to keep
+    Prune(Prune),
+    /// Take away the snapshots between two
+    Squash(Squash),
     /// Write a snapshot as plain files or as an ELF core
     Export(Export),
     /// Put memory and registers of a live process back
@@ -185,6 +200,8 @@ impl Command {
             Command::Log(options) | Command::Verify(options) => options.json,
             Command::Show(options) => options.json,
             Command::Diff(options) => options.json,
+            Command::Prune(options) => options.json,
+            Command::Squash(options) => options.json,
             Command::Rollback(options) => options.json,
             Command::Restore(options) => options.json,
             Command::Inspect(options) => options.json,
@@ -241,6 +258,9 @@ pub struct Taking {
     /// needs more is compared instead of tracked [default: a sixteenth of the memory that is left]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub page_table_limit: Option<u64>,
+    /// Prune the store to the newest N snapshots now and then: when it has an eighth more, and at the end
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub keep_last: Option<u64>,
     /// zstd level
     #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-7..=22))]
     pub level: i32,
@@ -329,6 +349,48 @@ pub struct Diff {
     /// The other
     pub b: u64,
     /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `prune`.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("kept").required(true).multiple(true))]
+pub struct Prune {
+    /// Directory of the store
+    pub store: PathBuf,
+    /// Keep the newest N
+    #[arg(long, value_name = "N", group = "kept", value_parser = clap::value_parser!(u64).range(1..))]
+    pub keep_last: Option<u64>,
+    /// Keep the newest of each of the last N hours that have any (UTC)
+    #[arg(long, value_name = "N", group = "kept", value_parser = clap::value_parser!(u64).range(1..))]
+    pub keep_hourly: Option<u64>,
+    /// Keep the newest of each of the last N days that have any (UTC)
+    #[arg(long, value_name = "N", group = "kept", value_parser = clap::value_parser!(u64).range(1..))]
+    pub keep_daily: Option<u64>,
+    /// Only say which would go
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Rely on the store though others can write to it, or to a directory on the way to it
+    #[arg(long)]
+    pub trust_store: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `squash`.
+#[derive(Debug, Args)]
+pub struct Squash {
+    /// Directory of the store
+    pub store: PathBuf,
+    /// Two snapshots, of which the second comes from the first (3..9): both stay, the second as a delta to the first
+    #[arg(value_name = "A..B", value_parser = two_snapshots)]
+    pub range: (u64, u64),
+    /// Rely on the store though others can write to it, or to a directory on the way to it
+    #[arg(long)]
+    pub trust_store: bool,
+    /// Print one JSON object
     #[arg(long)]
     pub json: bool,
 }
@@ -565,6 +627,17 @@ fn which(text: &str) -> Result<Which, String> {
     found.ok_or_else(|| wrong.to_owned())
 }
 
+/// `3..9`.
+fn two_snapshots(text: &str) -> Result<(u64, u64), String> {
+    let two = text.split_once("..");
+    let two = two.and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
+    match two {
+        Some((a, b)) if a < b => Ok((a, b)),
+        Some(_) => Err("the first one is to be the older one: 3..9".to_owned()),
+        None => Err("two snapshots are needed, as `pagetide log DIR` lists them: 3..9".to_owned()),
+    }
+}
+
 /// The number of a process. Who names the program instead is told which numbers it has.
 fn process_number(text: &str) -> Result<i32, String> {
     match text.parse() {
@@ -729,6 +802,14 @@ mod tests {
         assert_eq!(which("-3"), Ok(Which::BeforeNewest(2)));
         for wrong in ["", "-", "-0", "newest", "1.5", "--1"] {
             assert!(which(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn two_of_them() {
+        assert_eq!(two_snapshots("3..9"), Ok((3, 9)));
+        for wrong in ["", "3", "3..", "..9", "3..3", "9..3", "3...9", "a..b"] {
+            assert!(two_snapshots(wrong).is_err(), "{wrong}");
         }
     }
 

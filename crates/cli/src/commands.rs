@@ -10,6 +10,7 @@ mod owner;
 mod packaging;
 mod pages;
 mod probe;
+mod prune;
 mod restore;
 mod rollback;
 mod show;
@@ -36,7 +37,9 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         | Command::Verify(StoreOnly { store, .. })
         | Command::Show(StoreAt { store, .. })
         | Command::Diff(Diff { store, .. }) => privilege::only_read(store)?,
-        Command::Export(_) | Command::Rollback(_) => privilege::decompress_apart(true)?,
+        Command::Export(_) | Command::Rollback(_) | Command::Prune(_) | Command::Squash(_) => {
+            privilege::decompress_apart(true)?
+        }
         // A small one needs only one process.
         Command::Restore(_) => privilege::decompress_apart(false)?,
         _ => {}
@@ -50,6 +53,8 @@ pub fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Diff(options) => diff::run(&options),
         Command::Verify(options) => return verify::run(&options),
         Command::Export(options) => export::run(&options),
+        Command::Prune(options) => prune::prune(&options),
+        Command::Squash(options) => prune::squash(&options),
         Command::Rollback(options) => rollback::run(&options),
         Command::Restore(options) => {
             restore::check_rights(&options)?;

@@ -4,7 +4,7 @@ use crate::blockers::{self, Listed};
 use crate::output;
 use pagetide::{AttachError, InspectError, RestoreError, RollbackError, TakeError, TrackingError};
 use pagetide_process::{NoPrivilege, PageUsageError, RefusalError, RemoteCallError, StopError};
-use pagetide_snapshot::{LockError, OpenError, ReadError, Untrusted};
+use pagetide_snapshot::{LockError, OpenError, PruneError, ReadError, Untrusted};
 use rustix::io::Errno;
 use serde::Serialize;
 use std::fmt;
@@ -167,6 +167,12 @@ fn unwrapped(cause: Cause<'_>) -> Cause<'_> {
             RestoreError::Store(inner) => Some(inner),
             _ => None,
         }
+    } else if let Some(error) = cause.downcast_ref() {
+        match error {
+            PruneError::Lock(inner) => Some(inner),
+            PruneError::Read(inner) => Some(inner),
+            _ => None,
+        }
     } else {
         match cause.downcast_ref() {
             Some(TrackingError::Stop(inner)) => Some(inner),
@@ -218,12 +224,25 @@ fn is_refusal(cause: Cause<'_>) -> bool {
             cause.downcast_ref(),
             Some(
                 ReadError::NoSuchSnapshot { .. }
+                    | ReadError::Pruned { .. }
                     | ReadError::Future { .. }
                     | ReadError::TooLarge { .. }
             )
         )
+        || cause.downcast_ref().is_some_and(refuses_to_prune)
         || cause.downcast_ref().is_some_and(refuses_to_stop)
         || cause.downcast_ref().is_some_and(refuses_calls)
+}
+
+fn refuses_to_prune(error: &PruneError) -> bool {
+    matches!(
+        error,
+        PruneError::NothingKept
+            | PruneError::Damaged { .. }
+            | PruneError::NotAncestor { .. }
+            | PruneError::Fork { .. }
+            | PruneError::InUse { .. }
+    )
 }
 
 fn refuses_to_stop(error: &StopError) -> bool {
@@ -414,7 +433,9 @@ fn store_advice(cause: Cause<'_>) -> Option<&'static str> {
         });
     }
     match cause.downcast_ref()? {
-        ReadError::NoSuchSnapshot { .. } => Some("`pagetide log` lists the snapshots"),
+        ReadError::NoSuchSnapshot { .. } | ReadError::Pruned { .. } => {
+            Some("`pagetide log` lists the snapshots")
+        }
         ReadError::TooLarge { .. } => Some("raise --memory-limit"),
         ReadError::Damaged { .. } => Some("`pagetide verify` names all damage"),
         ReadError::Future { .. } => Some(NEWER),

@@ -9,6 +9,7 @@ mod blockers;
 mod commands;
 mod failure;
 mod job_control;
+mod keeping;
 mod output;
 mod privilege;
 mod schedule;

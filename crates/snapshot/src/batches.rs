@@ -5,12 +5,13 @@ use crate::error::ReadError;
 use crate::layer::FrameReader;
 use crate::model::PageState;
 use crate::read::Piece;
-use crate::view::View;
+use crate::view::{PageContent, View};
 use pagetide_pages::{PageCount, PageRange, PageSet};
 
 /// Wanted pages whose bytes lie in one frame.
 #[derive(Clone, Debug)]
 pub struct Batch {
+    space: usize,
     layer: u32,
     frame: usize,
     page_bytes: usize,
@@ -47,14 +48,46 @@ impl BatchReader {
         batch: &'a Batch,
     ) -> Result<impl Iterator<Item = (PageRange, &'a [u8])>, ReadError> {
         let layer = &view.inner.layers[batch.layer as usize];
-        self.reader
-            .read(layer, batch.frame, batch.page_bytes, &mut self.raw)?;
+        let read = self
+            .reader
+            .read(layer, batch.frame, batch.page_bytes, &mut self.raw);
+        let is_gathered = match read {
+            Err(ReadError::Replaced { .. }) => {
+                self.gather(&view.again()?, batch)?;
+                true
+            }
+            read => read.map(|()| false)?,
+        };
         let (raw, page_bytes) = (&self.raw, batch.page_bytes);
+        let mut gathered = 0;
         Ok(batch.pieces.iter().map(move |&(pages, position)| {
+            let position = if is_gathered { gathered } else { position };
+            gathered += pages.count().0;
             let start = position as usize * page_bytes;
             let length = pages.count().0 as usize * page_bytes;
             (pages, &raw[start..start + length])
         }))
+    }
+
+    /// The pages of a batch one after another, from wherever they are by now.
+    fn gather(&mut self, view: &View, batch: &Batch) -> Result<(), ReadError> {
+        self.raw.clear();
+        for &(pages, _) in &batch.pieces {
+            let start = self.raw.len();
+            let raw = &mut self.raw;
+            view.read_each(batch.space, pages, &mut |_, content| {
+                if let PageContent::Bytes(bytes) = content {
+                    raw.extend_from_slice(bytes);
+                }
+                Ok::<(), ReadError>(())
+            })?;
+            if self.raw.len() - start != pages.count().0 as usize * batch.page_bytes {
+                return Err(ReadError::Replaced {
+                    snapshot: view.id(),
+                });
+            }
+        }
+        Ok(())
     }
 }
 
@@ -71,6 +104,7 @@ impl View {
         pieces.sort_by_key(|piece| (u32::MAX - piece.layer, piece.frame, piece.pages.start()));
         let same_frame = |a: &Piece<'_>, b: &Piece<'_>| (a.layer, a.frame) == (b.layer, b.frame);
         let batch = |group: &[Piece<'_>]| Batch {
+            space,
             layer: group[0].layer,
             frame: group[0].frame,
             page_bytes,

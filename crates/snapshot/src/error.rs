@@ -156,6 +156,18 @@ pub enum ReadError {
         /// What is unknown.
         what: String,
     },
+    /// The snapshot was pruned: what is left of it is there for others.
+    #[error("snapshot {snapshot} was pruned: what is left of it is only what newer ones need")]
+    Pruned {
+        /// Which snapshot.
+        snapshot: SnapshotId,
+    },
+    /// The file is not the one that was opened, nor can what it held be found anew.
+    #[error("snapshot {snapshot} is no longer what was opened: its file was removed or replaced")]
+    Replaced {
+        /// Which snapshot.
+        snapshot: SnapshotId,
+    },
     /// The file is a snapshot of another store.
     #[error("snapshot {snapshot} ({file}) belongs to another store")]
     ForeignSnapshot {
@@ -332,6 +344,71 @@ pub enum WriteError {
         /// What the system said.
         source: io::Error,
     },
+}
+
+/// Why a chain could not be made shorter. Every snapshot that was to stay is there and whole.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PruneError {
+    /// Nothing was said that is to stay.
+    #[error("a prune must keep at least one snapshot")]
+    NothingKept,
+    /// Nothing is taken away from a store that is not understood.
+    #[error(
+        "snapshot {snapshot} is damaged, and nothing is taken away from a store that is: 'pagetide verify' says what is lost"
+    )]
+    Damaged {
+        /// Which snapshot.
+        snapshot: SnapshotId,
+        /// What is wrong with it.
+        source: ReadError,
+    },
+    /// One snapshot does not come from the other.
+    #[error(
+        "snapshot {to} does not come from snapshot {from}: 'pagetide log' shows the parent of each"
+    )]
+    NotAncestor {
+        /// The older one.
+        from: SnapshotId,
+        /// The newer one.
+        to: SnapshotId,
+    },
+    /// Another branch of the chain begins in between.
+    #[error(
+        "snapshot {child} comes from snapshot {snapshot}, which a squash would take away: squash up to {snapshot}, and from there on"
+    )]
+    Fork {
+        /// Where it begins.
+        snapshot: SnapshotId,
+        /// The first of that branch.
+        child: SnapshotId,
+    },
+    /// Somebody reads it, or writes the one after it.
+    #[error(
+        "snapshot {snapshot} is in use: it can be rewritten when its reader or writer has ended"
+    )]
+    InUse {
+        /// Which snapshot.
+        snapshot: SnapshotId,
+    },
+    /// There is no room for the file that others are put together in.
+    #[error(
+        "{location}: no space left for one file of those up to snapshot {snapshot}: every snapshot that was to stay is there; free some space and prune again"
+    )]
+    Full {
+        /// The store.
+        location: String,
+        /// The last that was to be in that file.
+        snapshot: SnapshotId,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The right to prune could not be had.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// A snapshot could not be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
 }
 
 struct AsHex(PageRange);

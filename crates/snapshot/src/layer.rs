@@ -1,5 +1,5 @@
 //! One snapshot file: its parts, read and checked one at a time. What a snapshot means together
-//! with its ancestors is in `view`.
+//! with its ancestors is in `view`, what a view keeps of a file in `kept`.
 
 use crate::error::ReadError;
 use crate::format::header::{self, Header};
@@ -8,6 +8,7 @@ use crate::format::metadata::{self, Metadata};
 use crate::format::preamble::PREAMBLE_BYTES;
 use crate::format::{FormatError, damaged};
 use crate::frame::FrameDecoder;
+use crate::kept::Kept;
 use crate::memory;
 use crate::model::{SnapshotId, SnapshotInfo, SnapshotKind, Space, StoreId};
 use crate::storage::{Storage, StoredFile};
@@ -18,6 +19,10 @@ use std::sync::atomic::AtomicU8;
 const DIRECTORY: &str = "snapshots/";
 const SUFFIX: &str = ".snap";
 const PARTIAL_SUFFIX: &str = ".partial";
+/// Of a snapshot that was pruned, and is there only for pages that others need.
+const BASE_SUFFIX: &str = ".base";
+/// Of a file that is being made from others by whoever prunes.
+const MERGING_SUFFIX: &str = ".merging";
 
 /// The name of the file of a snapshot.
 pub fn file_name(id: SnapshotId) -> String {
@@ -29,16 +34,42 @@ pub fn partial_name(id: SnapshotId) -> String {
     format!("{DIRECTORY}{:010}{PARTIAL_SUFFIX}", id.0)
 }
 
+/// The name of the file of a snapshot that was pruned.
+pub fn base_name(id: SnapshotId) -> String {
+    format!("{DIRECTORY}{:010}{BASE_SUFFIX}", id.0)
+}
+
+/// The name of a file that is being made from others.
+pub fn merging_name(id: SnapshotId) -> String {
+    format!("{DIRECTORY}{:010}{MERGING_SUFFIX}", id.0)
+}
+
 /// Whether `name` is of a file that was still being written.
 pub fn is_partial(name: &str) -> bool {
     name.ends_with(PARTIAL_SUFFIX)
 }
 
+/// Whether `name` is of a file that was still being made from others.
+pub fn is_merging(name: &str) -> bool {
+    name.ends_with(MERGING_SUFFIX)
+}
+
 /// The snapshot whose file has this name.
 pub fn snapshot_of(name: &str) -> Option<SnapshotId> {
-    let digits = name.strip_prefix(DIRECTORY)?.strip_suffix(SUFFIX)?;
+    let id = number_in(name, SUFFIX)?;
+    (file_name(id) == name).then_some(id)
+}
+
+/// The pruned snapshot whose file has this name.
+pub fn base_of(name: &str) -> Option<SnapshotId> {
+    let id = number_in(name, BASE_SUFFIX)?;
+    (base_name(id) == name).then_some(id)
+}
+
+fn number_in(name: &str, suffix: &str) -> Option<SnapshotId> {
+    let digits = name.strip_prefix(DIRECTORY)?.strip_suffix(suffix)?;
     let id = SnapshotId(digits.parse().ok()?);
-    (id.0 > 0 && file_name(id) == name).then_some(id)
+    (id.0 > 0).then_some(id)
 }
 
 /// An open snapshot file whose header has been checked.
@@ -51,12 +82,35 @@ pub struct SnapshotFile {
 }
 
 impl SnapshotFile {
+    /// The file of a snapshot, or what is left of one that was pruned.
     pub fn open(
         storage: &dyn Storage,
         store: StoreId,
         id: SnapshotId,
     ) -> Result<SnapshotFile, ReadError> {
-        let name = file_name(id);
+        match SnapshotFile::open_named(storage, store, id, file_name(id)) {
+            Err(ReadError::NoSuchSnapshot { .. }) => {
+                SnapshotFile::open_named(storage, store, id, base_name(id))
+            }
+            other => other,
+        }
+    }
+
+    /// The file of a snapshot that was not pruned.
+    pub fn open_unpruned(
+        storage: &dyn Storage,
+        store: StoreId,
+        id: SnapshotId,
+    ) -> Result<SnapshotFile, ReadError> {
+        SnapshotFile::open_named(storage, store, id, file_name(id))
+    }
+
+    fn open_named(
+        storage: &dyn Storage,
+        store: StoreId,
+        id: SnapshotId,
+        name: String,
+    ) -> Result<SnapshotFile, ReadError> {
         let location = storage.location();
         let file = storage.open(&name).map_err(|error| match error.kind() {
             ErrorKind::NotFound => ReadError::NoSuchSnapshot { snapshot: id },
@@ -116,7 +170,7 @@ impl SnapshotFile {
 
     /// The stored bytes of a frame, not yet checked.
     pub fn stored(&self, frame: &Frame, bytes: &mut Vec<u8>) -> Result<(), ReadError> {
-        let offset = header::HEADER_BYTES as u64 + frame.offset;
+        let offset = self.header.length() + frame.offset;
         bytes.resize(frame.stored_length as usize, 0);
         read_at(
             &*self.file,
@@ -126,6 +180,25 @@ impl SnapshotFile {
             self.id,
             &self.name,
         )
+    }
+
+    /// The open file, which counts as in use as long as it is.
+    pub fn hold(self) -> Result<Box<dyn StoredFile>, ReadError> {
+        let held = self.file.hold();
+        held.map_err(|error| io_error(&self.location, format!("hold {}", self.name), error))?;
+        Ok(self.file)
+    }
+
+    /// Whether somebody reads the snapshot.
+    pub fn is_held(&self) -> Result<bool, ReadError> {
+        let held = self.file.is_held();
+        held.map_err(|error| {
+            io_error(
+                &self.location,
+                format!("look who holds {}", self.name),
+                error,
+            )
+        })
     }
 
     /// `error`, said of this file.
@@ -220,7 +293,7 @@ pub struct Layer {
     pub store: StoreId,
     pub storage: Arc<dyn Storage>,
     pub header: Header,
-    pub index: Index,
+    pub kept: Kept,
 }
 
 /// Reads frames of layers. Keeps the last file open, and the buffer for stored bytes.
@@ -241,7 +314,7 @@ impl FrameReader {
         raw: &mut Vec<u8>,
     ) -> Result<(), ReadError> {
         self.fetch(layer, number)?;
-        let frame = &layer.index.frames[number];
+        let frame = &layer.kept.frames[number];
         raw.resize(frame.page_count as usize * page_bytes, 0);
         self.decoder
             .decode(&self.stored, frame.encoding, &frame.checksum, raw)
@@ -259,7 +332,7 @@ impl FrameReader {
         see: &mut dyn FnMut(&[AtomicU8]),
     ) -> Result<bool, ReadError> {
         self.fetch(layer, number)?;
-        let frame = &layer.index.frames[number];
+        let frame = &layer.kept.frames[number];
         let length = frame.page_count as usize * page_bytes;
         let (encoding, checksum) = (frame.encoding, &frame.checksum);
         let decoder = &mut self.decoder;
@@ -278,14 +351,19 @@ impl FrameReader {
     fn fetch(&mut self, layer: &Layer, number: usize) -> Result<(), ReadError> {
         let file = match self.file.take() {
             Some(file) if file.id == layer.id => file,
-            _ => SnapshotFile::open(&*layer.storage, layer.store, layer.id)?,
+            _ => {
+                let opened = SnapshotFile::open(&*layer.storage, layer.store, layer.id);
+                opened.map_err(|error| match error {
+                    ReadError::NoSuchSnapshot { snapshot } => ReadError::Replaced { snapshot },
+                    other => other,
+                })?
+            }
         };
-        let file = self.file.insert(file);
         if file.header != layer.header {
-            let what = "it is no longer the file that was opened".to_owned();
-            return Err(file.at(FormatError::Damaged(what)));
+            return Err(ReadError::Replaced { snapshot: layer.id });
         }
-        file.stored(&layer.index.frames[number], &mut self.stored)
+        let file = self.file.insert(file);
+        file.stored(&layer.kept.frames[number], &mut self.stored)
     }
 
     fn at(&self, error: FormatError, layer: &Layer) -> ReadError {

@@ -43,11 +43,16 @@ mod format;
 mod frame;
 mod frames;
 mod ingest;
+mod kept;
 mod layer;
+mod lineage;
 mod memory;
+mod merge;
 mod model;
 mod options;
+mod prune;
 mod read;
+mod resolve;
 mod runs;
 mod shown;
 pub mod storage;
@@ -59,13 +64,14 @@ mod writer;
 pub use attachments::{ATTACHMENTS_BYTES_MAX, check_attachments};
 pub use batches::{Batch, BatchReader};
 pub use decompress::{DECOMPRESS_BYTES_MAX, Decompress, Decompressor, decompress_elsewhere};
-pub use error::{LockError, OpenError, ReadError, WriteError};
+pub use error::{LockError, OpenError, PruneError, ReadError, WriteError};
 pub use memory::{limit_memory, memory_limit};
 pub use model::{
     Attachment, Backing, Capture, ContentHash, PageHash, PageState, Protection, Region, Sharing,
     Shown, SnapshotId, SnapshotInfo, SnapshotKind, Space, StoreId,
 };
 pub use options::{DEFAULT_FRAME_BYTES, WriteCounters, WriteOptions};
+pub use prune::{Keep, Pruned};
 pub use read::Found;
 pub use storage::{DirectoryStorage, MemoryStorage, Storage, Untrusted};
 pub use store::{DamagedSnapshot, Snapshots, Store, WriterLock};

@@ -137,14 +137,30 @@ impl View {
         range: PageRange,
         mut visit: impl FnMut(PageRange, PageContent<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
+        self.read_each(space, range, &mut visit)
+    }
+
+    /// The same. Where a file was rewritten meanwhile, the same pages come from where they are now.
+    pub(crate) fn read_each<E: From<ReadError>>(
+        &self,
+        space: usize,
+        range: PageRange,
+        visit: &mut dyn FnMut(PageRange, PageContent<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
         let page_bytes = self.checked_space(space)?.page_size.len();
         for run in self.inner.parts(space, range) {
             for piece in self.inner.pieces(run) {
                 let raw = match piece.state {
-                    PageState::Data => self.inner.cached_frame(&piece, page_bytes)?,
-                    _ => Arc::default(),
+                    PageState::Data => self.inner.cached_frame(&piece, page_bytes),
+                    _ => Ok(Arc::default()),
                 };
-                visit(piece.pages, piece.content(&raw, page_bytes))?;
+                match raw {
+                    Ok(raw) => visit(piece.pages, piece.content(&raw, page_bytes))?,
+                    Err(ReadError::Replaced { .. }) => {
+                        self.again()?.read_each(space, piece.pages, visit)?;
+                    }
+                    Err(error) => return Err(error.into()),
+                }
             }
         }
         Ok(())
@@ -203,14 +219,14 @@ impl View {
             if batch.is_empty() {
                 return Ok(());
             }
-            self.read_batch(batch, page_bytes, threads, loose, &visit)?;
+            self.read_batch(batch, (space, page_bytes), threads, loose, &visit)?;
         }
     }
 
     fn read_batch<E: From<ReadError> + Send>(
         &self,
         mut pieces: Vec<Piece<'_>>,
-        page_bytes: usize,
+        space: (usize, usize),
         threads: usize,
         loose: bool,
         visit: &(impl Fn(PageRange, Found<'_>) -> Result<(), E> + Sync),
@@ -235,10 +251,8 @@ impl View {
                     break;
                 };
                 match loose {
-                    true => {
-                        self.visit_loose(group, page_bytes, &mut reader, &mut raw, visit)?;
-                    }
-                    false => self.visit_group(group, page_bytes, &mut reader, &mut raw, visit)?,
+                    true => self.visit_loose(group, space, &mut reader, &mut raw, visit)?,
+                    false => self.visit_group(group, space, &mut reader, &mut raw, visit)?,
                 }
             }
             Ok(())
@@ -265,7 +279,7 @@ impl View {
     fn visit_group<E: From<ReadError>>(
         &self,
         group: &[Piece<'_>],
-        page_bytes: usize,
+        (space, page_bytes): (usize, usize),
         reader: &mut FrameReader,
         raw: &mut Vec<u8>,
         visit: &impl Fn(PageRange, Found<'_>) -> Result<(), E>,
@@ -273,7 +287,10 @@ impl View {
         let first = group[0];
         if first.state == PageState::Data {
             let layer = &self.inner.layers[first.layer as usize];
-            reader.read(layer, first.frame, page_bytes, raw)?;
+            match reader.read(layer, first.frame, page_bytes, raw) {
+                Err(ReadError::Replaced { .. }) => return self.visit_again(group, space, visit),
+                read => read?,
+            }
         }
         for piece in group {
             visit(piece.pages, Found::Settled(piece.content(raw, page_bytes)))?;
@@ -285,7 +302,7 @@ impl View {
     fn visit_loose<E: From<ReadError>>(
         &self,
         group: &[Piece<'_>],
-        page_bytes: usize,
+        (space, page_bytes): (usize, usize),
         reader: &mut FrameReader,
         raw: &mut Vec<u8>,
         visit: &impl Fn(PageRange, Found<'_>) -> Result<(), E>,
@@ -300,13 +317,31 @@ impl View {
                     visit(piece.pages, Found::Loose(bytes))
                 });
             };
-            if reader.read_there(layer, first.frame, page_bytes, raw, &mut see)? {
-                return visited;
+            match reader.read_there(layer, first.frame, page_bytes, raw, &mut see) {
+                Ok(true) => return visited,
+                Ok(false) => {}
+                Err(ReadError::Replaced { .. }) => return self.visit_again(group, space, visit),
+                Err(error) => return Err(error.into()),
             }
         }
         group.iter().try_for_each(|piece| {
             let content = piece.content(raw, page_bytes);
             visit(piece.pages, Found::Settled(content))
+        })
+    }
+
+    /// The same, of a file that was rewritten since it was opened.
+    fn visit_again<E: From<ReadError>>(
+        &self,
+        group: &[Piece<'_>],
+        space: usize,
+        visit: &impl Fn(PageRange, Found<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let again = self.again()?;
+        group.iter().try_for_each(|piece| {
+            again.read_each(space, piece.pages, &mut |pages, content| {
+                visit(pages, Found::Settled(content))
+            })
         })
     }
 
@@ -347,9 +382,9 @@ impl Inner {
         if run.state != PageState::File {
             return &[];
         }
-        let first = (run.ordinal + (pages.start().0 - run.pages.start().0)) as usize;
-        let hashes = &self.layers[run.layer as usize].index.hashes;
-        &hashes[first..first + pages.count().0 as usize]
+        let first = run.ordinal + (pages.start().0 - run.pages.start().0);
+        let kept = &self.layers[run.layer as usize].kept;
+        kept.hashes(first, pages.count().0)
     }
 
     /// The pieces of all pages of `ranges`.
@@ -387,10 +422,10 @@ impl Inner {
                     hashes: self.hashes_of(&run, pages),
                 });
             }
-            let index = &self.layers[run.layer as usize].index;
+            let kept = &self.layers[run.layer as usize].kept;
             let ordinal = run.ordinal + (at.0 - run.pages.start().0);
-            let number = index.frame_of(ordinal);
-            let frame = &index.frames[number];
+            let number = kept.frame_of(ordinal);
+            let frame = &kept.frames[number];
             let position = ordinal - frame.first_ordinal;
             let in_frame = u64::from(frame.page_count) - position;
             let count = PageCount(in_frame.min(left.count().0));

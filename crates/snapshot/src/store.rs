@@ -7,13 +7,16 @@ use crate::format::FormatError;
 use crate::format::descriptor::{self, DESCRIPTOR_BYTES, DescriptorError, STORE_VERSION};
 use crate::format::metadata::Metadata;
 use crate::format::preamble::MAX_HEADER_BYTES;
+use crate::kept::Kept;
 use crate::layer::{self, Layer, SnapshotFile, io_error};
 use crate::model::{Attachment, PageState, SnapshotId, SnapshotInfo, StoreId};
 use crate::options::WriteOptions;
 use crate::runs::Resolved;
-use crate::storage::{DirectoryStorage, LockFailure, Storage, StorageLock, Untrusted};
+use crate::storage::{
+    Access, DirectoryStorage, LockFailure, Right, Storage, StorageLock, Untrusted,
+};
 use crate::verify::{self, VerifyProgress, VerifyReport};
-use crate::view::View;
+use crate::view::{Find, Origin, View};
 use crate::writer::SnapshotWriter;
 use pagetide_pages::PageSet;
 use std::fmt;
@@ -22,11 +25,14 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// The file that says that this is a store.
 const DESCRIPTOR: &str = "pagetide-store";
 const DESCRIPTOR_PARTIAL: &str = "pagetide-store.partial";
 const LOCK: &str = "lock";
+/// So long a reader waits for somebody who takes files away, which takes moments.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A place that holds snapshots. Cheap to clone.
 #[derive(Clone)]
@@ -72,6 +78,8 @@ pub struct Snapshots {
     pub good: Vec<SnapshotInfo>,
     /// Those whose header or metadata cannot be read, by number.
     pub damaged: Vec<DamagedSnapshot>,
+    /// Those that were pruned and of which what newer ones need is left.
+    pub bases: Vec<SnapshotId>,
 }
 
 /// A snapshot whose header or metadata cannot be read.
@@ -118,7 +126,7 @@ impl Store {
             file.publish(DESCRIPTOR)
         };
         match write() {
-            Ok(()) => Ok(Store { storage, id }),
+            Ok(_) => Ok(Store { storage, id }),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                 Err(OpenError::Exists { location })
             }
@@ -183,9 +191,13 @@ impl Store {
     /// All snapshots, from their headers and metadata alone. One that cannot be read does not keep
     /// the others from being listed.
     pub fn snapshots(&self) -> Result<Snapshots, ReadError> {
-        let mut found = Snapshots::default();
+        let mut found = Snapshots {
+            bases: self.base_ids()?,
+            ..Snapshots::default()
+        };
         for id in self.ids()? {
-            let info = SnapshotFile::open(&*self.storage, self.id, id)
+            let info = self
+                .unpruned(id)
                 .and_then(|file| Ok(file.info(&file.metadata()?)));
             match info {
                 Ok(info) => found.good.push(info),
@@ -201,7 +213,8 @@ impl Store {
     /// The newest snapshot whose header and metadata are sound. None are read but those needed.
     pub fn newest(&self) -> Result<Option<SnapshotInfo>, ReadError> {
         for id in self.ids()?.into_iter().rev() {
-            let info = SnapshotFile::open(&*self.storage, self.id, id)
+            let info = self
+                .unpruned(id)
                 .and_then(|file| Ok(file.info(&file.metadata()?)));
             match info {
                 Ok(info) => return Ok(Some(info)),
@@ -214,19 +227,13 @@ impl Store {
 
     /// What travels with a snapshot, from its metadata alone.
     pub fn attachments(&self, id: SnapshotId) -> Result<Vec<Attachment>, ReadError> {
-        Ok(self.file(id)?.metadata()?.attachments)
+        Ok(self.unpruned(id)?.metadata()?.attachments)
     }
 
     /// The right to write. Whoever gets it also removes what a crashed writer left behind.
     pub fn lock(&self) -> Result<WriterLock, LockError> {
         let location = self.location();
-        let lock = self.storage.lock().map_err(|failure| match failure {
-            LockFailure::Held(holder) => LockError::Locked {
-                location: location.clone(),
-                holder,
-            },
-            LockFailure::Io(error) => lock_failure(location.clone(), "take the lock", error),
-        })?;
+        let lock = self.take_right(Right::Write)?;
         let clean = || -> io::Result<()> {
             for name in self.storage.list()?.iter().filter(|n| layer::is_partial(n)) {
                 tracing::info!(file = name, "removing what a crashed writer left");
@@ -245,36 +252,93 @@ impl Store {
         })
     }
 
+    /// One of the rights to change what is here.
+    pub(crate) fn take_right(&self, right: Right) -> Result<Box<dyn StorageLock>, LockError> {
+        let location = self.location();
+        self.storage.lock(right).map_err(|failure| match failure {
+            LockFailure::Held(holder) => LockError::Locked { location, holder },
+            LockFailure::Io(error) => lock_failure(location, "take the lock", error),
+        })
+    }
+
     /// A snapshot with its ancestors resolved. Of each file in the chain header, metadata and index
-    /// are read and checked, no pages.
+    /// are read and checked, no pages. As long as the view is there, what it needs is.
     pub fn view(&self, id: SnapshotId) -> Result<View, ReadError> {
-        // From the snapshot back to the full one, then forward again.
-        let mut files = vec![self.file(id)?];
-        while let Some((parent, expected)) = files[files.len() - 1].header.parent {
-            let child = files[files.len() - 1].id;
+        let _gate = self.enter(id)?;
+        let file = self.unpruned(id)?;
+        self.resolve(file)
+    }
+
+    /// The same of a snapshot that may have been pruned since.
+    fn view_of_any(&self, id: SnapshotId) -> Result<View, ReadError> {
+        let _gate = self.enter(id)?;
+        self.resolve(self.file(id)?)
+    }
+
+    /// From the snapshot in `newest` back to the full one, then forward again. One file is open at a time.
+    fn resolve(&self, newest: SnapshotFile) -> Result<View, ReadError> {
+        let mut ids = vec![newest.id];
+        let mut child = (newest.id, newest.header.parent);
+        while let (snapshot, Some((parent, expected))) = child {
             let file = self.file(parent).map_err(|error| match error {
-                ReadError::NoSuchSnapshot { .. } => ReadError::ParentMissing {
-                    snapshot: child,
-                    parent,
-                },
+                ReadError::NoSuchSnapshot { .. } => ReadError::ParentMissing { snapshot, parent },
                 other => other,
             })?;
             let found = file.header.content_hash();
             if found != expected {
                 return Err(ReadError::ParentReplaced {
-                    snapshot: child,
+                    snapshot,
                     parent,
                     expected,
                     found,
                 });
             }
-            files.push(file);
+            ids.push(parent);
+            child = (parent, file.header.parent);
         }
         let mut view = None;
-        while let Some(file) = files.pop() {
-            view = Some(self.view_over(view.as_ref(), &file)?);
+        for &id in ids[1..].iter().rev() {
+            view = Some(self.view_over(view.as_ref(), &self.file(id)?)?);
         }
-        view.ok_or(ReadError::NoSuchSnapshot { snapshot: id })
+        let view = self.view_over(view.as_ref(), &newest)?;
+        Ok(view.set_held(newest.hold()?))
+    }
+
+    /// As long as what is returned is there, no file of the store is taken away.
+    fn enter(&self, id: SnapshotId) -> Result<Box<dyn StorageLock>, ReadError> {
+        match self.pass(Access::Shared) {
+            Err(ReadError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                Err(ReadError::NoSuchSnapshot { snapshot: id })
+            }
+            other => other,
+        }
+    }
+
+    /// Waits for the gate that readers and those who prune pass by turns.
+    pub(crate) fn pass(&self, access: Access) -> Result<Box<dyn StorageLock>, ReadError> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let failed = match self.storage.gate(access) {
+                Ok(Some(gate)) => return Ok(gate),
+                Ok(None) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(2));
+                    continue;
+                }
+                Ok(None) => ErrorKind::ResourceBusy.into(),
+                Err(error) => error,
+            };
+            let operation = match access {
+                Access::Shared => "look for its snapshots: it is being pruned",
+                Access::Exclusive => "take files away: it is being read",
+            };
+            return Err(io_error(&self.location(), operation.to_owned(), failed));
+        }
+    }
+
+    /// How the views of this store find a snapshot anew.
+    pub(crate) fn find(&self) -> Find {
+        let store = self.clone();
+        Arc::new(move |id| store.view_of_any(id))
     }
 
     /// A new snapshot: a delta to `parent`, or a full one.
@@ -303,7 +367,8 @@ impl Store {
             return Err(WriteError::Busy { location });
         }
         // Damaged snapshots count too: no number is used twice.
-        let used = names.iter().filter_map(|name| layer::snapshot_of(name));
+        let number = |name: &String| layer::snapshot_of(name).or_else(|| layer::base_of(name));
+        let used = names.iter().filter_map(number);
         let last = used.chain(parent.map(View::id)).max();
         let id = SnapshotId(last.map_or(1, |last| last.0 + 1));
         let held = Arc::clone(&lock.held);
@@ -328,19 +393,42 @@ impl Store {
         verify::verify(self, progress)
     }
 
-    /// The numbers of all snapshot files, ascending.
+    /// The names of all files.
+    pub(crate) fn names(&self) -> Result<Vec<String>, ReadError> {
+        let names = self.storage.list();
+        names.map_err(|error| io_error(&self.location(), "list its files".to_owned(), error))
+    }
+
+    /// The numbers of all snapshots, ascending.
     pub(crate) fn ids(&self) -> Result<Vec<SnapshotId>, ReadError> {
-        let names = self
-            .storage
-            .list()
-            .map_err(|error| io_error(&self.location(), "list its files".to_owned(), error))?;
+        let names = self.names()?;
         let mut ids: Vec<_> = names.iter().filter_map(|n| layer::snapshot_of(n)).collect();
         ids.sort_unstable();
         Ok(ids)
     }
 
+    /// The numbers of those pruned of which something is left, ascending.
+    pub(crate) fn base_ids(&self) -> Result<Vec<SnapshotId>, ReadError> {
+        let names = self.names()?;
+        let mut ids: Vec<_> = names.iter().filter_map(|n| layer::base_of(n)).collect();
+        ids.sort_unstable();
+        Ok(ids)
+    }
+
+    /// The file of a snapshot, or what is left of it if it was pruned.
     pub(crate) fn file(&self, id: SnapshotId) -> Result<SnapshotFile, ReadError> {
         SnapshotFile::open(&*self.storage, self.id, id)
+    }
+
+    /// The file of a snapshot that is there for itself.
+    pub(crate) fn unpruned(&self, id: SnapshotId) -> Result<SnapshotFile, ReadError> {
+        match SnapshotFile::open_unpruned(&*self.storage, self.id, id) {
+            Err(ReadError::NoSuchSnapshot { snapshot }) => Err(match self.file(id) {
+                Ok(_) => ReadError::Pruned { snapshot },
+                Err(_) => ReadError::NoSuchSnapshot { snapshot },
+            }),
+            other => other,
+        }
     }
 
     pub(crate) fn storage(&self) -> &Arc<dyn Storage> {
@@ -370,12 +458,8 @@ impl Store {
                 ordinal: run.ordinal,
             });
         }
-        let count = |state: PageState| -> u64 {
-            let runs = index.runs.iter().filter(|run| run.state == state);
-            runs.map(|run| run.pages.count().0)
-                .fold(0, u64::saturating_add)
-        };
-        let counted = [PageState::Data, PageState::Zero, PageState::File].map(count);
+        let states = [PageState::Data, PageState::Zero, PageState::File];
+        let counted = states.map(|state| index.count(state));
         if counted != [info.pages.0, info.zero_pages.0, info.file_pages.0] {
             let what = "its counters do not match its index".to_owned();
             return Err(file.at(FormatError::Damaged(what)));
@@ -385,9 +469,10 @@ impl Store {
             store: self.id,
             storage: Arc::clone(&self.storage),
             header: file.header.clone(),
-            index,
+            kept: Kept::all(index),
         });
-        View::over(parent, layer, &top, info, spaces, attachments)
+        let origin = Origin::new(self.find(), None);
+        View::over(parent, layer, &top, info, (spaces, attachments), origin)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::error::ReadError;
 use crate::format::FormatError;
+use crate::format::header::Header;
 use crate::format::index::Index;
 use crate::frame::FrameDecoder;
 use crate::layer::SnapshotFile;
@@ -10,7 +11,7 @@ use crate::read::worker_count;
 use crate::store::Store;
 use crate::view::View;
 use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -52,8 +53,12 @@ pub struct VerifyReport {
     pub snapshots: u64,
     /// Bytes of snapshot files read.
     pub checked_bytes: u64,
-    /// The damage, by snapshot.
+    /// The damage, by snapshot. What is left of a pruned one is named by its number, too.
     pub damaged: Vec<Damage>,
+    /// The snapshots that are whole themselves, and need something that is damaged.
+    pub lost: Vec<SnapshotId>,
+    /// The newest snapshot that is whole with all that it needs.
+    pub newest_whole: Option<SnapshotId>,
 }
 
 /// Bytes done and to do, over all snapshots.
@@ -80,26 +85,39 @@ pub fn verify(
 ) -> Result<VerifyReport, ReadError> {
     let mut damaged = Vec::new();
     let mut broken = BTreeSet::new();
-    let mut files = Vec::new();
-    let ids = store.ids()?;
-    for &id in &ids {
+    let ids: BTreeSet<SnapshotId> = store.ids()?.into_iter().collect();
+    let mut headers = BTreeMap::new();
+    for &id in ids.iter().chain(&store.base_ids()?) {
         match store.file(id) {
-            Ok(file) => files.push(file),
+            Ok(file) => drop(headers.insert(id, file.header)),
+            // It was taken away since the list was read.
+            Err(ReadError::NoSuchSnapshot { .. }) => {}
             Err(error) => {
                 broken.insert(id);
                 damaged.push(of_file(id, 0, error)?);
             }
         }
     }
+    drop_unneeded(&ids, &mut headers);
     let meter = Meter {
         done: AtomicU64::new(0),
-        total: files.iter().map(|file| file.header.file_length()).sum(),
+        total: headers.values().map(Header::file_length).sum(),
         report: progress,
     };
     let mut latest = None;
-    for file in &files {
+    for &id in headers.keys() {
+        // One file is open at a time, and what was rewritten meanwhile is read as it is now.
+        let file = match store.file(id) {
+            Ok(file) => file,
+            Err(ReadError::NoSuchSnapshot { .. }) => continue,
+            Err(error) => {
+                broken.insert(id);
+                damaged.push(of_file(id, 0, error)?);
+                continue;
+            }
+        };
         let before = damaged.len();
-        check_file(file, &meter, &mut damaged)?;
+        check_file(&file, &meter, &mut damaged)?;
         if damaged.len() > before {
             broken.insert(file.id);
         } else if file
@@ -109,18 +127,37 @@ pub fn verify(
         {
             // What is broken in an ancestor is said of the ancestor only.
             broken.insert(file.id);
-        } else if let Some(damage) = check_chain(store, file, &mut latest)? {
+        } else if ids.contains(&id)
+            && let Some(damage) = check_chain(store, &file, &mut latest)?
+        {
             broken.insert(file.id);
             damaged.push(damage);
         }
     }
     damaged.sort_by_key(|damage| damage.snapshot);
+    let named: BTreeSet<SnapshotId> = damaged.iter().map(|damage| damage.snapshot).collect();
+    let dependent = ids.intersection(&broken).filter(|id| !named.contains(id));
     Ok(VerifyReport {
+        lost: dependent.copied().collect(),
+        newest_whole: ids.difference(&broken).last().copied(),
         ok: damaged.is_empty(),
         snapshots: ids.len() as u64,
         checked_bytes: meter.done.into_inner(),
         damaged,
     })
+}
+
+/// Lets go of what is left of pruned snapshots and no snapshot needs.
+fn drop_unneeded(ids: &BTreeSet<SnapshotId>, headers: &mut BTreeMap<SnapshotId, Header>) {
+    let mut needed = BTreeSet::new();
+    for &id in ids {
+        let mut at = Some(id);
+        while let Some(id) = at.filter(|&id| needed.insert(id)) {
+            let parent = headers.get(&id).and_then(|header| header.parent);
+            at = parent.map(|(parent, _)| parent);
+        }
+    }
+    headers.retain(|id, _| needed.contains(id));
 }
 
 /// Damage to a snapshot as such. Failing storage is not damage and stays an error.
@@ -180,7 +217,10 @@ fn check_chain(
     let is_parent = |view: &View| file.header.parent == Some((view.id(), view.info().content_hash));
     let view = match latest.take().filter(is_parent) {
         Some(parent) => store.view_over(Some(&parent), file),
-        None => store.view(file.id),
+        None => match store.view(file.id) {
+            Err(ReadError::Pruned { .. } | ReadError::NoSuchSnapshot { .. }) => return Ok(None),
+            other => other,
+        },
     };
     match view {
         Ok(view) => {

@@ -7,17 +7,17 @@
 //! looked up when it is asked for (see `shown`).
 
 use crate::error::ReadError;
-use crate::format::metadata::{captured, captured_regions};
+use crate::format::metadata::captured;
 use crate::layer::Layer;
-use crate::model::{
-    Attachment, PageHash, PageState, Region, SnapshotId, SnapshotInfo, Space, StoreId,
-};
+use crate::model::{Attachment, PageHash, PageState, SnapshotId, SnapshotInfo, Space, StoreId};
 use crate::read::FrameCache;
+use crate::resolve::{drop_unneeded, drop_unused, resolve};
 use crate::runs::{self, Resolved};
+use crate::storage::StoredFile;
 use pagetide_pages::{PageIndex, PageRange, PageSize};
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// A snapshot with its ancestors resolved. Cheap to clone; pages are read when asked for.
 #[derive(Clone)]
@@ -41,6 +41,28 @@ pub(crate) struct Inner {
     /// For each space the hash of a page of zeros.
     pub zero_hashes: Vec<PageHash>,
     pub cache: FrameCache,
+    pub origin: Origin,
+}
+
+/// Finds a snapshot of a store.
+pub(crate) type Find = Arc<dyn Fn(SnapshotId) -> Result<View, ReadError> + Send + Sync>;
+
+/// How a view goes on when files that it reads from were rewritten.
+pub(crate) struct Origin {
+    pub find: Find,
+    /// The file of the snapshot, open, so that it is not taken away as long as it is in use.
+    pub held: Option<Box<dyn StoredFile>>,
+    pub again: Mutex<Option<View>>,
+}
+
+impl Origin {
+    pub fn new(find: Find, held: Option<Box<dyn StoredFile>>) -> Origin {
+        Origin {
+            find,
+            held,
+            again: Mutex::new(None),
+        }
+    }
 }
 
 /// The content of the pages of a range.
@@ -136,14 +158,59 @@ impl View {
         })
     }
 
+    /// The same snapshot, found anew because files that it was read from were rewritten since.
+    pub(crate) fn again(&self) -> Result<View, ReadError> {
+        let known = || {
+            let again = &self.inner.origin.again;
+            again.lock().unwrap_or_else(PoisonError::into_inner)
+        };
+        let later = known().clone();
+        if let Some(later) = later {
+            // Of a long row of them only the last is of use.
+            let last = later.last_again().unwrap_or(later);
+            *known() = Some(last.clone());
+            return Ok(last);
+        }
+        let found = (self.inner.origin.find)(self.id())?;
+        if found.info().content_hash != self.info().content_hash {
+            return Err(ReadError::Replaced {
+                snapshot: self.id(),
+            });
+        }
+        *known() = Some(found.clone());
+        Ok(found)
+    }
+
+    fn last_again(&self) -> Option<View> {
+        let again = &self.inner.origin.again;
+        let next = again
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()?;
+        Some(next.last_again().unwrap_or(next))
+    }
+
+    /// Keeps the file of the snapshot from being taken away, if it was published as `held`.
+    pub(crate) fn set_held(self, held: Box<dyn StoredFile>) -> View {
+        match Arc::try_unwrap(self.inner) {
+            Ok(mut inner) => {
+                inner.origin.held = Some(held);
+                View {
+                    inner: Arc::new(inner),
+                }
+            }
+            Err(inner) => View { inner },
+        }
+    }
+
     /// The view of a snapshot whose own records are `top` (by space) and lie in `layer`.
     pub(crate) fn over(
         parent: Option<&View>,
         layer: Arc<Layer>,
         top: &[Vec<Resolved>],
         info: SnapshotInfo,
-        spaces: Vec<Space>,
-        attachments: Vec<Attachment>,
+        (spaces, attachments): (Vec<Space>, Vec<Attachment>),
+        origin: Origin,
     ) -> Result<View, ReadError> {
         let parent = parent.map(|view| &*view.inner);
         let mut layers = parent.map_or_else(Vec::new, |parent| parent.layers.clone());
@@ -166,6 +233,7 @@ impl View {
             resolved.push(runs);
         }
         drop_unused(&mut layers, &mut resolved);
+        drop_unneeded(&mut layers, &resolved);
         let names = spaces.iter().map(|space| space.name.clone());
         let mut zero_hashes = ZeroHashes::default();
         let inner = Inner {
@@ -179,6 +247,7 @@ impl View {
             cache: FrameCache::new(layers.len()),
             layers,
             runs: resolved,
+            origin,
         };
         inner.check_shown()?;
         Ok(View {
@@ -199,53 +268,6 @@ impl ZeroHashes {
     }
 }
 
-/// The pages of a space: the parent's in the captured regions, under those of the snapshot itself,
-/// whose layer is number `own`.
-fn resolve(
-    base: Option<&[Resolved]>,
-    space: &Space,
-    top: &[Resolved],
-    own: usize,
-) -> Vec<Resolved> {
-    let mut top = top.to_vec();
-    for run in top.iter_mut().filter(|run| run.state.is_hashed()) {
-        run.layer = own as u32;
-    }
-    match base {
-        None => top,
-        Some(base) => {
-            let admitted = |region: &Region, run: &Resolved| region.admits(run.state);
-            let base = runs::restrict(base, captured_regions(space), admitted);
-            runs::overlay(&base, &top)
-        }
-    }
-}
-
-/// Lets go of the layers that no page is taken from any more, and renumbers the rest.
-fn drop_unused(layers: &mut Vec<Arc<Layer>>, runs: &mut [Vec<Resolved>]) {
-    let mut used = vec![false; layers.len()];
-    let hashed = |run: &&mut Resolved| run.state.is_hashed();
-    for run in runs.iter_mut().flatten().filter(hashed) {
-        used[run.layer as usize] = true;
-    }
-    if used.iter().all(|&used| used) {
-        return;
-    }
-    let mut number = 0;
-    let numbers: Vec<u32> = used
-        .iter()
-        .map(|&used| {
-            number += u32::from(used);
-            number.saturating_sub(1)
-        })
-        .collect();
-    for run in runs.iter_mut().flatten().filter(hashed) {
-        run.layer = numbers[run.layer as usize];
-    }
-    let mut used = used.into_iter();
-    layers.retain(|_| used.next().unwrap_or(true));
-}
-
 impl Inner {
     /// The pages of the space that is the same as `space`.
     fn runs_of(&self, space: &Space) -> Option<&[Resolved]> {
@@ -263,7 +285,7 @@ impl Inner {
         match run.state {
             PageState::Data | PageState::File => {
                 let ordinal = run.ordinal + (page.0 - run.pages.start().0);
-                Some(self.layers[run.layer as usize].index.hashes[ordinal as usize])
+                Some(self.layers[run.layer as usize].kept.hashes(ordinal, 1)[0])
             }
             PageState::Zero => Some(self.zero_hashes[space]),
             PageState::Guard | PageState::Unbacked | PageState::Shown => None,

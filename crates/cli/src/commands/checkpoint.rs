@@ -5,6 +5,7 @@ use super::snapshots::Printer;
 use super::{STOP_TIMEOUT, stop_options, storage_to_act};
 use crate::args::{BackendName, Checkpoint, LeaveName, ModeName, Run, Taking};
 use crate::failure::{self, Signalled, Wrong};
+use crate::keeping::Keeping;
 use crate::output;
 use crate::schedule::Schedule;
 use crate::signals::Signals;
@@ -85,6 +86,7 @@ fn follow_schedule(
 ) -> anyhow::Result<()> {
     let identity = checkpointer.identity().clone();
     let repeats = schedule.repeats();
+    let mut keeping = Keeping::new(arguments.taking.keep_last);
     // What a single one finds is told by itself.
     let lives = || !repeats || identity.is_alive_and_same();
     while schedule.wait(signals, lives) {
@@ -103,6 +105,7 @@ fn follow_schedule(
                 schedule.count_one();
                 printer.print(&report, repeats)?;
                 check_left(&report, leave, arguments)?;
+                keeping.one_more(|keep| checkpointer.prune(keep));
             }
             Err(_) if !lives() => {}
             Err(error) => {
@@ -120,6 +123,7 @@ fn follow_schedule(
             }
         }
     }
+    keeping.end(|keep| checkpointer.prune(keep));
     Ok(())
 }
 
@@ -200,6 +204,7 @@ fn follow(arguments: &Run, store: &Store, signals: &Signals, child: &mut Child, 
     let mut printer = Printer::new(arguments.taking.json, sink, pid, store);
     let mut checkpointer: Option<Checkpointer> = None;
     let mut schedule = Schedule::new(Some(arguments.every), None, arguments.max_failures);
+    let mut keeping = Keeping::new(arguments.taking.keep_last);
     while schedule.wait(signals, || matches!(child.try_wait(), Ok(None))) {
         let taken = match checkpointer.as_mut() {
             Some(checkpointer) => checkpointer.take(Request::default()).map_err(Into::into),
@@ -215,6 +220,9 @@ fn follow(arguments: &Run, store: &Store, signals: &Signals, child: &mut Child, 
             Ok(report) => {
                 schedule.count_one();
                 printer.print(&report, true).ok();
+                if let Some(checkpointer) = &mut checkpointer {
+                    keeping.one_more(|keep| checkpointer.prune(keep));
+                }
             }
             // The command may end at any moment, also in the middle of a snapshot.
             Err(_) if has_ended(child, pid) => break,
@@ -227,6 +235,9 @@ fn follow(arguments: &Run, store: &Store, signals: &Signals, child: &mut Child, 
                 }
             }
         }
+    }
+    if let Some(checkpointer) = &mut checkpointer {
+        keeping.end(|keep| checkpointer.prune(keep));
     }
     printer.end();
     if schedule.taken == 0 && !signals.came() && has_ended(child, pid) {

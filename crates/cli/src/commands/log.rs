@@ -10,6 +10,8 @@ use serde::Serialize;
 struct Answer {
     snapshots: Vec<Row>,
     damaged: Vec<Damaged>,
+    /// Those that were pruned and of which something is left that others need.
+    bases: Vec<u64>,
 }
 
 #[derive(Serialize)]
@@ -50,6 +52,7 @@ pub fn run(options: &StoreOnly) -> anyhow::Result<()> {
                 what: damaged.error.to_string(),
             })
             .collect(),
+        bases: snapshots.bases.iter().map(|id| id.0).collect(),
     };
     if options.json {
         return output::json(&answer);
@@ -70,9 +73,16 @@ pub fn run(options: &StoreOnly) -> anyhow::Result<()> {
     let header = [
         "id", "parent", "kind", "created", "pages", "size", "pid", "command",
     ];
-    match rows.is_empty() && answer.damaged.is_empty() {
+    let rows_are_empty = rows.is_empty();
+    match rows_are_empty && answer.damaged.is_empty() {
         true => output::line("no snapshots yet")?,
         false => Page::new().table(&header, &[0, 1, 4, 5, 6], rows).print()?,
+    }
+    if !answer.bases.is_empty() && !rows_are_empty {
+        let files = output::counted(answer.bases.len() as u64, "file", "files");
+        output::line(format!(
+            "{files} of pruned snapshots left, for pages that these need"
+        ))?;
     }
     for damaged in &answer.damaged {
         output::note!("pagetide: {}", damaged.what);

@@ -3,7 +3,6 @@
 use super::open_store;
 use crate::args::StoreOnly;
 use crate::output::{self, Page};
-use pagetide_snapshot::SnapshotInfo;
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::process::ExitCode;
@@ -47,10 +46,9 @@ pub fn run(options: &StoreOnly) -> anyhow::Result<ExitCode> {
         .iter()
         .map(|damage| damage.snapshot.0)
         .collect();
-    let (lost, newest_whole) = consequences(&store.snapshots()?.good, &damaged);
     let answer = Answer {
-        lost,
-        newest_whole,
+        lost: report.lost.iter().map(|id| id.0).collect(),
+        newest_whole: report.newest_whole.map(|id| id.0),
         ok: report.ok,
         snapshots: report.snapshots,
         checked_bytes: report.checked_bytes,
@@ -85,19 +83,6 @@ pub fn run(options: &StoreOnly) -> anyhow::Result<ExitCode> {
     });
     page.print()?;
     Ok(code)
-}
-
-/// The snapshots that need a damaged one, and the newest that needs none. `good` are all whose description can be read, by number.
-fn consequences(good: &[SnapshotInfo], damaged: &BTreeSet<u64>) -> (Vec<u64>, Option<u64>) {
-    let (mut lost, mut whole) = (Vec::new(), BTreeSet::new());
-    for info in good.iter().filter(|info| !damaged.contains(&info.id.0)) {
-        // A parent has a lower number.
-        match info.parent.is_none_or(|parent| whole.contains(&parent.0)) {
-            true => _ = whole.insert(info.id.0),
-            false => lost.push(info.id.0),
-        }
-    }
-    (lost, whole.last().copied())
 }
 
 fn told(damaged: &BTreeSet<u64>, lost: &[u64], newest_whole: Option<u64>) -> String {

@@ -8,7 +8,7 @@ use seccompiler::{
 };
 
 /// Reading files and directories, which landlock confines to the store, and writing to what is open.
-const FILES: [libc::c_long; 26] = [
+const FILES: [libc::c_long; 27] = [
     libc::SYS_read,
     libc::SYS_pread64,
     libc::SYS_readv,
@@ -29,6 +29,7 @@ const FILES: [libc::c_long; 26] = [
     libc::SYS_readlinkat,
     libc::SYS_getcwd,
     libc::SYS_fcntl,
+    libc::SYS_flock,
     libc::SYS_dup,
     libc::SYS_fadvise64,
     libc::SYS_ioctl,

@@ -56,10 +56,11 @@ pub struct Index {
 }
 
 impl Index {
-    /// The frame that holds the stored page `ordinal`.
-    pub fn frame_of(&self, ordinal: u64) -> usize {
-        let after = self.frames.partition_point(|f| f.first_ordinal <= ordinal);
-        after.saturating_sub(1)
+    /// How many pages it records in this state.
+    pub fn count(&self, state: PageState) -> u64 {
+        let runs = self.runs.iter().filter(|run| run.state == state);
+        runs.map(|run| run.pages.count().0)
+            .fold(0, u64::saturating_add)
     }
 
     pub fn encode(&self) -> Vec<u8> {

@@ -11,8 +11,12 @@ use crate::error::ReadError;
 use crate::model::SnapshotId;
 use std::io;
 
-/// The format this version writes, and the newest it reads.
-pub const FORMAT_VERSION: u32 = 2;
+/// The newest format this version reads.
+pub const FORMAT_VERSION: u32 = 3;
+/// The format of a new snapshot.
+pub const NEW_VERSION: u32 = 2;
+/// The format of a file that has taken the place of another: from this on a header says of which.
+pub const REWRITTEN_VERSION: u32 = 3;
 
 /// The largest number of bytes the pages of one frame have. Also the largest page.
 pub const MAX_FRAME_BYTES: u64 = 4 << 20;

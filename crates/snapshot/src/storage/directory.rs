@@ -3,7 +3,7 @@
 //! by descriptors that are held (`held`); no path is followed twice.
 
 use super::held::{self, Reliance, Untrusted};
-use super::{LockFailure, PartialFile, Storage, StorageLock, StoredFile};
+use super::{Access, LockFailure, PartialFile, Right, Storage, StorageLock, StoredFile};
 use rustix::fs::{
     AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, flock, fstat, fsync, mkdirat,
     openat, renameat, renameat_with, statat, unlinkat,
@@ -18,9 +18,10 @@ use std::sync::{Arc, OnceLock};
 
 /// The one directory inside the store's directory.
 const SNAPSHOTS: &str = "snapshots";
-/// The file whose lock is the right to write. It is never removed: removing it would let two
-/// writers lock two files of the same name.
+/// The files whose locks are the rights to write and to prune. They are never removed: removing one would let two
+/// lock two files of the same name.
 const LOCK: &str = "lock";
+const PRUNE_LOCK: &str = "lock-prune";
 /// A note in it is not longer.
 const NOTE_BYTES_MAX: u64 = 64;
 const NOTE_BEGINS: &str = "process ";
@@ -146,11 +147,11 @@ impl Place {
         Ok(openat(directory, inner, flags, Mode::RUSR | Mode::WUSR)?)
     }
 
-    fn lock_file(&self) -> io::Result<OwnedFd> {
-        match self.create(LOCK) {
+    fn lock_file(&self, name: &str) -> io::Result<OwnedFd> {
+        match self.create(name) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                let shown = self.root.join(LOCK);
-                held::open_file(self.root()?, LOCK, &shown, self.reliance, OFlags::RDWR)
+                let shown = self.root.join(name);
+                held::open_file(self.root()?, name, &shown, self.reliance, OFlags::RDWR)
             }
             other => other,
         }
@@ -242,8 +243,20 @@ impl Storage for DirectoryStorage {
         self.place.remove(name)
     }
 
-    fn lock(&self) -> Result<Box<dyn StorageLock>, LockFailure> {
-        let mut file = File::from(self.place.lock_file().map_err(LockFailure::Io)?);
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        rename_without_replacing(self.place.at(from)?, self.place.at(to)?)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(fsync(self.place.snapshots()?)?)
+    }
+
+    fn lock(&self, right: Right) -> Result<Box<dyn StorageLock>, LockFailure> {
+        let name = match right {
+            Right::Write => LOCK,
+            Right::Prune => PRUNE_LOCK,
+        };
+        let mut file = File::from(self.place.lock_file(name).map_err(LockFailure::Io)?);
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => {
@@ -258,7 +271,7 @@ impl Storage for DirectoryStorage {
                 true => Ok(()),
                 // It is another name of somebody's file, which must stay as it is.
                 false => {
-                    let shown = self.place.root.join(LOCK);
+                    let shown = self.place.root.join(name);
                     Err(Untrusted::error(&shown, "is not the lock of a store"))
                 }
             })
@@ -266,6 +279,21 @@ impl Storage for DirectoryStorage {
             .and_then(|()| file.write_all_at(note.as_bytes(), 0))
             .map_err(LockFailure::Io)?;
         Ok(Box::new(LocalLock { file }))
+    }
+
+    fn gate(&self, access: Access) -> io::Result<Option<Box<dyn StorageLock>>> {
+        // The directory, opened anew: the lock belongs to who opened it.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let file = File::from(openat(self.place.snapshots()?, c".", flags, Mode::empty())?);
+        let operation = match access {
+            Access::Shared => FlockOperation::NonBlockingLockShared,
+            Access::Exclusive => FlockOperation::NonBlockingLockExclusive,
+        };
+        match flock(&file, operation) {
+            Ok(()) => Ok(Some(Box::new(LocalLock { file }))),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 }
 
@@ -315,6 +343,21 @@ impl StoredFile for LocalFile {
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         self.file.read_exact_at(buffer, offset)
     }
+
+    fn hold(&self) -> io::Result<()> {
+        Ok(flock(&self.file, FlockOperation::LockShared)?)
+    }
+
+    fn is_held(&self) -> io::Result<bool> {
+        match flock(&self.file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {
+                flock(&self.file, FlockOperation::Unlock)?;
+                Ok(false)
+            }
+            Err(Errno::WOULDBLOCK) => Ok(true),
+            Err(error) => Err(error.into()),
+        }
+    }
 }
 
 struct LocalPartial {
@@ -333,8 +376,12 @@ impl PartialFile for LocalPartial {
         self.file.write_all_at(bytes, offset)
     }
 
-    fn publish(mut self: Box<Self>, name: &str) -> io::Result<()> {
+    fn publish(mut self: Box<Self>, name: &str) -> io::Result<Box<dyn StoredFile>> {
         self.file.sync_all()?;
+        let finished = LocalFile {
+            file: self.file.try_clone()?,
+        };
+        finished.hold()?;
         let from = self.place.at(&self.name)?;
         let to = self.place.at(name)?;
         rename_without_replacing(from, to)?;
@@ -343,8 +390,20 @@ impl PartialFile for LocalPartial {
         fsync(directory).map_err(|error| {
             // Whoever asked is told that it failed, so the name must not stay.
             let _ = unlinkat(directory, inner, AtFlags::empty());
-            error.into()
-        })
+            io::Error::from(error)
+        })?;
+        Ok(Box::new(finished))
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.file.sync_all()
+    }
+
+    fn replace(mut self: Box<Self>, name: &str) -> io::Result<()> {
+        let (from, to) = (self.place.at(&self.name)?, self.place.at(name)?);
+        renameat(from.0, from.1, to.0, to.1)?;
+        self.published = true;
+        Ok(fsync(to.0)?)
     }
 }
 

@@ -1,9 +1,10 @@
 //! A store in memory. It keeps apart what has been written and what would survive a power cut, and
 //! can be told to fail: it exists to test what happens when a disk does.
 
-use super::{LockFailure, PartialFile, Storage, StorageLock, StoredFile};
+use super::{Access, LockFailure, PartialFile, Right, Storage, StorageLock, StoredFile};
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What goes wrong, and when. Operations count from 0, from when the fault is set.
@@ -41,7 +42,9 @@ struct Files {
     contents: Vec<Content>,
     names: BTreeMap<String, usize>,
     durable_names: BTreeMap<String, usize>,
-    locked: bool,
+    locked: Vec<Right>,
+    /// How many are inside of the gate, and whether that is one who is alone there.
+    inside: (usize, bool),
     fault: Option<Fault>,
     operations: u64,
 }
@@ -50,6 +53,7 @@ struct Files {
 struct Content {
     current: Vec<u8>,
     durable: Vec<u8>,
+    holders: usize,
 }
 
 impl MemoryStorage {
@@ -99,6 +103,7 @@ impl MemoryStorage {
         files.contents.push(Content {
             durable: bytes.clone(),
             current: bytes,
+            holders: 0,
         });
         files.names.insert(name.to_owned(), number);
         files.durable_names.insert(name.to_owned(), number);
@@ -184,6 +189,7 @@ impl Storage for MemoryStorage {
         Ok(Box::new(MemoryFile {
             storage: self.clone(),
             number,
+            holds: AtomicBool::new(false),
         }))
     }
 
@@ -204,42 +210,98 @@ impl Storage for MemoryStorage {
     fn remove(&self, name: &str) -> io::Result<()> {
         let mut files = self.files();
         files.step(true)?;
-        files.durable_names.remove(name);
         files.names.remove(name).ok_or(ErrorKind::NotFound)?;
         Ok(())
     }
 
-    fn lock(&self) -> Result<Box<dyn StorageLock>, LockFailure> {
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut files = self.files();
+        files.step(true)?;
+        if files.names.contains_key(to) {
+            return Err(ErrorKind::AlreadyExists.into());
+        }
+        let number = files.names.remove(from).ok_or(ErrorKind::NotFound)?;
+        files.names.insert(to.to_owned(), number);
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let mut files = self.files();
+        files.step(true)?;
+        files.durable_names = files.names.clone();
+        Ok(())
+    }
+
+    fn lock(&self, right: Right) -> Result<Box<dyn StorageLock>, LockFailure> {
         let mut files = self.files();
         files.step(true).map_err(LockFailure::Io)?;
-        if files.locked {
+        if files.locked.contains(&right) {
             return Err(LockFailure::Held(Some(
                 "another writer in memory".to_owned(),
             )));
         }
-        files.locked = true;
+        files.locked.push(right);
         Ok(Box::new(MemoryLock {
             storage: self.clone(),
+            right,
         }))
+    }
+
+    fn gate(&self, access: Access) -> io::Result<Option<Box<dyn StorageLock>>> {
+        let mut files = self.files();
+        files.step(false)?;
+        let (count, alone) = files.inside;
+        if alone || access == Access::Exclusive && count > 0 {
+            return Ok(None);
+        }
+        files.inside = (count + 1, access == Access::Exclusive);
+        Ok(Some(Box::new(MemoryGate {
+            storage: self.clone(),
+        })))
     }
 }
 
 #[derive(Debug)]
 struct MemoryLock {
     storage: MemoryStorage,
+    right: Right,
 }
 
 impl StorageLock for MemoryLock {}
 
 impl Drop for MemoryLock {
     fn drop(&mut self) {
-        self.storage.files().locked = false;
+        let right = self.right;
+        self.storage.files().locked.retain(|held| *held != right);
+    }
+}
+
+#[derive(Debug)]
+struct MemoryGate {
+    storage: MemoryStorage,
+}
+
+impl StorageLock for MemoryGate {}
+
+impl Drop for MemoryGate {
+    fn drop(&mut self) {
+        let mut files = self.storage.files();
+        files.inside = (files.inside.0 - 1, false);
     }
 }
 
 struct MemoryFile {
     storage: MemoryStorage,
     number: usize,
+    holds: AtomicBool,
+}
+
+impl Drop for MemoryFile {
+    fn drop(&mut self) {
+        if self.holds.load(Ordering::Relaxed) {
+            self.storage.files().contents[self.number].holders -= 1;
+        }
+    }
 }
 
 impl StoredFile for MemoryFile {
@@ -258,6 +320,22 @@ impl StoredFile for MemoryFile {
         let bytes = end.and_then(|end| content.get(start..end));
         buffer.copy_from_slice(bytes.ok_or(ErrorKind::UnexpectedEof)?);
         Ok(())
+    }
+
+    fn hold(&self) -> io::Result<()> {
+        let mut files = self.storage.files();
+        files.step(false)?;
+        if !self.holds.swap(true, Ordering::Relaxed) {
+            files.contents[self.number].holders += 1;
+        }
+        Ok(())
+    }
+
+    fn is_held(&self) -> io::Result<bool> {
+        let mut files = self.storage.files();
+        files.step(false)?;
+        let own = usize::from(self.holds.load(Ordering::Relaxed));
+        Ok(files.contents[self.number].holders > own)
     }
 }
 
@@ -294,7 +372,7 @@ impl PartialFile for MemoryPartial {
         Ok(())
     }
 
-    fn publish(mut self: Box<Self>, name: &str) -> io::Result<()> {
+    fn publish(mut self: Box<Self>, name: &str) -> io::Result<Box<dyn StoredFile>> {
         let mut files = self.storage.files();
         // The file is synced.
         files.step(true)?;
@@ -314,9 +392,34 @@ impl PartialFile for MemoryPartial {
         } else if !matches!(files.fault, Some(Fault::FailFrom(_))) {
             files.names.remove(name);
         }
-        drop(files);
         self.published = true;
-        synced
+        synced?;
+        files.contents[self.number].holders += 1;
+        Ok(Box::new(MemoryFile {
+            storage: self.storage.clone(),
+            number: self.number,
+            holds: AtomicBool::new(true),
+        }))
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        let mut files = self.storage.files();
+        files.step(true)?;
+        let content = &mut files.contents[self.number];
+        content.durable = content.current.clone();
+        Ok(())
+    }
+
+    fn replace(mut self: Box<Self>, name: &str) -> io::Result<()> {
+        let mut files = self.storage.files();
+        files.step(true)?;
+        files.names.remove(&self.name);
+        files.names.insert(name.to_owned(), self.number);
+        self.published = true;
+        // The directory is synced.
+        files.step(true)?;
+        files.durable_names = files.names.clone();
+        Ok(())
     }
 }
 

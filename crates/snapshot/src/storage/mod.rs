@@ -34,8 +34,37 @@ pub trait Storage: Send + Sync + Debug {
     /// Removes a file. That there is none is `NotFound`.
     fn remove(&self, name: &str) -> io::Result<()>;
 
-    /// The one right to write here, held until what is returned is dropped.
-    fn lock(&self) -> Result<Box<dyn StorageLock>, LockFailure>;
+    /// Gives a finished file another name, for good once `sync` has returned. If there is a file of that name it stays, and
+    /// the error is `AlreadyExists`.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+
+    /// Makes durable which names there are.
+    fn sync(&self) -> io::Result<()>;
+
+    /// One of the rights to change what is here, held until what is returned is dropped.
+    fn lock(&self, right: Right) -> Result<Box<dyn StorageLock>, LockFailure>;
+
+    /// Keeps finished files where they are, until what is returned is dropped: shared by readers while they look for what
+    /// they need, exclusive while files are taken away. `None` if it cannot be had now.
+    fn gate(&self, access: Access) -> io::Result<Option<Box<dyn StorageLock>>>;
+}
+
+/// What of a storage only one at a time may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Right {
+    /// Add snapshots.
+    Write,
+    /// Make chains shorter.
+    Prune,
+}
+
+/// How a gate is entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// With others that look.
+    Shared,
+    /// Alone.
+    Exclusive,
 }
 
 /// A finished file.
@@ -45,6 +74,12 @@ pub trait StoredFile: Send + Sync {
 
     /// Fills `buffer` from `offset` on; `UnexpectedEof` if the file ends before.
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// From now on, as long as this is open, the file counts as in use.
+    fn hold(&self) -> io::Result<()>;
+
+    /// Whether somebody holds the file, over all processes.
+    fn is_held(&self) -> io::Result<bool>;
 }
 
 /// A file that is being written. Dropped before it is published, it goes away.
@@ -57,8 +92,14 @@ pub trait PartialFile: Send {
 
     /// Makes everything durable, then gives the file its final name, durably. If there is a file
     /// of that name it stays, and the error is `AlreadyExists`. After an error the file does not
-    /// exist under the final name.
-    fn publish(self: Box<Self>, name: &str) -> io::Result<()>;
+    /// exist under the final name. What is returned is the finished file, held.
+    fn publish(self: Box<Self>, name: &str) -> io::Result<Box<dyn StoredFile>>;
+
+    /// Makes everything durable but the name.
+    fn sync(&mut self) -> io::Result<()>;
+
+    /// Takes the place of the finished file `name`, durably. After an error either of both is there.
+    fn replace(self: Box<Self>, name: &str) -> io::Result<()>;
 }
 
 /// The right to write to a storage.

@@ -6,12 +6,14 @@ use crate::error::{ReadError, WriteError};
 use crate::format::header::Header;
 use crate::format::index::{Index, Run};
 use crate::format::metadata::{self, Metadata, captured_regions};
-use crate::format::{FORMAT_VERSION, MAX_INDEX_BYTES};
+use crate::format::{MAX_INDEX_BYTES, NEW_VERSION};
 use crate::frames::{FrameError, Log};
+use crate::kept::Kept;
 use crate::layer::{self, Layer, file_name};
 use crate::model::PageState;
 use crate::runs::{self, Resolved};
-use crate::view::View;
+use crate::storage::StoredFile;
+use crate::view::{Origin, View};
 use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -37,7 +39,7 @@ impl SnapshotWriter {
             metadata::encode(&metadata).map_err(|what| WriteError::Invalid { what })?;
         let parent = self.parent.as_ref();
         let header = Header {
-            version: FORMAT_VERSION,
+            version: NEW_VERSION,
             store: self.store.id(),
             snapshot: self.id,
             parent: parent.map(|view| (view.id(), view.info().content_hash)),
@@ -46,6 +48,7 @@ impl SnapshotWriter {
             index_length: index_bytes.len() as u64,
             metadata_hash: *blake3::hash(&metadata_bytes).as_bytes(),
             index_hash: *blake3::hash(&index_bytes).as_bytes(),
+            stands_for: None,
         };
         let info = layer::info(&header, &metadata);
         let layer = Arc::new(Layer {
@@ -53,7 +56,7 @@ impl SnapshotWriter {
             store: self.store.id(),
             storage: Arc::clone(self.store.storage()),
             header,
-            index,
+            kept: Kept::all(index),
         });
         // Made before the file is published: what is wrong with it must keep it from existing.
         let view = View::over(
@@ -61,13 +64,14 @@ impl SnapshotWriter {
             Arc::clone(&layer),
             &top,
             info,
-            metadata.spaces,
-            metadata.attachments,
+            (metadata.spaces, metadata.attachments),
+            Origin::new(self.store.find(), None),
         )
         .map_err(incomplete)?;
         self.append(&metadata_bytes)?;
         self.append(&index_bytes)?;
-        self.publish(&layer.header)?;
+        let published = self.publish(&layer.header)?;
+        let view = view.set_held(published);
         tracing::debug!(
             snapshot = self.id.0,
             pages = view.info().pages.0,
@@ -137,17 +141,12 @@ impl SnapshotWriter {
     }
 
     fn metadata(&mut self, index: &Index) -> Metadata {
-        let count = |state: PageState| -> u64 {
-            let runs = index.runs.iter().filter(|run| run.state == state);
-            runs.map(|run| run.pages.count().0)
-                .fold(0, u64::saturating_add)
-        };
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         Metadata {
             created_unix_ns: now.map_or(0, |time| time.as_nanos() as u64),
-            data_pages: count(PageState::Data),
-            zero_pages: count(PageState::Zero),
-            file_pages: count(PageState::File),
+            data_pages: index.count(PageState::Data),
+            zero_pages: index.count(PageState::Zero),
+            file_pages: index.count(PageState::File),
             spaces: self.spaces.drain(..).map(|open| open.space).collect(),
             attachments: std::mem::take(&mut self.attachments),
         }
@@ -158,7 +157,7 @@ impl SnapshotWriter {
         result.map_err(|error| self.frame_failure(FrameError::Append(error)))
     }
 
-    fn publish(&mut self, header: &Header) -> Result<(), WriteError> {
+    fn publish(&mut self, header: &Header) -> Result<Box<dyn StoredFile>, WriteError> {
         let name = file_name(self.id);
         let result = match self.frames.take_file() {
             Some(mut file) => file

@@ -19,7 +19,7 @@ enum Step {
 }
 
 #[derive(Clone, Debug)]
-struct Version {
+pub struct Version {
     /// How far back the parent is; none makes it full.
     parent: Option<usize>,
     layout: Layout,
@@ -57,7 +57,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn version() -> impl Strategy<Value = Version> {
+pub fn version() -> impl Strategy<Value = Version> {
     let options = (
         1_usize..4,
         prop::sample::select(&[512_usize, 1024, 2048, 1 << 20][..]),
@@ -89,6 +89,30 @@ fn version() -> impl Strategy<Value = Version> {
                 leave_one_wrong,
             },
         )
+}
+
+/// Adds a version to those that are done, with whatever it has wrong put right.
+pub fn add(store: &Store, lock: &WriterLock, done: &mut Vec<(View, Model)>, version: &Version) {
+    let parent = version
+        .parent
+        .and_then(|back| done.len().checked_sub(1 + back));
+    let parent = parent.map(|at| &done[at]);
+    let options = version.options.clone();
+    let mut writer = store
+        .begin(lock, parent.map(|p| &p.0), options)
+        .expect("a writer");
+    let mut puts = Puts::default();
+    let layout = apply(version, &mut writer, &mut puts);
+    let parent = parent.map(|parent| &parent.1);
+    for wrong in Model::new(layout, parent, &puts).wrong() {
+        let (Wrong::Misfit(space, page) | Wrong::Missing(space, page)) = wrong;
+        puts[space].insert(page, Own::Is(Content::Unbacked));
+        writer
+            .put_state(space, span(page, 1), PageState::Unbacked)
+            .expect("put");
+    }
+    let model = Model::new(layout, parent, &puts);
+    done.push((writer.commit().expect("commit"), model));
 }
 
 /// Tells the writer and the model the same; gives the layout that holds in the end.
@@ -148,7 +172,7 @@ fn apply(version: &Version, writer: &mut SnapshotWriter, puts: &mut Puts) -> Lay
     layout
 }
 
-fn check_view(view: &View, model: &Model) {
+pub fn check_view(view: &View, model: &Model) {
     for (space, bytes) in SIZES.iter().enumerate() {
         let (length, model) = (*bytes as usize, model.contents(space));
         assert_eq!(contents(view, space).expect("read"), model);

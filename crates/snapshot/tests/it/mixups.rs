@@ -141,7 +141,7 @@ fn later_formats_are_named_and_not_misread() {
     }
     // A later format may have a header of another length.
     let mut later = vec![0; 300];
-    later[..16].copy_from_slice(b"\x89PTSNAP\n\x03\0\0\0\x2c\x01\0\0");
+    later[..16].copy_from_slice(b"\x89PTSNAP\n\x04\0\0\0\x2c\x01\0\0");
     let crc = crc32c::crc32c(&later[..296]);
     later[296..].copy_from_slice(&crc.to_le_bytes());
     later.extend_from_slice(&[1; 50]);

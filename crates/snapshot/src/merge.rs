@@ -1,0 +1,404 @@
+//! One file out of several that follow each other in a chain: what the last of them is, over the parent of the first. Most
+//! frames are copied as they are stored; of one that is mostly no longer needed the pages that are go into new frames.
+//!
+//! The file that comes out stands for the last of them: by its content hash children and others know it still.
+
+use crate::error::{PruneError, ReadError};
+use crate::format::header::Header;
+use crate::format::index::{Index, Run};
+use crate::format::metadata::{self, Metadata};
+use crate::format::{FormatError, REWRITTEN_VERSION};
+use crate::frame::{EncodedFrame, FrameDecoder, FrameEncoder};
+use crate::frames::{FrameError, Frames, Log, Put};
+use crate::kept::Kept;
+use crate::layer::{Layer, merging_name};
+use crate::model::{PageState, SnapshotId, Space};
+use crate::options::{DEFAULT_FRAME_BYTES, WriteOptions};
+use crate::resolve::{drop_unneeded, drop_unused, resolve};
+use crate::runs::{self, Entry, Resolved};
+use crate::storage::PartialFile;
+use crate::store::Store;
+use pagetide_pages::{PageCount, PageIndex, PageRange};
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::io::ErrorKind;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// A stored page of a file is known by the position of the file in these bits, and below by its number.
+const ORDINAL_BITS: u32 = 40;
+
+/// A file that was made, durable but for its name.
+pub struct Merged {
+    pub file: Box<dyn PartialFile>,
+    pub bytes: u64,
+}
+
+/// What the last of several files is, over the parent of the first.
+struct Sum {
+    /// The files that pages are taken from.
+    layers: Vec<Arc<Layer>>,
+    /// By space of the last one.
+    runs: Vec<Vec<Resolved>>,
+    parent: Header,
+    last: Header,
+    metadata: Metadata,
+}
+
+/// Makes one file of those of `ids`, each of which is the parent of the next.
+pub fn merge(store: &Store, ids: &[SnapshotId]) -> Result<Merged, PruneError> {
+    let sum = add_up(store, ids)?;
+    let name = merging_name(sum.last.snapshot);
+    let create = store.storage().create(&name);
+    let mut file = create.map_err(|error| failure(store, sum.last.snapshot, "create", error))?;
+    let mut header = Header {
+        version: REWRITTEN_VERSION,
+        parent: sum.parent.parent,
+        stands_for: Some(sum.last.content_hash()),
+        ..sum.last.clone()
+    };
+    let place = vec![0; header.length() as usize];
+    file.append(&place)
+        .map_err(|error| failure(store, sum.last.snapshot, "write", error))?;
+    let encoder = FrameEncoder::new(WriteOptions::default().level)
+        .map_err(|error| failure(store, sum.last.snapshot, "prepare to compress", error))?;
+    let mut writing = Writing {
+        store,
+        snapshot: sum.last.snapshot,
+        frames: Frames::new(file, encoder, None),
+        places: Vec::new(),
+        decoder: FrameDecoder::default(),
+    };
+    let needed = needed(sum.layers.len(), &sum.runs);
+    for (number, (layer, needed)) in sum.layers.iter().zip(&needed).enumerate() {
+        writing.take((number, layer), needed, &sum.metadata.spaces)?;
+    }
+    let log: &mut Log<'_> = &mut |_, entry| runs::log(&mut writing.places, entry);
+    let flushed = writing.frames.flush_all(log);
+    flushed.map_err(|error| writing.failed(error))?;
+    let index = writing.index(&sum);
+    finish(writing, &mut header, sum.metadata, &index)
+}
+
+/// Writes what comes after the frames, and the header.
+fn finish(
+    mut writing: Writing<'_>,
+    header: &mut Header,
+    metadata: Metadata,
+    index: &Index,
+) -> Result<Merged, PruneError> {
+    let snapshot = header.snapshot;
+    let store = writing.store;
+    let metadata = Metadata {
+        data_pages: index.count(PageState::Data),
+        zero_pages: index.count(PageState::Zero),
+        file_pages: index.count(PageState::File),
+        ..metadata
+    };
+    let metadata = metadata::encode(&metadata).map_err(|what| PruneError::Damaged {
+        snapshot,
+        source: FormatError::Damaged(what).at(snapshot, &merging_name(snapshot)),
+    })?;
+    let index = index.encode();
+    header.frames_length = writing.frames.length();
+    header.metadata_length = metadata.len() as u64;
+    header.index_length = index.len() as u64;
+    header.metadata_hash = *blake3::hash(&metadata).as_bytes();
+    header.index_hash = *blake3::hash(&index).as_bytes();
+    let appended = writing.frames.append(&metadata);
+    let appended = appended.and_then(|()| writing.frames.append(&index));
+    appended.map_err(|error| failure(store, snapshot, "write", error))?;
+    let Some(mut file) = writing.frames.take_file() else {
+        return Err(failure(
+            store,
+            snapshot,
+            "write",
+            ErrorKind::NotFound.into(),
+        ));
+    };
+    let written = file.rewrite(0, &header.encode());
+    let written = written.and_then(|()| file.sync());
+    written.map_err(|error| failure(store, snapshot, "write", error))?;
+    Ok(Merged {
+        file,
+        bytes: header.file_length(),
+    })
+}
+
+/// Lays the files over one another, without their pages.
+fn add_up(store: &Store, ids: &[SnapshotId]) -> Result<Sum, PruneError> {
+    let mut sum: Option<Sum> = None;
+    for &id in ids {
+        let file = store.file(id)?;
+        let metadata = file.metadata()?;
+        let index = file.index(&metadata.spaces)?;
+        let before = sum.take();
+        let (mut layers, below, parent) = match before {
+            None => (Vec::new(), None, file.header.clone()),
+            Some(sum) => (
+                sum.layers,
+                Some((sum.metadata.spaces, sum.runs)),
+                sum.parent,
+            ),
+        };
+        let own = layers.len();
+        let mut top = vec![Vec::new(); metadata.spaces.len()];
+        for run in &index.runs {
+            top[run.space as usize].push(Resolved {
+                pages: run.pages,
+                state: run.state,
+                layer: 0,
+                ordinal: run.ordinal,
+            });
+        }
+        layers.push(Arc::new(Layer {
+            id,
+            store: store.id(),
+            storage: Arc::clone(store.storage()),
+            header: file.header.clone(),
+            kept: Kept::all(index),
+        }));
+        let known = below.as_ref().map(|(spaces, runs)| by_space(spaces, runs));
+        let same = |space: &Space| {
+            let key = (space.name.as_str(), space.page_size.len());
+            known.as_ref()?.get(&key).copied()
+        };
+        let each = metadata.spaces.iter().zip(&top);
+        let mut resolved: Vec<_> = each
+            .map(|(space, top)| resolve(same(space), space, top, own))
+            .collect();
+        drop_unused(&mut layers, &mut resolved);
+        drop_unneeded(&mut layers, &resolved);
+        sum = Some(Sum {
+            layers,
+            runs: resolved,
+            parent,
+            last: file.header.clone(),
+            metadata,
+        });
+    }
+    sum.ok_or(PruneError::NothingKept)
+}
+
+/// The pages of spaces, by what makes them the same space.
+fn by_space<'s>(
+    spaces: &'s [Space],
+    runs: &'s [Vec<Resolved>],
+) -> HashMap<(&'s str, usize), &'s [Resolved]> {
+    let keys = spaces.iter().map(|s| (s.name.as_str(), s.page_size.len()));
+    keys.zip(runs.iter().map(Vec::as_slice)).collect()
+}
+
+/// The file that is being made.
+struct Writing<'a> {
+    store: &'a Store,
+    snapshot: SnapshotId,
+    frames: Frames,
+    /// For stored pages, as `key` knows them, their numbers in the new file.
+    places: Vec<Entry>,
+    decoder: FrameDecoder,
+}
+
+fn key(layer: usize, ordinal: u64) -> PageIndex {
+    PageIndex((layer as u64) << ORDINAL_BITS | ordinal)
+}
+
+impl Writing<'_> {
+    /// Takes over the pages of a file that are needed.
+    fn take(
+        &mut self,
+        (number, layer): (usize, &Layer),
+        needed: &[Range<u64>],
+        own_spaces: &[Space],
+    ) -> Result<(), PruneError> {
+        if needed.is_empty() {
+            return Ok(());
+        }
+        let file = self.store.file(layer.id)?;
+        let spaces = file.metadata()?.spaces;
+        // The hashes of pages that nobody needs are part of it, if they lie in a frame that is copied.
+        let index = file.index(&spaces)?;
+        let mut stored = Vec::new();
+        for frame in &index.frames {
+            let pages = frame.first_ordinal..frame.first_ordinal + u64::from(frame.page_count);
+            let live = within(needed, pages.clone());
+            let count: u64 = live.iter().map(|range| range.end - range.start).sum();
+            if count == 0 {
+                continue;
+            }
+            file.stored(frame, &mut stored)?;
+            if *blake3::hash(&stored).as_bytes() != frame.checksum {
+                let what = "the checksum of a frame does not match".to_owned();
+                return Err(file.at(FormatError::Damaged(what)).into());
+            }
+            let size = spaces[frame.space as usize].page_size;
+            // There is one, or nothing of this size would be needed.
+            let own = |space: &Space| space.page_size == size;
+            let space = own_spaces.iter().position(own).unwrap_or(0);
+            let put = |ordinal: u64| Put {
+                space,
+                page: key(number, ordinal),
+                sequence: key(number, ordinal).0,
+            };
+            let hash = |ordinal: u64| index.hashes[ordinal as usize];
+            let log: &mut Log<'_> = &mut |_, entry| runs::log(&mut self.places, entry);
+            let written = if 2 * count >= u64::from(frame.page_count) {
+                let encoded = EncodedFrame {
+                    bytes: Cow::Borrowed(&stored),
+                    encoding: frame.encoding,
+                    checksum: frame.checksum,
+                };
+                let all = pages.map(|ordinal| (put(ordinal), hash(ordinal)));
+                self.frames.write(size.len(), encoded, all, log)
+            } else {
+                let mut raw = vec![0; frame.page_count as usize * size.len()];
+                let decoded =
+                    self.decoder
+                        .decode(&stored, frame.encoding, &frame.checksum, &mut raw);
+                decoded.map_err(|error| file.at(error))?;
+                let room = (DEFAULT_FRAME_BYTES / size.len()).max(1);
+                live.into_iter().flatten().try_for_each(|ordinal| {
+                    let at = (ordinal - frame.first_ordinal) as usize * size.len();
+                    let bytes = &raw[at..at + size.len()];
+                    self.frames
+                        .wait(put(ordinal), hash(ordinal), bytes, room, log)
+                })
+            };
+            written.map_err(|error| self.failed(error))?;
+        }
+        Ok(())
+    }
+
+    /// The tables of the new file.
+    fn index(&mut self, sum: &Sum) -> Index {
+        self.places
+            .sort_unstable_by_key(|entry| entry.pages.start());
+        let (frames, mut hashes) = self.frames.take_tables();
+        let stored = hashes.len() as u64;
+        let mut placed = Vec::new();
+        for (space, records) in sum.runs.iter().enumerate() {
+            let mut own = Vec::with_capacity(records.len());
+            for run in records {
+                match run.state {
+                    PageState::Data => self.place(run, &mut own),
+                    PageState::File => {
+                        let kept = &sum.layers[run.layer as usize].kept;
+                        let ordinal = hashes.len() as u64;
+                        hashes.extend_from_slice(kept.hashes(run.ordinal, run.pages.count().0));
+                        let layer = 0;
+                        runs::push(
+                            &mut own,
+                            Resolved {
+                                layer,
+                                ordinal,
+                                ..*run
+                            },
+                        );
+                    }
+                    _ => runs::push(&mut own, *run),
+                }
+            }
+            placed.extend(own.into_iter().map(|run| Run {
+                space: space as u32,
+                state: run.state,
+                pages: run.pages,
+                ordinal: run.ordinal,
+            }));
+        }
+        Index {
+            runs: placed,
+            frames,
+            stored,
+            hashes,
+        }
+    }
+
+    /// Adds a run of stored pages with their new numbers.
+    fn place(&self, run: &Resolved, placed: &mut Vec<Resolved>) {
+        let from = key(run.layer as usize, run.ordinal);
+        let wanted = PageRange::with_count(from, run.pages.count());
+        let first = self
+            .places
+            .partition_point(|entry| entry.pages.end() <= wanted.start());
+        for entry in &self.places[first..] {
+            let Some(part) = entry.pages.intersection(wanted) else {
+                break;
+            };
+            let skipped = PageCount(part.start().0 - wanted.start().0);
+            let pages = PageRange::with_count(run.pages.start().plus(skipped), part.count());
+            let ordinal = entry.ordinal + (part.start().0 - entry.pages.start().0);
+            runs::push(
+                placed,
+                Resolved {
+                    pages,
+                    state: PageState::Data,
+                    layer: 0,
+                    ordinal,
+                },
+            );
+        }
+    }
+
+    fn failed(&self, error: FrameError) -> PruneError {
+        let (operation, error) = match error {
+            FrameError::Compress(error) => ("compress pages", error),
+            FrameError::Append(error) => ("write", error),
+        };
+        failure(self.store, self.snapshot, operation, error)
+    }
+}
+
+/// For each layer the numbers of its stored pages that are needed: ascending, joined.
+fn needed(layers: usize, runs: &[Vec<Resolved>]) -> Vec<Vec<Range<u64>>> {
+    let mut needed = vec![Vec::new(); layers];
+    let data = runs.iter().flatten();
+    for run in data.filter(|run| run.state == PageState::Data) {
+        needed[run.layer as usize].push(run.ordinal..run.ordinal + run.pages.count().0);
+    }
+    needed.into_iter().map(join).collect()
+}
+
+fn join(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    ranges.sort_unstable_by_key(|range| range.start);
+    let mut joined: Vec<Range<u64>> = Vec::new();
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => joined.push(range),
+        }
+    }
+    joined
+}
+
+/// The parts of ascending `ranges` in `pages`.
+fn within(ranges: &[Range<u64>], pages: Range<u64>) -> Vec<Range<u64>> {
+    let first = ranges.partition_point(|range| range.end <= pages.start);
+    let touching = ranges[first..]
+        .iter()
+        .take_while(|range| range.start < pages.end);
+    touching
+        .map(|range| range.start.max(pages.start)..range.end.min(pages.end))
+        .collect()
+}
+
+/// Why a file could not be made.
+pub fn failure(
+    store: &Store,
+    snapshot: SnapshotId,
+    what: &str,
+    source: std::io::Error,
+) -> PruneError {
+    let location = store.location();
+    match source.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => PruneError::Full {
+            location,
+            snapshot,
+            source,
+        },
+        _ => PruneError::Read(ReadError::Io {
+            location,
+            operation: format!("{what} {}", merging_name(snapshot)),
+            source,
+        }),
+    }
+}
