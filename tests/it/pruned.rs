@@ -165,7 +165,7 @@ fn a_prune_and_a_schedule_do_not_stand_in_each_others_way() {
     let words = store.checkpoint_words(target.pid(), &["--every", "20ms"]);
     let mut running = background(words);
     for round in 1..=5 {
-        while running.next_id() % 6 != 0 {
+        while !running.next_id().is_multiple_of(6) {
             target.ask(&format!("write {} 9 {round}", round * 11));
         }
         pagetide(["prune", &store.text(), "--keep-last", "3"]).done();
