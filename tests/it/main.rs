@@ -19,6 +19,7 @@ mod numa;
 mod output;
 mod packaging;
 mod pages;
+mod piped;
 mod postgres;
 mod privilege;
 mod probes;

@@ -203,6 +203,110 @@ fn a_store_that_fills_and_is_freed_costs_a_command_nothing() {
     store.assert_sound();
 }
 
+/// A store to be on a file system that is full already, and the file that fills it.
+fn full_disk(store: &TestStore) -> (Mounted, PathBuf, PathBuf) {
+    let disk = store.scratch().join("disk");
+    let mounted = Mounted::on(&disk, "size=16m,mode=700");
+    let ballast = disk.join("ballast");
+    fill(&ballast);
+    (mounted, disk.join("store"), ballast)
+}
+
+fn first_after_room(running: &Running, ballast: &Path) {
+    until("that the disk is full", || {
+        running.errors().contains("no snapshot for now: ")
+    });
+    assert!(
+        running.errors().contains("o space left"),
+        "{}",
+        running.errors()
+    );
+    fs::remove_file(ballast).expect("free the space");
+    assert_eq!(number(&running.line_after(0), "id"), 1);
+}
+
+#[test]
+fn a_disk_that_is_full_from_the_start_is_waited_for() {
+    if !is_root("full disk from the start, schedule") {
+        return;
+    }
+    let target = Target::start("bad_states", ["plain"]);
+    let scratch = TestStore::new();
+    let (_mounted, store, ballast) = full_disk(&scratch);
+    let lines = scratch.scratch().join("lines");
+    let errors = scratch.scratch().join("errors");
+    let words = ["checkpoint", &target.pid_text(), "--store"];
+    let more = ["--every", "20ms", "--json"];
+    let words: Vec<String> = words
+        .into_iter()
+        .chain([store.to_str().expect("plain")])
+        .chain(more)
+        .map(str::to_owned)
+        .collect();
+    let mut running = Running::start(&words, &lines, &errors);
+    first_after_room(&running, &ballast);
+    running.signal(Signal::TERM);
+    running.ends_with(143);
+    // One that is to be taken once fails at once.
+    let other = Target::start("bad_states", ["plain"]);
+    let scratch = TestStore::new();
+    let (_mounted, store, _ballast) = full_disk(&scratch);
+    let words = ["checkpoint", &other.pid_text(), "--store"];
+    pagetide(words.into_iter().chain([store.to_str().expect("plain")])).exits_with(1);
+}
+
+#[test]
+fn a_command_runs_though_the_disk_is_full_from_the_start() {
+    if !is_root("full disk from the start, run") {
+        return;
+    }
+    let scratch = TestStore::new();
+    let (_mounted, store, ballast) = full_disk(&scratch);
+    let (lines, errors) = (
+        scratch.scratch().join("lines"),
+        scratch.scratch().join("errors"),
+    );
+    let (report, stop) = (
+        scratch.scratch().join("report"),
+        scratch.scratch().join("stop"),
+    );
+    File::create(&report).expect("make a file");
+    let script = format!(
+        "while [ ! -e {} ]; do sleep 0.05; done; exit 7",
+        stop.display()
+    );
+    let words = ["run", "--every", "20ms", "--json", "--report"].map(str::to_owned);
+    let paths = [
+        report.display().to_string(),
+        "--store".to_owned(),
+        store.display().to_string(),
+    ];
+    let command = ["--", "sh", "-c", &script].map(str::to_owned);
+    let words: Vec<String> = words.into_iter().chain(paths).chain(command).collect();
+    let mut running = Running::start(&words, &lines, &errors);
+    running.lines.clone_from(&report);
+    first_after_room(&running, &ballast);
+    File::create(&stop).expect("make a file");
+    running.ends_with(7);
+    // The same when there never is room.
+    let scratch = TestStore::new();
+    let (_mounted, store, _ballast) = full_disk(&scratch);
+    let text = store.display().to_string();
+    let words = [
+        "run",
+        "--every",
+        "20ms",
+        "--store",
+        &text,
+        "--",
+        "sh",
+        "-c",
+        "sleep 1; exit 9",
+    ];
+    let outcome = pagetide(words).exits_with(9);
+    assert!(outcome.stderr.contains("o space left"), "{outcome:#?}");
+}
+
 #[test]
 fn most_failures_end_a_schedule_and_no_command() {
     if !is_root("full disk, failures") {

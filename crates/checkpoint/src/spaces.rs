@@ -3,8 +3,10 @@
 
 use crate::arena::Arena;
 use crate::capture::SIZE;
+use crate::options::Progress;
 use pagetide_snapshot::{Region, SnapshotWriter, Space, WriteError};
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// So many pieces are stored between two signs of progress.
 const PIECES_AT_ONCE: usize = 256;
@@ -14,9 +16,52 @@ const PIECES_AT_ONCE: usize = 256;
 pub(crate) struct Spaces {
     spaces: Vec<Space>,
     numbers: HashMap<String, usize>,
+    pub stored: Amount,
+}
+
+/// How many bytes of pages were stored of one snapshot, of about how many: those that are copied while the processes run
+/// count, too.
+#[derive(Default)]
+pub(crate) struct Amount {
+    progress: Option<Progress>,
+    done: AtomicU64,
+    total: AtomicU64,
+}
+
+impl Amount {
+    /// So many bytes are still to come. Only of the last ones is it known that they are: `is_last`.
+    pub fn expect(&self, bytes: u64, is_last: bool) {
+        let rest = bytes + u64::from(!is_last);
+        let total = self.done.load(Ordering::Relaxed) + rest;
+        self.total.fetch_max(total, Ordering::Relaxed);
+        if is_last {
+            self.total.store(total, Ordering::Relaxed);
+        }
+    }
+
+    /// So many more were stored.
+    pub fn add(&self, bytes: u64) {
+        let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let total = self.total.load(Ordering::Relaxed);
+        if let Some(progress) = &self.progress {
+            (progress.0)(done, total.max(done));
+        }
+    }
 }
 
 impl Spaces {
+    /// None yet; whoever is told how much was stored.
+    pub fn told(progress: Option<Progress>) -> Spaces {
+        let stored = Amount {
+            progress,
+            ..Amount::default()
+        };
+        Spaces {
+            stored,
+            ..Spaces::default()
+        }
+    }
+
     /// The number of the space of this name; a new one if there is none.
     pub fn number(&mut self, name: &str) -> usize {
         if let Some(known) = self.numbers.get(name) {
@@ -56,6 +101,8 @@ impl Spaces {
             // Processes may stand still meanwhile; whoever watches sees that it goes on.
             for some in pieces.chunks(PIECES_AT_ONCE) {
                 writer.put_pages(space, some)?;
+                self.stored
+                    .add(some.iter().map(|(_, bytes)| bytes.len() as u64).sum());
                 pagetide_kernel::progress::step();
             }
         }

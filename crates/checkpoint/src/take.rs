@@ -187,7 +187,7 @@ impl Take<'_> {
         // What fork(2) left the same in parent and child is stored once.
         options.deduplicate |= self.options.tree;
         let mut writing = Writing {
-            spaces: Spaces::default(),
+            spaces: Spaces::told(self.options.progress.clone()),
             writer: self.store.begin(self.lock, parent, options)?,
         };
         for member in self.members.list() {

@@ -111,6 +111,16 @@ pub fn is_refused(error: &anyhow::Error) -> bool {
     error.chain().map(unwrapped).any(is_refusal)
 }
 
+/// True if there is no room on a disk: that passes.
+pub fn is_full(error: &anyhow::Error) -> bool {
+    let full = [ErrorKind::StorageFull, ErrorKind::QuotaExceeded];
+    let is_full = |cause: Cause<'_>| {
+        let kind = cause.downcast_ref().map(std::io::Error::kind);
+        kind.is_some_and(|kind| full.contains(&kind))
+    };
+    error.chain().map(unwrapped).any(is_full)
+}
+
 /// The error and its causes on one line. A message that ends in its own cause's message says it once.
 pub fn message(error: &anyhow::Error) -> String {
     let mut message = String::new();

@@ -1,6 +1,7 @@
 //! Data to stdout: JSON for machines, tables for people. Progress to stderr, on a terminal only.
 
 use crate::shown;
+use anyhow::Context;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 use serde_json::ser::Formatter;
@@ -99,9 +100,8 @@ pub(crate) use note;
 
 fn write(bytes: &[u8]) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
-    stdout.write_all(bytes)?;
-    stdout.flush()?;
-    Ok(())
+    let written = stdout.write_all(bytes).and_then(|()| stdout.flush());
+    written.context("cannot write to standard output")
 }
 
 /// Lines for people. What is in a line, or in a cell of a table, cannot become another line, whoever chose it.

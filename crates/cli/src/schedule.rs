@@ -96,6 +96,11 @@ impl Schedule {
         Ok(())
     }
 
+    /// What had to be there first is there: the snapshot that is due is due now.
+    pub fn at_once(&mut self) {
+        self.next = Instant::now();
+    }
+
     /// True if the snapshot now due is the last one.
     pub fn is_last(&self) -> bool {
         self.count == Some(self.taken + 1)

@@ -296,6 +296,19 @@ pub struct Layer {
     pub kept: Kept,
 }
 
+impl Layer {
+    /// All of a file.
+    pub fn new(store: StoreId, storage: &Arc<dyn Storage>, header: &Header, index: Index) -> Layer {
+        Layer {
+            id: header.snapshot,
+            store,
+            storage: Arc::clone(storage),
+            header: header.clone(),
+            kept: Kept::all(index),
+        }
+    }
+}
+
 /// Reads frames of layers. Keeps the last file open, and the buffer for stored bytes.
 #[derive(Default)]
 pub struct FrameReader {

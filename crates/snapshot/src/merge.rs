@@ -10,17 +10,15 @@ use crate::format::metadata::{self, Metadata};
 use crate::format::{FormatError, REWRITTEN_VERSION};
 use crate::frame::{EncodedFrame, FrameDecoder, FrameEncoder};
 use crate::frames::{FrameError, Frames, Log, Put};
-use crate::kept::Kept;
 use crate::layer::{Layer, merging_name};
 use crate::model::{PageState, SnapshotId, Space};
 use crate::options::{DEFAULT_FRAME_BYTES, WriteOptions};
-use crate::resolve::{drop_unneeded, drop_unused, resolve};
+use crate::resolve::{Walk, by_space};
 use crate::runs::{self, Entry, Resolved};
 use crate::storage::PartialFile;
 use crate::store::Store;
 use pagetide_pages::{PageCount, PageIndex, PageRange};
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::ops::Range;
 use std::sync::Arc;
@@ -127,66 +125,29 @@ fn finish(
 
 /// Lays the files over one another, without their pages.
 fn add_up(store: &Store, ids: &[SnapshotId]) -> Result<Sum, PruneError> {
-    let mut sum: Option<Sum> = None;
+    let mut walk = Walk::default();
+    let (mut parent, mut last) = (None, None);
     for &id in ids {
         let file = store.file(id)?;
         let metadata = file.metadata()?;
         let index = file.index(&metadata.spaces)?;
-        let before = sum.take();
-        let (mut layers, below, parent) = match before {
-            None => (Vec::new(), None, file.header.clone()),
-            Some(sum) => (
-                sum.layers,
-                Some((sum.metadata.spaces, sum.runs)),
-                sum.parent,
-            ),
-        };
-        let own = layers.len();
-        let mut top = vec![Vec::new(); metadata.spaces.len()];
-        for run in &index.runs {
-            top[run.space as usize].push(Resolved {
-                pages: run.pages,
-                state: run.state,
-                layer: 0,
-                ordinal: run.ordinal,
-            });
-        }
-        layers.push(Arc::new(Layer {
-            id,
-            store: store.id(),
-            storage: Arc::clone(store.storage()),
-            header: file.header.clone(),
-            kept: Kept::all(index),
-        }));
-        let known = below.as_ref().map(|(spaces, runs)| by_space(spaces, runs));
-        let same = |space: &Space| {
-            let key = (space.name.as_str(), space.page_size.len());
-            known.as_ref()?.get(&key).copied()
-        };
-        let each = metadata.spaces.iter().zip(&top);
-        let mut resolved: Vec<_> = each
-            .map(|(space, top)| resolve(same(space), space, top, own))
-            .collect();
-        drop_unused(&mut layers, &mut resolved);
-        drop_unneeded(&mut layers, &resolved);
-        sum = Some(Sum {
-            layers,
-            runs: resolved,
-            parent,
-            last: file.header.clone(),
-            metadata,
-        });
+        let top = by_space(&index.runs, metadata.spaces.len());
+        let layer = Layer::new(store.id(), store.storage(), &file.header, index);
+        walk.step(metadata.spaces.clone(), &top, Arc::new(layer));
+        parent.get_or_insert_with(|| file.header.clone());
+        last = Some((file.header, metadata));
     }
-    sum.ok_or(PruneError::NothingKept)
-}
-
-/// The pages of spaces, by what makes them the same space.
-fn by_space<'s>(
-    spaces: &'s [Space],
-    runs: &'s [Vec<Resolved>],
-) -> HashMap<(&'s str, usize), &'s [Resolved]> {
-    let keys = spaces.iter().map(|s| (s.name.as_str(), s.page_size.len()));
-    keys.zip(runs.iter().map(Vec::as_slice)).collect()
+    let (Some(parent), Some((last, metadata))) = (parent, last) else {
+        return Err(PruneError::NothingKept);
+    };
+    walk.tidy();
+    Ok(Sum {
+        layers: walk.layers,
+        runs: walk.runs,
+        parent,
+        last,
+        metadata,
+    })
 }
 
 /// The file that is being made.

@@ -5,13 +5,13 @@ use crate::changed;
 use crate::error::{LockError, OpenError, ReadError, WriteError};
 use crate::format::FormatError;
 use crate::format::descriptor::{self, DESCRIPTOR_BYTES, DescriptorError, STORE_VERSION};
+use crate::format::index::Index;
 use crate::format::metadata::Metadata;
 use crate::format::preamble::MAX_HEADER_BYTES;
-use crate::kept::Kept;
 use crate::layer::{self, Layer, SnapshotFile, io_error};
-use crate::model::{Attachment, PageState, SnapshotId, SnapshotInfo, StoreId};
+use crate::model::{Attachment, PageState, SnapshotId, SnapshotInfo, Space, StoreId};
 use crate::options::WriteOptions;
-use crate::runs::Resolved;
+use crate::resolve::{Walk, by_space};
 use crate::storage::{
     Access, DirectoryStorage, LockFailure, Right, Storage, StorageLock, Untrusted,
 };
@@ -296,12 +296,42 @@ impl Store {
             ids.push(parent);
             child = (parent, file.header.parent);
         }
-        let mut view = None;
+        let mut walk = Walk::default();
         for &id in ids[1..].iter().rev() {
-            view = Some(self.view_over(view.as_ref(), &self.file(id)?)?);
+            let file = self.file(id)?;
+            let (metadata, index) = self.parts(&file)?;
+            self.pass_by(&mut walk, &file, metadata.spaces, index);
         }
-        let view = self.view_over(view.as_ref(), &newest)?;
-        Ok(view.set_held(newest.hold()?))
+        let (metadata, index) = self.parts(&newest)?;
+        let info = newest.info(&metadata);
+        self.pass_by(&mut walk, &newest, metadata.spaces, index);
+        ids.reverse();
+        let origin = Origin::new(self.find(), Some(newest.hold()?));
+        View::at_end(self.id, walk, ids, info, metadata.attachments, origin)
+    }
+
+    fn pass_by(&self, walk: &mut Walk, file: &SnapshotFile, spaces: Vec<Space>, index: Index) {
+        let top = by_space(&index.runs, spaces.len());
+        let layer = Layer::new(self.id, &self.storage, &file.header, index);
+        walk.step(spaces, &top, Arc::new(layer));
+    }
+
+    /// What a file says of itself.
+    fn parts(&self, file: &SnapshotFile) -> Result<(Metadata, Index), ReadError> {
+        let metadata = file.metadata()?;
+        let index = file.index(&metadata.spaces)?;
+        let states = [PageState::Data, PageState::Zero, PageState::File];
+        let counted = states.map(|state| index.count(state));
+        let said = [
+            metadata.data_pages,
+            metadata.zero_pages,
+            metadata.file_pages,
+        ];
+        if counted != said {
+            let what = "its counters do not match its index".to_owned();
+            return Err(file.at(FormatError::Damaged(what)));
+        }
+        Ok((metadata, index))
     }
 
     /// As long as what is returned is there, no file of the store is taken away.
@@ -441,36 +471,15 @@ impl Store {
         parent: Option<&View>,
         file: &SnapshotFile,
     ) -> Result<View, ReadError> {
-        let metadata = file.metadata()?;
+        let (metadata, index) = self.parts(file)?;
         let info = file.info(&metadata);
         let Metadata {
             spaces,
             attachments,
             ..
         } = metadata;
-        let index = file.index(&spaces)?;
-        let mut top = vec![Vec::new(); spaces.len()];
-        for run in &index.runs {
-            top[run.space as usize].push(Resolved {
-                pages: run.pages,
-                state: run.state,
-                layer: 0,
-                ordinal: run.ordinal,
-            });
-        }
-        let states = [PageState::Data, PageState::Zero, PageState::File];
-        let counted = states.map(|state| index.count(state));
-        if counted != [info.pages.0, info.zero_pages.0, info.file_pages.0] {
-            let what = "its counters do not match its index".to_owned();
-            return Err(file.at(FormatError::Damaged(what)));
-        }
-        let layer = Arc::new(Layer {
-            id: file.id,
-            store: self.id,
-            storage: Arc::clone(&self.storage),
-            header: file.header.clone(),
-            kept: Kept::all(index),
-        });
+        let top = by_space(&index.runs, spaces.len());
+        let layer = Arc::new(Layer::new(self.id, &self.storage, &file.header, index));
         let origin = Origin::new(self.find(), None);
         View::over(parent, layer, &top, info, (spaces, attachments), origin)
     }

@@ -11,7 +11,7 @@ use crate::format::metadata::captured;
 use crate::layer::Layer;
 use crate::model::{Attachment, PageHash, PageState, SnapshotId, SnapshotInfo, Space, StoreId};
 use crate::read::FrameCache;
-use crate::resolve::{drop_unneeded, drop_unused, resolve};
+use crate::resolve::{Walk, drop_unneeded, drop_unused, resolve};
 use crate::runs::{self, Resolved};
 use crate::storage::StoredFile;
 use pagetide_pages::{PageIndex, PageRange, PageSize};
@@ -218,11 +218,40 @@ impl View {
         chain.push(info.id);
         let (store, own) = (layer.store, layers.len());
         layers.push(layer);
-        let mut resolved = Vec::with_capacity(spaces.len());
-        for (space, top) in spaces.iter().zip(top) {
+        let each = spaces.iter().zip(top).map(|(space, top)| {
             let base = parent.and_then(|parent| parent.runs_of(space));
-            let runs = resolve(base, space, top, own);
-            if let Some(gap) = runs::first_gap(&runs, captured(space)) {
+            resolve(base, space, top, own)
+        });
+        let mut resolved: Vec<_> = each.collect();
+        drop_unused(&mut layers, &mut resolved);
+        drop_unneeded(&mut layers, &resolved);
+        let parts = (layers, resolved, chain);
+        View::of(store, parts, info, (spaces, attachments), origin)
+    }
+
+    /// The view at the end of a walk along `chain`, oldest first.
+    pub(crate) fn at_end(
+        store: StoreId,
+        mut walk: Walk,
+        chain: Vec<SnapshotId>,
+        info: SnapshotInfo,
+        attachments: Vec<Attachment>,
+        origin: Origin,
+    ) -> Result<View, ReadError> {
+        walk.tidy();
+        let parts = (walk.layers, walk.runs, chain);
+        View::of(store, parts, info, (walk.spaces, attachments), origin)
+    }
+
+    fn of(
+        store: StoreId,
+        (layers, resolved, chain): (Vec<Arc<Layer>>, Vec<Vec<Resolved>>, Vec<SnapshotId>),
+        info: SnapshotInfo,
+        (spaces, attachments): (Vec<Space>, Vec<Attachment>),
+        origin: Origin,
+    ) -> Result<View, ReadError> {
+        for (space, runs) in spaces.iter().zip(&resolved) {
+            if let Some(gap) = runs::first_gap(runs, captured(space)) {
                 return Err(ReadError::MissingPages {
                     snapshot: info.id,
                     space: space.name.clone(),
@@ -230,10 +259,7 @@ impl View {
                     length: space.page_size.bytes_of(gap.count()),
                 });
             }
-            resolved.push(runs);
         }
-        drop_unused(&mut layers, &mut resolved);
-        drop_unneeded(&mut layers, &resolved);
         let names = spaces.iter().map(|space| space.name.clone());
         let mut zero_hashes = ZeroHashes::default();
         let inner = Inner {

@@ -238,7 +238,7 @@ fn open_unchanged(
         return Err(refused(bytes, reason));
     }
     if region.sharing == Sharing::Private && modified != modified_ns {
-        return Err(refused(bytes, "was modified since".to_owned()));
+        return Err(refused(bytes, MODIFIED.to_owned()));
     }
     Ok(file)
 }
@@ -292,6 +292,10 @@ fn sized(file: OwnedFd, size_bytes: u64, path: &Path) -> Result<OwnedFd, Restore
     })?;
     Ok(file)
 }
+
+/// Of its pages the snapshot has only hashes, and the file is not read as a whole to compare them.
+const MODIFIED: &str = "was modified since: put the old file back, with its date (cp -p), or restore a snapshot that was \
+                        taken with --store-files";
 
 fn refused(path: &[u8], reason: String) -> RestoreError {
     RestoreError::File {

@@ -72,6 +72,7 @@ pub(crate) fn precopy(
     for round in 0..rounds {
         check_cancelled(options)?;
         let everything = round == 0 && parent.is_none();
+        sink.spaces.stored.expect(SIZE.bytes_of(expected), false);
         let written = copy_round(member, &layout, everything, sink, harvests, &mut precopied)?;
         expected = written;
         precopied.is_doubtful |= rings::has_ring(member.pid()) || writers::is_call_under_way();

@@ -23,15 +23,12 @@ pub(crate) fn pages(context: &mut Context<'_>) -> Result<(), TakeError> {
         pieces.iter().map(|(_, bytes)| bytes.len() as u64).sum()
     };
     let total: u64 = all.iter().map(|(_, pieces)| length(pieces)).sum();
-    let mut done = 0;
+    spaces.stored.expect(total, true);
     for (space, pieces) in &all {
         for batch in pieces.chunks(PIECES_AT_ONCE) {
             check_cancelled(context.options)?;
             writer.put_pages(*space, batch)?;
-            done += length(batch);
-            if let Some(progress) = &context.options.progress {
-                (progress.0)(done, total);
-            }
+            spaces.stored.add(length(batch));
         }
     }
     Ok(())

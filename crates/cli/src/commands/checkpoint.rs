@@ -16,7 +16,7 @@ use pagetide::{
     Checkpointer, Leave, Mode, Options, Progress, Report, Request, Residence, TakeError,
 };
 use pagetide_process::{Blocker, Examined, ProcessIdentity};
-use pagetide_snapshot::{DirectoryStorage, OpenError, Storage, Store};
+use pagetide_snapshot::{DirectoryStorage, LockError, OpenError, Storage, Store};
 use pagetide_tracker::Backend;
 use std::io::IsTerminal;
 use std::os::unix::process::ExitStatusExt;
@@ -35,15 +35,52 @@ pub fn run(arguments: &Checkpoint) -> anyhow::Result<ExitCode> {
     super::check_free(arguments.pid)?;
     // The process is looked at first: a pid that cannot be handled leaves no store behind.
     let examined = pagetide_process::examine(arguments.pid)?;
-    let place = Place::open_or_create(taking)?;
-    let taken = take_all(arguments, &place.store, &examined, &signals);
+    let mut schedule = Schedule::new(arguments.every, arguments.count, arguments.max_failures);
+    let Some(place) = open_with_patience(arguments, &examined, &mut schedule, &signals)? else {
+        return ended_without_store(arguments.pid, &signals);
+    };
+    let taken = take_all(arguments, &place.store, &examined, &mut schedule, &signals);
     place.unless_refused(taken)
+}
+
+/// The store, made if it is not there. A schedule waits for room for it; none if it ended meanwhile.
+fn open_with_patience(
+    arguments: &Checkpoint,
+    examined: &Examined,
+    schedule: &mut Schedule,
+    signals: &Signals,
+) -> anyhow::Result<Option<Place>> {
+    let lives = || examined.identity.is_alive_and_same();
+    loop {
+        match Place::writable(&arguments.taking) {
+            Err(error) if schedule.repeats() && failure::is_full(&error) => {
+                schedule.put_off(error)?;
+            }
+            other => {
+                schedule.at_once();
+                return other.map(Some);
+            }
+        }
+        if !schedule.wait(signals, lives) {
+            return Ok(None);
+        }
+    }
+}
+
+fn ended_without_store(pid: i32, signals: &Signals) -> anyhow::Result<ExitCode> {
+    if let Some(status) = signals.exit_status() {
+        let given_up = false;
+        return Err(Signalled { status, given_up }.into());
+    }
+    output::note!("pagetide: process {pid} has ended, before there was room for a store");
+    Ok(ExitCode::from(ENDED))
 }
 
 fn take_all(
     arguments: &Checkpoint,
     store: &Store,
     examined: &Examined,
+    schedule: &mut Schedule,
     signals: &Signals,
 ) -> anyhow::Result<ExitCode> {
     let taking = &arguments.taking;
@@ -54,12 +91,11 @@ fn take_all(
     if !taking.add && !checkpointer.has_snapshot() {
         owner::check(store, Some(examined))?;
     }
-    let mut printer = Printer::new(taking.json, Sink::stdout()?, arguments.pid, store);
-    let mut schedule = Schedule::new(arguments.every, arguments.count, arguments.max_failures);
+    let mut printer = Printer::new(taking.json, Sink::stdout()?, arguments.pid, &taking.store);
     let outcome = follow_schedule(
         arguments,
         &mut checkpointer,
-        &mut schedule,
+        schedule,
         &mut printer,
         signals,
     );
@@ -72,7 +108,7 @@ fn take_all(
             let given_up = false;
             Err(Signalled { status, given_up }.into())
         }
-        None => Ok(say_end(&checkpointer, &schedule)),
+        None => Ok(say_end(&checkpointer, schedule)),
     }
 }
 
@@ -172,24 +208,26 @@ pub fn run_command(arguments: &Run) -> anyhow::Result<ExitCode> {
         None => Sink::stderr()?,
         Some(path) => Sink::file(path).with_context(|| format!("open {}", path.display()))?,
     };
-    let place = Place::open_or_create(taking)?;
-    // Whoever has it now would have it when the command runs.
-    place.store.lock()?;
-    if !taking.add {
-        owner::check(&place.store, None)?;
-    }
+    let mut place = match for_command(taking) {
+        // The command runs all the same, and there may be room later.
+        Err(error) if failure::is_full(&error) => None,
+        other => Some(other?),
+    };
     let (program, words) = arguments
         .command
         .split_first()
         .ok_or_else(|| Wrong::Usage("no command to run".to_owned()))?;
     let started = Command::new(program).args(words).spawn();
-    if started.is_err() && place.is_new {
+    if let Some(place) = place
+        .as_ref()
+        .filter(|place| started.is_err() && place.is_new)
+    {
         place.remove_if_empty();
     }
     let mut child = started.with_context(|| format!("start {}", program.display()))?;
     let signals = Signals::catch()?;
     watch::start(taking.stop_timeout.unwrap_or(STOP_TIMEOUT), &signals, false)?;
-    follow(arguments, &place.store, &signals, &mut child, sink);
+    follow(arguments, &mut place, &signals, &mut child, sink);
     let status = end(&mut child, &signals)?;
     let code = status
         .code()
@@ -197,23 +235,41 @@ pub fn run_command(arguments: &Run) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
 }
 
+/// A store that a command can be run under.
+fn for_command(taking: &Taking) -> anyhow::Result<Place> {
+    let place = Place::open_or_create(taking)?;
+    // Whoever has it now would have it when the command runs.
+    place.store.lock()?;
+    if !taking.add {
+        owner::check(&place.store, None)?;
+    }
+    Ok(place)
+}
+
 /// Snapshots of the command until it ends. Whatever fails, the command goes on.
-fn follow(arguments: &Run, store: &Store, signals: &Signals, child: &mut Child, sink: Sink) {
+fn follow(
+    arguments: &Run,
+    place: &mut Option<Place>,
+    signals: &Signals,
+    child: &mut Child,
+    sink: Sink,
+) {
     let pid = child.id().cast_signed();
-    let options = options(&arguments.taking, true, signals);
-    let mut printer = Printer::new(arguments.taking.json, sink, pid, store);
+    let taking = &arguments.taking;
+    let options = options(taking, true, signals);
+    let mut printer = Printer::new(taking.json, sink, pid, &taking.store);
     let mut checkpointer: Option<Checkpointer> = None;
     let mut schedule = Schedule::new(Some(arguments.every), None, arguments.max_failures);
     let mut keeping = Keeping::new(arguments.taking.keep_last);
     while schedule.wait(signals, || matches!(child.try_wait(), Ok(None))) {
         let taken = match checkpointer.as_mut() {
             Some(checkpointer) => checkpointer.take(Request::default()).map_err(Into::into),
-            None => match Checkpointer::attach(pid, store.clone(), options.clone()) {
+            None => match attach_to(pid, taking, place, &options) {
                 Ok(attached) => checkpointer
                     .insert(attached)
                     .take(Request::default())
                     .map_err(Into::into),
-                Err(error) => Err(anyhow::Error::new(error)),
+                Err(error) => Err(error),
             },
         };
         match taken {
@@ -243,9 +299,24 @@ fn follow(arguments: &Run, store: &Store, signals: &Signals, child: &mut Child, 
     if schedule.taken == 0 && !signals.came() && has_ended(child, pid) {
         output::note!(
             "pagetide: the command ended before its first snapshot was taken: there is none in {}",
-            store.location()
+            taking.store.display()
         );
     }
+}
+
+/// Makes ready to take snapshots of the command, and the store if there was no room for it before.
+fn attach_to(
+    pid: i32,
+    taking: &Taking,
+    place: &mut Option<Place>,
+    options: &Options,
+) -> anyhow::Result<Checkpointer> {
+    let place = match place {
+        Some(place) => place,
+        none => none.insert(for_command(taking)?),
+    };
+    let attached = Checkpointer::attach(pid, place.store.clone(), options.clone());
+    Ok(attached?)
 }
 
 fn has_ended(child: &mut Child, pid: i32) -> bool {
@@ -301,6 +372,16 @@ impl Place {
             storage,
             is_new,
         })
+    }
+
+    /// The same, where there is room for what a writer leaves there.
+    fn writable(taking: &Taking) -> anyhow::Result<Place> {
+        let place = Place::open_or_create(taking)?;
+        match place.store.lock() {
+            Err(error @ LockError::Io { .. }) => Err(error.into()),
+            // Whatever else is wrong with it is told by whoever needs it.
+            _ => Ok(place),
+        }
     }
 
     /// What came of it. If that was refused, the store that was made for it and holds nothing goes away again.

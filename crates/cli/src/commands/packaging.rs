@@ -44,7 +44,16 @@ pub fn man(options: &Man) -> anyhow::Result<()> {
 
 /// The program, then a section for each command.
 fn one_page() -> anyhow::Result<()> {
-    let mut command = Arguments::documented();
+    output::script(&all_as_one()?)
+}
+
+/// The commands as manual pages have them: `help` has none.
+fn of_pages() -> clap::Command {
+    Arguments::documented().disable_help_subcommand(true)
+}
+
+fn all_as_one() -> std::io::Result<Vec<u8>> {
+    let mut command = of_pages();
     command.build();
     let mut page = Vec::new();
     clap_mangen::Man::new(command.clone()).render(&mut page)?;
@@ -53,13 +62,13 @@ fn one_page() -> anyhow::Result<()> {
         man.render_synopsis_section(&mut page)?;
         man.render_options_section(&mut page)?;
     }
-    output::script(&page)
+    Ok(page)
 }
 
 /// `pagetide.1`, and `pagetide-COMMAND.1` for each command.
 fn pages_into(directory: &Path) -> anyhow::Result<()> {
     std::fs::create_dir_all(directory)
-        .and_then(|()| clap_mangen::generate_to(Arguments::documented(), directory))
+        .and_then(|()| clap_mangen::generate_to(of_pages(), directory))
         .with_context(|| format!("write manual pages to {}", directory.display()))
 }
 
@@ -67,6 +76,29 @@ fn pages_into(directory: &Path) -> anyhow::Result<()> {
 mod tests {
     use super::*;
     use clap_complete::Shell;
+
+    /// Prevents a page that names one that does not exist.
+    #[test]
+    fn each_page_that_is_named_exists() {
+        let directory = tempfile::tempdir().expect("a directory");
+        pages_into(directory.path()).expect("written");
+        let mut pages: Vec<String> = std::fs::read_dir(directory.path())
+            .expect("a directory")
+            .map(|entry| entry.expect("an entry").path())
+            .map(|path| std::fs::read_to_string(path).expect("a page"))
+            .collect();
+        let count = pages.len();
+        pages.push(String::from_utf8(all_as_one().expect("a page")).expect("text"));
+        let mut named = 0;
+        for page in &pages {
+            for line in page.lines().filter_map(|line| line.strip_suffix("(1)")) {
+                let file = line.replace("\\-", "-") + ".1";
+                assert!(directory.path().join(&file).exists(), "{file}");
+                named += 1;
+            }
+        }
+        assert_eq!(named, 2 * (count - 1), "each command, in both forms");
+    }
 
     #[test]
     fn no_completion_shows_what_is_hidden() {

@@ -7,8 +7,9 @@ use crate::output;
 use crate::sink::Sink;
 use pagetide::{Leave, NotCaptured, NotTracked, Poisoned, Report};
 use pagetide_process::Blocker;
-use pagetide_snapshot::{SnapshotKind, Store};
+use pagetide_snapshot::SnapshotKind;
 use serde::Serialize;
+use std::path::Path;
 
 /// One snapshot for machines: these names are a contract.
 #[derive(Serialize)]
@@ -101,13 +102,13 @@ pub struct Printer {
 }
 
 impl Printer {
-    /// JSON or a table, to `sink`, of snapshots of process `pid`.
-    pub fn new(json: bool, sink: Sink, pid: i32, store: &Store) -> Printer {
+    /// JSON or a table, to `sink`, of snapshots of process `pid` in the store at this place.
+    pub fn new(json: bool, sink: Sink, pid: i32, store: &Path) -> Printer {
         Printer {
             json,
             sink,
             pid,
-            store: store.location(),
+            store: store.display().to_string(),
             told_of_kernel: false,
             header_due: true,
             told: Vec::new(),

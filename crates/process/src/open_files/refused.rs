@@ -74,6 +74,8 @@ const ANONYMOUS: [(&str, &str, &str); 13] = [
 ];
 
 const ADVICE: &str = "let the program close it before the checkpoint";
+const RING_ADVICE: &str =
+    "let the program close it before the checkpoint (node: start it with UV_USE_IO_URING=0)";
 
 /// The blocker of a file that is never brought back; none if it is not known to be one.
 pub(crate) fn by_file_system(foreign: &Foreign) -> Option<Blocker> {
@@ -100,6 +102,7 @@ pub(crate) fn anonymous(foreign: &Foreign) -> Blocker {
         .iter()
         .find(|known| name.starts_with(known.0.as_bytes()));
     match known {
+        Some((_, kind @ "io-uring", what)) => foreign.blocker(kind, what, RING_ADVICE),
         Some((_, kind, what)) => foreign.blocker(kind, what, ADVICE),
         None => unknown(foreign, OsStr::from_bytes(name)),
     }

@@ -8,7 +8,6 @@ use crate::format::index::{Index, Run};
 use crate::format::metadata::{self, Metadata, captured_regions};
 use crate::format::{MAX_INDEX_BYTES, NEW_VERSION};
 use crate::frames::{FrameError, Log};
-use crate::kept::Kept;
 use crate::layer::{self, Layer, file_name};
 use crate::model::PageState;
 use crate::runs::{self, Resolved};
@@ -51,13 +50,8 @@ impl SnapshotWriter {
             stands_for: None,
         };
         let info = layer::info(&header, &metadata);
-        let layer = Arc::new(Layer {
-            id: self.id,
-            store: self.store.id(),
-            storage: Arc::clone(self.store.storage()),
-            header,
-            kept: Kept::all(index),
-        });
+        let (id, storage) = (self.store.id(), self.store.storage());
+        let layer = Arc::new(Layer::new(id, storage, &header, index));
         // Made before the file is published: what is wrong with it must keep it from existing.
         let view = View::over(
             parent,
