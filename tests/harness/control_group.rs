@@ -1,6 +1,6 @@
 //! Control groups that freeze, made for a test and given up with it.
 
-use crate::skipped;
+use pagetide_testing::skipped;
 use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

@@ -110,9 +110,6 @@ fn every_file_belongs_to_a_crate() {
             used.extend(modules.files.values().map(|path| name_of(path)));
         }
     }
-    // What test programs of several crates borrow: see `no_file_borrows_modules_from_elsewhere`.
-    let shared = Modules::of(&top().join("crates/kernel/tests/common/mod.rs"));
-    used.extend(shared.files.values().map(|path| name_of(path)));
     let all = [sources("crates"), sources("tests")].concat();
     let names = all.iter().map(|path| name_of(path));
     let dead: Vec<String> = names.filter(|name| !used.contains(name)).collect();

@@ -4,16 +4,16 @@
 
 #![allow(unsafe_code)]
 
-#[path = "../../kernel/tests/common/mod.rs"]
-mod common;
 mod snaps;
 
-use common::machine::Machine;
-use common::watched::has_flag;
-use common::{HUGE, PAGE, Region, file_of, memfd, needs, punch_hole, secret_file, skip};
 use nix::libc;
 use pagetide::{OwnMemory, OwnMemoryError, OwnMemoryOptions, Placement};
 use pagetide_pages::PageCount;
+use pagetide_testing::machine::Machine;
+use pagetide_testing::watched::has_flag;
+use pagetide_testing::{
+    HUGE, PAGE, Region, file_of, memfd, needs, punch_hole, secret_file, skipped,
+};
 use snaps::{differing, exact, own, own_at, place, snap, store};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
@@ -77,7 +77,7 @@ fn t45_a_child_that_writes_to_shared_memory_is_seen() {
     region.fill(0..64, 5);
     let mut own = own(&region);
     exact(&mut own, &region, "full");
-    let ended = common::child::run_to_end(|| {
+    let ended = pagetide_testing::child::run_to_end(|| {
         region.store(7, 8);
         0
     });
@@ -302,11 +302,11 @@ fn t28_huge_pages_that_are_dropped() {
     let test = "t28_huge_pages_that_are_dropped";
     let mut machine = Machine::lock();
     if let Err(reason) = machine.huge_pages(4) {
-        return skip(test, &reason);
+        return skipped(test, &reason);
     }
     let region = match Region::hugetlb(3, false) {
         Ok(region) => region,
-        Err(error) => return skip(test, &error.to_string()),
+        Err(error) => return skipped(test, &error.to_string()),
     };
     let each = HUGE / PAGE;
     region.fill(0..each, 3);
@@ -412,7 +412,7 @@ fn whatever_is_mapped_over_a_region_is_captured_as_what_it_is() {
     region.protect(10..20, libc::PROT_NONE);
     region.store(30, 1);
     exact(&mut own, &region, "no access");
-    region.protect(10..20, common::READ_WRITE);
+    region.protect(10..20, pagetide_testing::READ_WRITE);
     region.store(15, 1);
     exact(&mut own, &region, "access again");
 }
@@ -426,9 +426,9 @@ fn what_is_no_memory_is_refused_by_name() {
         let error = made.err().expect("it is refused").to_string();
         assert!(error.contains(name), "{error}");
     };
-    match common::ring::Ring::new() {
+    match pagetide_testing::ring::Ring::new() {
         Ok(ring) => refuses(&ring.rings, "io_uring"),
-        Err(error) => skip(test, &format!("io_uring: {error}")),
+        Err(error) => skipped(test, &format!("io_uring: {error}")),
     }
     match secret_file() {
         Some(file) => {
@@ -436,6 +436,6 @@ fn what_is_no_memory_is_refused_by_name() {
             let region = Region::of_file(&file, 4, true);
             refuses(&region, "secretmem");
         }
-        None => skip(test, "memfd_secret(2)"),
+        None => skipped(test, "memfd_secret(2)"),
     }
 }

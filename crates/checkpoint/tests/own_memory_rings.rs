@@ -4,14 +4,12 @@
 
 #![allow(unsafe_code)]
 
-#[path = "../../kernel/tests/common/mod.rs"]
-mod common;
 mod snaps;
 
-use common::aio::SlowFile;
-use common::ring::Ring;
-use common::{PAGE, Region, file_of, needs, skip};
 use pagetide::{ComparedBecause, OwnMemory, OwnMemoryOptions};
+use pagetide_testing::aio::SlowFile;
+use pagetide_testing::ring::Ring;
+use pagetide_testing::{PAGE, Region, file_of, needs, skipped};
 use snaps::{exact, own, snap};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -35,7 +33,7 @@ fn alone() -> MutexGuard<'static, ()> {
 }
 
 fn ring_or_skip(test: &str, ring: std::io::Result<Ring>) -> Option<Ring> {
-    ring.map_err(|error| skip(test, &format!("io_uring: {error}")))
+    ring.map_err(|error| skipped(test, &format!("io_uring: {error}")))
         .ok()
 }
 
@@ -155,7 +153,7 @@ fn t30_a_direct_read_that_ends_after_a_capture_is_in_the_next() {
     let test = "t30_a_direct_read_that_ends_after_a_capture_is_in_the_next";
     let slow = match SlowFile::mount() {
         Ok(slow) => slow,
-        Err(error) => return skip(test, &format!("FUSE: {error}")),
+        Err(error) => return skipped(test, &format!("FUSE: {error}")),
     };
     let file = slow.open().unwrap();
     let region = Region::filled(16, 5);
@@ -163,7 +161,7 @@ fn t30_a_direct_read_that_ends_after_a_capture_is_in_the_next() {
     exact(&mut own, &region, "full");
     // read(2) of a file that is open for direct I/O, by another thread.
     std::thread::scope(|scope| {
-        let reader = scope.spawn(|| common::read_into(&region, 2, &file));
+        let reader = scope.spawn(|| pagetide_testing::read_into(&region, 2, &file));
         slow.asked();
         exact(&mut own, &region, "under way");
         slow.answer(b'n');
@@ -199,7 +197,7 @@ impl Receiving<'_> {
     fn begin<'a>(test: &str, region: &'a Region, group: u16) -> Option<Receiving<'a>> {
         let ring = ring_or_skip(test, Ring::new())?;
         if let Err(error) = ring.provide_buffers(group, region, RING_PAGE) {
-            skip(test, &format!("a ring of buffers: {error}"));
+            skipped(test, &format!("a ring of buffers: {error}"));
             return None;
         }
         let ends = UnixStream::pair().unwrap();
@@ -283,7 +281,7 @@ fn t73_a_ring_that_answers_one_thread_alone_may_have_buffers_unless_it_is_promis
     let _alone = alone();
     let test = "t73_a_ring_that_answers_one_thread_alone_may_have_buffers_unless_it_is_promised";
     if !pagetide_kernel::io_uring::writes_to_buffer_rings() {
-        return skip(test, "a ring of buffers that the kernel writes to");
+        return skipped(test, "a ring of buffers that the kernel writes to");
     }
     let (made, is_made) = mpsc::channel();
     let (done, is_done) = mpsc::channel::<()>();
@@ -295,7 +293,7 @@ fn t73_a_ring_that_answers_one_thread_alone_may_have_buffers_unless_it_is_promis
         let _ = is_done.recv();
     });
     if let Some(error) = is_made.recv().unwrap() {
-        return skip(test, &format!("io_uring: {error}"));
+        return skipped(test, &format!("io_uring: {error}"));
     }
     let region = Region::filled(32, 5);
     for no_buffer_rings in [false, true] {

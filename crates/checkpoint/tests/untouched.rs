@@ -3,16 +3,14 @@
 
 #![allow(unsafe_code)]
 
-#[path = "../../kernel/tests/common/mod.rs"]
-mod common;
 mod snaps;
 
-use common::{Region, needs};
 use nix::libc;
 use pagetide::{ComparedBecause, OwnMemory, OwnMemoryOptions, OwnRegion, OwnSnapshot, Placement};
 use pagetide_kernel::probe::Probe;
 use pagetide_pages::{PageCount, PageIndex};
 use pagetide_snapshot::Store;
+use pagetide_testing::{Region, needs};
 use snaps::{differing, exact, place, snap, store};
 
 const PAGE: usize = 4096;

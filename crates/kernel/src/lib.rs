@@ -58,15 +58,3 @@ pub mod spawn;
 pub mod timerfd;
 pub mod userfaultfd;
 pub mod wake_up;
-
-#[cfg(test)]
-mod hostile;
-
-/// What tests allocate is counted.
-#[cfg(test)]
-mod counted {
-    use crate::counted_memory::CountedMemory;
-
-    #[global_allocator]
-    pub(crate) static MEMORY: CountedMemory = CountedMemory::new();
-}

@@ -290,7 +290,7 @@ mod tests {
             VmFlags: rd wr mr mw me ac sd\n\
             7f1e5c000000-7f1e5c021000 r-xp 00001000 fe:00 1234567    /tmp/a b\\012c (deleted)\n\
             Size:                132 kB\nVmFlags: rd ex mr mw me\n";
-        crate::hostile::survives(sound, |text| {
+        pagetide_testing::hostile::survives(sound, |text| {
             let told = MappingFlags {
                 path: PathBuf::from("smaps"),
                 text: text.to_vec(),

@@ -7,19 +7,17 @@
 
 #![allow(unsafe_code)]
 
-mod common;
-
-use common::child::run_to_end;
-use common::watched::{Watcher, advise_or_skip, flags_of, has_flag, loads, refused_with};
-use common::{PAGE, Region, needs, skip};
 use nix::libc;
 use pagetide_kernel::pagemap_scan::Categories;
+use pagetide_testing::child::run_to_end;
+use pagetide_testing::watched::{Watcher, advise_or_skip, flags_of, has_flag, loads, refused_with};
+use pagetide_testing::{PAGE, Region, needs, skipped};
 
 const PAGES: usize = 8;
 
 /// Private, shared and file memory, each page with its number.
 fn kinds() -> Vec<(&'static str, Region)> {
-    let file = common::file_of(PAGES, 1);
+    let file = pagetide_testing::file_of(PAGES, 1);
     let kinds = vec![
         ("private", Region::private(PAGES)),
         ("shared", Region::shared(PAGES)),
@@ -52,7 +50,7 @@ fn is_an_attribute(region: &Region, flag: &str, give: i32, take: i32) {
 /// The advice changes nothing that tracking knows, on any kind of memory: what was clean stays clean,
 /// what was written stays written, and later stores are seen.
 fn leaves_tracking_alone(test: &str, advices: &[i32], kinds: Vec<(&'static str, Region)>) {
-    let watcher = Watcher::new();
+    let watcher = Watcher::of_self();
     for (kind, region) in &kinds {
         for &advice in advices {
             watcher.settle(region);
@@ -123,7 +121,7 @@ fn dontfork_and_dofork_leave_tracking_alone_and_so_does_the_fork() {
     let test = "dontfork_and_dofork_leave_tracking_alone_and_so_does_the_fork";
     let advices = [libc::MADV_DONTFORK, libc::MADV_DOFORK];
     leaves_tracking_alone(test, &advices, kinds());
-    let watcher = Watcher::new();
+    let watcher = Watcher::of_self();
     for (kind, region) in kinds() {
         region.advise(2..6, libc::MADV_DONTFORK).unwrap();
         watcher.settle(&region);
@@ -152,7 +150,7 @@ fn mergeable_is_an_attribute_of_private_memory_and_unmergeable_takes_it_back() {
 fn mergeable_and_unmergeable_leave_tracking_alone() {
     needs!(wp_async);
     // Where nothing is merged; what merging does is `merging_equal_pages_loses_no_write`.
-    let _alone = common::machine::Machine::lock();
+    let _alone = pagetide_testing::machine::Machine::lock();
     leaves_tracking_alone(
         "mergeable_and_unmergeable_leave_tracking_alone",
         &[libc::MADV_MERGEABLE, libc::MADV_UNMERGEABLE],
@@ -167,7 +165,7 @@ fn soft_offline_moves_a_page_which_keeps_its_content_and_its_state() {
     let test = "soft_offline_moves_a_page_which_keeps_its_content_and_its_state";
     let region = Region::private(PAGES);
     (0..PAGES).for_each(|page| region.store(page, page as u8 + 1));
-    let watcher = Watcher::new();
+    let watcher = Watcher::of_self();
     watcher.settle(&region);
     region.store(5, 90);
     let frames = || {
@@ -254,7 +252,7 @@ fn wipeonfork_and_keeponfork_leave_tracking_alone_and_so_does_the_fork() {
     let private = || vec![("private", Region::filled(PAGES, 1))];
     let advices = [libc::MADV_WIPEONFORK, libc::MADV_KEEPONFORK];
     leaves_tracking_alone(test, &advices, private());
-    let watcher = Watcher::new();
+    let watcher = Watcher::of_self();
     let region = Region::filled(PAGES, 1);
     region.advise(0..PAGES, libc::MADV_WIPEONFORK).unwrap();
     watcher.settle(&region);
@@ -313,9 +311,9 @@ fn populating_tells_why_it_fails_and_sends_no_signal() {
     for advice in both {
         assert!(refused_with(region.advise(0..PAGES, advice), libc::EINVAL));
     }
-    region.protect(3..4, common::READ_WRITE);
+    region.protect(3..4, pagetide_testing::READ_WRITE);
     // Past the end of its file: whoever touches that gets a SIGBUS.
-    let long = Region::of_file(&common::file_of(2, 1), PAGES, true);
+    let long = Region::of_file(&pagetide_testing::file_of(2, 1), PAGES, true);
     for advice in both {
         assert!(refused_with(long.advise(0..PAGES, advice), libc::EFAULT));
     }
@@ -327,7 +325,7 @@ fn populate_read_leaves_tracking_alone() {
     needs!(wp_async);
     let test = "populate_read_leaves_tracking_alone";
     leaves_tracking_alone(test, &[libc::MADV_POPULATE_READ], kinds());
-    let watcher = Watcher::new();
+    let watcher = Watcher::of_self();
     // Empty slots that are protected: the zero page comes to stand in them, and that is no write.
     let empty = Region::private(PAGES);
     watcher.settle(&empty);
@@ -341,7 +339,7 @@ fn populate_read_leaves_tracking_alone() {
 #[test]
 fn populate_write_reads_written_though_nothing_changes() {
     needs!(wp_async);
-    let watcher = Watcher::new();
+    let watcher = Watcher::of_self();
     for (kind, region) in kinds() {
         watcher.settle(&region);
         region.advise(2..5, libc::MADV_POPULATE_WRITE).unwrap();
@@ -353,7 +351,7 @@ fn populate_write_reads_written_though_nothing_changes() {
 #[test]
 fn collapse_keeps_content() {
     let test = "collapse_keeps_content";
-    let pages = common::HUGE / PAGE;
+    let pages = pagetide_testing::HUGE / PAGE;
     let region = Region::filled(pages, 1);
     let _ = region.advise(0..pages, libc::MADV_HUGEPAGE);
     region.store(7, 2);
@@ -364,15 +362,15 @@ fn collapse_keeps_content() {
             let loaded = [7, 8, 9, pages - 1].map(|page| region.load(page));
             assert_eq!(loaded, [2, 1, 0, 1]);
         }
-        Err(error) => skip(test, &format!("huge pages: {error}")),
+        Err(error) => skipped(test, &format!("huge pages: {error}")),
     }
 }
 
 #[test]
 fn collapse_is_refused_under_tracking_and_changes_nothing() {
     needs!(wp_async);
-    let pages = common::HUGE / PAGE;
-    let watcher = Watcher::new();
+    let pages = pagetide_testing::HUGE / PAGE;
+    let watcher = Watcher::of_self();
     let region = Region::filled(pages, 1);
     let _ = region.advise(0..pages, libc::MADV_HUGEPAGE);
     watcher.settle(&region);
@@ -420,7 +418,7 @@ fn advice_is_for_whole_pages_and_may_be_for_none() {
 
 #[test]
 fn what_is_not_mapped_is_passed_over_and_told() {
-    let _alone = common::child::without_children();
+    let _alone = pagetide_testing::child::without_children();
     let (_, region) = kinds().remove(0);
     region.unmap(3..5);
     let answer = region.advise(0..PAGES, libc::MADV_RANDOM);

@@ -5,16 +5,14 @@
 //! The facts about content and VmFlags hold on every kernel; those about tracking are tests of their
 //! own, since not every kernel can track.
 
-mod common;
-
-use common::child::run_to_end;
-use common::machine::Machine;
-use common::watched::{Watcher, advise_or_skip, has_flag, loads, refused_with};
-use common::{MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, PAGE, Region, needs, poison};
 use nix::libc;
 use pagetide_kernel::memory::ProcessMemory;
 use pagetide_kernel::pagemap_scan::Categories;
 use pagetide_pages::PageSize;
+use pagetide_testing::child::run_to_end;
+use pagetide_testing::machine::Machine;
+use pagetide_testing::watched::{Watcher, advise_or_skip, has_flag, loads, refused_with};
+use pagetide_testing::{MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, PAGE, Region, needs, poison};
 use std::fs::File;
 
 const PAGES: usize = 8;
@@ -34,7 +32,7 @@ fn private() -> Region {
 
 fn private_file() -> Region {
     stored(Region::of_file(
-        &common::file_of(PAGES, OF_FILE),
+        &pagetide_testing::file_of(PAGES, OF_FILE),
         PAGES,
         false,
     ))
@@ -45,8 +43,11 @@ fn shared_kinds() -> Vec<(&'static str, Region)> {
     let of = |file: &File| stored(Region::of_file(file, PAGES, true));
     vec![
         ("shared", stored(Region::shared(PAGES))),
-        ("memfd", of(&common::memfd("advice", PAGES))),
-        ("shared file", of(&common::file_of(PAGES, OF_FILE))),
+        ("memfd", of(&pagetide_testing::memfd("advice", PAGES))),
+        (
+            "shared file",
+            of(&pagetide_testing::file_of(PAGES, OF_FILE)),
+        ),
     ]
 }
 
@@ -73,7 +74,7 @@ fn dontneed_zeroes_private_memory_shows_the_file_again_and_keeps_what_is_shared(
 #[test]
 fn dontneed_of_private_memory_reads_written_and_not_present() {
     needs!(wp_async);
-    let watcher = Watcher::new();
+    let watcher = Watcher::of_self();
     let region = private();
     watcher.settle(&region);
     region.store(6, 90);
@@ -87,7 +88,7 @@ fn dontneed_of_private_memory_reads_written_and_not_present() {
 #[test]
 fn dontneed_of_a_private_copy_that_was_harvested_reads_not_written() {
     needs!(wp_async);
-    let watcher = Watcher::new();
+    let watcher = Watcher::of_self();
     let region = private_file();
     watcher.settle(&region);
     region.advise(2..4, libc::MADV_DONTNEED).unwrap();
@@ -102,7 +103,7 @@ fn dontneed_of_a_private_copy_that_was_harvested_reads_not_written() {
 #[test]
 fn dontneed_of_shared_memory_forgets_no_write() {
     needs!(wp_async);
-    let watcher = Watcher::new();
+    let watcher = Watcher::of_self();
     for (kind, region) in shared_kinds() {
         watcher.settle(&region);
         region.store(3, 90);
@@ -131,7 +132,7 @@ fn locked_memory_is_dropped_by_dontneed_locked_only() {
 #[test]
 fn dontneed_locked_reads_written() {
     needs!(wp_async);
-    let watcher = Watcher::new();
+    let watcher = Watcher::of_self();
     let region = private();
     region.lock(0..PAGES).unwrap();
     watcher.settle(&region);
@@ -164,7 +165,7 @@ fn remove_zeroes_shared_memory_and_is_refused_for_private() {
 #[test]
 fn remove_reads_not_written() {
     needs!(wp_async);
-    let watcher = Watcher::new();
+    let watcher = Watcher::of_self();
     for (kind, region) in shared_kinds() {
         watcher.settle(&region);
         region.advise(2..4, libc::MADV_REMOVE).unwrap();
@@ -205,7 +206,7 @@ fn a_poisoned_page_kills_its_reader_and_is_named_to_others() {
 fn a_page_that_is_poisoned_reads_written() {
     needs!(wp_async);
     let test = "a_page_that_is_poisoned_reads_written";
-    let watcher = Watcher::new();
+    let watcher = Watcher::of_self();
     let region = private();
     watcher.settle(&region);
     region.advise(3..4, libc::MADV_DONTNEED).unwrap();
@@ -248,7 +249,7 @@ fn free_forgets_no_write_and_the_store_that_cancels_it_is_seen() {
     needs!(wp_async);
     // Without swap a freed page stays, unless memory is short.
     let _machine = Machine::lock();
-    let watcher = Watcher::new();
+    let watcher = Watcher::of_self();
     let region = private();
     watcher.settle(&region);
     region.store(2, 90);
@@ -297,7 +298,7 @@ fn a_guard_stays_whatever_else_is_done_to_its_mapping() {
         assert!(kills(2) && kills(3), "{advice}");
     }
     region.protect(1..3, libc::PROT_READ);
-    region.protect(1..3, common::READ_WRITE);
+    region.protect(1..3, pagetide_testing::READ_WRITE);
     assert!(kills(2) && kills(3));
     // What would have to touch it fails.
     for advice in [libc::MADV_POPULATE_READ, libc::MADV_POPULATE_WRITE] {
@@ -339,7 +340,7 @@ fn a_guard_over_a_file_hides_it_and_takes_private_copies() {
 fn a_guard_over_private_memory_reads_written_when_it_comes_and_when_it_goes() {
     needs!(wp_async);
     let test = "a_guard_over_private_memory_reads_written_when_it_comes_and_when_it_goes";
-    let watcher = Watcher::new();
+    let watcher = Watcher::of_self();
     let region = private();
     watcher.settle(&region);
     if !advise_or_skip(test, &region, 2..4, MADV_GUARD_INSTALL) {

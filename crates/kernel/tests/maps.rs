@@ -1,11 +1,9 @@
 //! Prevents: a mapping that is not seen, or seen as something else, because of its name. The target
 //! chooses its file names.
 
-mod common;
-
-use common::{PAGE, Region, needs, skip};
 use nix::libc;
 use pagetide_kernel::maps::{Mapping, MappingName, MapsError, mappings, mappings_with_flags};
+use pagetide_testing::{PAGE, Region, needs, skipped};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
@@ -53,7 +51,7 @@ fn the_columns_of_an_anonymous_mapping() {
 #[test]
 fn the_columns_of_a_file_mapping() {
     use std::os::unix::fs::MetadataExt;
-    let file = common::file_of(4, 1);
+    let file = pagetide_testing::file_of(4, 1);
     let flags = libc::MAP_SHARED;
     let region = Region::map(2 * PAGE, libc::PROT_READ, flags, Some((&file, 2 * PAGE))).unwrap();
     let mapping = mapping_of(&region);
@@ -108,7 +106,7 @@ fn a_deleted_file_says_so_in_its_name() {
 
 #[test]
 fn a_memfd_and_shared_anonymous_memory_are_files() {
-    let memfd = Region::of_file(&common::memfd("some name", 1), 1, true);
+    let memfd = Region::of_file(&pagetide_testing::memfd("some name", 1), 1, true);
     let path = MappingName::Path("/memfd:some name (deleted)".into());
     assert_eq!(mapping_of(&memfd).name, path);
     let shared = Region::shared(1);
@@ -123,9 +121,9 @@ fn a_memfd_and_shared_anonymous_memory_are_files() {
 #[test]
 fn a_system_v_segment_has_its_key() {
     for key in [0x5047_5444, -0x0102_0304] {
-        match common::attach_system_v(key) {
+        match pagetide_testing::attach_system_v(key) {
             Ok(region) => assert_eq!(mapping_of(&region).name, MappingName::SystemV(key)),
-            Err(error) => skip("a_system_v_segment_has_its_key", &error.to_string()),
+            Err(error) => skipped("a_system_v_segment_has_its_key", &error.to_string()),
         }
     }
 }
@@ -133,8 +131,8 @@ fn a_system_v_segment_has_its_key() {
 #[test]
 fn a_name_set_by_prctl_is_shown_in_brackets() {
     let region = Region::filled(1, 1);
-    if let Err(error) = common::name_memory(&region, c"my arena") {
-        return skip(
+    if let Err(error) = pagetide_testing::name_memory(&region, c"my arena") {
+        return skipped(
             "a_name_set_by_prctl_is_shown_in_brackets",
             &error.to_string(),
         );

@@ -4,16 +4,14 @@
 // Lists of pieces, of which some have one.
 #![allow(clippy::single_range_in_vec_init)]
 
-mod common;
-
-use common::child::{Child, execute_self};
-use common::machine::Machine;
-use common::{PAGE, Region, needs, skip};
 use nix::libc;
 use pagetide_kernel::maps;
 use pagetide_kernel::memory::{MemoryError, ProcessMemory};
 use pagetide_kernel::pagemap_scan::Pagemap;
 use pagetide_pages::{PageIndex, PageRange, PageSize};
+use pagetide_testing::child::{Child, execute_self};
+use pagetide_testing::machine::Machine;
+use pagetide_testing::{PAGE, Region, needs, skipped};
 
 fn own_memory() -> ProcessMemory {
     ProcessMemory::open(std::process::id().cast_signed()).unwrap()
@@ -92,7 +90,7 @@ fn t25_holes_are_named_and_what_follows_is_read() {
 
 #[test]
 fn pages_past_the_end_of_the_file_are_named() {
-    let file = common::file_of(4, 9);
+    let file = pagetide_testing::file_of(4, 9);
     let region = Region::of_file(&file, 4, true);
     file.set_len(2 * PAGE as u64 - 100).unwrap();
     let (bytes, unreadable) = read(&own_memory(), &region, &[0..4]);
@@ -102,8 +100,11 @@ fn pages_past_the_end_of_the_file_are_named() {
 #[test]
 fn guards_are_named() {
     let region = numbered();
-    if region.advise(2..4, common::MADV_GUARD_INSTALL).is_err() {
-        return skip("guards_are_named", "no guard regions");
+    if region
+        .advise(2..4, pagetide_testing::MADV_GUARD_INSTALL)
+        .is_err()
+    {
+        return skipped("guards_are_named", "no guard regions");
     }
     let (bytes, unreadable) = read(&own_memory(), &region, &[0..8]);
     assert_eq!(
@@ -114,8 +115,8 @@ fn guards_are_named() {
 
 #[test]
 fn secret_memory_is_named() {
-    let Some(file) = common::secret_file() else {
-        return skip("secret_memory_is_named", "no memfd_secret");
+    let Some(file) = pagetide_testing::secret_file() else {
+        return skipped("secret_memory_is_named", "no memfd_secret");
     };
     file.set_len(2 * PAGE as u64).unwrap();
     let region = Region::of_file(&file, 2, true);
@@ -185,7 +186,7 @@ fn large_pages_are_read_whole() {
 fn a_page_of_a_huge_mapping_is_not_taken_from_elsewhere() {
     needs!(scan);
     let Some(region) = Region::transparent_huge(1, 1) else {
-        return skip(
+        return skipped(
             "a_page_of_a_huge_mapping_is_not_taken_from_elsewhere",
             "no huge pages",
         );
@@ -246,7 +247,7 @@ fn an_exact_read_into_a_hole_is_an_error_with_its_address() {
 
 #[test]
 fn read_only_and_unreadable_private_pages_are_written_as_copies() {
-    let file = common::file_of(2, 7);
+    let file = pagetide_testing::file_of(2, 7);
     let region = Region::of_file(&file, 2, false);
     region.protect(0..1, libc::PROT_READ);
     region.protect(1..2, libc::PROT_NONE);
@@ -272,7 +273,7 @@ fn read_only_and_unreadable_private_pages_are_written_as_copies() {
 
 #[test]
 fn a_shared_mapping_that_may_not_be_written_is_not() {
-    let file = common::file_of(1, 7);
+    let file = pagetide_testing::file_of(1, 7);
     let region = Region::of_file(&file, 1, true);
     region.protect(0..1, libc::PROT_READ);
     let written = own_memory().write(region.start(), b"x");
@@ -498,10 +499,10 @@ fn t36_merged_pages_stay_merged_when_they_are_read() {
     ];
     for (path, value) in settings {
         if let Err(error) = machine.set(path, value) {
-            return skip(test, &format!("{path}: {error}"));
+            return skipped(test, &format!("{path}: {error}"));
         }
     }
-    let _alone = common::child::without_children();
+    let _alone = pagetide_testing::child::without_children();
     let region = Region::filled(16, 7);
     region.advise(0..16, libc::MADV_MERGEABLE).unwrap();
     let scans = || std::fs::read_to_string("/sys/kernel/mm/ksm/full_scans").unwrap();
@@ -512,7 +513,7 @@ fn t36_merged_pages_stay_merged_when_they_are_read() {
     machine.set("/sys/kernel/mm/ksm/run", "0").unwrap();
     let merged = 16 - own_pages(&region);
     if merged == 0 {
-        return skip(test, "nothing was merged");
+        return skipped(test, "nothing was merged");
     }
     let memory = own_memory();
     memory.expect(&maps::mappings(std::process::id().cast_signed()).unwrap());
@@ -527,7 +528,7 @@ fn t36_huge_pages_that_fork_left_shared_take_none_from_the_pool() {
     let test = "t36_huge_pages_that_fork_left_shared_take_none_from_the_pool";
     let mut machine = Machine::lock();
     if let Err(reason) = machine.huge_pages(4) {
-        return skip(test, &reason);
+        return skipped(test, &reason);
     }
     let region = Region::hugetlb(2, false).unwrap();
     region.store(0, 1);

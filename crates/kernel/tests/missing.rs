@@ -2,13 +2,11 @@
 
 #![allow(unsafe_code)]
 
-mod common;
-
-use common::{MADV_GUARD_INSTALL, PAGE, Region, skip};
 use nix::libc;
 use pagetide_kernel::userfaultfd::missing::{
     MISSING_CREATION_FLAGS, MissingEvent, MissingPages, NotPut,
 };
+use pagetide_testing::{MADV_GUARD_INSTALL, PAGE, Region, skipped};
 use rustix::mm::UserfaultfdFlags;
 
 /// The missing pages of this process, those of `region` registered.
@@ -28,7 +26,7 @@ fn a_page_that_comes_takes_the_place_of_a_guard() {
     let missing = missing(&region);
     if region.advise(0..2, MADV_GUARD_INSTALL).is_err() {
         let test = "a_page_that_comes_takes_the_place_of_a_guard";
-        return skip(test, "no guard regions");
+        return skipped(test, "no guard regions");
     }
     let put = missing.copy(region.address(0), &[7; PAGE]);
     assert_eq!(put.stopped, None, "the guard was kept");

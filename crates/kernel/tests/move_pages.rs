@@ -1,12 +1,6 @@
 //! Prevents: a page that changes its NUMA node from being taken for written, or, worse, from losing that
 //! it was. And a node told of the wrong page.
 
-mod common;
-
-use common::child::{Child, create_userfaultfd};
-use common::ring::Ring;
-use common::watched::{Watcher, loads};
-use common::{PAGE, Region, needs, skip};
 use nix::libc;
 use pagetide_kernel::move_pages::{
     MovePagesError, Node, PageErrno, move_all_to, move_to, nodes_of,
@@ -15,6 +9,10 @@ use pagetide_kernel::numa_maps::numa_mappings;
 use pagetide_kernel::pagemap_scan::Pagemap;
 use pagetide_kernel::userfaultfd::WriteProtector;
 use pagetide_pages::PageIndex;
+use pagetide_testing::child::{Child, create_userfaultfd};
+use pagetide_testing::ring::Ring;
+use pagetide_testing::watched::{Watcher, loads};
+use pagetide_testing::{PAGE, Region, needs, skipped};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -45,7 +43,7 @@ fn two_nodes(test: &str) -> Option<(Node, Node)> {
     match nodes()[..] {
         [first, second, ..] => Some((first, second)),
         _ => {
-            skip(test, "one NUMA node");
+            skipped(test, "one NUMA node");
             None
         }
     }
@@ -55,7 +53,7 @@ fn two_nodes(test: &str) -> Option<(Node, Node)> {
 fn tells_nodes(test: &str) -> bool {
     match nodes_of(0, &[PageIndex(1)]) {
         Err(MovePagesError::Unsupported) => {
-            skip(test, "a kernel without CONFIG_NUMA");
+            skipped(test, "a kernel without CONFIG_NUMA");
             false
         }
         _ => true,
@@ -157,7 +155,7 @@ fn pages_moved_to_where_they_are_stay() {
     if !tells_nodes("pages_moved_to_where_they_are_stay") {
         return;
     }
-    let watcher = Watcher::new();
+    let watcher = Watcher::of_self();
     let region = Region::filled(PAGES, 1);
     watcher.settle(&region);
     region.store(3, 2);
@@ -181,7 +179,7 @@ fn pages_moved_to_another_node_keep_content_and_state() {
     let Some((first, second)) = two_nodes(test) else {
         return;
     };
-    let watcher = Watcher::new();
+    let watcher = Watcher::of_self();
     let region = Region::filled(PAGES, 1);
     let pages = indices(&region, 0..PAGES);
     move_to(0, &pages, first).unwrap();

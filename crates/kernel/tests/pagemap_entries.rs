@@ -1,16 +1,14 @@
 //! Prevents: misreading `/proc/PID/pagemap`. Each bit that is used is made to appear and disappear, and
 //! reads that end early are errors, not missing pages.
 
-mod common;
-
 use std::os::unix::fs::FileExt;
 
-use common::machine::Machine;
-use common::{PAGE, Region, needs, skip};
 use pagetide_kernel::pagemap::{PagemapEntry, ReadEntriesError};
 use pagetide_kernel::pagemap_scan::Pagemap;
 use pagetide_kernel::userfaultfd::WriteProtector;
 use pagetide_pages::{PageCount, PageIndex, PageRange};
+use pagetide_testing::machine::Machine;
+use pagetide_testing::{PAGE, Region, needs, skipped};
 
 fn entries(region: &Region) -> Vec<PagemapEntry> {
     let pagemap = Pagemap::of_self().unwrap();
@@ -19,7 +17,7 @@ fn entries(region: &Region) -> Vec<PagemapEntry> {
 
 #[test]
 fn an_empty_slot_has_an_empty_entry() {
-    let _alone = common::child::without_children();
+    let _alone = pagetide_testing::child::without_children();
     let region = Region::private(3);
     region.store(1, 1);
     let entries = entries(&region);
@@ -32,7 +30,7 @@ fn an_empty_slot_has_an_empty_entry() {
 
 #[test]
 fn file_pages_and_shared_pages_are_marked_and_private_copies_are_not() {
-    let file = common::file_of(2, 7);
+    let file = pagetide_testing::file_of(2, 7);
     let private = Region::of_file(&file, 2, false);
     assert_eq!(private.load(0), 7);
     private.store(1, 8);
@@ -66,11 +64,11 @@ fn protection_is_seen_on_pages_and_on_empty_slots() {
 
 #[test]
 fn a_page_that_two_processes_share_is_not_exclusive() {
-    let alone = common::child::without_children();
+    let alone = pagetide_testing::child::without_children();
     let region = Region::filled(1, 1);
     assert!(entries(&region)[0].is_exclusive());
     drop(alone);
-    let child = common::child::Child::run(|board| board.tell(0, 1));
+    let child = pagetide_testing::child::Child::run(|board| board.tell(0, 1));
     child.wait(0);
     assert!(!entries(&region)[0].is_exclusive());
 }
@@ -89,7 +87,7 @@ fn frame_numbers_are_hidden_or_tell_shared_pages() {
         .write(true)
         .open(file_of_region)
     else {
-        return skip(
+        return skipped(
             "frame_numbers_are_hidden_or_tell_shared_pages",
             "map_files cannot be opened",
         );
@@ -105,8 +103,11 @@ fn frame_numbers_are_hidden_or_tell_shared_pages() {
 #[test]
 fn a_guard_has_its_bit() {
     let region = Region::filled(2, 1);
-    if region.advise(0..1, common::MADV_GUARD_INSTALL).is_err() {
-        return skip("a_guard_has_its_bit", "no guard regions");
+    if region
+        .advise(0..1, pagetide_testing::MADV_GUARD_INSTALL)
+        .is_err()
+    {
+        return skipped("a_guard_has_its_bit", "no guard regions");
     }
     let entries = entries(&region);
     assert!(entries[0].is_guard() && !entries[0].is_present());
@@ -116,10 +117,10 @@ fn a_guard_has_its_bit() {
 #[test]
 fn a_swapped_page_has_a_slot_and_keeps_its_protection() {
     needs!(wp_async);
-    let _alone = common::child::without_children();
+    let _alone = pagetide_testing::child::without_children();
     let mut machine = Machine::lock();
     if let Err(reason) = machine.swap() {
-        return skip(
+        return skipped(
             "a_swapped_page_has_a_slot_and_keeps_its_protection",
             &reason,
         );
@@ -177,7 +178,7 @@ fn past_the_address_space_the_entries_end() {
 
 #[test]
 fn the_entries_of_a_dead_process_end() {
-    let child = common::child::Child::run(|board| board.tell(0, 1));
+    let child = pagetide_testing::child::Child::run(|board| board.tell(0, 1));
     child.wait(0);
     let pagemap = Pagemap::of_process(child.pid()).unwrap();
     child.kill();

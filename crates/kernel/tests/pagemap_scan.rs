@@ -4,16 +4,14 @@
 
 #![allow(unsafe_code)]
 
-mod common;
-
-use common::child::{Child, run_to_end};
-use common::{PAGE, Region, harvesting, needs, skip};
 use nix::libc;
 use pagetide_kernel::pagemap_scan::{
     Categories, Pagemap, ScanError, ScanFlags, ScanProgress, ScanRequest, ScannedRange,
 };
 use pagetide_kernel::probe::known_categories;
 use pagetide_kernel::userfaultfd::WriteProtector;
+use pagetide_testing::child::{Child, run_to_end};
+use pagetide_testing::{PAGE, Region, harvesting, needs, skipped};
 
 /// One call, with what it reported: first page, page past the last, categories.
 fn scan_once(
@@ -215,7 +213,7 @@ fn present_file_zero_page_and_huge_are_told_apart() {
         Categories::WRITTEN,
         "an empty slot counts as written"
     );
-    let file = common::file_of(2, 7);
+    let file = pagetide_testing::file_of(2, 7);
     let shared = Region::of_file(&file, 2, true);
     assert_eq!(shared.load(0), 7);
     assert!(
@@ -241,7 +239,7 @@ fn present_file_zero_page_and_huge_are_told_apart() {
             huge.state(3)
                 .contains(Categories::HUGE | Categories::PRESENT)
         ),
-        None => skip(
+        None => skipped(
             "present_file_zero_page_and_huge_are_told_apart (huge)",
             "no huge pages",
         ),
@@ -251,7 +249,7 @@ fn present_file_zero_page_and_huge_are_told_apart() {
 #[test]
 fn wp_allowed_tells_registered_from_not() {
     needs!(wp_async);
-    let _alone = common::child::without_children();
+    let _alone = pagetide_testing::child::without_children();
     let region = Region::filled(8, 1);
     let protector = WriteProtector::of_self().unwrap();
     protector
@@ -516,7 +514,7 @@ fn zapped_page_tables_and_huge_pages_read_written() {
     let plain = Region::filled(2048, 1);
     let huge = Region::transparent_huge(4, 1);
     if huge.is_none() {
-        skip(
+        skipped(
             "zapped_page_tables_and_huge_pages_read_written (huge)",
             "no huge pages",
         );
@@ -574,7 +572,7 @@ fn every_known_category_is_accepted_in_every_mask() {
 fn an_intact_huge_page_is_protected_as_one_and_a_store_splits_it() {
     needs!(wp_async);
     let Some(region) = Region::transparent_huge(2, 1) else {
-        return skip(
+        return skipped(
             "an_intact_huge_page_is_protected_as_one_and_a_store_splits_it",
             "no huge pages",
         );
@@ -602,7 +600,7 @@ fn an_intact_huge_page_is_protected_as_one_and_a_store_splits_it() {
 fn part_of_a_huge_page_can_be_protected() {
     needs!(wp_async);
     let Some(region) = Region::transparent_huge(1, 1) else {
-        return skip("part_of_a_huge_page_can_be_protected", "no huge pages");
+        return skipped("part_of_a_huge_page_can_be_protected", "no huge pages");
     };
     let protector = WriteProtector::of_self().unwrap();
     protector
@@ -640,8 +638,11 @@ fn another_process_is_scanned_by_its_own_pagemap() {
 #[test]
 fn a_guard_region_reads_written_swapped_guard_and_faults() {
     let region = Region::filled(4, 1);
-    if region.advise(1..2, common::MADV_GUARD_INSTALL).is_err() {
-        return skip(
+    if region
+        .advise(1..2, pagetide_testing::MADV_GUARD_INSTALL)
+        .is_err()
+    {
+        return skipped(
             "a_guard_region_reads_written_swapped_guard_and_faults",
             "no guard regions",
         );
@@ -651,7 +652,7 @@ fn a_guard_region_reads_written_swapped_guard_and_faults() {
     let pagemap = Pagemap::of_self().unwrap();
     let guard = Categories::SWAPPED | Categories::GUARD | Categories::WP_ALLOWED;
     if !known_categories().contains(Categories::GUARD) {
-        return skip(
+        return skipped(
             "a_guard_region_reads_written_swapped_guard_and_faults",
             "no category GUARD",
         );
@@ -668,7 +669,9 @@ fn a_guard_region_reads_written_swapped_guard_and_faults() {
         0
     });
     assert_eq!(stored, Err(libc::SIGSEGV));
-    region.advise(1..2, common::MADV_GUARD_REMOVE).unwrap();
+    region
+        .advise(1..2, pagetide_testing::MADV_GUARD_REMOVE)
+        .unwrap();
     assert_eq!(
         region.take_written(&pagemap),
         [1],

@@ -1,12 +1,10 @@
 //! Prevents: asking the kernel for what it does not have, and believing it has what it has not. The
 //! probe's answers are held against what the interfaces do.
 
-mod common;
-
-use common::{PAGE, Region, needs};
 use pagetide_kernel::pagemap_scan::{Categories, Pagemap, ScanRequest, ScannedRange};
 use pagetide_kernel::probe::{Probe, known_categories};
 use pagetide_kernel::userfaultfd::WriteProtector;
+use pagetide_testing::{PAGE, Region, needs};
 
 /// Probing clears the soft-dirty bits of the whole process: one test at a time.
 fn probe_alone() -> (std::sync::MutexGuard<'static, ()>, Probe) {

@@ -5,13 +5,11 @@
 //!
 //! The facts about content hold on every kernel; those about tracking are tests of their own.
 
-mod common;
-
-use common::child::run_to_end;
-use common::watched::{Watcher, loads, mapping_count, refused_with};
-use common::{PAGE, Region, needs, skip};
 use nix::libc;
 use pagetide_kernel::pagemap_scan::Categories;
+use pagetide_testing::child::run_to_end;
+use pagetide_testing::watched::{Watcher, loads, mapping_count, refused_with};
+use pagetide_testing::{PAGE, Region, needs, skipped};
 
 const PAGES: usize = 8;
 
@@ -25,7 +23,11 @@ fn private() -> Region {
 }
 
 fn memfd() -> Region {
-    stored(Region::of_file(&common::memfd("remap", PAGES), PAGES, true))
+    stored(Region::of_file(
+        &pagetide_testing::memfd("remap", PAGES),
+        PAGES,
+        true,
+    ))
 }
 
 fn numbered() -> Vec<u8> {
@@ -67,7 +69,7 @@ fn growing_with_a_move_takes_content_along_and_adds_zeros() {
 #[test]
 fn growing_with_a_move_drops_the_registration() {
     needs!(wp_async);
-    let watcher = Watcher::new();
+    let watcher = Watcher::of_self();
     let region = hemmed_in();
     watcher.settle(&region);
     let grown = region
@@ -91,7 +93,7 @@ fn shrinking_unmaps_the_tail_and_keeps_the_rest() {
 #[test]
 fn shrinking_keeps_the_registration_and_what_is_known() {
     needs!(wp_async);
-    let watcher = Watcher::new();
+    let watcher = Watcher::of_self();
     let region = private();
     watcher.settle(&region);
     region.store(1, 90);
@@ -116,7 +118,7 @@ fn moving_over_a_mapping_replaces_it_whatever_it_was() {
 #[test]
 fn moving_over_a_mapping_drops_the_registration_of_both() {
     needs!(wp_async);
-    let watcher = Watcher::new();
+    let watcher = Watcher::of_self();
     let (region, target) = (private(), private());
     watcher.settle(&region);
     watcher.settle(&target);
@@ -147,7 +149,7 @@ fn moving_without_unmapping_leaves_zeros_or_the_object() {
     // Since 5.13 for shared memory.
     if let Err(error) = region.try_move_to(0..PAGES, &target, 0, true) {
         let test = "moving_without_unmapping_leaves_zeros_or_the_object";
-        return skip(test, &error.to_string());
+        return skipped(test, &error.to_string());
     }
     assert_eq!((loads(&target), loads(&region)), (numbered(), numbered()));
     target.store(2, 90);
@@ -157,7 +159,7 @@ fn moving_without_unmapping_leaves_zeros_or_the_object() {
 #[test]
 fn moving_shared_memory_without_unmapping_makes_a_second_writer() {
     needs!(wp_async);
-    let watcher = Watcher::new();
+    let watcher = Watcher::of_self();
     let region = memfd();
     watcher.settle(&region);
     let target = Region::private(PAGES);
@@ -185,7 +187,7 @@ fn moving_nothing_duplicates_shared_memory_and_is_refused_for_private() {
 #[test]
 fn a_duplicate_is_not_registered_and_stores_through_it_read_not_written() {
     needs!(wp_async);
-    let watcher = Watcher::new();
+    let watcher = Watcher::of_self();
     let region = memfd();
     watcher.settle(&region);
     let second = region.duplicate(2..6).unwrap();
@@ -212,7 +214,7 @@ fn several_mappings_move_at_once_or_not_at_all() {
         Err(error) => {
             // The target may be unmapped by now; what was to be moved stays.
             assert_eq!(loads(&region), numbered());
-            skip(test, &format!("mremap of several mappings: {error}"));
+            skipped(test, &format!("mremap of several mappings: {error}"));
         }
     }
 }
@@ -231,7 +233,7 @@ fn t41_several_mappings_are_moved_up_to_the_first_that_is_registered() {
     let several = moves_several();
     let region = private();
     region.protect(3..5, libc::PROT_READ);
-    let watcher = Watcher::new();
+    let watcher = Watcher::of_self();
     let registered = region.address(3)..region.address(5);
     let length = registered.end - registered.start;
     watcher
@@ -256,7 +258,7 @@ fn t41_what_came_beside_registered_memory_is_not_moved_with_it() {
     let grow = |is_registered: bool| {
         let region = Region::private(PAGES);
         region.unmap(4..8);
-        let watcher = Watcher::new();
+        let watcher = Watcher::of_self();
         if is_registered {
             let length = region.address(4) - region.start();
             watcher
@@ -324,7 +326,7 @@ fn what_is_shown_elsewhere_is_rounded_down_and_keeps_its_protection() {
 #[test]
 fn pages_shown_elsewhere_are_no_longer_registered() {
     needs!(wp_async);
-    let watcher = Watcher::new();
+    let watcher = Watcher::of_self();
     let region = memfd();
     watcher.settle(&region);
     region.store(3, 90);
@@ -341,7 +343,7 @@ fn pages_shown_elsewhere_are_no_longer_registered() {
 
 #[test]
 fn private_and_anonymous_memory_cannot_be_shown_elsewhere() {
-    let file = common::file_of(PAGES, 7);
+    let file = pagetide_testing::file_of(PAGES, 7);
     for region in [private(), Region::of_file(&file, PAGES, false)] {
         assert!(region.show(0..1, 3).is_err());
     }

@@ -1,10 +1,6 @@
 //! Prevents: kernels without PAGEMAP_SCAN being told something else. What is worked out from the entries
 //! is held against the ioctl, over memory that has pages of all kinds.
 
-mod common;
-
-use common::machine::Machine;
-use common::{HUGE, PAGE, Region, file_of, memfd, needs, skip};
 use nix::libc;
 use pagetide_kernel::pagemap_scan::{
     Categories, Pagemap, ScanError, ScanFlags, ScanRequest, ScannedRange,
@@ -12,6 +8,8 @@ use pagetide_kernel::pagemap_scan::{
 use pagetide_kernel::probe::known_categories;
 use pagetide_kernel::scan_by_entries::TOLD_BY_ENTRIES;
 use pagetide_kernel::userfaultfd::WriteProtector;
+use pagetide_testing::machine::Machine;
+use pagetide_testing::{HUGE, PAGE, Region, file_of, memfd, needs, skipped};
 
 type Reported = Vec<(u64, u64, Categories)>;
 
@@ -112,7 +110,7 @@ fn entries_tell_what_the_ioctl_tells_of_files_and_shared_memory() {
 #[test]
 fn entries_tell_what_the_ioctl_tells_of_protected_memory() {
     needs!(scan);
-    let _alone = common::child::without_children();
+    let _alone = pagetide_testing::child::without_children();
     let region = Region::filled(16, 1);
     region.advise(4..8, libc::MADV_DONTNEED).unwrap();
     let protector = WriteProtector::of_self().unwrap();
@@ -130,9 +128,9 @@ fn entries_tell_what_the_ioctl_tells_of_protected_memory() {
 fn entries_tell_what_the_ioctl_tells_of_guards() {
     needs!(scan);
     let region = Region::filled(8, 1);
-    match region.advise(2..5, common::MADV_GUARD_INSTALL) {
+    match region.advise(2..5, pagetide_testing::MADV_GUARD_INSTALL) {
         Ok(()) => compare_all_masks(&region),
-        Err(error) => skip(
+        Err(error) => skipped(
             "entries_tell_what_the_ioctl_tells_of_guards",
             &error.to_string(),
         ),
@@ -142,10 +140,10 @@ fn entries_tell_what_the_ioctl_tells_of_guards() {
 #[test]
 fn entries_tell_what_the_ioctl_tells_of_swap() {
     needs!(scan);
-    let _alone = common::child::without_children();
+    let _alone = pagetide_testing::child::without_children();
     let mut machine = Machine::lock();
     if let Err(reason) = machine.swap() {
-        return skip("entries_tell_what_the_ioctl_tells_of_swap", &reason);
+        return skipped("entries_tell_what_the_ioctl_tells_of_swap", &reason);
     }
     let region = Region::filled(8, 1);
     region.page_out(0..6);
@@ -157,7 +155,7 @@ fn entries_tell_what_the_ioctl_tells_of_swap() {
 fn entries_tell_what_the_ioctl_tells_of_huge_pages() {
     needs!(scan);
     let Some(region) = Region::transparent_huge(2, 1) else {
-        return skip(
+        return skipped(
             "entries_tell_what_the_ioctl_tells_of_huge_pages",
             "no huge pages",
         );

@@ -3,16 +3,14 @@
 
 #![allow(unsafe_code)]
 
-mod common;
-
-use common::child::Child;
-use common::{PAGE, Region, harvesting, needs};
 use linux_raw_sys::general::pm_scan_arg;
 use nix::libc;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use pagetide_kernel::pagemap_scan::{
     Categories, Pagemap, ScanError, ScanFlags, ScanRequest, ScannedRange,
 };
+use pagetide_testing::child::Child;
+use pagetide_testing::{PAGE, Region, harvesting, needs};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 #[test]
@@ -152,7 +150,7 @@ fn a_replaced_address_space_is_dead_to_its_old_pagemap() {
     let child = Child::run(|board| {
         board.tell(0, 1);
         board.wait(1);
-        common::child::execute_sleep();
+        pagetide_testing::child::execute_sleep();
     });
     child.wait(0);
     let before = Pagemap::of_process(child.pid()).unwrap();

@@ -3,16 +3,14 @@
 //! know the cases: shared objects, private file mappings, private hugetlb, pinned memory. If one of
 //! these tests fails, the kernel has got better, and a precaution may be dropped.
 
-mod common;
-
-use common::aio::SlowFile;
-use common::machine::Machine;
-use common::ring::Ring;
-use common::{PAGE, Region, needs, skip};
 use nix::libc;
 use pagetide_kernel::maps::mappings;
 use pagetide_kernel::pagemap_scan::{Categories, Pagemap};
 use pagetide_kernel::userfaultfd::WriteProtector;
+use pagetide_testing::aio::SlowFile;
+use pagetide_testing::machine::Machine;
+use pagetide_testing::ring::Ring;
+use pagetide_testing::{PAGE, Region, needs, skipped};
 use std::os::unix::fs::FileExt;
 
 /// The region registered and harvested: from here on only what is written should be reported.
@@ -32,12 +30,12 @@ fn harvested(region: &Region) -> (WriteProtector, Pagemap) {
 #[test]
 fn t07_a_hole_punched_into_shared_memory_reads_not_written() {
     needs!(wp_async);
-    let file = common::memfd("holes", 8);
+    let file = pagetide_testing::memfd("holes", 8);
     let region = Region::of_file(&file, 8, true);
     region.fill(0..8, 5);
     let (_protector, pagemap) = harvested(&region);
     region.advise(1..2, libc::MADV_REMOVE).unwrap();
-    common::punch_hole(&file, 3..4);
+    pagetide_testing::punch_hole(&file, 3..4);
     assert_eq!((region.load(1), region.load(3)), (0, 0));
     assert_eq!(region.take_written(&pagemap), []);
 }
@@ -45,7 +43,7 @@ fn t07_a_hole_punched_into_shared_memory_reads_not_written() {
 #[test]
 fn t07_truncating_and_extending_shared_memory_reads_not_written() {
     needs!(wp_async);
-    let file = common::memfd("truncated", 8);
+    let file = pagetide_testing::memfd("truncated", 8);
     let region = Region::of_file(&file, 8, true);
     region.fill(0..8, 5);
     let (_protector, pagemap) = harvested(&region);
@@ -60,7 +58,7 @@ fn t07_truncating_and_extending_shared_memory_reads_not_written() {
 #[test]
 fn t08_a_write_to_the_object_reads_not_written() {
     needs!(wp_async);
-    let file = common::memfd("written", 8);
+    let file = pagetide_testing::memfd("written", 8);
     let region = Region::of_file(&file, 8, true);
     region.fill(0..8, 5);
     let (_protector, pagemap) = harvested(&region);
@@ -72,7 +70,7 @@ fn t08_a_write_to_the_object_reads_not_written() {
 #[test]
 fn t08_a_store_through_another_mapping_reads_not_written() {
     needs!(wp_async);
-    let file = common::memfd("twice", 8);
+    let file = pagetide_testing::memfd("twice", 8);
     let region = Region::of_file(&file, 8, true);
     region.fill(0..8, 5);
     let other = Region::of_file(&file, 8, true);
@@ -88,7 +86,7 @@ fn t08_a_store_by_another_process_reads_not_written() {
     let region = Region::shared(8);
     region.fill(0..8, 5);
     let (_protector, pagemap) = harvested(&region);
-    let child = common::child::Child::run(|board| {
+    let child = pagetide_testing::child::Child::run(|board| {
         region.store(2, 6);
         board.tell(0, 1);
     });
@@ -102,7 +100,7 @@ fn t08_a_store_by_another_process_reads_not_written() {
 #[test]
 fn t27_a_private_copy_that_is_dropped_reads_not_written() {
     needs!(wp_async);
-    let file = common::file_of(8, b'f');
+    let file = pagetide_testing::file_of(8, b'f');
     let region = Region::of_file(&file, 8, false);
     region.fill(0..4, b'w');
     let (_protector, pagemap) = harvested(&region);
@@ -124,7 +122,7 @@ fn t27_a_private_copy_that_is_dropped_reads_not_written() {
 #[test]
 fn t27_a_private_copy_that_is_truncated_away_reads_not_written() {
     needs!(wp_async);
-    let file = common::file_of(8, b'f');
+    let file = pagetide_testing::file_of(8, b'f');
     let region = Region::of_file(&file, 8, false);
     region.fill(0..8, b'w');
     let (_protector, pagemap) = harvested(&region);
@@ -138,7 +136,7 @@ fn t27_a_private_copy_that_is_truncated_away_reads_not_written() {
 #[test]
 fn t27_a_change_of_the_file_reads_not_written_in_a_private_mapping() {
     needs!(wp_async);
-    let file = common::file_of(8, b'f');
+    let file = pagetide_testing::file_of(8, b'f');
     let region = Region::of_file(&file, 8, false);
     let (_protector, pagemap) = harvested(&region);
     assert_eq!(region.load(1), b'f');
@@ -151,7 +149,7 @@ fn t27_a_change_of_the_file_reads_not_written_in_a_private_mapping() {
 #[test]
 fn t27_a_private_copy_of_a_memfd_that_is_dropped_reads_not_written() {
     needs!(wp_async);
-    let region = Region::of_file(&common::memfd("private", 2), 2, false);
+    let region = Region::of_file(&pagetide_testing::memfd("private", 2), 2, false);
     region.fill(0..2, b'w');
     let (_protector, pagemap) = harvested(&region);
     region.advise(0..1, libc::MADV_DONTNEED).unwrap();
@@ -164,7 +162,7 @@ fn t28_private_hugetlb_that_is_dropped_reads_not_written() {
     needs!(wp_async);
     let mut machine = Machine::lock();
     if let Err(reason) = machine.huge_pages(4) {
-        return skip(
+        return skipped(
             "t28_private_hugetlb_that_is_dropped_reads_not_written",
             &reason,
         );
@@ -190,7 +188,7 @@ fn t28_private_hugetlb_that_is_dropped_reads_not_written() {
 // Memory that the kernel has pinned, and writes to without asking the page table.
 
 fn ring_or_skip(test: &str, ring: std::io::Result<Ring>) -> Option<Ring> {
-    ring.map_err(|error| skip(test, &format!("io_uring: {error}")))
+    ring.map_err(|error| skipped(test, &format!("io_uring: {error}")))
         .ok()
 }
 
@@ -204,7 +202,7 @@ fn t09_a_read_into_a_fixed_buffer_reads_not_written_and_fdinfo_lists_it() {
     };
     ring.register_buffer(&region, 3..5).unwrap();
     let (_protector, pagemap) = harvested(&region);
-    let file = common::file_of(1, b'f');
+    let file = pagetide_testing::file_of(1, b'f');
     ring.start_read(&file, region.address(3), PAGE, true);
     assert_eq!(ring.finish(), i32::try_from(PAGE).unwrap());
     assert_eq!(region.load(3), b'f');
@@ -228,7 +226,7 @@ fn t09_a_read_into_an_ordinary_buffer_is_seen() {
         return;
     };
     let (_protector, pagemap) = harvested(&region);
-    let file = common::file_of(1, b'f');
+    let file = pagetide_testing::file_of(1, b'f');
     ring.start_read(&file, region.address(3), PAGE, false);
     assert_eq!(ring.finish(), i32::try_from(PAGE).unwrap());
     assert_eq!(region.take_written(&pagemap), [3]);
@@ -273,7 +271,7 @@ fn t30_a_direct_read_under_way_over_a_harvest_reads_not_written() {
     let test = "t30_a_direct_read_under_way_over_a_harvest_reads_not_written";
     let slow = match SlowFile::mount() {
         Ok(slow) => slow,
-        Err(error) => return skip(test, &format!("FUSE: {error}")),
+        Err(error) => return skipped(test, &format!("FUSE: {error}")),
     };
     let Some(mut ring) = ring_or_skip(test, Ring::new()) else {
         return;

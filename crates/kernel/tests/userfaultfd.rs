@@ -1,15 +1,13 @@
 //! Prevents: a wrong idea of what registers, what a registration survives, and what "mark as written"
 //! reaches. Whatever drops a registration in silence is a fact that the tracker is built around.
 
-mod common;
-
-use common::child::{Child, create_userfaultfd};
-use common::machine::Machine;
-use common::{HUGE, PAGE, READ_WRITE, Region, needs, skip};
 use nix::libc;
 use pagetide_kernel::maps::{MappingName, mappings};
 use pagetide_kernel::pagemap_scan::{Categories, Pagemap};
 use pagetide_kernel::userfaultfd::{UserfaultfdError, WriteProtector};
+use pagetide_testing::child::{Child, create_userfaultfd};
+use pagetide_testing::machine::Machine;
+use pagetide_testing::{HUGE, PAGE, READ_WRITE, Region, needs, skipped};
 
 fn protect(region: &Region) -> (WriteProtector, Pagemap) {
     let protector = WriteProtector::of_self().unwrap();
@@ -28,8 +26,8 @@ fn is_registered(region: &Region, page: usize) -> bool {
 #[test]
 fn every_ordinary_mapping_registers_and_is_tracked() {
     needs!(wp_async);
-    let file = common::file_of(4, 1);
-    let memfd = common::memfd("tracked", 4);
+    let file = pagetide_testing::file_of(4, 1);
+    let memfd = pagetide_testing::memfd("tracked", 4);
     let private = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     let regions = [
         ("private", Region::private(4)),
@@ -84,7 +82,7 @@ fn hugetlb_registers_and_is_tracked_in_its_own_pages() {
     needs!(wp_async);
     let mut machine = Machine::lock();
     if let Err(reason) = machine.huge_pages(4) {
-        return skip("hugetlb_registers_and_is_tracked_in_its_own_pages", &reason);
+        return skipped("hugetlb_registers_and_is_tracked_in_its_own_pages", &reason);
     }
     for shared in [false, true] {
         let region = Region::hugetlb(3, shared).unwrap();
@@ -133,10 +131,10 @@ fn kernel_mappings_do_not_register() {
 #[test]
 fn rings_the_kernel_writes_to_do_not_register() {
     needs!(wp_async);
-    let ring = match common::ring::Ring::new() {
+    let ring = match pagetide_testing::ring::Ring::new() {
         Ok(ring) => ring,
         Err(error) => {
-            return skip(
+            return skipped(
                 "rings_the_kernel_writes_to_do_not_register",
                 &error.to_string(),
             );
@@ -186,7 +184,7 @@ fn registering_again_keeps_what_is_known() {
 #[test]
 fn one_refusal_fails_the_whole_range_and_changes_nothing() {
     needs!(wp_async);
-    let _alone = common::child::without_children();
+    let _alone = pagetide_testing::child::without_children();
     let region = Region::filled(4, 1);
     let other = WriteProtector::of_self().unwrap();
     other.register(region.address(2), PAGE as u64).unwrap();
@@ -222,7 +220,7 @@ fn unregistering_ends_tracking_and_forgets() {
 #[test]
 fn closing_the_last_fd_lets_the_process_run_on() {
     needs!(wp_async);
-    let _alone = common::child::without_children();
+    let _alone = pagetide_testing::child::without_children();
     let region = Region::filled(4, 1);
     let (protector, pagemap) = protect(&region);
     region.take_written(&pagemap);
@@ -365,7 +363,7 @@ fn fork_leaves_the_parent_tracked_and_the_child_not() {
     });
     child.wait(0);
     let theirs = Pagemap::of_process(child.pid()).unwrap();
-    let state = common::state_of(&theirs, region.address(5));
+    let state = pagetide_testing::state_of(&theirs, region.address(5));
     assert!(!state.contains(Categories::WP_ALLOWED));
     region.store(1, 2);
     assert_eq!(
@@ -393,7 +391,8 @@ fn a_userfaultfd_inherited_by_fork_still_means_the_parent() {
         !is_registered(&region, 0),
         "made by the child, for the child"
     );
-    let state = common::state_of(&Pagemap::of_process(child.pid()).unwrap(), region.start());
+    let state =
+        pagetide_testing::state_of(&Pagemap::of_process(child.pid()).unwrap(), region.start());
     assert!(state.contains(Categories::WP_ALLOWED));
 }
 
@@ -448,7 +447,7 @@ fn mark_written_reaches_pages_empty_slots_huge_pages_and_the_zero_page() {
         .unwrap();
     assert_eq!(region.take_written(&pagemap), [1, 2]);
     let Some(huge) = Region::transparent_huge(2, 1) else {
-        return skip("mark_written_reaches_... (huge)", "no huge pages");
+        return skipped("mark_written_reaches_... (huge)", "no huge pages");
     };
     let (protector, pagemap) = protect(&huge);
     huge.take_written(&pagemap);
@@ -463,7 +462,7 @@ fn mark_written_reaches_pages_empty_slots_huge_pages_and_the_zero_page() {
 #[test]
 fn mark_written_reaches_shared_and_file_pages() {
     needs!(wp_async);
-    let file = common::file_of(4, 1);
+    let file = pagetide_testing::file_of(4, 1);
     for region in [
         Region::shared(4),
         Region::of_file(&file, 4, true),
@@ -483,8 +482,11 @@ fn mark_written_reaches_shared_and_file_pages() {
 #[test]
 fn mark_written_does_not_reach_guards() {
     let region = Region::filled(2, 1);
-    if region.advise(0..1, common::MADV_GUARD_INSTALL).is_err() {
-        return skip("mark_written_does_not_reach_guards", "no guard regions");
+    if region
+        .advise(0..1, pagetide_testing::MADV_GUARD_INSTALL)
+        .is_err()
+    {
+        return skipped("mark_written_does_not_reach_guards", "no guard regions");
     }
     let (protector, pagemap) = protect(&region);
     assert_eq!(region.take_written(&pagemap), [0, 1]);
@@ -520,10 +522,10 @@ fn mark_written_needs_registered_mappings() {
 #[test]
 fn swap_keeps_what_is_known_and_mark_written_reaches_it() {
     needs!(wp_async);
-    let _alone = common::child::without_children();
+    let _alone = pagetide_testing::child::without_children();
     let mut machine = Machine::lock();
     if let Err(reason) = machine.swap() {
-        return skip(
+        return skipped(
             "swap_keeps_what_is_known_and_mark_written_reaches_it",
             &reason,
         );
@@ -563,10 +565,10 @@ fn swap_keeps_what_is_known_and_mark_written_reaches_it() {
 #[test]
 fn a_freed_page_reads_written_once_it_is_reclaimed() {
     needs!(wp_async);
-    let _alone = common::child::without_children();
+    let _alone = pagetide_testing::child::without_children();
     let mut machine = Machine::lock();
     if let Err(reason) = machine.swap() {
-        return skip("a_freed_page_reads_written_once_it_is_reclaimed", &reason);
+        return skipped("a_freed_page_reads_written_once_it_is_reclaimed", &reason);
     }
     let region = Region::filled(64, 1);
     let (_protector, pagemap) = protect(&region);
@@ -585,7 +587,7 @@ fn a_freed_page_reads_written_once_it_is_reclaimed() {
         assert_eq!(lost, written.contains(&page), "page {page}");
     }
     if written.is_empty() {
-        skip(
+        skipped(
             "a_freed_page_reads_written_once_it_is_reclaimed",
             "nothing was reclaimed",
         );
@@ -603,7 +605,7 @@ fn merges_or_skip(test: &str, machine: &mut Machine, use_zero_pages: &str) -> bo
     ];
     for (path, value) in settings {
         if let Err(error) = machine.set(path, value) {
-            skip(test, &format!("{path}: {error}"));
+            skipped(test, &format!("{path}: {error}"));
             return false;
         }
     }
@@ -624,7 +626,7 @@ fn while_merging(is_so: impl Fn() -> bool) -> bool {
 fn merging_pages_of_zeros_into_the_zero_page_loses_no_write() {
     needs!(wp_async);
     let test = "merging_pages_of_zeros_into_the_zero_page_loses_no_write";
-    let _alone = common::child::without_children();
+    let _alone = pagetide_testing::child::without_children();
     let mut machine = Machine::lock();
     if !merges_or_skip(test, &mut machine, "1") {
         return;
@@ -636,7 +638,7 @@ fn merging_pages_of_zeros_into_the_zero_page_loses_no_write() {
     region.take_written(&pagemap);
     let is_zero = |page: usize| region.state(page).contains(Categories::ZERO_PAGE);
     if !while_merging(|| (0..16).all(is_zero)) {
-        return skip(test, "nothing was merged");
+        return skipped(test, "nothing was merged");
     }
     region.take_written(&pagemap);
     region.store(3, 8);
@@ -655,7 +657,7 @@ fn merging_pages_of_zeros_into_the_zero_page_loses_no_write() {
 fn merging_equal_pages_loses_no_write() {
     needs!(wp_async);
     let test = "merging_equal_pages_loses_no_write";
-    let _alone = common::child::without_children();
+    let _alone = pagetide_testing::child::without_children();
     let mut machine = Machine::lock();
     if !merges_or_skip(test, &mut machine, "0") {
         return;
@@ -673,7 +675,7 @@ fn merging_equal_pages_loses_no_write() {
             >= 15
     };
     if !while_merging(merged) {
-        return skip(test, "nothing was merged");
+        return skipped(test, "nothing was merged");
     }
     region.take_written(&pagemap);
     region.store(3, 8);
@@ -694,13 +696,13 @@ fn stores_by_the_kernel_through_the_page_table_are_seen() {
     let region = Region::filled(8, 1);
     let (_protector, pagemap) = protect(&region);
     region.take_written(&pagemap);
-    let file = common::file_of(1, 9);
-    common::read_into(&region, 2, &file).unwrap();
+    let file = pagetide_testing::file_of(1, 9);
+    pagetide_testing::read_into(&region, 2, &file).unwrap();
     assert_eq!(region.take_written(&pagemap), [2]);
     let (mut end, mut other) = std::os::unix::net::UnixStream::pair().unwrap();
     other.write_all(&[1; 10]).unwrap();
     end.read_exact(&mut [0; 5]).unwrap();
-    common::read_into(&region, 3, &end).unwrap();
+    pagetide_testing::read_into(&region, 3, &end).unwrap();
     assert_eq!(region.take_written(&pagemap), [3]);
     let memory = std::fs::File::options()
         .write(true)

@@ -94,16 +94,3 @@ pub use stop::{ResumeError, StopError, StopOptions, StoppedProcess};
 pub use syscall_names::SystemCall;
 pub use system_calls::{Batch, SystemCalls};
 pub use thread_state::{ThreadState, ThreadStateError};
-
-#[cfg(test)]
-#[path = "../../kernel/src/hostile.rs"]
-mod hostile;
-
-/// What tests allocate is counted.
-#[cfg(test)]
-mod counted {
-    use pagetide_kernel::counted_memory::CountedMemory;
-
-    #[global_allocator]
-    pub(crate) static MEMORY: CountedMemory = CountedMemory::new();
-}

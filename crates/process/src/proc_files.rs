@@ -152,7 +152,7 @@ fn unexpected(path: &str) -> io::Error {
 #[cfg(test)]
 mod hostile_tests {
     use super::*;
-    use crate::hostile::survives;
+    use pagetide_testing::hostile::survives;
 
     #[test]
     fn hostile_names_in_stat() {

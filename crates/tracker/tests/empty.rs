@@ -1,13 +1,10 @@
 //! Prevents that memory which holds nothing costs page tables when it is tracked, and that what is stored to there is
 //! missed because it was never marked.
 
-#[path = "../../kernel/tests/common/mod.rs"]
-mod common;
-
-use common::{PAGE, Region, needs};
 use nix::libc;
 use pagetide_kernel::pagemap_scan::Categories;
 use pagetide_pages::PageCount;
+use pagetide_testing::{PAGE, Region, needs};
 use pagetide_tracker::{GivenBack, RefusedReason, Tracker, WpAsync};
 
 /// Pages that one page table serves.

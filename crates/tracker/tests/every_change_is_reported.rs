@@ -3,15 +3,12 @@
 //! dropped. A store is kept that is only ever updated from committed harvests; after each commit it
 //! must equal the memory, byte for byte.
 
-#[path = "../../kernel/tests/common/mod.rs"]
-mod common;
-
-use common::{PAGE, READ_WRITE, Region, needs};
 use nix::libc;
 use pagetide_kernel::maps::mappings;
 use pagetide_kernel::memory::ProcessMemory;
 use pagetide_kernel::probe::Probe;
 use pagetide_pages::{PageRange, PageSet, PageSize};
+use pagetide_testing::{PAGE, READ_WRITE, Region, needs};
 use pagetide_tracker::{Backend, SoftDirty, Tracker, WpAsync};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -215,7 +212,7 @@ impl World {
             }
             Step::Fork => {
                 let (region, kinds) = (&self.region, &self.kinds);
-                let ended = common::child::run_to_end(|| {
+                let ended = pagetide_testing::child::run_to_end(|| {
                     let writable = |page: &usize| kinds[*page] == Kind::Writable;
                     (0..PAGES)
                         .step_by(7)
@@ -263,14 +260,14 @@ impl World {
         if self.all(&pages, |kind| kind == Kind::Writable) {
             if self
                 .region
-                .advise(pages.clone(), common::MADV_GUARD_INSTALL)
+                .advise(pages.clone(), pagetide_testing::MADV_GUARD_INSTALL)
                 .is_ok()
             {
                 self.renew(pages, Kind::Guard);
             }
         } else if self.all(&pages, |kind| matches!(kind, Kind::Guard | Kind::Writable)) {
             self.region
-                .advise(pages.clone(), common::MADV_GUARD_REMOVE)
+                .advise(pages.clone(), pagetide_testing::MADV_GUARD_REMOVE)
                 .unwrap();
             for page in pages {
                 if self.kinds[page] == Kind::Guard {
@@ -321,7 +318,9 @@ mod soft_dirty {
     fn every_changed_page_is_reported() {
         match Probe::of_this_kernel().soft_dirty {
             Ok(()) => every_changed_page_is_in_a_committed_harvest(Backend::SoftDirty),
-            Err(reason) => common::skip("soft_dirty::every_changed_page_is_reported", &reason),
+            Err(reason) => {
+                pagetide_testing::skipped("soft_dirty::every_changed_page_is_reported", &reason)
+            }
         }
     }
 }

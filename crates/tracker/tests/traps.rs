@@ -1,18 +1,15 @@
 //! Prevents: a write that is lost in silence. One test for each way in which the kernel's report of
 //! written pages misleads a tracker that takes it at its word; `docs/KERNEL.md` numbers them.
 
-#[path = "../../kernel/tests/common/mod.rs"]
-mod common;
-
-use common::child::{Child, create_userfaultfd, execute_sleep};
-use common::machine::Machine;
-use common::{PAGE, Region, needs, skip};
 use nix::libc;
 use pagetide_kernel::maps::mappings;
 use pagetide_kernel::memory::ProcessMemory;
 use pagetide_kernel::pagemap_scan::{Categories, Pagemap};
 use pagetide_kernel::userfaultfd::{UserfaultfdError, WriteProtector};
 use pagetide_pages::{PageRange, PageSize};
+use pagetide_testing::child::{Child, create_userfaultfd, execute_sleep};
+use pagetide_testing::machine::Machine;
+use pagetide_testing::{PAGE, Region, needs, skipped};
 use pagetide_tracker::{
     GivenBack, Harvest, LayoutChange, RefusedReason, TrackError, Tracker, WpAsync,
 };
@@ -352,7 +349,7 @@ fn t10_dropping_whole_page_tables_and_huge_pages_is_written() {
     let plain = Region::filled(1536, 1);
     let huge = Region::transparent_huge(3, 1);
     if huge.is_none() {
-        skip(
+        skipped(
             "t10_dropping_whole_page_tables_and_huge_pages_is_written (huge)",
             "no huge pages",
         );
@@ -370,10 +367,10 @@ fn t10_dropping_whole_page_tables_and_huge_pages_is_written() {
 #[test]
 fn t11_a_swapped_written_page_is_written() {
     needs!(wp_async);
-    let _alone = common::child::without_children();
+    let _alone = pagetide_testing::child::without_children();
     let mut machine = Machine::lock();
     if let Err(reason) = machine.swap() {
-        return skip("t11_a_swapped_written_page_is_written", &reason);
+        return skipped("t11_a_swapped_written_page_is_written", &reason);
     }
     let region = Region::filled(8, 1);
     let mut tracker = settled(&region);
@@ -402,10 +399,10 @@ fn t12_a_marker_on_an_empty_slot_is_clean_until_it_is_stored_to() {
 #[test]
 fn t13_a_freed_page_that_turns_zero_is_written() {
     needs!(wp_async);
-    let _alone = common::child::without_children();
+    let _alone = pagetide_testing::child::without_children();
     let mut machine = Machine::lock();
     if let Err(reason) = machine.swap() {
-        return skip("t13_a_freed_page_that_turns_zero_is_written", &reason);
+        return skipped("t13_a_freed_page_that_turns_zero_is_written", &reason);
     }
     let region = Region::filled(64, 1);
     let mut tracker = settled(&region);
@@ -414,7 +411,7 @@ fn t13_a_freed_page_that_turns_zero_is_written() {
     let written = written(&mut tracker, &region);
     let zero: Vec<usize> = (0..64).filter(|page| region.load(*page) == 0).collect();
     if zero.is_empty() {
-        return skip(
+        return skipped(
             "t13_a_freed_page_that_turns_zero_is_written",
             "nothing was reclaimed",
         );
@@ -430,8 +427,11 @@ fn t14_guards_are_written_when_they_come_and_when_they_go() {
     needs!(wp_async);
     let region = Region::filled(8, 1);
     let mut tracker = settled(&region);
-    if region.advise(2..4, common::MADV_GUARD_INSTALL).is_err() {
-        return skip(
+    if region
+        .advise(2..4, pagetide_testing::MADV_GUARD_INSTALL)
+        .is_err()
+    {
+        return skipped(
             "t14_guards_are_written_when_they_come_and_when_they_go",
             "no guard regions",
         );
@@ -444,7 +444,9 @@ fn t14_guards_are_written_when_they_come_and_when_they_go() {
         .read_pages(PageSize::KIB_4, &[region.range(2..4)], bytes)
         .unwrap();
     assert_eq!(unreadable.len(), 2, "still guards after the harvest");
-    region.advise(2..3, common::MADV_GUARD_REMOVE).unwrap();
+    region
+        .advise(2..3, pagetide_testing::MADV_GUARD_REMOVE)
+        .unwrap();
     assert_eq!(written(&mut tracker, &region), [2]);
 }
 
@@ -453,9 +455,12 @@ fn t31_guards_cannot_be_given_back_to_the_kernel_and_that_is_said() {
     needs!(wp_async);
     let region = Region::filled(8, 1);
     let mut tracker = settled(&region);
-    if region.advise(2..3, common::MADV_GUARD_INSTALL).is_err() {
+    if region
+        .advise(2..3, pagetide_testing::MADV_GUARD_INSTALL)
+        .is_err()
+    {
         let test = "t31_guards_cannot_be_given_back_to_the_kernel_and_that_is_said";
-        return skip(test, "no guard regions");
+        return skipped(test, "no guard regions");
     }
     let taken = harvest(&mut tracker, &region);
     assert_eq!(taken.give_back(), GivenBack::InMemory);
@@ -465,12 +470,15 @@ fn t31_guards_cannot_be_given_back_to_the_kernel_and_that_is_said() {
 #[test]
 fn t31_a_guard_reads_clean_to_a_later_tracker_and_is_fresh_all_the_same() {
     needs!(wp_async);
-    let _alone = common::child::without_children();
+    let _alone = pagetide_testing::child::without_children();
     let region = Region::filled(8, 1);
     let mut tracker = settled(&region);
-    if region.advise(2..3, common::MADV_GUARD_INSTALL).is_err() {
+    if region
+        .advise(2..3, pagetide_testing::MADV_GUARD_INSTALL)
+        .is_err()
+    {
         let test = "t31_a_guard_reads_clean_to_a_later_tracker_and_is_fresh_all_the_same";
-        return skip(test, "no guard regions");
+        return skipped(test, "no guard regions");
     }
     drop(harvest(&mut tracker, &region));
     drop(tracker);
@@ -486,7 +494,7 @@ fn t31_a_guard_reads_clean_to_a_later_tracker_and_is_fresh_all_the_same() {
 #[test]
 fn t16_a_second_tracker_is_refused_and_steals_nothing() {
     needs!(wp_async);
-    let _alone = common::child::without_children();
+    let _alone = pagetide_testing::child::without_children();
     let region = Region::filled(8, 1);
     let mut first = settled(&region);
     let mut second = WpAsync::of_self().unwrap();
@@ -556,7 +564,7 @@ fn t20_a_harvest_of_nothing_scans_nothing() {
 #[test]
 fn t24_a_mapping_of_another_userfaultfd_is_refused_and_the_rest_is_tracked() {
     needs!(wp_async);
-    let _alone = common::child::without_children();
+    let _alone = pagetide_testing::child::without_children();
     let region = Region::filled(8, 1);
     region.replace(2..4);
     region.protect(2..4, libc::PROT_READ);

@@ -1,15 +1,12 @@
 //! Prevents: a harvest that is lost between the kernel and the store. Harvests are committed, given
 //! back, dropped and abandoned in every order; what was not committed must come again.
 
-#[path = "../../kernel/tests/common/mod.rs"]
-mod common;
-
-use common::machine::Machine;
-use common::{HUGE, PAGE, Region, needs, skip};
 use nix::libc;
 use pagetide_kernel::pagemap_scan::Pagemap;
 use pagetide_kernel::userfaultfd::WriteProtector;
 use pagetide_pages::{PageIndex, PageRange, PageSize};
+use pagetide_testing::machine::Machine;
+use pagetide_testing::{HUGE, PAGE, Region, needs, skipped};
 use pagetide_tracker::{Backend, GivenBack, Harvest, TrackError, Tracker, WpAsync};
 
 fn harvest(tracker: &mut WpAsync, region: &Region) -> Harvest {
@@ -330,7 +327,7 @@ fn a_later_tracker_goes_on_where_one_left_a_userfaultfd() {
 #[test]
 fn without_its_userfaultfd_everything_is_fresh_again() {
     needs!(wp_async);
-    let _alone = common::child::without_children();
+    let _alone = pagetide_testing::child::without_children();
     let region = Region::filled(8, 1);
     drop(settled(&region));
     let mut second = WpAsync::of_self().unwrap();
@@ -343,7 +340,7 @@ fn neighbours_of_every_kind_are_tracked_side_by_side() {
     let region = Region::filled(8, 1);
     region.replace_with(
         2..4,
-        common::READ_WRITE,
+        pagetide_testing::READ_WRITE,
         libc::MAP_SHARED | libc::MAP_ANONYMOUS,
     );
     region.protect(5..6, libc::PROT_READ);
@@ -373,14 +370,14 @@ fn given_back_huge_pages_of_all_kinds_are_known_to_the_kernel() {
         );
         assert_eq!(seen_by_the_kernel(&region), [700]);
     } else {
-        skip(
+        skipped(
             "given_back_huge_pages_of_all_kinds_are_known_to_the_kernel (thp)",
             "no huge pages",
         );
     }
     let mut machine = Machine::lock();
     if let Err(reason) = machine.huge_pages(4) {
-        return skip(
+        return skipped(
             "given_back_huge_pages_of_all_kinds_are_known_to_the_kernel",
             &reason,
         );
@@ -399,10 +396,10 @@ fn given_back_huge_pages_of_all_kinds_are_known_to_the_kernel() {
 #[test]
 fn given_back_swapped_pages_are_known_to_the_kernel() {
     needs!(wp_async);
-    let _alone = common::child::without_children();
+    let _alone = pagetide_testing::child::without_children();
     let mut machine = Machine::lock();
     if let Err(reason) = machine.swap() {
-        return skip("given_back_swapped_pages_are_known_to_the_kernel", &reason);
+        return skipped("given_back_swapped_pages_are_known_to_the_kernel", &reason);
     }
     let region = Region::filled(8, 1);
     let mut tracker = settled(&region);

@@ -4,14 +4,14 @@
 
 #![allow(unsafe_code)]
 
-use crate::common::child::run_to_end;
-use crate::common::{HUGE, PAGE, READ_WRITE, Region, needs};
 use crate::snaps::{content, differing_from, exact, own, place, snap, store};
 use nix::libc;
 use pagetide::{OwnMemory, OwnMemoryError, OwnMemoryOptions};
 use pagetide_pages::{PageCount, PageIndex};
 use pagetide_snapshot::storage::Fault;
 use pagetide_snapshot::{MemoryStorage, Store};
+use pagetide_testing::child::run_to_end;
+use pagetide_testing::{HUGE, PAGE, READ_WRITE, Region, needs};
 use std::sync::Arc;
 
 #[test]
@@ -239,7 +239,7 @@ fn a_large_reservation_of_which_little_is_used() {
 fn transparent_huge_pages() {
     needs!(wp_async);
     let Some(region) = Region::transparent_huge(4, 5) else {
-        return crate::common::skip("transparent_huge_pages", "huge pages");
+        return pagetide_testing::skipped("transparent_huge_pages", "huge pages");
     };
     let mut own = own(&region);
     exact(&mut own, &region, "full");
@@ -254,7 +254,7 @@ fn transparent_huge_pages() {
 fn a_process_that_is_not_dumpable_is_told_what_to_do() {
     needs!(wp_async);
     if !rustix::process::geteuid().is_root() {
-        return crate::common::skip(
+        return pagetide_testing::skipped(
             "a_process_that_is_not_dumpable_is_told_what_to_do",
             "for root",
         );

@@ -1,6 +1,5 @@
 //! Going back in time: baselines in memory and snapshots, compared with copies that the test has made.
 
-use crate::common::{PAGE, Region, needs};
 use crate::snaps::{Numbers, content, exact, own, place, snap};
 use nix::libc;
 use pagetide::{
@@ -9,6 +8,7 @@ use pagetide::{
 use pagetide_pages::PageCount;
 use pagetide_snapshot::storage::Fault;
 use pagetide_snapshot::{MemoryStorage, Store};
+use pagetide_testing::{PAGE, Region, needs};
 use std::sync::Arc;
 
 fn tracker(region: &Region) -> OwnTracker {
@@ -114,7 +114,7 @@ fn whatever_kind_of_memory_it_is_it_goes_back() {
             region.advise(10..15, libc::MADV_DONTNEED).unwrap();
             region.protect(8..9, libc::PROT_READ);
             tracker.reset_to(&baseline).unwrap();
-            region.protect(8..9, crate::common::READ_WRITE);
+            region.protect(8..9, pagetide_testing::READ_WRITE);
             assert!(content(region) == truth, "kind {number}, round {round}");
         }
     }
@@ -125,7 +125,7 @@ fn a_large_reservation_costs_what_is_used() {
     needs!(wp_async);
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     let length = 64usize << 30;
-    let region = Region::map(length, crate::common::READ_WRITE, flags, None).unwrap();
+    let region = Region::map(length, pagetide_testing::READ_WRITE, flags, None).unwrap();
     region.fill(100..200, 3);
     let mut tracker = tracker(&region);
     let baseline = tracker.baseline().unwrap();
@@ -157,7 +157,7 @@ fn another_baseline_is_refused_and_one_in_a_child() {
     assert!(matches!(error, OwnMemoryError::OtherBaseline), "{error}");
     let baseline = first.baseline().unwrap();
     one.store(3, 1);
-    let ended = crate::common::child::run_to_end(|| {
+    let ended = pagetide_testing::child::run_to_end(|| {
         let refused = first.reset_to(&baseline);
         i32::from(!matches!(refused, Err(OwnMemoryError::Forked { .. })))
     });

@@ -1,12 +1,12 @@
 //! Captures under way: several at a time, from several threads, in any order, failing, forgotten and given back. Each
 //! snapshot is compared with a copy of the memory that the test made when it was captured.
 
-use crate::common::{PAGE, Region, needs};
 use crate::snaps::{Numbers, content, differing_from, exact, own, place, snap};
 use pagetide::{Captured, OwnMemory, OwnMemoryError, OwnMemoryOptions, OwnSnapshot, Ticket};
 use pagetide_pages::PageCount;
 use pagetide_snapshot::storage::Fault;
 use pagetide_snapshot::{MemoryStorage, SnapshotKind, Store};
+use pagetide_testing::{PAGE, Region, needs};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};

@@ -1,10 +1,10 @@
 //! Epochs without a store: whoever copies what each tells has a copy of the memory.
 
-use crate::common::{PAGE, Region, needs};
 use crate::snaps::{Numbers, content, place};
 use nix::libc;
 use pagetide::{OwnHarvest, OwnTracker, OwnTrackerOptions};
 use pagetide_pages::{PageCount, PageIndex};
+use pagetide_testing::{PAGE, Region, needs};
 
 fn tracker(region: &Region, first: u64) -> OwnTracker {
     let made = OwnTracker::new(&[place(region, first)], OwnTrackerOptions::default());

@@ -1,6 +1,6 @@
 //! Prevents that an example does not run, or does not do what it says: each has a check of its own.
 
-use crate::common::{needs, skip};
+use pagetide_testing::{needs, skipped};
 use std::process::{Command, Output};
 
 fn check(name: &str) -> Output {
@@ -39,7 +39,7 @@ fn the_guest_outlives_its_monitor() {
     let output = check("vmm");
     let said = String::from_utf8_lossy(&output.stdout);
     match said.contains("SKIPPED") {
-        true => skip("the_guest_outlives_its_monitor", said.trim()),
+        true => skipped("the_guest_outlives_its_monitor", said.trim()),
         false => assert!(said.contains("the result is right"), "{said}"),
     }
 }

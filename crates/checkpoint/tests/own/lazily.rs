@@ -3,13 +3,13 @@
 
 #![allow(unsafe_code)]
 
-use crate::common::{PAGE, Region, needs, skip_by_path};
 use crate::snaps::{Numbers, content, differing_from, exact, own, place, snap, store};
 use nix::libc;
 use pagetide::{OwnMemory, OwnMemoryError, OwnMemoryOptions, Population};
 use pagetide_kernel::userfaultfd::missing::MissingPages;
 use pagetide_pages::PageCount;
 use pagetide_snapshot::{SnapshotKind, Store, View};
+use pagetide_testing::{PAGE, Region, needs, skip_by_path};
 use std::io::Write;
 use std::os::fd::AsRawFd;
 
@@ -129,7 +129,7 @@ fn beside_a_child_all_is_captured_and_put_back_all_the_same() {
     needs_missing_pages!();
     let (store, view, mut truth) = made();
     let fresh = Region::private(PAGES);
-    let child = crate::common::child::Child::run(|board| board.tell(0, 1));
+    let child = pagetide_testing::child::Child::run(|board| board.tell(0, 1));
     child.wait(0);
     let (mut own, _population) = lazily(&store, &view, &fresh);
     fresh.advise(100..300, libc::MADV_DONTNEED).unwrap();

@@ -3,11 +3,11 @@
 
 #![allow(unsafe_code)]
 
-use crate::common::{PAGE, Region, needs};
 use crate::snaps::{content, differing_from, exact, place, snap, store};
 use pagetide::{OwnMemory, OwnMemoryError, OwnMemoryOptions, OwnRegion, Placement};
 use pagetide_pages::{PageCount, PageIndex};
 use pagetide_snapshot::{SnapshotKind, Store, View};
+use pagetide_testing::{PAGE, Region, needs};
 
 /// The first `pages` pages of a region, at `first` of the space.
 fn part(region: &Region, pages: usize, first: u64) -> Placement {

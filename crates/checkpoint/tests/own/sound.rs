@@ -3,14 +3,14 @@
 
 #![allow(unsafe_code)]
 
-use crate::common::child::{Child, run_to_end};
-use crate::common::{PAGE, Region, needs};
 use crate::snaps::{self, exact, own, place, snap, store};
 use nix::libc;
 use pagetide::{OwnMemory, OwnMemoryError, OwnMemoryOptions};
 use pagetide_kernel::userfaultfd::WriteProtector;
 use pagetide_pages::PageCount;
 use pagetide_snapshot::Store;
+use pagetide_testing::child::{Child, run_to_end};
+use pagetide_testing::{PAGE, Region, needs};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 fn is_forked<T>(outcome: Result<T, OwnMemoryError>) -> bool {

@@ -3,10 +3,10 @@
 
 #![allow(unsafe_code, dead_code)]
 
-use crate::common::{PAGE, Region};
 use pagetide::{OwnMemory, OwnMemoryError, OwnMemoryOptions, OwnRegion, OwnSnapshot, Placement};
 use pagetide_pages::PageIndex;
 use pagetide_snapshot::{MemoryStorage, Store, View};
+use pagetide_testing::{PAGE, Region};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;

@@ -257,7 +257,7 @@ mod hostile_tests {
             b"Limit                     Soft Limit           Hard Limit           Units     \n\
             Max cpu time              unlimited            unlimited            seconds   \n\
             Max open files            1024                 524288               files     \n";
-        crate::hostile::survives(sound, |text| {
+        pagetide_testing::hostile::survives(sound, |text| {
             let limits = parse_limits(&String::from_utf8_lossy(text));
             text != sound || limits.last().is_some_and(|limit| limit.hard == 524_288)
         });

@@ -454,7 +454,7 @@ mod hostile_tests {
     fn hostile_text_of_timers() {
         let sound = b"ID: 9\nsignal: 40/0000000000000007\nnotify: signal/tid.2184\nClockID: 1\n\
             ID: 2\nsignal: 14/0000000000000000\nnotify: none/pid.100\nClockID: -6\n";
-        crate::hostile::survives(sound, |text| {
+        pagetide_testing::hostile::survives(sound, |text| {
             let mut all = parse(&String::from_utf8_lossy(text));
             all.iter_mut()
                 .for_each(|timer| drop(settle(timer, 100, &[100, 2184])));

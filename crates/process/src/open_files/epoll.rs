@@ -158,7 +158,7 @@ mod hostile_tests {
     #[test]
     fn hostile_text_of_epoll() {
         let sound = b"        5 events:       19 data:                5  pos:0 ino:61 sdev:8";
-        crate::hostile::survives(sound, |text| {
+        pagetide_testing::hostile::survives(sound, |text| {
             Line::parse(&String::from_utf8_lossy(text)).is_some()
         });
     }

@@ -102,7 +102,7 @@ mod hostile_tests {
     #[test]
     fn hostile_text_of_fdinfo() {
         let sound = b"pos:\t12\nflags:\t02100002\nmnt_id:\t28\nino:\t99\nlock:\t1: POSIX ADVISORY WRITE 1 fe:00:1 0 EOF\n";
-        crate::hostile::survives(sound, |text| {
+        pagetide_testing::hostile::survives(sound, |text| {
             let Ok(info) = FdInfo::parse(String::from_utf8_lossy(text).into_owned()) else {
                 return false;
             };

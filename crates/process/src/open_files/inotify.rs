@@ -234,7 +234,7 @@ mod hostile_tests {
     #[test]
     fn hostile_text_of_inotify() {
         let sound = b"wd:1 ino:2d4c9 sdev:fe00000 mask:fce ignored_mask:0 fhandle-bytes:8 fhandle-type:1 f_handle:c9d40200a1b2c3d4";
-        crate::hostile::survives(sound, |text| {
+        pagetide_testing::hostile::survives(sound, |text| {
             Line::parse(&String::from_utf8_lossy(text)).is_some()
         });
     }

@@ -157,7 +157,7 @@ mod hostile_tests {
     #[test]
     fn hostile_text_of_locks() {
         let sound = b"1: POSIX  ADVISORY  WRITE 1583 fe:00:10011072 5 14";
-        crate::hostile::survives(sound, |text| {
+        pagetide_testing::hostile::survives(sound, |text| {
             parse(&String::from_utf8_lossy(text)).is_some()
         });
     }

@@ -185,6 +185,6 @@ mod hostile_tests {
     #[test]
     fn hostile_text_of_served() {
         let sound = b"36 35 98:0 /mnt1 /mnt\\0402 rw,noatime master:1 - fuse.sshfs host: rw";
-        crate::hostile::survives(sound, |text| Mount::parse(text).is_some());
+        pagetide_testing::hostile::survives(sound, |text| Mount::parse(text).is_some());
     }
 }

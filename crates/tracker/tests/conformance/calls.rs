@@ -2,10 +2,10 @@
 
 #![allow(unsafe_code)]
 
-use super::common::{HUGE, PAGE, READ_WRITE, Region};
 use nix::libc;
 use pagetide_kernel::maps::{mappings, mappings_with_flags};
 use pagetide_pages::{PageIndex, PageRange, PageSize};
+use pagetide_testing::{HUGE, PAGE, READ_WRITE, Region};
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;

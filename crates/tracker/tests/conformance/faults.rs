@@ -1,10 +1,10 @@
 //! Pages that are dropped, and huge pages that come and go.
 
 use super::calls;
-use super::common::machine::Machine;
-use super::common::{self, HUGE, PAGE};
 use super::world::World;
 use nix::libc;
+use pagetide_testing::machine::Machine;
+use pagetide_testing::{HUGE, PAGE};
 
 const TABLE: usize = HUGE / PAGE;
 
@@ -66,9 +66,9 @@ pub fn huge_pages_split(world: &mut World) {
 }
 
 pub fn huge_pages_collapse(world: &mut World) {
-    let region = super::common::Region::map(
+    let region = pagetide_testing::Region::map(
         HUGE,
-        super::common::READ_WRITE,
+        pagetide_testing::READ_WRITE,
         libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
         None,
     );
@@ -122,7 +122,7 @@ pub fn huge_pages_of_hugetlbfs(world: &mut World) {
     if let Err(reason) = machine.huge_pages(2) {
         return world.skip(&reason);
     }
-    let region = common::Region::hugetlb(1, false).unwrap();
+    let region = pagetide_testing::Region::hugetlb(1, false).unwrap();
     region.fill(0..TABLE, 1);
     world.watch(&region);
     world.settle();
@@ -132,12 +132,14 @@ pub fn huge_pages_of_hugetlbfs(world: &mut World) {
 
 pub fn guards(world: &mut World) {
     let region = world.settled(16, 1);
-    if let Err(error) = region.advise(2..5, common::MADV_GUARD_INSTALL) {
+    if let Err(error) = region.advise(2..5, pagetide_testing::MADV_GUARD_INSTALL) {
         return world.skip(&format!("guard regions: {error}"));
     }
     world.expect(3);
     world.expect(0);
-    region.advise(2..4, common::MADV_GUARD_REMOVE).unwrap();
+    region
+        .advise(2..4, pagetide_testing::MADV_GUARD_REMOVE)
+        .unwrap();
     region.store(3, 4);
     world.expect(2);
 }

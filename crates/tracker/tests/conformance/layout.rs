@@ -1,11 +1,11 @@
 //! Mappings that come, go, move, grow and change.
 
 use super::calls;
-use super::common::{HUGE, PAGE, READ_WRITE, Region, file_of, memfd};
 use super::world::World;
 use nix::libc;
 use pagetide_kernel::maps::{MappingName, mappings};
 use pagetide_pages::{PageRange, PageSize};
+use pagetide_testing::{HUGE, PAGE, READ_WRITE, Region, file_of, memfd};
 
 const PRIVATE: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
 const TABLE: usize = HUGE / PAGE;

@@ -1,9 +1,6 @@
 //! Prevents: a backend that misses a way in which memory changes. Each scenario runs by each backend that
 //! this kernel has; after each step, every page whose content is not what it was must be in the harvest.
 
-#[path = "../../../kernel/tests/common/mod.rs"]
-mod common;
-
 mod calls;
 mod faults;
 mod layout;

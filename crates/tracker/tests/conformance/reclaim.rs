@@ -1,17 +1,17 @@
 //! What the kernel does with pages by itself: swap, reclaim, merging.
 
 use super::calls;
-use super::common::machine::Machine;
-use super::common::{self, HUGE, PAGE, Region};
 use super::world::World;
 use nix::libc;
+use pagetide_testing::machine::Machine;
+use pagetide_testing::{HUGE, PAGE, Region};
 
 const TABLE: usize = HUGE / PAGE;
 
 /// Swap, and nobody who shares pages, which would keep them in memory.
 macro_rules! with_swap {
     ($world:ident) => {{
-        let alone = common::child::without_children();
+        let alone = pagetide_testing::child::without_children();
         let mut machine = Machine::lock();
         if let Err(reason) = machine.swap() {
             return $world.skip(&reason);
@@ -86,7 +86,7 @@ pub fn freed_and_reclaimed(world: &mut World) {
 
 /// Merging takes pages out from under their bits.
 pub fn merged_pages(world: &mut World) {
-    let _alone = common::child::without_children();
+    let _alone = pagetide_testing::child::without_children();
     let mut machine = Machine::lock();
     let settings = [
         ("/sys/kernel/mm/ksm/sleep_millisecs", "0"),

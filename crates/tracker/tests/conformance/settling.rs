@@ -1,7 +1,7 @@
 //! The two ends of a harvest, and harvests in a row.
 
-use super::common::Region;
 use super::world::World;
+use pagetide_testing::Region;
 
 pub fn given_back(world: &mut World) {
     let region = world.settled(16, 1);

@@ -1,10 +1,10 @@
 //! Stores of every kind: by this process, by the kernel for it, from outside, and copies on write.
 
 use super::calls;
-use super::common::{self, PAGE, Region, file_of};
 use super::world::World;
 use nix::libc;
 use nix::sys::uio::{RemoteIoVec, process_vm_writev};
+use pagetide_testing::{PAGE, Region, file_of};
 use std::io::{IoSlice, Write};
 use std::os::unix::fs::FileExt;
 
@@ -42,11 +42,11 @@ pub fn a_store_from_outside(world: &mut World) {
 
 pub fn a_read_into_memory(world: &mut World) {
     let region = world.settled(8, 1);
-    common::read_into(&region, 2, &file_of(1, 9)).unwrap();
+    pagetide_testing::read_into(&region, 2, &file_of(1, 9)).unwrap();
     world.expect(1);
     let (mut end, other) = std::os::unix::net::UnixStream::pair().unwrap();
     end.write_all(b"some").unwrap();
-    common::read_into(&region, 3, &other).unwrap();
+    pagetide_testing::read_into(&region, 3, &other).unwrap();
     world.expect(1);
 }
 
@@ -86,7 +86,7 @@ pub fn a_private_copy_of_a_file(world: &mut World) {
 
 pub fn a_child_changes_its_own_copy(world: &mut World) {
     let region = world.settled(16, 1);
-    let ended = common::child::run_to_end(|| {
+    let ended = pagetide_testing::child::run_to_end(|| {
         (0..16).for_each(|page| region.store(page, 9));
         0
     });
@@ -99,7 +99,7 @@ pub fn a_child_changes_its_own_copy(world: &mut World) {
 pub fn a_copy_after_fork(world: &mut World) {
     let region = world.settled(16, 1);
     region.store(1, 2);
-    let child = common::child::Child::run(|_| {});
+    let child = pagetide_testing::child::Child::run(|_| {});
     region.store(2, 2);
     world.expect(2);
     region.store(3, 2);

@@ -2,12 +2,12 @@
 //! of its pages, compared before and after by hash.
 
 use super::calls;
-use super::common::{self, Region};
 use pagetide_kernel::maps::mappings;
 use pagetide_kernel::memory::ProcessMemory;
 use pagetide_kernel::pagemap_scan::Pagemap;
 use pagetide_kernel::probe::Probe;
 use pagetide_pages::{PageIndex, PageRange, PageSet, PageSize};
+use pagetide_testing::Region;
 use pagetide_tracker::{Backend, Harvest, SoftDirty, Tracker, WpAsync};
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hasher};
@@ -59,7 +59,7 @@ pub fn run(backend: Backend, name: &str, scenario: fn(&mut World)) {
         _ => &probe.soft_dirty,
     };
     if let Err(reason) = usable {
-        return common::skip(&name, reason);
+        return pagetide_testing::skipped(&name, reason);
     }
     scenario(&mut World {
         tracker: tracker(backend),
@@ -75,7 +75,7 @@ pub fn run(backend: Backend, name: &str, scenario: fn(&mut World)) {
 impl World {
     /// Says that the scenario cannot go on here.
     pub fn skip(&self, reason: &str) {
-        common::skip(&self.name, reason);
+        pagetide_testing::skipped(&self.name, reason);
     }
 
     /// From now on this region belongs to the world, mapped or not.
@@ -181,7 +181,7 @@ impl World {
     }
 
     fn content(&self, page: PageIndex) -> Content {
-        let mut bytes = vec![0; common::PAGE];
+        let mut bytes = vec![0; pagetide_testing::PAGE];
         let one = [PageRange::single(page)];
         let unreadable = self.memory.read_pages(PageSize::KIB_4, &one, &mut bytes);
         if !unreadable.unwrap().is_empty() {

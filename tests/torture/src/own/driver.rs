@@ -2,9 +2,6 @@
 
 #![allow(unsafe_code)]
 
-use super::common::aio::SlowFile;
-use super::common::child::run_to_end;
-use super::common::{self, PAGE};
 use super::world::{Outcome, World};
 use crate::program::{kind, numbers};
 use crate::tally::Tally;
@@ -12,6 +9,9 @@ use pagetide::{Captured, OwnMemory, OwnMemoryError, OwnMemoryOptions, OwnRegion,
 use pagetide_pages::PageIndex;
 use pagetide_snapshot::storage::Fault;
 use pagetide_snapshot::{MemoryStorage, PageState, SnapshotKind, Store, View};
+use pagetide_testing::aio::SlowFile;
+use pagetide_testing::child::run_to_end;
+use pagetide_testing::{PAGE, Region};
 use pagetide_tests::caught;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -215,7 +215,7 @@ impl Driver {
         let store = Store::create(Arc::new(self.storage.clone())).map_err(said)?;
         let placed = |(number, slot): (usize, &super::world::Slot)| {
             let length = slot.cells.len() * PAGE;
-            let region = slot.region.name(length);
+            let region = name(&slot.region, length);
             let place = Placement::new(region, PageIndex(number as u64 * APART));
             match slot.alone {
                 true => place.written_through_it_only(),
@@ -374,7 +374,7 @@ impl Driver {
         let region = &self.world.slots[slot].region;
         let own = self.own.as_mut().ok_or("there is none")?;
         let taken = std::thread::scope(|scope| {
-            let reader = scope.spawn(|| common::read_into(region, page, &file).map(drop));
+            let reader = scope.spawn(|| pagetide_testing::read_into(region, page, &file).map(drop));
             slow.asked();
             let taken = own
                 .capture()
@@ -478,11 +478,9 @@ impl Driver {
     }
 }
 
-impl super::common::Region {
-    /// Names it.
-    fn name(&self, length: usize) -> OwnRegion {
-        // SAFETY: a region is memory of the program alone, to which no reference exists; it outlives the
-        // `OwnMemory`, which is dropped or ends with the process first.
-        unsafe { OwnRegion::new(self.start() as *mut u8, length) }
-    }
+/// Names the first `length` bytes of a region.
+fn name(region: &Region, length: usize) -> OwnRegion {
+    // SAFETY: a region is memory of the program alone, to which no reference exists; it outlives the
+    // `OwnMemory`, which is dropped or ends with the process first.
+    unsafe { OwnRegion::new(region.start() as *mut u8, length) }
 }

@@ -26,9 +26,6 @@
 //! | `!rollback N` | the memory is put back to the Nth newest snapshot |
 //! | `!mark R P N` | told to be written; memory that is `alone` is told of by itself whenever it must be |
 
-#[path = "../../../../crates/kernel/tests/common/mod.rs"]
-#[allow(missing_docs)]
-mod common;
 mod driver;
 mod generate;
 mod run;

@@ -1,10 +1,10 @@
 //! The memory that programs work on, and what is known of each page of it: enough to know whether a store would kill
 //! the process, and whether an error of a capture is right.
 
-use super::common::child::{Child, run_to_end};
-use super::common::ring::Ring;
-use super::common::{self, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, PAGE, READ_WRITE, Region};
 use nix::libc;
+use pagetide_testing::child::{Child, run_to_end};
+use pagetide_testing::ring::Ring;
+use pagetide_testing::{MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, PAGE, READ_WRITE, Region};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::ops::Range;
@@ -66,7 +66,7 @@ impl World {
             slots: Vec::new(),
             files: Vec::new(),
             disk: disk.to_owned(),
-            source: common::memfd("source", 1),
+            source: pagetide_testing::memfd("source", 1),
             direct: None,
             ring: None,
             own_ring: None,
@@ -98,7 +98,7 @@ impl World {
             "memfd" | "alone" | "file" | "disk" => {
                 let file = match kind {
                     "disk" => tempfile::tempfile_in(&self.disk).map_err(said)?,
-                    _ => common::memfd("region", FILE_PAGES),
+                    _ => pagetide_testing::memfd("region", FILE_PAGES),
                 };
                 if kind == "disk" {
                     file.set_len((FILE_PAGES * PAGE) as u64).map_err(said)?;
@@ -238,7 +238,7 @@ impl World {
                 let mut start = from;
                 std::io::Seek::rewind(&mut start).map_err(said)?;
                 let region = &self.slots[slot].region;
-                common::read_into(region, page, from)
+                pagetide_testing::read_into(region, page, from)
                     .map(drop)
                     .map_err(said)
             }
@@ -470,7 +470,7 @@ impl World {
         let done = match what {
             "pwrite" => open.write_all_at(&[value; 100], offset + 5).map_err(said),
             "punch" => {
-                common::punch_hole(open, page..end);
+                pagetide_testing::punch_hole(open, page..end);
                 Ok(())
             }
             "shrink" => {

@@ -173,6 +173,6 @@ mod hostile_tests {
         let length = u32::try_from(sound.len()).expect("a small number");
         sound[..4].copy_from_slice(&length.to_ne_bytes());
         sound[4..6].copy_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-        crate::hostile::survives(&sound, |answer| parse(answer).is_ok());
+        pagetide_testing::hostile::survives(&sound, |answer| parse(answer).is_ok());
     }
 }

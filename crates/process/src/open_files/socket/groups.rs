@@ -96,7 +96,7 @@ mod hostile_tests {
     #[test]
     fn hostile_text_of_groups() {
         let sound = b"1\tlo : 1 V3\n\t\t\t\t010000E0 1 0:00000000\t\t0\n4 eth0 ff020000000000000000000000000001 1";
-        crate::hostile::survives(sound, |text| {
+        pagetide_testing::hostile::survives(sound, |text| {
             let text = String::from_utf8_lossy(text);
             parse_igmp(&text).len() + parse_igmp6(&text).len() < 1 << 16
         });

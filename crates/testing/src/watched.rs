@@ -1,7 +1,7 @@
 //! Memory under tracking, and what the kernel says of a mapping: what the tests of advice and of moved
 //! mappings have in common.
 
-use super::{Region, skip};
+use super::{Region, skipped};
 use pagetide_kernel::maps::mappings_with_flags;
 use pagetide_kernel::pagemap_scan::Pagemap;
 use pagetide_kernel::userfaultfd::WriteProtector;
@@ -18,7 +18,7 @@ pub struct Watcher {
 
 impl Watcher {
     /// A new one. The test has asked before, by `needs!(wp_async)`, whether there is such a thing.
-    pub fn new() -> Watcher {
+    pub fn of_self() -> Watcher {
         Watcher {
             protector: WriteProtector::of_self().expect("userfaultfd"),
             pagemap: Pagemap::of_self().expect("pagemap"),
@@ -45,7 +45,7 @@ pub fn advise_or_skip(test: &str, region: &Region, pages: Range<usize>, advice: 
     match region.advise(pages, advice) {
         Ok(()) => true,
         Err(error) => {
-            skip(test, &format!("madvise with advice {advice}: {error}"));
+            skipped(test, &format!("madvise with advice {advice}: {error}"));
             false
         }
     }

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-const LISTED: &str = include_str!("../skips.txt");
+const LISTED: &str = include_str!("../../../tests/skips.txt");
 
 /// Says that a test, or a part of it, could not be run here. Fails if the environment says `CI` and
 /// `tests/skips.txt` does not list the test.

@@ -1,7 +1,7 @@
 //! Pages that cannot be read any more, as after a failure of the machine's memory, made with
 //! UFFDIO_POISON (since 6.6): a marker in the page table, no memory is harmed. See ioctl_userfaultfd(2).
 
-use super::{PAGE, Region, skip};
+use super::{PAGE, Region, skipped};
 use linux_raw_sys::general::{UFFD_API, uffdio_api};
 use nix::libc;
 use pagetide_kernel::userfaultfd::WriteProtector;
@@ -41,7 +41,7 @@ pub fn by_or_skip(test: &str, owner: &WriteProtector, region: &Region, page: usi
     // SAFETY: the request is the struct that the ioctl takes; it reads and fills in that struct only.
     let answer = unsafe { change::<UFFDIO_POISON, _>(owner.as_fd(), &mut request) };
     answer
-        .map_err(|error| skip(test, &format!("UFFDIO_POISON: {error}")))
+        .map_err(|error| skipped(test, &format!("UFFDIO_POISON: {error}")))
         .is_ok()
 }
 
@@ -58,7 +58,7 @@ pub fn move_or_skip(test: &str, owner: &WriteProtector, from: u64, to: u64) -> b
     // SAFETY: as for poisoning; both pages are regions', to which no Rust reference exists.
     let answer = unsafe { change::<UFFDIO_MOVE, _>(owner.as_fd(), &mut request) };
     answer
-        .map_err(|error| skip(test, &format!("UFFDIO_MOVE: {error}")))
+        .map_err(|error| skipped(test, &format!("UFFDIO_MOVE: {error}")))
         .is_ok()
 }
 
@@ -90,7 +90,7 @@ pub fn install_or_skip(test: &str, region: &Region, page: usize) -> bool {
     let owner = WriteProtector::already_enabled(fd);
     let length = region.end() - region.start();
     if let Err(error) = owner.register(region.start(), length) {
-        skip(test, &error.to_string());
+        skipped(test, &error.to_string());
         return false;
     }
     by_or_skip(test, &owner, region, page)
@@ -119,6 +119,6 @@ pub fn copy_or_skip(test: &str, owner: &WriteProtector, from: u64, to: u64) -> b
     // SAFETY: as for poisoning; both pages are regions', to which no Rust reference exists.
     let answer = unsafe { change::<UFFDIO_COPY, _>(owner.as_fd(), &mut request) };
     answer
-        .map_err(|error| skip(test, &format!("UFFDIO_COPY: {error}")))
+        .map_err(|error| skipped(test, &format!("UFFDIO_COPY: {error}")))
         .is_ok()
 }

@@ -1,17 +1,23 @@
-//! What the tests of the kernel and tracker crates do to memory: regions that are mapped, stored to,
-//! advised, moved and replaced, children that live in their own address space, and machine settings
-//! that are put back. All `unsafe` of these tests stands here.
+//! What the tests of several crates share: memory that is mapped, stored to, advised, moved and replaced, children that live
+//! in their own address space, machine settings that are put back, text as a hostile process could make it, and tests that
+//! this machine cannot run. All `unsafe` of such tests stands here.
+//!
+//! What this crate is not: a part of what is shipped. Only tests depend on it.
 
-#![allow(unsafe_code, dead_code)]
+#![allow(unsafe_code)]
 
 pub mod aio;
 pub mod child;
+pub mod hostile;
 pub mod kvm;
 pub mod machine;
 pub mod poison;
-pub mod remap;
+mod remap;
 pub mod ring;
+mod skipped;
 pub mod watched;
+
+pub use skipped::skipped;
 
 use nix::libc;
 use pagetide_kernel::pagemap_scan::{Categories, Pagemap, ScanFlags, ScanRequest, ScannedRange};
@@ -37,28 +43,16 @@ pub const MADV_GUARD_REMOVE: i32 = 103;
 /// Loads and stores.
 pub const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
-#[path = "../../../../tests/harness/skipped.rs"]
-mod skipped;
-
-/// Says that a test could not run here; see there for which may.
-#[track_caller]
-pub fn skip(test: &str, reason: &str) {
-    skipped::skipped(test, reason);
-}
-
 /// Ends a test here, saying so, if this kernel lacks what it is about: `needs!(scan)` or `needs!(wp_async)`.
-#[allow(unused_macros)]
+#[macro_export]
 macro_rules! needs {
     ($what:ident) => {
-        if let Some(lack) = $crate::common::lacks::$what() {
+        if let Some(lack) = $crate::lacks::$what() {
             fn here() {}
-            return $crate::common::skip_by_path(std::any::type_name_of_val(&here), lack);
+            return $crate::skip_by_path(std::any::type_name_of_val(&here), lack);
         }
     };
 }
-#[allow(unused_imports)]
-pub(crate) use needs;
-
 /// What this kernel lacks, found out by asking it for it. Nothing here clears soft-dirty bits.
 pub mod lacks {
     use pagetide_kernel::{probe::known_categories, userfaultfd::WriteProtector};
@@ -82,11 +76,11 @@ pub mod lacks {
     }
 }
 
-/// As [`skip`], for the test whose inner function has this path: `program::test::inner`.
+/// As [`skipped`], for the test whose inner function has this path: `program::test::inner`.
 #[track_caller]
 pub fn skip_by_path(path: &str, reason: &str) {
     let inner = path.rsplit_once("::").map_or(path, |(outer, _)| outer);
-    skip(
+    skipped(
         inner.split_once("::").map_or(inner, |(_, test)| test),
         reason,
     );

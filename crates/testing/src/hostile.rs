@@ -2,8 +2,12 @@
 //! fields, and handed to a parser, which may refuse it, but neither panic nor take much memory. A part of a second in a usual run;
 //! `PAGETIDE_FUZZ_SECONDS` asks for more, and `PAGETIDE_SEED` for the inputs of an earlier one.
 
-use crate::counted::MEMORY;
+use pagetide_kernel::counted_memory::CountedMemory;
 use std::time::{Duration, Instant};
+
+/// What is allocated in a program that this crate is a part of is counted.
+#[global_allocator]
+static MEMORY: CountedMemory = CountedMemory::new();
 
 /// Parsers make some words of each line, and tests run beside each other.
 const MOST_BYTES: usize = 256 << 20;
@@ -122,7 +126,7 @@ impl Drop for Teller<'_> {
 
 /// Hands changed forms of `sound` to `parse`, which is to return true for the sound one.
 #[track_caller]
-pub(crate) fn survives(sound: &[u8], mut parse: impl FnMut(&[u8]) -> bool) {
+pub fn survives(sound: &[u8], mut parse: impl FnMut(&[u8]) -> bool) {
     assert!(parse(sound), "what is sound is refused");
     let seed = from_environment("PAGETIDE_SEED").unwrap_or_else(|| {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
