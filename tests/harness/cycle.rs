@@ -2,7 +2,8 @@
 //! instruction with what it was; killed in mid-work, and restored from the newest snapshot; another snapshot, which is a
 //! delta, and restored from that; compared once more; restored from an old one, and from a delta of that.
 
-use crate::{Subject, number, text};
+use crate::json::{number, text};
+use crate::subject::Subject;
 use serde_json::Value;
 
 /// What a program is asked for on the way.

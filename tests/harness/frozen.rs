@@ -1,7 +1,8 @@
 //! A process that does not move: stopped by SIGSTOP, every thread seen to stand still, its children
 //! seen to have ended. Nothing of the code under test takes part.
 
-use crate::{Target, maps};
+use crate::maps::maps;
+use crate::target::Target;
 use rustix::process::{Pid, Signal};
 use std::collections::HashSet;
 use std::fs;

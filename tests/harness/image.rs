@@ -2,9 +2,11 @@
 //! two must be equal in every region and every byte.
 //!
 //! The process is read with `/proc/PID/maps` and `/proc/PID/mem` alone. It must be stopped by the
-//! caller (see [`crate::Frozen`]).
+//! caller (see [`crate::frozen::Frozen`]).
 
-use crate::Frozen;
+use crate::frozen::Frozen;
+use crate::maps::Mapped;
+use crate::maps::maps;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
@@ -23,46 +25,6 @@ const OF_THE_KERNEL: [&str; 5] = [
     "[uprobes]",
     "[uprobes-trampoline]",
 ];
-
-/// A mapping: where, how protected, and whether shared.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Mapped {
-    /// First address.
-    pub start: u64,
-    /// Address after the last.
-    pub end: u64,
-    /// As in `/proc/PID/maps`: `rw-p`.
-    pub permissions: String,
-    /// Where in its file it begins, in bytes.
-    pub offset: u64,
-    /// Device and inode of the object behind it.
-    pub object: String,
-    /// The name, empty for plain memory.
-    pub name: String,
-}
-
-/// The mappings of a process.
-pub fn maps(pid: i32) -> Vec<Mapped> {
-    let text = std::fs::read(format!("/proc/{pid}/maps")).expect("read its maps");
-    let text = String::from_utf8_lossy(&text);
-    let mapped = |line: &str| {
-        let mut words = line.splitn(6, ' ');
-        let (start, end) = words.next()?.split_once('-')?;
-        let permissions = words.next()?.to_owned();
-        let (offset, device, inode) = (words.next()?, words.next()?, words.next()?);
-        Some(Mapped {
-            start: u64::from_str_radix(start, 16).ok()?,
-            end: u64::from_str_radix(end, 16).ok()?,
-            permissions,
-            offset: u64::from_str_radix(offset, 16).ok()?,
-            object: format!("{device} {inode}"),
-            name: words.next().unwrap_or("").trim().to_owned(),
-        })
-    };
-    text.lines()
-        .map(|line| mapped(line).unwrap_or_else(|| panic!("a line of maps: {line:?}")))
-        .collect()
-}
 
 /// The mappings and the bytes of a process at one instant.
 pub struct Image {
@@ -180,11 +142,11 @@ impl Image {
             ends: BTreeMap::new(),
         };
         let mut files = 0;
-        for region in crate::list(&map, "regions") {
-            let hex = |name| u64::from_str_radix(crate::text(region, name), 16).expect("hex");
+        for region in crate::json::list(&map, "regions") {
+            let hex = |name| u64::from_str_radix(crate::json::text(region, name), 16).expect("hex");
             let (start, end) = (hex("start"), hex("end"));
             if region["captured"] != true {
-                let name = crate::text(region, "name");
+                let name = crate::json::text(region, "name");
                 assert!(OF_THE_KERNEL.contains(&name), "not captured: {region}");
                 continue;
             }
@@ -202,8 +164,8 @@ impl Image {
                 image.keep(at, chunk);
             }
             let sharing = if region["shared"] == true { "s" } else { "p" };
-            let permissions = format!("{}{sharing}", crate::text(region, "protection"));
-            image.map(start, end, permissions, crate::text(region, "name"));
+            let permissions = format!("{}{sharing}", crate::json::text(region, "protection"));
+            image.map(start, end, permissions, crate::json::text(region, "name"));
         }
         let written = std::fs::read_dir(directory.join("mem")).expect("list the export");
         assert_eq!(written.count(), files, "files that map.json does not list");

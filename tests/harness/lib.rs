@@ -10,8 +10,11 @@ mod cycle;
 mod failures;
 mod frozen;
 mod image;
+mod json;
 mod machine;
+mod maps;
 mod run;
+mod scratch;
 mod signals;
 mod sizes;
 mod steps;
@@ -27,10 +30,13 @@ pub use control_group::ControlGroup;
 pub use cycle::{Program, cycle};
 pub use failures::caught;
 pub use frozen::{Frozen, children, family, thread_states};
-pub use image::{Image, Mapped, maps};
+pub use image::Image;
+pub use json::{list, number, text};
 pub use machine::Machine;
+pub use maps::{Mapped, maps};
 pub use pagetide_testing::skipped;
 pub use run::{Background, Outcome, background, pagetide, pagetide_by};
+pub use scratch::Scratch;
 pub use sizes::{anonymous_kib, resident_kib};
 pub use steps::Steps;
 pub use store::{TestStore, accepting};
@@ -38,61 +44,3 @@ pub use subject::Subject;
 pub use target::{Target, compiled};
 pub use variation::{epochs, from_environment, seed};
 pub use whole::Whole;
-
-use serde_json::Value;
-use std::path::{Path, PathBuf};
-
-/// A directory for a test, removed when it is dropped.
-pub struct Scratch {
-    directory: tempfile::TempDir,
-}
-
-impl Default for Scratch {
-    fn default() -> Scratch {
-        Scratch::new()
-    }
-}
-
-impl Scratch {
-    /// A new and empty directory on the disk that holds temporary files.
-    pub fn new() -> Scratch {
-        failures::tell_at_once();
-        signals::leave_none_ignored();
-        let directory = tempfile::Builder::new()
-            .prefix("pagetide-it-")
-            .tempdir()
-            .expect("make a temporary directory");
-        Scratch { directory }
-    }
-
-    /// The directory.
-    pub fn path(&self) -> &Path {
-        self.directory.path()
-    }
-
-    /// A path in it.
-    pub fn join(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-}
-
-/// `value[name]` as a number, or a panic that shows the object.
-pub fn number(value: &Value, name: &str) -> u64 {
-    value[name]
-        .as_u64()
-        .unwrap_or_else(|| panic!("no number {name:?} in {value}"))
-}
-
-/// `value[name]` as text, or a panic that shows the object.
-pub fn text<'a>(value: &'a Value, name: &str) -> &'a str {
-    value[name]
-        .as_str()
-        .unwrap_or_else(|| panic!("no text {name:?} in {value}"))
-}
-
-/// `value[name]` as a list, or a panic that shows the object.
-pub fn list<'a>(value: &'a Value, name: &str) -> &'a [Value] {
-    value[name]
-        .as_array()
-        .unwrap_or_else(|| panic!("no list {name:?} in {value}"))
-}

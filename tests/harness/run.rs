@@ -1,7 +1,8 @@
 //! Running `pagetide` as a user would, and looking at what it says.
 
 use crate::binary::pagetide_path;
-use crate::{Frozen, Image, thread_states};
+use crate::frozen::{Frozen, thread_states};
+use crate::image::Image;
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
 use std::ffi::OsStr;
@@ -150,7 +151,7 @@ impl Background {
     #[track_caller]
     pub fn next_id(&mut self) -> u64 {
         match self.next_line() {
-            Some(line) => crate::number(&line, "id"),
+            Some(line) => crate::json::number(&line, "id"),
             None => {
                 let outcome = self.ended();
                 panic!("no more snapshots: {outcome:#?}")
@@ -180,12 +181,12 @@ impl Background {
 
     /// Waits for a snapshot that began after this call, of a scheduled checkpoint into `store`.
     #[track_caller]
-    pub fn taken_from_now_on(&mut self, store: &crate::TestStore) -> u64 {
+    pub fn taken_from_now_on(&mut self, store: &crate::store::TestStore) -> u64 {
         // The one after the newest may be under way already.
         let newest = store
             .log()
             .last()
-            .map_or(0, |line| crate::number(line, "id"));
+            .map_or(0, |line| crate::json::number(line, "id"));
         loop {
             let id = self.next_id();
             if id >= newest + 2 {

@@ -37,7 +37,7 @@ mod tests {
     /// Starts this test program again with these signals ignored, and has it say what a child of it ignores.
     #[test]
     fn what_tests_start_ignores_nothing_though_they_do() {
-        let scratch = || crate::Scratch::new();
+        let scratch = || crate::scratch::Scratch::new();
         if std::env::var_os("PAGETIDE_IGNORING").is_some() {
             let _scratch = scratch();
             let child = Command::new("cat").arg("/proc/self/status").output();

@@ -1,6 +1,7 @@
 //! The log of a program that works in steps (`targets/steps.h`): each line begins with a number that counts up.
 
-use crate::{Program, Subject};
+use crate::cycle::Program;
+use crate::subject::Subject;
 use std::collections::BTreeMap;
 
 /// The file `log` of a program that is restored. After a restore the numbers go on where the snapshot was.

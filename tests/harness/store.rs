@@ -1,7 +1,10 @@
 //! A store and the calls of `pagetide` on it.
 
+use crate::frozen::Frozen;
 use crate::image::Image;
-use crate::{Frozen, Outcome, Scratch, list, pagetide, text};
+use crate::json::{list, text};
+use crate::run::{Outcome, pagetide};
+use crate::scratch::Scratch;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -135,9 +138,9 @@ impl TestStore {
         let (store, at) = (self.text(), id.to_string());
         let words = ["show", &store, "--at", &at, "--json"];
         let answer = pagetide(words).done().json();
-        let spaces = crate::list(&answer, "spaces").iter();
+        let spaces = crate::json::list(&answer, "spaces").iter();
         let held: BTreeSet<&str> = spaces
-            .map(|space| crate::text(space, "name"))
+            .map(|space| crate::json::text(space, "name"))
             .filter_map(|name| name.strip_prefix("mem:"))
             .collect();
         let wanted: Vec<String> = processes.iter().map(|p| p.pid().to_string()).collect();
@@ -181,7 +184,7 @@ impl TestStore {
         let report = self.checkpoint(frozen.pid(), more);
         frozen.assert_still_stopped();
         let truth = early.unwrap_or_else(|| Image::of_process(frozen));
-        let id = crate::number(&report, "id");
+        let id = crate::json::number(&report, "id");
         self.assert_equals(id, &truth, &format!("{report}"));
         (report, truth)
     }
@@ -197,6 +200,6 @@ impl TestStore {
     #[track_caller]
     pub fn log(&self) -> Vec<Value> {
         let answer = pagetide(["log", &self.text(), "--json"]).done().json();
-        crate::list(&answer, "snapshots").to_vec()
+        crate::json::list(&answer, "snapshots").to_vec()
     }
 }

@@ -2,10 +2,13 @@
 //!
 //! A restored process is nobody's child that the test has started; so the test adopts orphans, and can see how each ends.
 
-use crate::{
-    Frozen, Outcome, Scratch, TestStore, Whole, children, family, number, pagetide, pagetide_by,
-    pagetide_path,
-};
+use crate::binary::pagetide_path;
+use crate::frozen::{Frozen, children, family};
+use crate::json::number;
+use crate::run::{Outcome, pagetide, pagetide_by};
+use crate::scratch::Scratch;
+use crate::store::TestStore;
+use crate::whole::Whole;
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_child_subreaper, waitpid};
 use serde_json::Value;
 use std::fs::File;
@@ -39,7 +42,7 @@ impl Subject {
             set_child_subreaper(Some(rustix::process::getpid())).expect("adopt orphans");
         });
         // It may have to be built, and that would take long.
-        crate::pagetide_path();
+        crate::binary::pagetide_path();
         // What it writes after a restore stands behind what it wrote before.
         let mut file = File::options();
         let output = file
@@ -48,7 +51,7 @@ impl Subject {
             .open(directory.join("output"));
         let output = output.expect("make a file for its output");
         let errors = output.try_clone().expect("its output twice");
-        let mut alone = Command::new(crate::compiled("alone"));
+        let mut alone = Command::new(crate::target::compiled("alone"));
         alone.arg(command.get_program()).args(command.get_args());
         for (name, is) in command.get_envs() {
             match is {
@@ -79,7 +82,7 @@ impl Subject {
     /// Starts `targets/<name>.c`, with a log and a directory as its first words.
     pub fn target(name: &str, more: &[&str]) -> Subject {
         let scratch = Scratch::new();
-        let mut command = Command::new(crate::compiled(name));
+        let mut command = Command::new(crate::target::compiled(name));
         command
             .arg(scratch.join("log"))
             .arg(scratch.path())

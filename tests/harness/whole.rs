@@ -11,7 +11,8 @@ mod mappings;
 mod proc;
 mod witness;
 
-use crate::{Frozen, Image};
+use crate::frozen::Frozen;
+use crate::image::Image;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Names of things of processes, and what each is.

@@ -3,6 +3,7 @@
 //! second, in turns. The first snapshot of each turn, which is full, is taken before the clock runs.
 
 mod client;
+mod connection;
 mod servers;
 
 use anyhow::{Context, bail, ensure};

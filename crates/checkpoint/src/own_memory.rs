@@ -26,6 +26,7 @@
 mod baseline;
 mod captured;
 mod claims;
+mod differing;
 mod epoch;
 mod error;
 mod ground;
@@ -36,6 +37,7 @@ mod line;
 mod marks;
 mod placement;
 mod plan;
+mod populating;
 mod put_back;
 mod shared;
 mod shown_twice;
@@ -49,9 +51,9 @@ pub use baseline::Baseline;
 pub use captured::Captured;
 pub use epoch::{OwnHarvest, OwnTracker, OwnTrackerOptions};
 pub use error::OwnMemoryError;
-pub use lazy::Population;
 pub use marks::WrittenPages;
 pub use placement::Placement;
+pub use populating::Population;
 pub use stored::OwnSnapshot;
 pub use ticket::Ticket;
 

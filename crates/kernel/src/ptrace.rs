@@ -10,45 +10,25 @@
 
 #![allow(unsafe_code)]
 
-use std::fmt;
 use std::io;
 use std::mem::{offset_of, size_of};
 
 use nix::libc;
+use thread::check;
 
 mod io_ports;
 mod pending_signals;
 mod syscall_entry;
+mod thread;
 mod wait;
 
 pub use io_ports::may_use_io_ports;
 pub use pending_signals::{SIGNAL_INFO_BYTES, SignalInfo, SignalQueue, pending_signals};
 pub use syscall_entry::{SyscallEntry, syscall_entry};
+pub use thread::ThreadId;
 pub use wait::{
     Event, WaitReport, current_stop, reap_for_tracer, wait_any, wait_any_long, wait_thread,
 };
-
-/// Number of a thread, as the kernel counts them. The first thread's is that of the process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ThreadId(i32);
-
-impl ThreadId {
-    /// The thread with this number; nothing is checked.
-    pub const fn new(number: i32) -> Self {
-        Self(number)
-    }
-
-    /// The number.
-    pub const fn get(self) -> i32 {
-        self.0
-    }
-}
-
-impl fmt::Display for ThreadId {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(formatter)
-    }
-}
 
 /// General registers of an x86-64 thread: `struct user_regs_struct` of `<sys/user.h>`.
 ///
@@ -537,14 +517,6 @@ fn request(
     // the kernel reads and writes none of our memory.
     let result = unsafe { libc::ptrace(request, thread.0, address, data) };
     check(result).map(|_| ())
-}
-
-fn check(result: libc::c_long) -> io::Result<libc::c_long> {
-    if result == -1 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
 }
 
 const NT_PRSTATUS: usize = 1;

@@ -3,7 +3,7 @@
 //! The kernel reports written pages as ranges, mostly in ascending order, sometimes twice. Adding
 //! at the end is therefore cheap, and adding what is there already changes nothing.
 
-use crate::{PageCount, PageIndex, PageRange};
+use crate::range::{PageCount, PageIndex, PageRange};
 use std::fmt;
 
 /// A set of pages of one space.

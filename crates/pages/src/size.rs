@@ -1,6 +1,6 @@
 //! The size of a page, and the arithmetic between bytes and pages. Not the set of pages itself.
 
-use crate::{PageCount, PageIndex, PageRange};
+use crate::range::{PageCount, PageIndex, PageRange};
 use std::fmt;
 
 /// The size of a page in bytes: a power of two of at least 512 bytes and at most 1 GiB.

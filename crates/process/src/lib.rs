@@ -42,6 +42,7 @@ mod restart;
 mod rings;
 mod rseq;
 mod seccomp;
+mod seizing;
 mod self_healing;
 mod session;
 mod standing;

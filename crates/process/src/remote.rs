@@ -52,6 +52,21 @@ pub struct RemoteCalls<'a> {
     free_below: u64,
 }
 
+impl StoppedProcess {
+    /// Begins a session of system calls run inside the target.
+    pub fn remote_calls(&mut self) -> Result<RemoteCalls<'_>, RemoteCallError> {
+        RemoteCalls::begin(self, None)
+    }
+
+    /// Begins a session of system calls run by this very thread, for what the kernel keeps by thread.
+    pub fn remote_calls_by(
+        &mut self,
+        thread: ThreadId,
+    ) -> Result<RemoteCalls<'_>, RemoteCallError> {
+        RemoteCalls::begin(self, Some(thread))
+    }
+}
+
 impl<'a> RemoteCalls<'a> {
     /// By a thread that is asked for, or by the one that is fittest.
     pub(crate) fn begin(

@@ -1,7 +1,7 @@
 //! The thread that runs remote calls, seen from the tracing thread: how it is chosen, led through a
 //! call, and made what it was. What may be called, and for whom, is decided in `remote`.
 
-mod call;
+pub(crate) mod call;
 
 use std::fs::File;
 use std::io;
@@ -13,19 +13,16 @@ use rustix::io::Errno;
 
 use pagetide_kernel::ptrace::{self, Event, Options, Registers, ThreadId, WaitReport, XSTATE_ROOM};
 
-pub(crate) use call::{LOOK_AFTER, Patience, Step, UnderWay, given_up};
-
 use crate::freezer::Freezer;
 use crate::landing::{Landing, StackMapping};
 use crate::proc_files::Status;
 use crate::remote_error::RemoteCallError;
 use crate::restart;
 use crate::rseq::Whereabouts;
+use crate::seizing::is_gone;
 use crate::self_healing::{self, Frame, RED_ZONE, ThreadParts};
 use crate::syscall_names::SystemCall;
-use crate::system_calls::checked;
 use crate::tracees::{SessionReport, Tracees};
-use crate::tracer::is_gone;
 
 /// Most bytes that `RemoteCalls::with_bytes` takes.
 const BYTES_MAX: usize = 64 * 1024;
@@ -248,44 +245,6 @@ impl Session {
         }
         set(self.options())?;
         stands
-    }
-
-    pub(crate) fn call(
-        &mut self,
-        tracees: &mut Tracees,
-        call: SystemCall,
-        args: [u64; 6],
-    ) -> Result<u64, RemoteCallError> {
-        let pid = tracees.pid();
-        self.enter(pid)?;
-        let mut patience = Patience::until(Instant::now() + CALL_TIMEOUT);
-        let mut under_way = UnderWay::new(call, args);
-        let result = loop {
-            let begun = self.begin(&mut under_way, pid);
-            match begun.and_then(|()| self.follow(tracees, &mut under_way, &mut patience)) {
-                Ok(None) => {}
-                Ok(Some(result)) => break Ok(result),
-                Err(error) => break Err(error),
-            }
-        };
-        self.after_call(pid)?;
-        result
-    }
-
-    /// Calls one after the other, up to the first that fails: its place among them, and why.
-    pub(crate) fn call_all(
-        &mut self,
-        tracees: &mut Tracees,
-        calls: &[(i64, [u64; 6])],
-    ) -> Result<(), (usize, RemoteCallError)> {
-        for (index, (number, args)) in calls.iter().enumerate() {
-            let call = SystemCall(*number);
-            pagetide_kernel::progress::step();
-            let result = self.call(tracees, call, *args);
-            let checked = result.map(checked).map_err(|error| (index, error))?;
-            checked.map_err(|errno| (index, RemoteCallError::Failed { call, errno }))?;
-        }
-        Ok(())
     }
 
     /// System call stops only; nobody wants to hear of threads that a call makes.

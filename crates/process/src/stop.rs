@@ -16,7 +16,6 @@ use crate::freezer::Freezer;
 use crate::identity::ProcessIdentity;
 use crate::landing::{Landing, Terrain};
 use crate::proc_files::{Stat, Status, comm_of};
-use crate::remote::RemoteCalls;
 use crate::remote_error::RemoteCallError;
 use crate::standing::{self, Standing};
 use crate::thread_state::{self, ThreadState, ThreadStateError};
@@ -401,19 +400,6 @@ impl StoppedProcess {
                 freezer,
             }),
         }
-    }
-
-    /// Begins a session of system calls run inside the target.
-    pub fn remote_calls(&mut self) -> Result<RemoteCalls<'_>, RemoteCallError> {
-        RemoteCalls::begin(self, None)
-    }
-
-    /// Begins a session of system calls run by this very thread, for what the kernel keeps by thread.
-    pub fn remote_calls_by(
-        &mut self,
-        thread: ThreadId,
-    ) -> Result<RemoteCalls<'_>, RemoteCallError> {
-        RemoteCalls::begin(self, Some(thread))
     }
 
     /// The open files of the process, by number.

@@ -162,7 +162,7 @@ fn failed(
     thread: ThreadId,
 ) -> impl FnOnce(io::Error) -> ThreadStateError {
     move |source| {
-        if crate::tracer::is_gone(&source) {
+        if crate::seizing::is_gone(&source) {
             ThreadStateError::Gone { pid }
         } else {
             ThreadStateError::Kernel {

@@ -16,11 +16,10 @@ mod pause;
 mod sessions;
 
 use crate::proc_files::{self, Stat, Status};
-use crate::tracer::{Shared, is_gone, lock};
+use crate::seizing::{Shared, is_gone, lock};
 use crate::waits::Waits;
 use list::{List, Now};
 use pause::Pause;
-pub(crate) use sessions::SessionReport;
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -497,4 +496,12 @@ fn interrupt(thread: ThreadId) -> Result<(), StopFailure> {
             source,
         }),
     }
+}
+
+/// What a stopped target reports while one of its threads runs a remote call.
+#[derive(Debug)]
+pub(crate) enum SessionReport {
+    Report(WaitReport),
+    Gone,
+    Timeout,
 }

@@ -41,6 +41,7 @@ mod dedup;
 mod error;
 mod format;
 mod frame;
+mod frame_cache;
 mod frames;
 mod ingest;
 mod kept;

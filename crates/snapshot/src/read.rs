@@ -8,15 +8,10 @@ use crate::model::{PageHash, PageState};
 use crate::runs::Resolved;
 use crate::view::{Inner, PageContent, View};
 use pagetide_pages::{PageCount, PageIndex, PageRange};
-use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-/// How many decoded frames a view keeps at least, and at most. In between it keeps two for each
-/// layer, because pages in ascending order lie in frames of many layers at once.
-const KEPT_FRAMES_MIN: usize = 8;
-const KEPT_FRAMES_MAX: usize = 256;
 /// Frames of huge pages are large; no more are decoded while those that are kept exceed this.
 const KEPT_BYTES_MAX: usize = 64 << 20;
 
@@ -34,36 +29,6 @@ pub enum Found<'a> {
     Settled(PageContent<'a>),
     /// Bytes that whoever decompressed them may still change.
     Loose(&'a [AtomicU8]),
-}
-
-/// The frames decoded last, and what is needed to decode more.
-pub struct FrameCache {
-    state: Mutex<CacheState>,
-}
-
-/// The pages of a frame, and when they were last asked for.
-type Kept = (Arc<Vec<u8>>, u64);
-
-#[derive(Default)]
-struct CacheState {
-    capacity: usize,
-    bytes: usize,
-    clock: u64,
-    /// By layer and number, with the time of the last use.
-    frames: HashMap<(u32, usize), Kept>,
-    reader: FrameReader,
-}
-
-impl FrameCache {
-    pub fn new(layers: usize) -> FrameCache {
-        let state = CacheState {
-            capacity: (2 * layers).clamp(KEPT_FRAMES_MIN, KEPT_FRAMES_MAX),
-            ..CacheState::default()
-        };
-        FrameCache {
-            state: Mutex::new(state),
-        }
-    }
 }
 
 /// Pages in one frame, or pages of which the store has no bytes.

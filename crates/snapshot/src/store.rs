@@ -2,7 +2,7 @@
 //! needs no lock: files appear whole and never change.
 
 use crate::changed;
-use crate::error::{LockError, OpenError, ReadError, WriteError};
+use crate::error::{LockError, OpenError, ReadError};
 use crate::format::FormatError;
 use crate::format::descriptor::{self, DESCRIPTOR_BYTES, DescriptorError, STORE_VERSION};
 use crate::format::index::Index;
@@ -10,14 +10,11 @@ use crate::format::metadata::Metadata;
 use crate::format::preamble::MAX_HEADER_BYTES;
 use crate::layer::{self, Layer, SnapshotFile, io_error};
 use crate::model::{Attachment, PageState, SnapshotId, SnapshotInfo, Space, StoreId};
-use crate::options::WriteOptions;
 use crate::resolve::{Walk, by_space};
 use crate::storage::{
     Access, DirectoryStorage, LockFailure, Right, Storage, StorageLock, Untrusted,
 };
-use crate::verify::{self, VerifyProgress, VerifyReport};
 use crate::view::{Find, Origin, View};
-use crate::writer::SnapshotWriter;
 use pagetide_pages::PageSet;
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -45,14 +42,14 @@ pub struct Store {
 /// under it hold on to it.
 #[derive(Debug)]
 pub struct WriterLock {
-    held: Arc<HeldLock>,
+    pub(crate) held: Arc<HeldLock>,
 }
 
 /// What a lock and the writers begun under it share.
 #[derive(Debug)]
 pub(crate) struct HeldLock {
-    store: StoreId,
-    writing: AtomicBool,
+    pub(crate) store: StoreId,
+    pub(crate) writing: AtomicBool,
     lock: Box<dyn StorageLock>,
 }
 
@@ -371,56 +368,12 @@ impl Store {
         Arc::new(move |id| store.view_of_any(id))
     }
 
-    /// A new snapshot: a delta to `parent`, or a full one.
-    pub fn begin(
-        &self,
-        lock: &WriterLock,
-        parent: Option<&View>,
-        options: WriteOptions,
-    ) -> Result<SnapshotWriter, WriteError> {
-        let location = self.location();
-        if lock.held.store != self.id {
-            return Err(WriteError::ForeignLock { location });
-        }
-        if let Some(parent) = parent.filter(|parent| parent.inner.store != self.id) {
-            return Err(WriteError::ForeignParent {
-                location,
-                parent: parent.id(),
-            });
-        }
-        let names = self.storage.list().map_err(|source| WriteError::Io {
-            location: location.clone(),
-            operation: "list its files".to_owned(),
-            source,
-        })?;
-        if lock.held.writing.swap(true, Ordering::AcqRel) {
-            return Err(WriteError::Busy { location });
-        }
-        // Damaged snapshots count too: no number is used twice.
-        let number = |name: &String| layer::snapshot_of(name).or_else(|| layer::base_of(name));
-        let used = names.iter().filter_map(number);
-        let last = used.chain(parent.map(View::id)).max();
-        let id = SnapshotId(last.map_or(1, |last| last.0 + 1));
-        let held = Arc::clone(&lock.held);
-        SnapshotWriter::begin(self.clone(), held, id, parent.cloned(), options)
-            .inspect_err(|_| lock.held.writer_gone())
-    }
-
     /// The pages of the space of this name whose content differs between two snapshots (pages without
     /// bytes: their state), or that only one of them has. If the page size differs, all pages of
     /// either. Pages that show the same page of another space in both do not differ in this one:
     /// whether that page does, the other space tells. No I/O.
     pub fn changed(&self, a: &View, b: &View, space: &str) -> PageSet {
         changed::changed(a, b, space)
-    }
-
-    /// Reads and checks every byte of every snapshot, on all cores. Damage is in the report; only
-    /// failing storage is an error. `progress` is called from many threads.
-    pub fn verify(
-        &self,
-        progress: &(dyn Fn(VerifyProgress) + Sync),
-    ) -> Result<VerifyReport, ReadError> {
-        verify::verify(self, progress)
     }
 
     /// The names of all files.

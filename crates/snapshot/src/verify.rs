@@ -79,6 +79,17 @@ impl Meter<'_> {
     }
 }
 
+impl Store {
+    /// Reads and checks every byte of every snapshot, on all cores. Damage is in the report; only
+    /// failing storage is an error. `progress` is called from many threads.
+    pub fn verify(
+        &self,
+        progress: &(dyn Fn(VerifyProgress) + Sync),
+    ) -> Result<VerifyReport, ReadError> {
+        verify(self, progress)
+    }
+}
+
 pub fn verify(
     store: &Store,
     progress: &(dyn Fn(VerifyProgress) + Sync),

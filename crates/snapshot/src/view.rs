@@ -8,9 +8,9 @@
 
 use crate::error::ReadError;
 use crate::format::metadata::captured;
+use crate::frame_cache::FrameCache;
 use crate::layer::Layer;
 use crate::model::{Attachment, PageHash, PageState, SnapshotId, SnapshotInfo, Space, StoreId};
-use crate::read::FrameCache;
 use crate::resolve::{Walk, drop_unneeded, drop_unused, resolve};
 use crate::runs::{self, Resolved};
 use crate::storage::StoredFile;

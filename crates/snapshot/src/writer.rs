@@ -11,17 +11,18 @@ use crate::format::metadata;
 use crate::frame::FrameEncoder;
 use crate::frames::{FrameError, Frames, Log, Put};
 use crate::ingest::{self, Chunk, Finding, PageRef, Plan};
-use crate::layer::partial_name;
+use crate::layer::{base_of, partial_name, snapshot_of};
 use crate::model::{Attachment, PageHash, PageState, SnapshotId, Space};
 use crate::options::{WriteCounters, WriteOptions};
 use crate::read::worker_count;
 use crate::runs::{self, Entry};
-use crate::store::{HeldLock, Store};
+use crate::store::{HeldLock, Store, WriterLock};
 use crate::view::{View, ZeroHashes};
 use pagetide_pages::{PageCount, PageIndex, PageRange};
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// A snapshot in the making. Dropped before `commit`, it goes away. It holds the lock it was begun
 /// under.
@@ -50,6 +51,43 @@ struct OpenSpace {
     in_parent: Option<usize>,
     zero_hash: PageHash,
     entries: Vec<Entry>,
+}
+
+impl Store {
+    /// A new snapshot: a delta to `parent`, or a full one.
+    pub fn begin(
+        &self,
+        lock: &WriterLock,
+        parent: Option<&View>,
+        options: WriteOptions,
+    ) -> Result<SnapshotWriter, WriteError> {
+        let location = self.location();
+        if lock.held.store != self.id() {
+            return Err(WriteError::ForeignLock { location });
+        }
+        if let Some(parent) = parent.filter(|parent| parent.inner.store != self.id()) {
+            return Err(WriteError::ForeignParent {
+                location,
+                parent: parent.id(),
+            });
+        }
+        let names = self.storage().list().map_err(|source| WriteError::Io {
+            location: location.clone(),
+            operation: "list its files".to_owned(),
+            source,
+        })?;
+        if lock.held.writing.swap(true, Ordering::AcqRel) {
+            return Err(WriteError::Busy { location });
+        }
+        // Damaged snapshots count too: no number is used twice.
+        let number = |name: &String| snapshot_of(name).or_else(|| base_of(name));
+        let used = names.iter().filter_map(number);
+        let last = used.chain(parent.map(View::id)).max();
+        let id = SnapshotId(last.map_or(1, |last| last.0 + 1));
+        let held = Arc::clone(&lock.held);
+        SnapshotWriter::begin(self.clone(), held, id, parent.cloned(), options)
+            .inspect_err(|_| lock.held.writer_gone())
+    }
 }
 
 impl SnapshotWriter {

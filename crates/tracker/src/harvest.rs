@@ -1,6 +1,6 @@
 //! A harvest and its two ends: committed, or given back. Not how it was gathered.
 
-use crate::LayoutChange;
+use crate::layout_change::LayoutChange;
 use pagetide_pages::PageSet;
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -16,9 +16,12 @@
 //! Only private memory in pages of 4 KiB or transparent huge pages is watched. Of shared memory the bits
 //! are lost when it is reclaimed, and huge pages of hugetlbfs have none.
 
+use crate::backend::Backend;
+use crate::error::TrackError;
 use crate::harvest::{GivenBack, Harvest, Ledger};
+use crate::layout_change::{LayoutChange, Refused, RefusedReason};
 use crate::seen::{self, Seen};
-use crate::{Backend, LayoutChange, Refused, RefusedReason, TrackError, Tracker};
+use crate::tracker::Tracker;
 use pagetide_kernel::clear_refs::{ClearRefs, ClearRefsError};
 use pagetide_kernel::maps::{self, Mapping, MappingName};
 use pagetide_kernel::pagemap::ReadEntriesError;

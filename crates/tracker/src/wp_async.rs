@@ -20,9 +20,12 @@
 //! Some kernels scan a dead address space as empty, without an error. So every harvest asks, last of
 //! all, whether the address space still exists.
 
+use crate::backend::Backend;
 use crate::empty::{self, TABLE_BYTES};
+use crate::error::TrackError;
 use crate::harvest::{GivenBack, Harvest, Ledger};
-use crate::{Backend, LayoutChange, Refused, RefusedReason, TrackError, Tracker};
+use crate::layout_change::{LayoutChange, Refused, RefusedReason};
+use crate::tracker::Tracker;
 use pagetide_kernel::pagemap_scan::{Categories, Pagemap, ScanFlags, ScanRequest, ScannedRange};
 use pagetide_kernel::userfaultfd::{UserfaultfdError, WriteProtector};
 use pagetide_pages::{PageCount, PageRange, PageSet, PageSize};

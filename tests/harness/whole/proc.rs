@@ -170,7 +170,7 @@ fn without_object(line: &str) -> String {
 
 /// Children that have ended and wait to be asked about: how many, and how they ended.
 fn zombies(pid: i32, facts: &mut Facts) {
-    for child in crate::children(pid) {
+    for child in crate::frozen::children(pid) {
         let fields = fields(&format!("/proc/{child}"));
         if fields.get(2).is_some_and(|state| state == "Z") {
             let code = fields.get(51).cloned().unwrap_or_default();

@@ -2,7 +2,8 @@
 
 use super::Facts;
 use super::left_out::comes_by_itself;
-use crate::{Image, compiled};
+use crate::image::Image;
+use crate::target::compiled;
 use std::collections::BTreeMap;
 use std::process::Command;
 

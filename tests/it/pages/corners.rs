@@ -1,8 +1,8 @@
 //! Prevents that `pages` misleads where the page table alone does: shared memory, the huge zero page, empty and poisoned
 //! pages; and that a part of a process, or two processes, are told wrongly.
 
+use super::ask::{HUGE, PAGE, smaps, start_of};
 use super::kinds::{Kinds, assert_is, assert_pages};
-use super::{HUGE, PAGE, smaps, start_of};
 use crate::bad::is_root;
 use pagetide_tests::{list, number, pagetide, skipped, text};
 use std::fs;

@@ -1,7 +1,7 @@
 //! Prevents that a page whose state is known is told to be in another: a target with a mapping of every
 //! kind, and what `pages` and `pages --at` say of each.
 
-use super::{HUGE, PAGE, numa_maps, pages, pages_between_equal_smaps, smaps, start_of};
+use super::ask::{HUGE, PAGE, numa_maps, pages, pages_between_equal_smaps, smaps, start_of};
 use crate::bad::is_root;
 use pagetide_tests::{
     Frozen, Machine, Scratch, Target, TestStore, list, number, pagetide, skipped, text,

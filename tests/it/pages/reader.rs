@@ -2,8 +2,8 @@
 //! another reader as well, which has no code of pagetide: the bits of pagemap, kpageflags and kpagecount as the kernel's document
 //! has them, the areas of /proc/swaps, and the holes of objects.
 
+use super::ask::{HUGE, PAGE, start_of};
 use super::kinds::{Kinds, merge_equal_pages};
-use super::{HUGE, PAGE, start_of};
 use crate::bad::is_root;
 use pagetide_tests::{Frozen, Machine, TestStore, list, number, skipped};
 use rustix::fs::SeekFrom;

@@ -3,9 +3,10 @@
 //! A guest runs one script with all jobs. What a job prints is kept there until it ends, and comes out
 //! between two lines that start with `@@`, each line marked as standard output or error.
 
-use crate::HOST;
 use crate::artifacts::Built;
+use crate::kernels::HOST;
 use crate::plan::Plan;
+use crate::report::{Offered, Printed};
 use crate::results::JobResult;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -49,28 +50,6 @@ pub struct Report {
     pub backends: Vec<Offered>,
     /// What was run, in the order of the plan.
     pub jobs: Vec<JobResult>,
-}
-
-/// A backend, by the word of `pagetide probe`.
-#[derive(Debug)]
-pub struct Offered {
-    /// Its name.
-    pub name: String,
-    /// Why it cannot be used; nothing if it can.
-    pub refusal: Option<String>,
-}
-
-/// What a program printed, and how it ended.
-#[derive(Debug, Default)]
-pub struct Printed {
-    /// Its standard output.
-    pub stdout: String,
-    /// Its standard error.
-    pub stderr: String,
-    /// Its exit status; nothing if it has not ended.
-    pub status: Option<i32>,
-    /// How long it took.
-    pub seconds: u64,
 }
 
 /// Runs all that is planned for `kernel`.

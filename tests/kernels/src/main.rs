@@ -7,24 +7,21 @@
 //! Usage: `cargo run -p pagetide-kernels [-- KERNEL...]`: all kernels, or those that are named.
 
 mod artifacts;
+mod kernels;
 mod machine;
 mod plan;
+mod report;
 mod results;
 mod skips;
 mod table;
 
 use anyhow::{Context, Result, bail};
+use kernels::KERNELS;
 use plan::Plan;
 use skips::Skips;
 use std::path::Path;
 use std::process::ExitCode;
 use table::Table;
-
-/// The kernel that this program runs under.
-const HOST: &str = "host";
-
-/// All kernels, as they stand in the table and as `tests/kernels/guest` knows them.
-const KERNELS: [&str; 3] = [HOST, "6.12", "6.1"];
 
 fn main() -> ExitCode {
     match run() {

@@ -1,7 +1,7 @@
 //! What is to be run where: `plan.txt`.
 
-use crate::KERNELS;
-use crate::machine::Offered;
+use crate::kernels::KERNELS;
+use crate::report::Offered;
 use anyhow::{Result, bail};
 use std::collections::BTreeMap;
 

@@ -1,8 +1,8 @@
 //! What came of one program: the tests in it, and whether its output can be believed.
 
-use crate::HOST;
-use crate::machine::Printed;
+use crate::kernels::HOST;
 use crate::plan::{Backend, Job};
+use crate::report::Printed;
 use crate::skips::Skips;
 use std::fmt;
 

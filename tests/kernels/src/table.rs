@@ -186,8 +186,8 @@ impl fmt::Display for Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::machine::{Offered, Printed};
     use crate::plan::Plan;
+    use crate::report::{Offered, Printed};
     use crate::results::JobResult;
 
     #[test]

@@ -1,6 +1,6 @@
 //! The operations of the target on what writes to memory that it was given: a socket of AF_XDP, and a machine of KVM.
 
-use crate::generate::Model;
+use crate::model::Model;
 
 /// One of a socket.
 pub fn packets(m: &mut Model) -> Option<String> {

@@ -1,6 +1,6 @@
 //! Stores into the target by another process: this one.
 
-use crate::stage::page_of;
+use crate::random::page_of;
 use nix::errno::Errno;
 use nix::sys::ptrace;
 use nix::sys::uio::{RemoteIoVec, process_vm_writev};

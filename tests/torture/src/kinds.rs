@@ -1,8 +1,8 @@
 //! Every kind of operation, with an example that succeeds where the kernel can do it at all. A long run
 //! must have done each kind that the example showed to be available.
 
+use crate::conditions::Conditions;
 use crate::program::parse;
-use crate::run::Conditions;
 use crate::stage::Stage;
 use crate::tally::Tally;
 use std::collections::BTreeMap;

@@ -4,11 +4,13 @@
 //!
 //! Everything follows from a seed but how threads and checkpoints of a running target interleave.
 
+pub mod conditions;
 pub mod devices;
 pub mod driver_stores;
 pub mod generate;
 pub mod kinds;
 pub mod machine;
+pub mod model;
 pub mod operations;
 pub mod own;
 pub mod program;

@@ -1,12 +1,13 @@
 //! `torture`: random programs until time is up or one fails; then it is cut down and shown.
 
 use clap::Parser;
+use pagetide_torture::conditions::Conditions;
 use pagetide_torture::generate::Length;
 use pagetide_torture::kinds;
 use pagetide_torture::own;
 use pagetide_torture::program;
 use pagetide_torture::report;
-use pagetide_torture::run::{Conditions, Extent, Found, run, run_all};
+use pagetide_torture::run::{Extent, Found, run, run_all};
 use pagetide_torture::tally::{ByKind, Tally};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -1,7 +1,7 @@
 //! The operations of the target, and how often each is chosen.
 
 use crate::devices;
-use crate::generate::{
+use crate::model::{
     AREA_PAGES, CHILDREN, Flavour, Model, OBJECTS, PREPARED, PREPARED_PAGES, THREADS,
 };
 use crate::rings;

@@ -70,3 +70,6 @@ mod tests {
         assert_eq!(parse("# seed 1\n\nread 1 2\n"), ["read 1 2"]);
     }
 }
+
+/// So many operations at most are repeated while a snapshot is taken.
+pub const REPEATED: usize = 20;

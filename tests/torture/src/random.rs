@@ -34,3 +34,11 @@ impl Random {
         of[self.dice(of.len() as u64) as usize]
     }
 }
+
+/// Content of a page that follows from a seed.
+pub fn page_of(seed: u64) -> Vec<u8> {
+    let mut random = Random::new(seed);
+    (0..512)
+        .flat_map(|_| random.number().to_le_bytes())
+        .collect()
+}

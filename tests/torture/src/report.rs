@@ -1,8 +1,9 @@
 //! What is told of a program that failed: how to run it again, whether it fails again, what is left of it
 //! when all that is not needed is taken out.
 
+use crate::conditions::Conditions;
 use crate::program::is_of_driver;
-use crate::run::{Conditions, Failure, Found, run};
+use crate::run::{Failure, Found, run};
 use crate::shrink::shrink;
 use std::path::PathBuf;
 use std::time::Duration;

@@ -1,6 +1,6 @@
 //! The operations of the target on an io_uring.
 
-use crate::generate::Model;
+use crate::model::Model;
 
 /// One of them.
 pub fn ring(m: &mut Model) -> Option<String> {

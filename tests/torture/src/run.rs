@@ -1,27 +1,14 @@
 //! Running one program, and many.
 
+use crate::conditions::Conditions;
 use crate::generate::{self, Length};
+use crate::program::REPEATED;
 use crate::program::is_of_driver;
 use crate::random::Random;
 use crate::stage::{Stage, text_of};
 use crate::tally::Tally;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
-
-/// So many operations at most are repeated while a snapshot is taken.
-pub const REPEATED: usize = 20;
-
-/// Under what a program runs.
-#[derive(Clone, Debug)]
-pub struct Conditions {
-    /// The backend, as `--backend` takes it.
-    pub backend: String,
-    /// A directory on a disk, for files.
-    pub disk: PathBuf,
-    /// How long one run of pagetide may take.
-    pub patience: Duration,
-}
 
 /// What went wrong, and after how much.
 #[derive(Clone, Debug)]

@@ -2,12 +2,13 @@
 
 pub mod during;
 
+use crate::conditions::Conditions;
 use crate::driver_stores;
-use crate::generate::{PREPARED, PREPARED_PAGES};
 use crate::machine::Machine;
+use crate::model::{PREPARED, PREPARED_PAGES};
 use crate::program::{kind, numbers};
 use crate::random::Random;
-use crate::run::Conditions;
+use crate::random::page_of;
 use crate::tally::Tally;
 use nix::errno::Errno;
 use pagetide_tests::{
@@ -93,14 +94,6 @@ pub struct Stage {
 
 /// What is said of pages that a snapshot left in a file which has changed: they are gone with what the file held.
 const FILE_HAS_CHANGED: &str = ", which was modified since";
-
-/// Content of a page that follows from a seed.
-pub fn page_of(seed: u64) -> Vec<u8> {
-    let mut random = Random::new(seed);
-    (0..512)
-        .flat_map(|_| random.number().to_le_bytes())
-        .collect()
-}
 
 fn prepared(directory: &Path, file: u64) -> PathBuf {
     directory.join(format!("prepared-{}", file % PREPARED))

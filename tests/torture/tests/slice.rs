@@ -5,11 +5,12 @@
 //! come from.
 
 use pagetide_tests::{from_environment, pagetide, skipped, text};
+use pagetide_torture::conditions::Conditions;
 use pagetide_torture::generate::{Length, program};
 use pagetide_torture::kinds;
 use pagetide_torture::program::{kind, parse};
 use pagetide_torture::report;
-use pagetide_torture::run::{Conditions, Extent, Found, run, run_all};
+use pagetide_torture::run::{Extent, Found, run, run_all};
 use std::collections::BTreeSet;
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! The servers that are measured: what they need, how each is started, and its end.
 
-use super::client::{Connection, KEYS};
+use super::connection::{Connection, KEYS, Protocol};
 use anyhow::{Context, bail, ensure};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
@@ -10,17 +10,6 @@ use std::time::{Duration, Instant};
 
 /// How long a server may take to answer at all.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// What a server speaks.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Protocol {
-    /// That of redis.
-    Redis,
-    /// HTTP/1.1, with connections that are kept.
-    Http,
-    /// Version 3 of PostgreSQL's.
-    Postgres,
-}
 
 /// A server that can be started.
 pub struct Server {

@@ -4,6 +4,7 @@
 //! Harvesting takes the marks of written pages away for whoever comes next. So each baseline has a list of its own of pages
 //! that may differ from it, to which every harvest is added; and what a reset finds is told to captures, if there are any.
 
+use super::differing::{Differing, locked};
 use super::error::OwnMemoryError;
 use super::ground::{Ground, Kind};
 use super::placement::Places;
@@ -15,7 +16,7 @@ use pagetide_kernel::pagemap_scan::Categories;
 use pagetide_pages::{PageCount, PageRange, PageSet};
 use pagetide_tracker::Tracker;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// Of ranges as long as this it is asked which pages hold anything.
 const ASK_FROM: PageCount = PageCount(16);
@@ -34,27 +35,6 @@ pub struct Baseline {
     /// Where the bytes of each range begin.
     offsets: Vec<usize>,
     differing: Arc<Mutex<Differing>>,
-}
-
-/// What may differ from a baseline, by address.
-#[derive(Default)]
-pub(super) struct Differing {
-    pages: PageSet,
-    /// What the kernel may write to at any time: registered buffers, reads under way.
-    unseen: PageSet,
-    /// Nothing is known.
-    is_all: bool,
-    lengths: Lengths,
-}
-
-impl Differing {
-    pub fn add(&mut self, pages: &PageSet) {
-        self.pages.extend(pages.ranges().iter().copied());
-    }
-}
-
-pub(super) fn locked(differing: &Mutex<Differing>) -> MutexGuard<'_, Differing> {
-    differing.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What may have been written, and is of interest to baselines.

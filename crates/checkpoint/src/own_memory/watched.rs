@@ -1,16 +1,16 @@
 //! Regions of this process that are watched: where they are, who claims them, and the tracker over them. It knows no
 //! snapshots: what was written since some moment is one answer, and what is done about it is others' business.
 
-use super::baseline::Differing;
 use super::claims::Claim;
+use super::differing::Differing;
 use super::error::OwnMemoryError;
 use super::ground::{Ground, Kind, refused};
 use super::layer::{Next, Told};
-use super::lazy::Populating;
 use super::line::{check_pid, pid_now};
 use super::marks::WrittenPages;
 use super::placement::{Placement, Places};
 use super::plan::{Known, Plan, Signs};
+use super::populating::Populating;
 use super::shared::{SharedReader, lengths};
 use crate::arena::Arena;
 use crate::capture::{ASK_FROM, CaptureError, Copied, SIZE, Source};

@@ -4,7 +4,7 @@ use std::io;
 
 use nix::libc;
 
-use super::{ThreadId, check};
+use super::thread::{ThreadId, check};
 
 const NT_386_IOPERM: usize = 0x201;
 /// The bitmap: a bit for each of 65,536 ports.

@@ -9,7 +9,7 @@ use std::mem::{offset_of, size_of};
 
 use nix::libc;
 
-use super::{ThreadId, check};
+use super::thread::{ThreadId, check};
 
 /// Length of `siginfo_t`, in bytes.
 pub const SIGNAL_INFO_BYTES: usize = size_of::<libc::siginfo_t>();

@@ -4,7 +4,7 @@ use std::io;
 
 use nix::libc;
 
-use super::{ThreadId, check};
+use super::thread::{ThreadId, check};
 
 /// PTRACE_SYSCALL_INFO_ENTRY
 const ENTRY: u8 = 1;

@@ -5,7 +5,7 @@ use std::io;
 
 use nix::libc;
 
-use super::{ThreadId, check};
+use super::thread::{ThreadId, check};
 
 /// What a traced thread reported to `wait4(2)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -25,9 +25,9 @@ use crate::kernel_state::{
 use crate::proc_files::{self, Status};
 use crate::remote_error::RemoteCallError;
 use crate::rings::{self, RingsOfThreads};
+use crate::seizing::is_gone;
 use crate::stop::StoppedProcess;
 use crate::tracees::Tracees;
-use crate::tracer::is_gone;
 
 const PR_GET_PDEATHSIG: u64 = 2;
 /// One entry of a local descriptor table.

@@ -4,7 +4,8 @@
 
 use std::collections::HashSet;
 
-use super::{Description, DescriptorTable, Kind, OpenFiles, PathIdentity};
+use super::model::{Description, DescriptorTable, Kind, OpenFiles};
+use super::path::PathIdentity;
 
 const MAGIC: [u8; 4] = *b"PTOF";
 const VERSION: u32 = 1;

@@ -9,10 +9,11 @@ use crate::blocker::Blocker;
 use crate::opener::Opener;
 
 use super::again::open_found;
+use super::error::ReopenError;
+use super::file_path::FilePath;
 use super::foreign::Foreign;
-use super::path::{self, FilePath};
+use super::path;
 use super::refused;
-use super::reopen::ReopenError;
 
 /// A device without state.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]

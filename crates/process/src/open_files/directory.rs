@@ -10,9 +10,9 @@ use crate::blocker::Blocker;
 use crate::opener::Opener;
 
 use super::again::{open_found, seek};
+use super::error::ReopenError;
 use super::foreign::Foreign;
 use super::path::{self, PathIdentity};
-use super::reopen::ReopenError;
 use super::served::Mounts;
 
 /// A directory that is open.

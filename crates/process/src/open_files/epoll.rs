@@ -14,8 +14,8 @@ use rustix::io::Errno;
 
 use crate::blocker::Blocker;
 
+use super::error::ReopenError;
 use super::foreign::Foreign;
-use super::reopen::ReopenError;
 use super::tables::{ByNumber, Listed};
 
 /// What is registered.

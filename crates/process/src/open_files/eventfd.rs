@@ -9,8 +9,8 @@ use rustix::io::{Errno, write};
 use crate::blocker::Blocker;
 
 use super::again::set_flags;
+use super::error::ReopenError;
 use super::foreign::Foreign;
-use super::reopen::ReopenError;
 
 /// A counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]

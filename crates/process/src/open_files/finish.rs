@@ -8,8 +8,9 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
 use crate::opener::Openers;
 
-use super::reopen::{ReopenError, Reopened};
-use super::{Kind, OpenFiles};
+use super::error::ReopenError;
+use super::model::{Kind, OpenFiles};
+use super::reopen::Reopened;
 
 impl OpenFiles {
     /// Seals memory that was handed over, which could not be mapped as it is with its seals, and sets the owners of

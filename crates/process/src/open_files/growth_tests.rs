@@ -1,11 +1,9 @@
 //! Prevents that putting descriptors back takes the square of how many there are, in calls or in our own steps. Calls are
 //! counted. Our own steps are not timed: what is quadratic would do tens of billions here, and not end.
 
+use super::model::{Description, Descriptor, DescriptorTable, Kind, OpenFiles};
 use super::reopen::{Holders, Reopened};
-use super::{
-    Description, Descriptor, DescriptorTable, EpollEntry, EpollState, Kind, OpenFiles, ProcessFile,
-    ProcessFileKind,
-};
+use super::{EpollEntry, EpollState, ProcessFile, ProcessFileKind};
 use crate::remote_error::RemoteCallError;
 use crate::system_calls::{Batch, SystemCalls};
 use std::fs::File;

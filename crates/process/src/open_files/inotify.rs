@@ -18,10 +18,11 @@ use crate::blocker::Blocker;
 use crate::opener::Opener;
 
 use super::again::set_flags;
+use super::choices::ReopenChoices;
+use super::choices::accept;
+use super::error::ReopenError;
 use super::foreign::Foreign;
 use super::path::{self, PathIdentity};
-use super::regular::accept;
-use super::reopen::{ReopenChoices, ReopenError};
 
 /// All watches of an inotify.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]

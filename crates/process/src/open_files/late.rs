@@ -6,11 +6,13 @@ use rustix::fs::{OFlags, ResolveFlags};
 
 use crate::system_calls::SystemCalls;
 
+use super::EpollEntry;
 use super::again::flags_of_open;
+use super::error::ReopenError;
+use super::model::{Descriptor, Kind, OpenFiles};
 use super::place::{Placing, argument};
 use super::process_file::{ProcessFile, ProcessFileKind};
-use super::reopen::{ReopenError, Reopened};
-use super::{Descriptor, EpollEntry, Kind, OpenFiles};
+use super::reopen::Reopened;
 
 /// System calls by number: `asm/unistd_64.h`.
 mod number {

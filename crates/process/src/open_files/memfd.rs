@@ -4,9 +4,11 @@ use rustix::fs::{MemfdFlags, fcntl_get_seals, fstatfs};
 
 use crate::blocker::Blocker;
 
+use super::file_path::FilePath;
 use super::foreign::Foreign;
-use super::object::ObjectOrigin;
 use super::refused::file_system;
+use bincode::Decode;
+use bincode::Encode;
 
 /// Longest name of a memfd, in bytes.
 pub(crate) const NAME_BYTES_MAX: usize = 249;
@@ -45,4 +47,24 @@ pub(crate) fn huge_pages(page_bytes: u64) -> MemfdFlags {
         return MemfdFlags::empty();
     }
     MemfdFlags::HUGETLB | MemfdFlags::from_bits_retain(page_bytes.trailing_zeros() << SIZE_SHIFT)
+}
+
+/// What a file without a name was made as. The order is part of the format.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+#[non_exhaustive]
+pub enum ObjectOrigin {
+    /// In a directory, and deleted, or never named.
+    Deleted {
+        /// The directory.
+        directory: FilePath,
+    },
+    /// By memfd_create(2).
+    Memfd {
+        /// Its name, without `memfd:`.
+        name: Vec<u8>,
+        /// What may not be done to it any more: `F_GET_SEALS` of fcntl(2).
+        seals: u32,
+        /// Size of its pages if they are huge ones (MFD_HUGETLB), else 0.
+        huge_page_bytes: u64,
+    },
 }

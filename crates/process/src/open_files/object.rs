@@ -18,12 +18,14 @@ use crate::blocker::Blocker;
 use crate::opener::{OpenError, Opener};
 
 use super::again::{open_again, seek};
+use super::choices::ReopenChoices;
 use super::content::{self, ContentError, Run};
+use super::error::ReopenError;
+use super::file_path::FilePath;
 use super::foreign::Foreign;
 use super::memfd;
-use super::path::FilePath;
+use super::memfd::ObjectOrigin;
 use super::refused::file_system;
-use super::reopen::{ReopenChoices, ReopenError};
 
 /// Most bytes that are stored of all such files of a snapshot.
 pub(crate) const STORED_BYTES_MAX: usize = 64 << 20;
@@ -47,26 +49,6 @@ pub struct StoredObject {
     pub size_bytes: u64,
     /// What is in it; none if processes map it as shared memory, which is stored as memory.
     pub content: Option<Vec<Run>>,
-}
-
-/// What a file without a name was made as. The order is part of the format.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-#[non_exhaustive]
-pub enum ObjectOrigin {
-    /// In a directory, and deleted, or never named.
-    Deleted {
-        /// The directory.
-        directory: FilePath,
-    },
-    /// By memfd_create(2).
-    Memfd {
-        /// Its name, without `memfd:`.
-        name: Vec<u8>,
-        /// What may not be done to it any more: `F_GET_SEALS` of fcntl(2).
-        seals: u32,
-        /// Size of its pages if they are huge ones (MFD_HUGETLB), else 0.
-        huge_page_bytes: u64,
-    },
 }
 
 /// A description of such a file.

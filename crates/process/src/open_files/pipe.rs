@@ -7,7 +7,6 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
-use bincode::{Decode, Encode};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, OFlags, fcntl_setfl};
 use rustix::io::{Errno, ioctl_fionread, read, write};
@@ -19,42 +18,22 @@ use crate::blocker::Blocker;
 use crate::opener::Opener;
 
 use super::again::{can_read, can_write, open_again, open_found, set_flags};
+use super::choices::ReopenChoices;
+use super::choices::accept;
+use super::error::ReopenError;
 use super::foreign::Foreign;
+use super::model::{Description, Kind};
 use super::path::{self, PathIdentity};
+use super::pipe_state::PACKET_BYTES_MAX;
+use super::pipe_state::PipeEnd;
+use super::pipe_state::PipeState;
 use super::refused::file_system;
-use super::regular::accept;
-use super::reopen::{ReopenChoices, ReopenError};
 use super::terminal::StandardStream;
-use super::{Description, Kind};
 
 /// Most bytes that are stored of what is in one pipe: what an administrator may allow.
 const CONTENT_BYTES_MAX: usize = 64 << 20;
-/// Most bytes of one packet.
-const PACKET_BYTES_MAX: usize = 4096;
 /// Set in what was opened by a path, and not in what pipe2(2) returned.
 const OPENED_BY_PATH: u32 = 0o100_000;
-
-/// A pipe or FIFO.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub struct PipeState {
-    /// Where the FIFO is; none for a pipe.
-    pub at: Option<PathIdentity>,
-    /// How much it may hold, in bytes.
-    pub capacity_bytes: u32,
-    /// What was written is read in the same pieces (O_DIRECT of pipe2(2)).
-    pub packets: bool,
-    /// What is in it: one piece, or one a packet.
-    pub content: Vec<Vec<u8>>,
-    /// Somebody has written to it, and nobody could any more: readers see the end.
-    pub ended: bool,
-}
-
-/// An end of a pipe or FIFO; which one the access mode says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
-pub struct PipeEnd {
-    /// Which one of [`super::OpenFiles::pipes`].
-    pub pipe: u32,
-}
 
 /// Reads all pipes behind `ends` (place in the list of descriptions, and the description), and says what each end is.
 pub(crate) fn read_all(
@@ -333,24 +312,4 @@ fn reopen_fifo(
         fill(state, &writer).map_err(failed)?;
     }
     Ok(opened)
-}
-
-impl PipeState {
-    pub(crate) fn is_possible(&self) -> bool {
-        let total: usize = self.content.iter().map(Vec::len).sum();
-        let pieces = self.content.iter().all(|piece| !piece.is_empty());
-        let packets = self
-            .content
-            .iter()
-            .all(|piece| piece.len() <= PACKET_BYTES_MAX);
-        let path = self.at.as_ref().is_none_or(|at| at.path.is_possible());
-        let fits = total <= self.capacity_bytes as usize;
-        path && pieces
-            && fits
-            && if self.packets {
-                packets
-            } else {
-                self.content.len() <= 1
-            }
-    }
 }

@@ -5,8 +5,9 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use crate::remote_error::RemoteCallError;
 use crate::system_calls::{Batch, SystemCalls};
 
-use super::reopen::{ReopenError, Reopened};
-use super::{DescriptorTable, Kind, OpenFiles};
+use super::error::ReopenError;
+use super::model::{DescriptorTable, Kind, OpenFiles};
+use super::reopen::Reopened;
 
 /// System calls by number: `asm/unistd_64.h`.
 mod number {

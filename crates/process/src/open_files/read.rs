@@ -2,21 +2,23 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use pagetide_kernel::descriptor_owner::{self, OwnerKind};
-use pagetide_kernel::maps::{MapsError, mappings};
-use pagetide_kernel::pidfd::{PidFd, PidFdError};
+use pagetide_kernel::maps::mappings;
+use pagetide_kernel::pidfd::PidFd;
 use rustix::fs::{FileType, MemfdFlags, OFlags, fstat, fstatfs, memfd_create};
-use rustix::process::{Pid, Resource, Rlimit, getpgid, getrlimit, setrlimit};
+use rustix::process::{Pid, getpgid};
 
 use crate::blocker::Blocker;
 use crate::stop::StoppedProcess;
 
+use super::descriptor_limit::raise_limit;
+use super::error::OpenFilesError;
 use super::foreign::Foreign;
 use super::locks::{self, PosixLock, Told};
+use super::model::{Description, Descriptor, DescriptorTable, Kind, OpenFiles, Owner};
 use super::object::Objects;
 use super::refused::{self, file_system};
 use super::served::Mounts;
@@ -24,62 +26,9 @@ use super::socket::{self, ForeignSocket};
 use super::tables::{self, ByNumber, Listed};
 use super::terminal::{self, StandardStream};
 use super::{
-    Description, Descriptor, DescriptorTable, Kind, OpenFiles, Owner, device, directory, epoll,
-    eventfd, inotify, path, pipe, process_file, regular, signalfd, timerfd,
+    device, directory, epoll, eventfd, inotify, path, pipe, process_file, regular, signalfd,
+    timerfd,
 };
-
-/// Why the open files of processes could not be read.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum OpenFilesError {
-    /// A file of `/proc` could not be read.
-    #[error("cannot read {path}")]
-    Proc {
-        /// The file.
-        path: PathBuf,
-        /// What the kernel said.
-        #[source]
-        source: io::Error,
-    },
-    /// A process has ended.
-    #[error("process {pid} has ended")]
-    Gone {
-        /// The process.
-        pid: i32,
-    },
-    /// A descriptor could not be copied.
-    #[error("cannot copy a file descriptor of process {pid}")]
-    Copy {
-        /// The process.
-        pid: i32,
-        /// What the kernel said.
-        #[source]
-        source: PidFdError,
-    },
-    /// A copy could not be looked at.
-    #[error("cannot look at file descriptor {number} of process {pid}")]
-    Look {
-        /// The process.
-        pid: i32,
-        /// The descriptor.
-        number: i32,
-        /// What the kernel said.
-        #[source]
-        source: io::Error,
-    },
-    /// The kernel does not tell which descriptors are the same; it needs CONFIG_KCMP.
-    #[error("cannot compare file descriptors")]
-    Compare(#[source] io::Error),
-    /// The mappings of a process could not be read.
-    #[error("cannot read the mappings of process {pid}")]
-    Maps {
-        /// The process.
-        pid: i32,
-        /// What went wrong.
-        #[source]
-        source: MapsError,
-    },
-}
 
 impl OpenFiles {
     /// Reads what the stopped processes have open, all of them at once: what two of them share is found to be one. `skip` are
@@ -105,18 +54,6 @@ impl OpenFiles {
         let files = reader.finish(found);
         let blockers = files.blockers().cloned().collect();
         Ok((files, blockers))
-    }
-}
-
-/// Raises the soft limit of open files to the hard one. If that fails, opening will tell.
-pub(crate) fn raise_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    if limit.current != limit.maximum {
-        let raised = Rlimit {
-            current: limit.maximum,
-            maximum: limit.maximum,
-        };
-        setrlimit(Resource::Nofile, raised).ok();
     }
 }
 

@@ -23,10 +23,12 @@ use crate::blocker::Blocker;
 use crate::opener::Opener;
 
 use super::again::{can_read, open_again, open_found, seek};
+use super::choices::ReopenChoices;
+use super::choices::accept;
+use super::error::ReopenError;
 use super::foreign::Foreign;
 use super::path::{self, PathIdentity};
 use super::refused::file_system;
-use super::reopen::{ReopenChoices, ReopenError};
 
 /// A regular file that its path leads to.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -100,18 +102,6 @@ pub(crate) fn reopen(
     let file = file.map_err(|error| ReopenError::opening(path, error))?;
     seek(&file, state.position).map_err(failed)?;
     Ok(Some(file))
-}
-
-/// The error, unless its name is among what was accepted.
-pub(crate) fn accept(error: ReopenError, choices: &ReopenChoices) -> Result<(), ReopenError> {
-    match &error {
-        ReopenError::FileChanged { path, .. }
-            if choices.accepts(&format!("file-changed:{}", path.display())) =>
-        {
-            Ok(())
-        }
-        _ => Err(error),
-    }
 }
 
 fn difference(state: &FileState, status_flags: u32, now: &Stat) -> Option<String> {

@@ -1,51 +1,24 @@
 //! Opening every description again, in the process that restores.
 
 use std::collections::HashMap;
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use rustix::io::{Errno, fcntl_dupfd_cloexec};
+use rustix::io::fcntl_dupfd_cloexec;
 
-use crate::blocker::Blocker;
-use crate::opener::{OpenError, Opener, Openers};
-use crate::remote_error::RemoteCallError;
+use crate::opener::{Opener, Openers};
 
 use super::again::set_flags;
-use super::path::{FilePath, PathIdentity};
-use super::read::raise_limit;
-use super::socket::{
-    SocketChoices, SocketError, SocketFiles, SocketState, TcpChoice, let_go, reopen_sockets,
-};
+use super::choices::ReopenChoices;
+use super::descriptor_limit::raise_limit;
+use super::error::ReopenError;
+use super::model::{Description, Kind, OpenFiles};
+use super::path::PathIdentity;
+use super::socket::{SocketChoices, SocketFiles, SocketState, TcpChoice, let_go, reopen_sockets};
 use super::{
-    Description, Kind, OpenFiles, device, directory, epoll, eventfd, inotify, locks, path, pipe,
-    regular, signalfd, terminal, timerfd,
+    device, directory, epoll, eventfd, inotify, locks, path, pipe, regular, signalfd, terminal,
+    timerfd,
 };
-
-/// What whoever restores has decided.
-#[derive(Debug, Default)]
-pub struct ReopenChoices {
-    /// Names of what was accepted: those of blockers ([`Blocker::name`]), and `file-changed:PATH`.
-    pub accepted: Vec<String>,
-    /// The least number that a descriptor of [`Reopened`] has. All of them are greater than any number that a process
-    /// wants, anyhow.
-    pub at_least: i32,
-    /// Memory that processes share and that has been made already: device and inode of the time of the snapshot, and a
-    /// descriptor of what takes its place.
-    pub objects: HashMap<(u64, u64), OwnedFd>,
-    /// What becomes of TCP connections.
-    pub tcp: TcpChoice,
-    /// As whom the files of each process are opened.
-    pub openers: Openers,
-    /// Standard streams that led out of the snapshot lead to `/dev/null`, and not where this program's own do.
-    pub without_streams: bool,
-}
-
-impl ReopenChoices {
-    pub(crate) fn accepts(&self, name: &str) -> bool {
-        self.accepted.iter().any(|accepted| accepted == name)
-    }
-}
 
 /// Which processes have a description: looked up once for all of them. To go through the tables for each one would take the square of
 /// their count, and a process may have a million. Descriptions are told by their places.
@@ -119,141 +92,6 @@ impl Reopened {
     /// The files that were made for sockets stay: there is somebody now who has the sockets.
     pub fn keep(&mut self) {
         std::mem::take(&mut self.made).keep();
-    }
-}
-
-/// Why open files were not brought back.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ReopenError {
-    /// Something that cannot be brought back was not accepted.
-    #[error("process {}: {blocker}", blocker.pid)]
-    Blocked {
-        /// It.
-        blocker: Box<Blocker>,
-    },
-    /// A file could not be opened.
-    #[error("cannot open {path}")]
-    Open {
-        /// The file.
-        path: PathBuf,
-        /// What the kernel said.
-        #[source]
-        source: Errno,
-    },
-    /// A file was found, and is not to be opened.
-    #[error("{path} {source}")]
-    NotOpened {
-        /// The path in the snapshot.
-        path: PathBuf,
-        /// Why not.
-        source: OpenError,
-    },
-    /// A file is not what it was.
-    #[error(
-        "{path} has changed since the snapshot: {what}; --accept file-changed:{path} uses it as it is"
-    )]
-    FileChanged {
-        /// The file.
-        path: PathBuf,
-        /// What is otherwise.
-        what: String,
-    },
-    /// Something that has no path could not be made.
-    #[error("cannot make {what} again")]
-    Make {
-        /// What.
-        what: String,
-        /// What the kernel said.
-        #[source]
-        source: Errno,
-    },
-    /// Memory that processes share was to be handed over, and was not.
-    #[error(
-        "{what} (device {device:#x}, inode {inode}) is memory that was not made before the files"
-    )]
-    ObjectMissing {
-        /// What.
-        what: String,
-        /// Its device at the time of the snapshot.
-        device: u64,
-        /// Its inode at the time of the snapshot.
-        inode: u64,
-    },
-    /// A socket could not be opened.
-    #[error("cannot open the sockets")]
-    Socket(#[source] Box<SocketError>),
-    /// A lock is held by somebody else now.
-    #[error("cannot lock {what}: another program holds a lock on it")]
-    Locked {
-        /// What.
-        what: String,
-        /// What the kernel said.
-        #[source]
-        source: Errno,
-    },
-    /// There is no process of this number in the snapshot.
-    #[error("the snapshot has no descriptors of process {pid}")]
-    NoSuchTable {
-        /// The number.
-        pid: i32,
-    },
-    /// The limit of open files is too low.
-    #[error("cannot have descriptor {number}: the limit of open files is too low")]
-    TooMany {
-        /// The number wanted.
-        number: i32,
-        /// What the kernel said.
-        #[source]
-        source: Errno,
-    },
-    /// A process could not put a descriptor or itself where it was.
-    #[error("process {pid} (formerly) cannot {what}")]
-    Place {
-        /// Its number at the time of the snapshot.
-        pid: i32,
-        /// What it was to do.
-        what: String,
-        /// What went wrong.
-        #[source]
-        source: RemoteCallError,
-    },
-    /// Whom a file signals could not be set.
-    #[error("cannot set whom {what} signals")]
-    Owner {
-        /// What.
-        what: String,
-        /// What the kernel said.
-        #[source]
-        source: io::Error,
-    },
-}
-
-impl ReopenError {
-    /// True if something here is not as it has to be, as opposed to something that failed.
-    pub fn is_refusal(&self) -> bool {
-        match self {
-            Self::Blocked { .. } | Self::FileChanged { .. } | Self::Locked { .. } => true,
-            Self::Open { source, .. } => matches!(*source, Errno::NOENT | Errno::NOTDIR),
-            Self::NotOpened { source, .. } => !matches!(source, OpenError::Act { .. }),
-            Self::Socket(error) => error.is_refusal(),
-            _ => false,
-        }
-    }
-
-    pub(crate) fn opening(path: &FilePath, error: OpenError) -> Self {
-        let path = path.as_path().to_owned();
-        match error {
-            OpenError::Kernel(source) => Self::Open { path, source },
-            source => Self::NotOpened { path, source },
-        }
-    }
-
-    pub(crate) fn changed(path: &FilePath, what: &str) -> Self {
-        Self::FileChanged {
-            path: path.as_path().to_owned(),
-            what: what.to_owned(),
-        }
     }
 }
 

@@ -8,8 +8,8 @@ use rustix::io::Errno;
 
 use crate::blocker::Blocker;
 
+use super::error::ReopenError;
 use super::foreign::Foreign;
-use super::reopen::ReopenError;
 
 /// Which signals are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]

@@ -10,8 +10,8 @@ use pagetide_kernel::kcmp::{compare_files, share_descriptors, share_directories}
 use crate::blocker::Blocker;
 use crate::stop::StoppedProcess;
 
+use super::error::OpenFilesError;
 use super::fdinfo::FdInfo;
-use super::read::OpenFilesError;
 use super::sorted::Sorted;
 
 /// One descriptor of one process.

@@ -20,9 +20,10 @@ use crate::blocker::Blocker;
 use crate::opener::Opener;
 
 use super::again::{flags_of_open, open_again, open_found};
+use super::error::ReopenError;
+use super::file_path::FilePath;
 use super::foreign::Foreign;
-use super::path::{self, FilePath};
-use super::reopen::ReopenError;
+use super::path;
 
 /// One of pagetide's own standard streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]

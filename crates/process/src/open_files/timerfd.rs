@@ -15,9 +15,9 @@ use rustix::time::{
 use crate::blocker::Blocker;
 
 use super::again::set_flags;
+use super::error::ReopenError;
 use super::fdinfo::FdInfo;
 use super::foreign::Foreign;
-use super::reopen::ReopenError;
 
 const NANOSECONDS: i128 = 1_000_000_000;
 /// Clocks of clock_gettime(2): those of the calendar.

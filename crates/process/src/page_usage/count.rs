@@ -1,8 +1,9 @@
 //! One mapping counted, page by page, without looking at address space that holds nothing.
 
-use super::page::swap_entry;
+use super::error::PageUsageError;
 use super::sources::{Frames, Sources};
-use super::{PSS_SHIFT, PageUsageError, SwapKind, Usage};
+use super::swap::{SwapKind, swap_entry};
+use super::usage::{PSS_SHIFT, Usage};
 use pagetide_kernel::kpageflags::{FlagName, PageFlags};
 use pagetide_kernel::maps::{Mapping, MappingName};
 use pagetide_kernel::pagemap::PagemapEntry;

@@ -1,7 +1,7 @@
 //! What the objects behind shared memory have, which no page table tells.
 
 use super::sources::Sources;
-use super::{Unavailable, Usage};
+use super::usage::{Unavailable, Usage};
 use pagetide_kernel::maps::Mapping;
 use pagetide_kernel::object_pages::{is_shared_memory, object_pages, open_object, shown_at};
 use pagetide_pages::{PageRange, PageSize};

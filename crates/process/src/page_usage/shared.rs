@@ -1,8 +1,8 @@
 //! Which page frames two processes share: mapped pages compared between them, as
 //! `Documentation/admin-guide/mm/pagemap.rst` says.
 
-use super::PageUsageError;
 use super::count::{Nature, groups, spans};
+use super::error::PageUsageError;
 use super::sources::Sources;
 use pagetide_kernel::kpageflags::PageFlags;
 use pagetide_kernel::maps::Mapping;

@@ -1,6 +1,7 @@
 //! Where the numbers come from, opened once, and what of it this user is not given.
 
-use super::{PageUsageError, Unavailable};
+use super::error::PageUsageError;
+use super::usage::Unavailable;
 use pagetide_kernel::kpagecgroup::{CgroupPaths, KPageCgroup, OpenFramesError, ReadFramesError};
 use pagetide_kernel::kpagecount::KPageCount;
 use pagetide_kernel::kpageflags::{KPageFlags, PageFlags};

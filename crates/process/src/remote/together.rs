@@ -8,9 +8,8 @@ use pagetide_kernel::ptrace::{self, ThreadId, WaitReport};
 use rustix::io::Errno;
 
 use crate::remote_error::RemoteCallError;
-use crate::session::{
-    Ending, INTERRUPT_TIMEOUT, LOOK_AFTER, Patience, Session, Step, UnderWay, given_up,
-};
+use crate::session::call::{LOOK_AFTER, Patience, Step, UnderWay, given_up};
+use crate::session::{Ending, INTERRUPT_TIMEOUT, Session};
 use crate::stop::StoppedProcess;
 use crate::syscall_names::SystemCall;
 use crate::system_calls::checked;

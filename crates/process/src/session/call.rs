@@ -1,9 +1,10 @@
 //! One system call, made by the thread of a session: sent into it, and followed until it is out of it again.
 
-use super::{INTERRUPT_TIMEOUT, SIGSTOP, Session, kernel};
+use super::{CALL_TIMEOUT, INTERRUPT_TIMEOUT, SIGSTOP, Session, kernel};
 use crate::freezer::Freezer;
 use crate::remote_error::RemoteCallError;
 use crate::syscall_names::SystemCall;
+use crate::system_calls::checked;
 use crate::tracees::{SessionReport, Tracees};
 use pagetide_kernel::ptrace::{self, Event, Registers, ThreadId, WaitReport};
 use std::time::{Duration, Instant};
@@ -99,6 +100,44 @@ pub(crate) enum Step {
 }
 
 impl Session {
+    pub(crate) fn call(
+        &mut self,
+        tracees: &mut Tracees,
+        call: SystemCall,
+        args: [u64; 6],
+    ) -> Result<u64, RemoteCallError> {
+        let pid = tracees.pid();
+        self.enter(pid)?;
+        let mut patience = Patience::until(Instant::now() + CALL_TIMEOUT);
+        let mut under_way = UnderWay::new(call, args);
+        let result = loop {
+            let begun = self.begin(&mut under_way, pid);
+            match begun.and_then(|()| self.follow(tracees, &mut under_way, &mut patience)) {
+                Ok(None) => {}
+                Ok(Some(result)) => break Ok(result),
+                Err(error) => break Err(error),
+            }
+        };
+        self.after_call(pid)?;
+        result
+    }
+
+    /// Calls one after the other, up to the first that fails: its place among them, and why.
+    pub(crate) fn call_all(
+        &mut self,
+        tracees: &mut Tracees,
+        calls: &[(i64, [u64; 6])],
+    ) -> Result<(), (usize, RemoteCallError)> {
+        for (index, (number, args)) in calls.iter().enumerate() {
+            let call = SystemCall(*number);
+            pagetide_kernel::progress::step();
+            let result = self.call(tracees, call, *args);
+            let checked = result.map(checked).map_err(|error| (index, error))?;
+            checked.map_err(|errno| (index, RemoteCallError::Failed { call, errno }))?;
+        }
+        Ok(())
+    }
+
     /// Sets the thread going into a call.
     pub(crate) fn begin(
         &mut self,

@@ -6,15 +6,9 @@ use pagetide_kernel::pidfd::PidFd;
 use pagetide_kernel::ptrace::{self, Event, ThreadId, WaitReport};
 use rustix::process::Signal;
 
-use super::{Ending, Now, Pause, StopFailure, Tracees};
-
-/// What a stopped target reports while one of its threads runs a remote call.
-#[derive(Debug)]
-pub(crate) enum SessionReport {
-    Report(WaitReport),
-    Gone,
-    Timeout,
-}
+use super::list::Now;
+use super::pause::Pause;
+use super::{Ending, SessionReport, StopFailure, Tracees};
 
 impl Tracees {
     /// The first thread takes the signal; the others join when they are let go.

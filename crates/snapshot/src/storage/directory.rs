@@ -3,7 +3,7 @@
 //! by descriptors that are held (`held`); no path is followed twice.
 
 use super::held::{self, Reliance, Untrusted};
-use super::{Access, LockFailure, PartialFile, Right, Storage, StorageLock, StoredFile};
+use super::interface::{Access, LockFailure, PartialFile, Right, Storage, StorageLock, StoredFile};
 use rustix::fs::{
     AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, flock, fstat, fsync, mkdirat,
     openat, renameat, renameat_with, statat, unlinkat,

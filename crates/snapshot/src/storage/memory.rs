@@ -1,7 +1,7 @@
 //! A store in memory. It keeps apart what has been written and what would survive a power cut, and
 //! can be told to fail: it exists to test what happens when a disk does.
 
-use super::{Access, LockFailure, PartialFile, Right, Storage, StorageLock, StoredFile};
+use super::interface::{Access, LockFailure, PartialFile, Right, Storage, StorageLock, StoredFile};
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,8 +1,6 @@
 //! What of sockets does not come back, in words.
 
-use super::ForeignSocket;
 use super::options::Shape;
-use crate::blocker::Blocker;
 
 const AF_UNIX: i32 = 1;
 const AF_INET: i32 = 2;
@@ -12,30 +10,6 @@ const SOCK_STREAM: i32 = 1;
 const SOCK_DGRAM: i32 = 2;
 const SOCK_RAW: i32 = 3;
 const SOCK_SEQPACKET: i32 = 5;
-
-impl ForeignSocket<'_> {
-    /// A blocker of this socket: `what` goes on after "descriptor N ".
-    pub(super) fn blocker(&self, kind: &str, what: &str, advice: &str, instead: &str) -> Blocker {
-        Blocker {
-            pid: self.pid,
-            kind: kind.to_owned(),
-            place: format!("fd:{}", self.number),
-            what: format!("descriptor {} {what}", self.number),
-            advice: advice.to_owned(),
-            instead: Some(instead.to_owned()),
-        }
-    }
-
-    /// One without which the socket cannot be opened again at all.
-    pub(super) fn closed(&self, kind: &str, what: &str) -> Blocker {
-        self.blocker(
-            kind,
-            what,
-            "close it before the checkpoint",
-            &format!("descriptor {} is closed", self.number),
-        )
-    }
-}
 
 /// The kinds of sockets that are known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

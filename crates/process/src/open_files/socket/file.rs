@@ -23,8 +23,9 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::process::umask;
 
+use super::address::address_of;
 use super::options::Shape;
-use super::place::{Resident, address_of, enter, make_parents, open_directory};
+use super::rooted::{Resident, enter, make_parents, open_directory};
 use super::state::SocketFile;
 use crate::opener::{FileIdentity, Found, Name, OpenError, Opener, identity};
 

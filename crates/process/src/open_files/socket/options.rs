@@ -8,8 +8,6 @@ use bincode::{Decode, Encode};
 use pagetide_kernel::socket_option::SocketOption;
 use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType, socket_with};
 
-use super::state::Buffers;
-
 /// An option, and the bytes of its value.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub(super) struct KeptOption {
@@ -169,4 +167,13 @@ fn set_either(
     forced
         .set_int(socket, value)
         .or_else(|_| plain.set_int(socket, value))
+}
+
+/// Sizes of the buffers, as getsockopt(2) tells them: twice what was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(super) struct Buffers {
+    pub send_bytes: i32,
+    pub receive_bytes: i32,
+    /// SO_BUF_LOCK: which of the two the program has chosen, so that the kernel leaves it alone.
+    pub locked: i32,
 }

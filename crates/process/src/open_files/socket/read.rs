@@ -1,35 +1,22 @@
 //! Sockets read, one after the other, with what they know of each other.
 
-use std::collections::HashSet;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 
 use pagetide_kernel::socket::own_address;
 use pagetide_kernel::socket_option::{SocketOption, has_filter};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::PollFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
-use super::ForeignSocket;
 use super::blockers::{Known, classify};
 use super::diag::UnixDiag;
+use super::foreign::ForeignSocket;
 use super::groups::Groups;
-use super::options::{Defaults, Shape};
-use super::state::{Buffers, NetlinkSocket, SocketKind, SocketState};
+use super::options::{Buffers, Defaults, Shape};
+use super::state::{NetlinkSocket, SocketKind, SocketState};
+use super::surroundings::{Surroundings, events};
 use super::{tcp, udp, unix};
 use crate::blocker::Blocker;
-
-/// What reading one socket needs to know of the others and of this system.
-pub(super) struct Surroundings {
-    /// The inodes of all sockets of the tree.
-    pub inside: HashSet<u64>,
-    /// Asks for Unix sockets; `None` if the kernel cannot be asked.
-    pub diag: Option<UnixDiag>,
-    /// All multicast groups of this system.
-    pub groups: Groups,
-    defaults: Defaults,
-    /// The network namespace of this process.
-    namespace: Option<Vec<u8>>,
-}
 
 /// Reads sockets, in the given order. All of the tree have to be there, each open file description once. The processes
 /// have to stand still. Nothing changes in them, but that TCP connections are in repair mode for a moment.
@@ -139,17 +126,4 @@ fn read_netlink(
         protocol: shape.protocol.cast_unsigned(),
         address,
     }))
-}
-
-/// What poll(2) says of a socket right now. It changes nothing.
-pub(super) fn events(socket: BorrowedFd<'_>) -> PollFlags {
-    let mut asked = [PollFd::new(&socket, PollFlags::IN | PollFlags::RDHUP)];
-    let at_once = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    match poll(&mut asked, Some(&at_once)) {
-        Ok(_) => asked[0].revents(),
-        Err(_) => PollFlags::empty(),
-    }
 }

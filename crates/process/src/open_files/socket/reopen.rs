@@ -6,15 +6,12 @@ use pagetide_kernel::socket::bind;
 use pagetide_kernel::socket_option::SocketOption;
 use rustix::fs::{Gid, Uid, fchown, fstat};
 
-use crate::opener::Opener;
-
+use super::choices::{OpenerOf, SocketChoices, TcpChoice};
+use super::error::SocketError;
 use super::file::Files;
 use super::options::{KeptOption, Shape};
 use super::state::{NetlinkSocket, SocketKind, SocketState, TcpRole};
-use super::{SocketChoices, SocketError, TcpChoice, tcp_reopen, udp, unix_reopen};
-
-/// As whom the socket of a number is opened.
-pub(crate) type OpenerOf<'a> = dyn Fn(usize) -> &'a Opener + 'a;
+use super::{tcp_reopen, udp, unix_reopen};
 
 /// Opens sockets in this process, close-on-exec, in the given order; each comes with the number by which the caller
 /// knows it. All that [`super::read_sockets`] gave for the tree have to be there but those the caller closes: a connection to one
@@ -167,27 +164,4 @@ fn reopen_netlink(
         bind(&socket, &address).map_err(SocketError::open(index, "bind"))?;
     }
     Ok(socket)
-}
-
-/// The port in an address of IPv4 or IPv6; 0 if there is none.
-pub(super) fn port(address: &[u8]) -> u16 {
-    match address.get(2..4) {
-        Some(port) => u16::from_be_bytes([port[0], port[1]]),
-        None => 0,
-    }
-}
-
-/// Refuses bytes that are no address of this family, AF_INET or AF_INET6.
-pub(super) fn check_address(index: usize, address: &[u8], family: i32) -> Result<(), SocketError> {
-    let length = if family == 10 { 28 } else { 16 };
-    let own = address
-        .get(..2)
-        .map(|bytes| u16::from_ne_bytes([bytes[0], bytes[1]]));
-    if address.len() == length && own.map(i32::from) == Some(family) {
-        return Ok(());
-    }
-    Err(SocketError::Damaged {
-        index,
-        what: "its address",
-    })
 }

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use bincode::{Decode, Encode};
 
-use super::options::KeptOption;
+use super::options::{Buffers, KeptOption};
 use crate::blocker::Blocker;
 
 /// One socket (one open file description) as it was at the stop.
@@ -48,15 +48,6 @@ impl SocketState {
         let peer = outside.then(|| path(&unix.peer_name));
         own.into_iter().chain(peer).collect()
     }
-}
-
-/// Sizes of the buffers, as getsockopt(2) tells them: twice what was asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
-pub(super) struct Buffers {
-    pub send_bytes: i32,
-    pub receive_bytes: i32,
-    /// SO_BUF_LOCK: which of the two the program has chosen, so that the kernel leaves it alone.
-    pub locked: i32,
 }
 
 /// What a socket is.

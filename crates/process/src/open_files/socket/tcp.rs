@@ -13,11 +13,11 @@ use pagetide_kernel::socket::{
 use pagetide_kernel::socket_option::SocketOption;
 use rustix::event::PollFlags;
 
-use super::ForeignSocket;
+use super::foreign::ForeignSocket;
 use super::options::{KeptOption, Shape};
 use super::queue::{PeekOffset, QUEUE_BYTES_MAX};
-use super::read::events;
 use super::state::{TcpConnection, TcpRole, TcpSocket};
+use super::surroundings::events;
 use crate::blocker::Blocker;
 
 const SYN_SENT: u8 = 2;

@@ -8,9 +8,9 @@ use pagetide_kernel::socket_option::SocketOption;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{Shutdown, SocketFlags, accept_with, listen, shutdown};
 
-use super::SocketError;
+use super::address::{check_address, port};
+use super::error::SocketError;
 use super::options::{Shape, widen};
-use super::reopen::{check_address, port};
 use super::state::{SocketState, TcpConnection, TcpRole, TcpSocket};
 use super::tcp::{QUEUE_NONE, QUEUE_RECEIVE, QUEUE_SEND, REPAIR_OFF, REPAIR_ON};
 

@@ -8,12 +8,13 @@ use pagetide_kernel::socket_option::SocketOption;
 use rustix::event::PollFlags;
 use rustix::net::{Shutdown, shutdown};
 
+use super::address::{check_address, port};
+use super::error::SocketError;
+use super::foreign::ForeignSocket;
 use super::options::Shape;
 use super::queue::{Kept, look};
-use super::read::{Surroundings, events};
-use super::reopen::{check_address, port};
 use super::state::{SocketState, UdpSocket};
-use super::{ForeignSocket, SocketError};
+use super::surroundings::{Surroundings, events};
 use crate::blocker::Blocker;
 
 pub(super) fn read(

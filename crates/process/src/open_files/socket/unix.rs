@@ -11,12 +11,12 @@ use pagetide_kernel::socket::{PEEK_URGENT, bytes_to_read, own_address, peek, pee
 use pagetide_kernel::socket_option::SocketOption;
 use rustix::event::PollFlags;
 
-use super::ForeignSocket;
 use super::diag::UnixFacts;
+use super::foreign::ForeignSocket;
 use super::options::Shape;
 use super::queue::{Kept, Waiting, look};
-use super::read::{Surroundings, events};
 use super::state::{SocketFile, SocketKind, SocketState, UnixForm, UnixRole, UnixSocket};
+use super::surroundings::{Surroundings, events};
 use crate::blocker::Blocker;
 
 const TCP_ESTABLISHED: u8 = 1;

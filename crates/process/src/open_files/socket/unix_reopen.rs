@@ -19,11 +19,12 @@ use rustix::net::{
 
 use crate::opener::Opener;
 
-use super::SocketError;
+use super::address::address_of;
+use super::choices::OpenerOf;
+use super::error::SocketError;
 use super::file::{Files, Nests, plain};
 use super::options::{Shape, widen};
-use super::place::{Place, address_of};
-use super::reopen::OpenerOf;
+use super::place::Place;
 use super::state::{Message, SocketKind, SocketState, UnixForm, UnixRole, UnixSocket};
 use super::unix::name_of;
 

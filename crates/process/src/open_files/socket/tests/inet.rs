@@ -9,8 +9,8 @@ use pagetide_kernel::socket_option::SocketOption;
 use rustix::event::PollFlags;
 
 use super::super::options::Shape;
-use super::super::read::events;
 use super::super::state::{SocketKind, SocketState, TcpRole, UdpSocket as UdpState};
+use super::super::surroundings::events;
 use super::{back, opener, options_of, read, read_whole, reopen, reopen_sockets};
 use crate::open_files::socket::{SocketChoices, TcpChoice};
 

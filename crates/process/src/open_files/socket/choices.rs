@@ -1,0 +1,45 @@
+//! What whoever restores has decided of sockets.
+
+use std::collections::BTreeSet;
+
+use crate::blocker::Blocker;
+use crate::opener::Opener;
+
+use super::state::SocketState;
+use super::tcp;
+
+/// What the user wants to become of sockets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SocketChoices {
+    /// Names of the blockers that are accepted, as [`Blocker::name`] tells them.
+    pub accepted: BTreeSet<String>,
+    /// What becomes of TCP connections.
+    pub tcp: TcpChoice,
+}
+
+/// What becomes of TCP connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TcpChoice {
+    /// They go on, if the peer is there. Needs CAP_NET_ADMIN.
+    #[default]
+    Restore,
+    /// They are reset: the program reads ECONNRESET.
+    Reset,
+}
+
+impl SocketChoices {
+    /// Those of the socket's blockers that stand against opening it again.
+    pub(crate) fn refused<'a>(
+        &'a self,
+        state: &'a SocketState,
+    ) -> impl Iterator<Item = &'a Blocker> {
+        state.blockers().iter().filter(|blocker| {
+            let moot =
+                self.tcp == TcpChoice::Reset && tcp::BLOCKERS.contains(&blocker.kind.as_str());
+            !moot && !self.accepted.contains(&blocker.name())
+        })
+    }
+}
+
+/// As whom the socket of a number is opened.
+pub(crate) type OpenerOf<'a> = dyn Fn(usize) -> &'a Opener + 'a;
