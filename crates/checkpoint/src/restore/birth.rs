@@ -7,6 +7,7 @@ use crate::apart;
 use crate::manifest::{TreeProcess, tree_of};
 use pagetide_kernel::pidfd::PidFd;
 use pagetide_kernel::spawn::{self, Fate, Seed, SpawnError};
+use pagetide_process::enter_control_groups;
 use pagetide_snapshot::View;
 use rustix::process::Signal;
 use std::collections::{HashMap, HashSet};
@@ -14,7 +15,8 @@ use std::path::Path;
 use std::time::Duration;
 
 /// The processes that were made, until they live: an early end kills them.
-pub(super) struct Born {
+#[derive(Default)]
+pub(super) struct Newborns {
     roots: Vec<i32>,
     numbers: HashMap<i32, i32>,
     /// They themselves: once one lives, it may end, and its parent may give its number free.
@@ -32,9 +34,9 @@ fn fate(process: &TreeProcess) -> Fate {
     }
 }
 
-impl Born {
+impl Newborns {
     /// Makes them all. They wait.
-    pub fn bear(view: &View, plans: &[Plan<'_>], new_pid: bool) -> Result<Born, RestoreError> {
+    pub fn bear(view: &View, plans: &[Plan<'_>], new_pid: bool) -> Result<Newborns, RestoreError> {
         let mut processes = tree_of(view).unwrap_or_default();
         if processes.is_empty() {
             processes.extend(plans.iter().map(|plan| TreeProcess {
@@ -47,12 +49,7 @@ impl Born {
         let all: HashSet<i32> = processes.iter().map(|process| process.pid).collect();
         let ended = processes.iter().filter(|process| process.ended);
         let ended: HashSet<i32> = ended.map(|process| process.pid).collect();
-        let mut born = Born {
-            roots: Vec::new(),
-            numbers: HashMap::new(),
-            held: Vec::new(),
-            apart: HashSet::new(),
-        };
+        let mut born = Newborns::default();
         let terminal = Terminal::own();
         let family = Family {
             processes: &processes,
@@ -102,6 +99,11 @@ impl Born {
         self.numbers.contains_key(&then)
     }
 
+    /// The number now of the process that had this one, if there was one.
+    pub fn who_was(&self, then: i32) -> Option<i32> {
+        self.numbers.get(&then).copied()
+    }
+
     /// True if the process that had this number is a child of this program now.
     pub fn is_root(&self, then: i32) -> bool {
         self.roots.contains(&self.now(then))
@@ -124,6 +126,13 @@ impl Born {
         apart.map(|&then| note(then)).collect()
     }
 
+    /// Puts each into the control groups that it was in. What is otherwise than it was, for people.
+    pub fn enter_control_groups(&self, plans: &[Plan<'_>]) -> Vec<String> {
+        let enter =
+            |plan: &Plan<'_>| enter_control_groups(self.now(plan.pid), &plan.kernel.cgroups);
+        plans.iter().flat_map(enter).collect()
+    }
+
     /// Ends them all. One that was built already does not end with its parent any more.
     pub fn kill(&self) {
         for process in &self.held {
@@ -133,12 +142,12 @@ impl Born {
     }
 
     /// They are left to themselves.
-    pub fn live(mut self) {
+    pub fn live(&mut self) {
         self.roots.clear();
     }
 }
 
-impl Drop for Born {
+impl Drop for Newborns {
     fn drop(&mut self) {
         if self.roots.is_empty() {
             return;

@@ -1,14 +1,17 @@
 //! One new process built: its memory, its tracking, its threads.
 
-use super::birth::{Born, owner_of};
+use super::birth::{Newborns, owner_of};
+use super::design::Design;
 use super::error::RestoreError;
 use super::inherit::{Inheritance, Share};
 use super::lazy::{self, Chosen, Lazy};
+use super::materials::Materials;
+use super::options::RestoreOptions;
 use super::plan::Plan;
 use super::policy::policies_of;
 use super::segments::Attached;
-use super::sources::Sources;
 use super::{fill, mappings};
+use crate::apart;
 use crate::backends::choose_backend;
 use crate::capture::SIZE;
 use crate::error::TakeError;
@@ -20,7 +23,7 @@ use crate::watchers;
 use pagetide_kernel::memory::ProcessMemory;
 use pagetide_pages::{PageCount, PageSet};
 use pagetide_process::{
-    NewProcess, OpenFiles, RebuildError, RemoteCalls, Reopened, ThreadId, ThreadState,
+    NewProcess, RebuildError, RemoteCalls, Reopened, StopOptions, ThreadId, ThreadState,
     ThreadsByNumber, examine_for_reading,
 };
 use pagetide_snapshot::{Store, View};
@@ -30,46 +33,112 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 /// What all processes of a restore have in common, and what came of it so far.
 pub(super) struct Building<'a> {
-    pub poisoned: &'a [Poisoned],
+    store: &'a Store,
+    view: &'a View,
+    design: &'a Design<'a>,
+    poisoned: Vec<Poisoned>,
     /// Memory that cannot be poisoned again may be as it is.
-    pub poison_accepted: bool,
+    poison_accepted: bool,
+    new_pid: bool,
+    stop: StopOptions,
     pub lazy: Option<&'a Lazy>,
-    pub store: &'a Store,
-    pub view: &'a View,
-    pub sources: &'a Sources,
-    pub inheritance: &'a Inheritance,
-    pub files: &'a OpenFiles,
-    pub reopened: &'a Reopened,
-    pub born: &'a Born,
-    pub new_pid: bool,
+    pub built: Built,
+}
+
+/// What came of it.
+#[derive(Default)]
+pub(super) struct Built {
     pub restored_pages: PageCount,
     pub not_tracked: Option<String>,
     /// What is otherwise than it was, for people.
     pub notes: Vec<String>,
 }
 
+/// What it is built of.
+pub(super) struct Parts<'a> {
+    pub materials: &'a Materials,
+    pub inheritance: &'a Inheritance,
+    pub reopened: &'a Reopened,
+    pub born: &'a Newborns,
+}
+
 /// Memory that a process has only while it is built.
 const SCRATCH_BYTES: u64 = 128 << 10;
 
-impl Building<'_> {
-    /// Maps and fills the memory of `new` as `plan` says, and gives it its open files.
-    pub fn fill(
+impl<'a> Building<'a> {
+    /// Nothing is built yet.
+    pub fn new(
+        store: &'a Store,
+        view: &'a View,
+        design: &'a Design<'a>,
+        options: &RestoreOptions,
+    ) -> Building<'a> {
+        let accepted = |name: &String| name.starts_with(poison::KIND);
+        Building {
+            store,
+            view,
+            design,
+            poisoned: poison::poisoned_of(view),
+            poison_accepted: options.accept.iter().any(accepted),
+            new_pid: options.new_pid,
+            stop: options.stop,
+            lazy: None,
+            built: Built::default(),
+        }
+    }
+
+    /// The third step: maps and fills all of them, and gives them their open files.
+    pub fn fill_all(&mut self, parts: &Parts<'_>) -> Result<Vec<NewProcess>, RestoreError> {
+        let plans = self.design.plans.iter();
+        let mut built = Vec::with_capacity(plans.len());
+        for (plan, program) in plans.zip(&parts.materials.programs) {
+            let mut new = NewProcess::take(parts.born.now(plan.pid), self.stop)?;
+            self.fill(parts, plan, program, &mut new)?;
+            built.push(new);
+        }
+        Ok(built)
+    }
+
+    /// The fourth step: begins tracking, and makes all of them ready for their first instruction. Returns what their threads are
+    /// set to.
+    pub fn make_all_ready(
         &mut self,
+        parts: &Parts<'_>,
+        built: &mut [NewProcess],
+    ) -> Result<Vec<Vec<ThreadState>>, RestoreError> {
+        let Design {
+            plans,
+            files,
+            openers,
+            numbers,
+        } = self.design;
+        files.finish(parts.reopened, openers, &|then| parts.born.who_was(then))?;
+        apart::leave_numbers(numbers);
+        let ready = plans.iter().zip(built);
+        ready
+            .map(|(plan, new)| self.make_ready(parts, plan, new))
+            .collect()
+    }
+
+    /// Maps and fills the memory of `new` as `plan` says, and gives it its open files.
+    fn fill(
+        &mut self,
+        parts: &Parts<'_>,
         plan: &Plan<'_>,
         program: &OwnedFd,
         new: &mut NewProcess,
     ) -> Result<(), RestoreError> {
         let outside = &plan.state.outside;
-        let segments = Attached::needed_bytes(plan.regions, self.sources);
+        let segments = Attached::needed_bytes(plan.regions, &parts.materials.sources);
         let scratch = mappings::free_place(plan.regions, SCRATCH_BYTES + segments);
         let nothing = Share::default();
-        let share = self.inheritance.of(plan.pid).unwrap_or(&nothing);
+        let share = parts.inheritance.of(plan.pid).unwrap_or(&nothing);
         new.empty(&plan.kernel_mappings, scratch, &spans(&share.kept))?;
         let place = scratch + SCRATCH_BYTES;
         let policies = policies_of(self.view, plan);
-        let (sources, kept) = (self.sources, &share.kept);
+        let (sources, kept) = (&parts.materials.sources, &share.kept);
         let refused = mappings::map_all(new, plan.regions, sources, kept, &policies, place)?;
-        self.notes.extend(refused);
+        self.built.notes.extend(refused);
         mappings::drop_pages(new, &share.dropped)?;
         let program = Some(program.as_raw_fd());
         let layout = &outside.layout;
@@ -80,13 +149,15 @@ impl Building<'_> {
             .as_ref()
             .map_or(&share.filled, |(_, chosen)| &chosen.pages);
         let filled = fill::fill(self.view, plan.space, pages, &memory)?;
-        self.restored_pages += filled.pages + share.filled.count();
-        let poisoned = poison::pages_of(self.poisoned, plan.pid);
+        self.built.restored_pages += filled.pages + share.filled.count();
+        let poisoned = poison::pages_of(&self.poisoned, plan.pid);
         super::poison::poison(new, plan.regions, &poisoned, self.poison_accepted)?;
         mappings::seal(new, plan.regions, &filled.guards)?;
         let pid = new.pid();
         let mut calls = new.calls(ThreadId::new(pid))?;
-        self.files.place(plan.pid, self.reopened, &mut calls)?;
+        self.design
+            .files
+            .place(plan.pid, parts.reopened, &mut calls)?;
         end(calls, pid)?;
         match later {
             Some((lazy, chosen)) => lazy.arm(plan, &chosen, new),
@@ -95,27 +166,30 @@ impl Building<'_> {
     }
 
     /// Makes `new`, whose memory is filled, ready for its first instruction. All processes are there.
-    pub fn make_ready(
+    fn make_ready(
         &mut self,
+        parts: &Parts<'_>,
         plan: &Plan<'_>,
         new: &mut NewProcess,
     ) -> Result<Vec<ThreadState>, RestoreError> {
         let pid = new.pid();
         let first = ThreadId::new(pid);
-        let now = |then| self.born.has(then).then(|| self.born.now(then));
+        let now = |then| parts.born.who_was(then);
         let mut calls = new.calls(first)?;
-        self.files
-            .place_late(plan.pid, self.reopened, &now, &mut calls)?;
+        let files = &self.design.files;
+        files.place_late(plan.pid, parts.reopened, &now, &mut calls)?;
         end(calls, pid)?;
         // Whatever is written from here on is not what the snapshot has, and is to be seen.
         if self.lazy.is_some() {
-            self.not_tracked.get_or_insert(lazy::NOT_TRACKED.to_owned());
+            self.built
+                .not_tracked
+                .get_or_insert(lazy::NOT_TRACKED.to_owned());
         } else if let Err(error) = self.track(plan, new) {
             tracing::debug!(%error, pid, "not tracked");
-            self.not_tracked.get_or_insert(error.to_string());
+            self.built.not_tracked.get_or_insert(error.to_string());
         }
         let mut kernel = plan.kernel.clone();
-        if self.born.is_root(plan.pid) {
+        if parts.born.is_root(plan.pid) {
             // Its parent is this program now, which may end as soon as it runs.
             for thread in &mut kernel.threads {
                 thread.parent_death_signal = 0;
@@ -152,7 +226,7 @@ impl Building<'_> {
             batch.create(thread, &mut calls)?;
             end(calls, pid)?;
         }
-        self.join_group(plan, new)?;
+        join_group(parts.born, plan, new)?;
         // The first thread comes last: it sets the timers going.
         for &(was, thread) in threads.iter().rev() {
             let mut calls = new.calls(thread)?;
@@ -162,29 +236,6 @@ impl Building<'_> {
         new.free()?;
         new.set_thread_states(&states)?;
         Ok(states)
-    }
-
-    /// Puts a process into the process group that it was in, if that is one of the tree.
-    fn join_group(&self, plan: &Plan<'_>, new: &mut NewProcess) -> Result<(), RestoreError> {
-        let outside = &plan.state.outside;
-        let group = self.born.now(outside.pgid);
-        let leads_session = outside.sid == plan.pid;
-        // Whoever leads a session leads its group, too.
-        let leads_session = leads_session || self.born.is_apart(plan.pid);
-        if leads_session || !self.born.has(outside.pgid) {
-            return Ok(());
-        }
-        let pid = new.pid();
-        let remote = |source| RebuildError::Remote {
-            what: "join a process group",
-            pid,
-            source,
-        };
-        let mut calls = new.calls(ThreadId::new(pid))?;
-        let group = u64::from(group.unsigned_abs());
-        let joined = calls.call(nix::libc::SYS_setpgid, [0, group, 0, 0, 0, 0]);
-        joined.map_err(remote)?;
-        end(calls, pid)
     }
 
     /// Begins tracking as of the snapshot, so that the next one is a delta to it.
@@ -221,6 +272,29 @@ impl Building<'_> {
         let phase = Phase::Committed(self.view.id(), self.view.info().content_hash);
         member.set_phase(phase)
     }
+}
+
+/// Puts a process into the process group that it was in, if that is one of the tree.
+fn join_group(born: &Newborns, plan: &Plan<'_>, new: &mut NewProcess) -> Result<(), RestoreError> {
+    let outside = &plan.state.outside;
+    let group = born.now(outside.pgid);
+    let leads_session = outside.sid == plan.pid;
+    // Whoever leads a session leads its group, too.
+    let leads_session = leads_session || born.is_apart(plan.pid);
+    if leads_session || !born.has(outside.pgid) {
+        return Ok(());
+    }
+    let pid = new.pid();
+    let remote = |source| RebuildError::Remote {
+        what: "join a process group",
+        pid,
+        source,
+    };
+    let mut calls = new.calls(ThreadId::new(pid))?;
+    let group = u64::from(group.unsigned_abs());
+    let joined = calls.call(nix::libc::SYS_setpgid, [0, group, 0, 0, 0, 0]);
+    joined.map_err(remote)?;
+    end(calls, pid)
 }
 
 /// Where the libc keeps the numbers of threads (the word that the kernel clears when a thread ends), puts the new ones.
