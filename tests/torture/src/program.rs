@@ -53,6 +53,9 @@ pub fn numbers(line: &str) -> Vec<u64> {
         .collect()
 }
 
+/// So many operations at most are repeated while a snapshot is taken.
+pub const REPEATED: usize = 20;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,6 +73,3 @@ mod tests {
         assert_eq!(parse("# seed 1\n\nread 1 2\n"), ["read 1 2"]);
     }
 }
-
-/// So many operations at most are repeated while a snapshot is taken.
-pub const REPEATED: usize = 20;
