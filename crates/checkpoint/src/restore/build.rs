@@ -199,18 +199,7 @@ impl<'a> Building<'a> {
         kernel.apply_to_process(pid, &mut calls)?;
         end(calls, pid)?;
         let mut states: Vec<ThreadState> = plan.state.threads.clone();
-        let mut threads = Vec::with_capacity(states.len());
-        for (number, state) in states.iter_mut().enumerate() {
-            let was = state.thread;
-            state.thread = match number {
-                0 => first,
-                _ => {
-                    let wanted = (!self.new_pid).then_some(was.get());
-                    new.add_thread(wanted).map_err(taken)?
-                }
-            };
-            threads.push((was, state.thread));
-        }
+        let threads = add_threads(new, &mut states, self.new_pid)?;
         let by_number = kernel.by_number();
         renumber(&by_number, &threads, pid)?;
         for &(was, thread) in &threads {
@@ -272,6 +261,27 @@ impl<'a> Building<'a> {
         let phase = Phase::Committed(self.view.id(), self.view.info().content_hash);
         member.set_phase(phase)
     }
+}
+
+/// Makes all threads but the first, which is there, and has `states` name them. Each as it was, and as it is now.
+fn add_threads(
+    new: &mut NewProcess,
+    states: &mut [ThreadState],
+    new_pid: bool,
+) -> Result<Vec<(ThreadId, ThreadId)>, RestoreError> {
+    let mut threads = Vec::with_capacity(states.len());
+    for (index, state) in states.iter_mut().enumerate() {
+        let was = state.thread;
+        state.thread = match index {
+            0 => ThreadId::new(new.pid()),
+            _ => {
+                let wanted = (!new_pid).then_some(was.get());
+                new.add_thread(wanted).map_err(taken)?
+            }
+        };
+        threads.push((was, state.thread));
+    }
+    Ok(threads)
 }
 
 /// Puts a process into the process group that it was in, if that is one of the tree.
