@@ -5,7 +5,7 @@ export CARGO
 export CARGO_TERM_COLOR ?= auto
 PREFIX ?= /usr/local
 
-.PHONY: help setup build demo test kernels lint deny fuzz fuzz-guided bench neighbours torture torture-own endure soak doc \
+.PHONY: help setup build demo test kernels lint deny fuzz fuzz-guided bench neighbours torture torture-own endure soak screens doc \
 	clean install uninstall deb
 
 help:
@@ -95,6 +95,11 @@ endure: setup
 soak: setup
 	$(CARGO) build --release --locked -p pagetide-cli
 	tests/soak.sh target/release/pagetide $(or $(SNAPSHOTS),20000)
+
+## screens  what the commands look like in a terminal: docs/SCREENS.md (needs tmux and perl)
+screens:
+	$(CARGO) build --release --locked -p pagetide-cli
+	tests/screens.sh target/release/pagetide >docs/SCREENS.md
 
 ## fuzz     what stores and hostile processes can say, changed at random: SECONDS (10) for each kind of text, a minute in all
 fuzz: setup

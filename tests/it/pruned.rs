@@ -1,11 +1,14 @@
 //! Prevents that a chain that is made shorter cannot be listed, verified, exported, restored or gone on with as before, and that a
 //! schedule that keeps so many snapshots keeps more, or ends because a prune fails.
 
-use pagetide_tests::{Target, TestStore, background, number, pagetide, text};
+use pagetide_tests::{
+    Target, TestStore, background, number, pagetide, pagetide_path, skipped, text,
+};
 use rustix::process::Signal;
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 fn ids(store: &TestStore) -> Vec<u64> {
     let log = pagetide(["log", &store.text(), "--json"]).done().json();
@@ -155,6 +158,30 @@ fn a_schedule_keeps_so_many_and_is_gone_on_with() {
     assert_eq!(text(&next, "kind"), "delta", "{next}");
     assert_eq!(ids(&store), [60, 61]);
     verified(&store);
+}
+
+/// A slice of `make soak`: the script does what it says, with a redis-server and a Python program.
+#[test]
+fn sixty_snapshots_of_a_soak() {
+    if Command::new("redis-server")
+        .arg("--version")
+        .output()
+        .is_err()
+    {
+        return skipped("soak", "there is no redis-server");
+    }
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/soak.sh");
+    let output = Command::new("bash")
+        .arg(script)
+        .arg(pagetide_path())
+        .arg("60")
+        .env("PAGETIDE_SOAK_MOST", "2")
+        .output()
+        .expect("start a shell");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text} {output:?}");
+    assert_eq!(text.matches(" snapshots are left").count(), 2, "{text}");
+    assert_eq!(text.matches("ok: ").count(), 2, "{text}");
 }
 
 /// Whoever prunes needs no right to write, and neither notices the other.

@@ -297,14 +297,14 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// All of a file.
-    pub fn new(store: StoreId, storage: &Arc<dyn Storage>, header: &Header, index: Index) -> Layer {
+    /// What is kept of the file with this header.
+    pub fn new(store: StoreId, storage: &Arc<dyn Storage>, header: &Header, kept: Kept) -> Layer {
         Layer {
             id: header.snapshot,
             store,
             storage: Arc::clone(storage),
             header: header.clone(),
-            kept: Kept::all(index),
+            kept,
         }
     }
 }

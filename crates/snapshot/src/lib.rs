@@ -34,6 +34,7 @@
 #![forbid(unsafe_code)]
 
 mod attachments;
+mod back;
 mod batches;
 mod changed;
 mod decompress;

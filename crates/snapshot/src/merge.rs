@@ -3,6 +3,7 @@
 //!
 //! The file that comes out stands for the last of them: by its content hash children and others know it still.
 
+use crate::back::{Arrived, Back};
 use crate::error::{PruneError, ReadError};
 use crate::format::header::Header;
 use crate::format::index::{Index, Run};
@@ -13,7 +14,6 @@ use crate::frames::{FrameError, Frames, Log, Put};
 use crate::layer::{Layer, merging_name};
 use crate::model::{PageState, SnapshotId, Space};
 use crate::options::{DEFAULT_FRAME_BYTES, WriteOptions};
-use crate::resolve::{Walk, by_space};
 use crate::runs::{self, Entry, Resolved};
 use crate::storage::PartialFile;
 use crate::store::Store;
@@ -125,25 +125,26 @@ fn finish(
 
 /// Lays the files over one another, without their pages.
 fn add_up(store: &Store, ids: &[SnapshotId]) -> Result<Sum, PruneError> {
-    let mut walk = Walk::default();
+    let mut back: Option<Back> = None;
     let (mut parent, mut last) = (None, None);
-    for &id in ids {
+    for &id in ids.iter().rev() {
         let file = store.file(id)?;
         let metadata = file.metadata()?;
         let index = file.index(&metadata.spaces)?;
-        let top = by_space(&index.runs, metadata.spaces.len());
-        let layer = Layer::new(store.id(), store.storage(), &file.header, index);
-        walk.step(metadata.spaces.clone(), &top, Arc::new(layer));
-        parent.get_or_insert_with(|| file.header.clone());
-        last = Some((file.header, metadata));
+        let back = back.get_or_insert_with(|| Back::from(metadata.spaces.clone()));
+        back.step(&metadata.spaces, index, |kept| {
+            Layer::new(store.id(), store.storage(), &file.header, kept)
+        });
+        parent = Some(file.header.clone());
+        last.get_or_insert((file.header, metadata));
     }
-    let (Some(parent), Some((last, metadata))) = (parent, last) else {
+    let (Some(back), Some(parent), Some((last, metadata))) = (back, parent, last) else {
         return Err(PruneError::NothingKept);
     };
-    walk.tidy();
+    let Arrived { layers, runs, .. } = back.arrive();
     Ok(Sum {
-        layers: walk.layers,
-        runs: walk.runs,
+        layers,
+        runs,
         parent,
         last,
         metadata,

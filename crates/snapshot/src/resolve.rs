@@ -6,56 +6,9 @@ use crate::format::metadata::captured_regions;
 use crate::layer::Layer;
 use crate::model::{Region, Space};
 use crate::runs::{self, Resolved};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
-
-/// So many steps are at least between two times that layers are let go of.
-const STEPS_BETWEEN: usize = 16;
-
-/// The way along a chain, from its beginning on: what the last snapshot that was passed is.
-#[derive(Default)]
-pub struct Walk {
-    pub spaces: Vec<Space>,
-    /// By space.
-    pub runs: Vec<Vec<Resolved>>,
-    pub layers: Vec<Arc<Layer>>,
-    /// How many steps there were since layers were let go of.
-    steps: usize,
-}
-
-impl Walk {
-    /// Passes the next snapshot, whose own records are `top` and lie in `layer`.
-    pub fn step(&mut self, spaces: Vec<Space>, top: &[Vec<Resolved>], layer: Arc<Layer>) {
-        let own = self.layers.len();
-        self.layers.push(layer);
-        let keys = self.spaces.iter().map(key);
-        let known: HashMap<_, _> = keys.zip(self.runs.iter().map(Vec::as_slice)).collect();
-        let each = spaces.iter().zip(top);
-        let resolved =
-            each.map(|(space, top)| resolve(known.get(&key(space)).copied(), space, top, own));
-        let resolved = resolved.collect();
-        drop(known);
-        (self.spaces, self.runs) = (spaces, resolved);
-        self.steps += 1;
-        // In proportion to the layers, so that the whole way takes no time by their square.
-        if self.steps >= STEPS_BETWEEN.max(self.layers.len() / 2) {
-            self.tidy();
-        }
-    }
-
-    /// Lets go of what no page is taken from.
-    pub fn tidy(&mut self) {
-        drop_unused(&mut self.layers, &mut self.runs);
-        drop_unneeded(&mut self.layers, &self.runs);
-        self.steps = 0;
-    }
-}
-
-/// What makes spaces of two snapshots the same.
-fn key(space: &Space) -> (&str, usize) {
-    (space.name.as_str(), space.page_size.len())
-}
 
 /// The runs of an index, by space.
 pub fn by_space(runs: &[Run], spaces: usize) -> Vec<Vec<Resolved>> {

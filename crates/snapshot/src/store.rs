@@ -1,6 +1,7 @@
 //! A store: create, open, list, lock, and the way to views and writers. Reading never writes, and
 //! needs no lock: files appear whole and never change.
 
+use crate::back::Back;
 use crate::changed;
 use crate::error::{LockError, OpenError, ReadError};
 use crate::format::FormatError;
@@ -8,9 +9,10 @@ use crate::format::descriptor::{self, DESCRIPTOR_BYTES, DescriptorError, STORE_V
 use crate::format::index::Index;
 use crate::format::metadata::Metadata;
 use crate::format::preamble::MAX_HEADER_BYTES;
+use crate::kept::Kept;
 use crate::layer::{self, Layer, SnapshotFile, io_error};
-use crate::model::{Attachment, PageState, SnapshotId, SnapshotInfo, Space, StoreId};
-use crate::resolve::{Walk, by_space};
+use crate::model::{Attachment, PageState, SnapshotId, SnapshotInfo, StoreId};
+use crate::resolve::by_space;
 use crate::storage::{
     Access, DirectoryStorage, LockFailure, Right, Storage, StorageLock, Untrusted,
 };
@@ -21,7 +23,7 @@ use std::io::{self, ErrorKind};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// The file that says that this is a store.
@@ -50,6 +52,8 @@ pub struct WriterLock {
 pub(crate) struct HeldLock {
     pub(crate) store: StoreId,
     pub(crate) writing: AtomicBool,
+    /// The largest number that is used, once that was looked for: nobody else uses one as long as this is held.
+    pub(crate) highest: AtomicU64,
     lock: Box<dyn StorageLock>,
 }
 
@@ -64,6 +68,11 @@ impl HeldLock {
     /// Lets the next writer begin.
     pub fn writer_gone(&self) {
         self.writing.store(false, Ordering::Release);
+    }
+
+    /// This number is used from now on.
+    pub fn used(&self, id: SnapshotId) {
+        self.highest.fetch_max(id.0, Ordering::AcqRel);
     }
 }
 
@@ -244,6 +253,7 @@ impl Store {
             held: Arc::new(HeldLock {
                 store: self.id,
                 writing: AtomicBool::new(false),
+                highest: AtomicU64::new(0),
                 lock,
             }),
         })
@@ -272,9 +282,16 @@ impl Store {
         self.resolve(self.file(id)?)
     }
 
-    /// From the snapshot in `newest` back to the full one, then forward again. One file is open at a time.
+    /// From the snapshot in `newest` back to the full one. One file is open at a time. When all pages are found only headers are
+    /// looked at.
     fn resolve(&self, newest: SnapshotFile) -> Result<View, ReadError> {
-        let mut ids = vec![newest.id];
+        let (metadata, index) = self.parts(&newest)?;
+        let info = newest.info(&metadata);
+        let mut back = Back::from(metadata.spaces.clone());
+        let keep =
+            |file: &SnapshotFile, kept| Layer::new(self.id, &self.storage, &file.header, kept);
+        back.step(&metadata.spaces, index, |kept| keep(&newest, kept));
+        let mut chain = vec![newest.id];
         let mut child = (newest.id, newest.header.parent);
         while let (snapshot, Some((parent, expected))) = child {
             let file = self.file(parent).map_err(|error| match error {
@@ -290,27 +307,17 @@ impl Store {
                     found,
                 });
             }
-            ids.push(parent);
+            if !back.is_done() {
+                let (metadata, index) = self.parts(&file)?;
+                back.step(&metadata.spaces, index, |kept| keep(&file, kept));
+            }
+            chain.push(parent);
             child = (parent, file.header.parent);
         }
-        let mut walk = Walk::default();
-        for &id in ids[1..].iter().rev() {
-            let file = self.file(id)?;
-            let (metadata, index) = self.parts(&file)?;
-            self.pass_by(&mut walk, &file, metadata.spaces, index);
-        }
-        let (metadata, index) = self.parts(&newest)?;
-        let info = newest.info(&metadata);
-        self.pass_by(&mut walk, &newest, metadata.spaces, index);
-        ids.reverse();
+        chain.reverse();
         let origin = Origin::new(self.find(), Some(newest.hold()?));
-        View::at_end(self.id, walk, ids, info, metadata.attachments, origin)
-    }
-
-    fn pass_by(&self, walk: &mut Walk, file: &SnapshotFile, spaces: Vec<Space>, index: Index) {
-        let top = by_space(&index.runs, spaces.len());
-        let layer = Layer::new(self.id, &self.storage, &file.header, index);
-        walk.step(spaces, &top, Arc::new(layer));
+        let attachments = metadata.attachments;
+        View::arrived(self.id, back.arrive(), chain, info, attachments, origin)
     }
 
     /// What a file says of itself.
@@ -432,7 +439,8 @@ impl Store {
             ..
         } = metadata;
         let top = by_space(&index.runs, spaces.len());
-        let layer = Arc::new(Layer::new(self.id, &self.storage, &file.header, index));
+        let kept = Kept::all(index);
+        let layer = Arc::new(Layer::new(self.id, &self.storage, &file.header, kept));
         let origin = Origin::new(self.find(), None);
         View::over(parent, layer, &top, info, (spaces, attachments), origin)
     }

@@ -6,12 +6,13 @@
 //! parent therefore never comes back from further down the chain. What regions show of other spaces is
 //! looked up when it is asked for (see `shown`).
 
+use crate::back::Arrived;
 use crate::error::ReadError;
 use crate::format::metadata::captured;
 use crate::frame_cache::FrameCache;
 use crate::layer::Layer;
 use crate::model::{Attachment, PageHash, PageState, SnapshotId, SnapshotInfo, Space, StoreId};
-use crate::resolve::{Walk, drop_unneeded, drop_unused, resolve};
+use crate::resolve::{drop_unneeded, drop_unused, resolve};
 use crate::runs::{self, Resolved};
 use crate::storage::StoredFile;
 use pagetide_pages::{PageIndex, PageRange, PageSize};
@@ -229,18 +230,17 @@ impl View {
         View::of(store, parts, info, (spaces, attachments), origin)
     }
 
-    /// The view at the end of a walk along `chain`, oldest first.
-    pub(crate) fn at_end(
+    /// The view of a snapshot from which the way back along `chain`, oldest first, was gone.
+    pub(crate) fn arrived(
         store: StoreId,
-        mut walk: Walk,
+        arrived: Arrived,
         chain: Vec<SnapshotId>,
         info: SnapshotInfo,
         attachments: Vec<Attachment>,
         origin: Origin,
     ) -> Result<View, ReadError> {
-        walk.tidy();
-        let parts = (walk.layers, walk.runs, chain);
-        View::of(store, parts, info, (walk.spaces, attachments), origin)
+        let parts = (arrived.layers, arrived.runs, chain);
+        View::of(store, parts, info, (arrived.spaces, attachments), origin)
     }
 
     fn of(

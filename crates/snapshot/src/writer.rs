@@ -71,22 +71,29 @@ impl Store {
                 parent: parent.id(),
             });
         }
-        let names = self.storage().list().map_err(|source| WriteError::Io {
-            location: location.clone(),
-            operation: "list its files".to_owned(),
-            source,
-        })?;
+        if lock.held.highest.load(Ordering::Acquire) == 0 {
+            lock.held.used(self.highest_number()?);
+        }
         if lock.held.writing.swap(true, Ordering::AcqRel) {
             return Err(WriteError::Busy { location });
         }
-        // Damaged snapshots count too: no number is used twice.
-        let number = |name: &String| snapshot_of(name).or_else(|| base_of(name));
-        let used = names.iter().filter_map(number);
-        let last = used.chain(parent.map(View::id)).max();
-        let id = SnapshotId(last.map_or(1, |last| last.0 + 1));
+        lock.held.used(parent.map_or(SnapshotId(0), View::id));
+        let id = SnapshotId(lock.held.highest.load(Ordering::Acquire) + 1);
         let held = Arc::clone(&lock.held);
         SnapshotWriter::begin(self.clone(), held, id, parent.cloned(), options)
             .inspect_err(|_| lock.held.writer_gone())
+    }
+
+    /// The largest number of any snapshot, damaged ones and pruned ones too: no number is used twice.
+    fn highest_number(&self) -> Result<SnapshotId, WriteError> {
+        let names = self.storage().list().map_err(|source| WriteError::Io {
+            location: self.location(),
+            operation: "list its files".to_owned(),
+            source,
+        })?;
+        let number = |name: &String| snapshot_of(name).or_else(|| base_of(name));
+        let numbers = names.iter().filter_map(number);
+        Ok(numbers.max().unwrap_or(SnapshotId(0)))
     }
 }
 

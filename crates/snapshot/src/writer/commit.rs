@@ -8,6 +8,7 @@ use crate::format::index::{Index, Run};
 use crate::format::metadata::{self, Metadata, captured_regions};
 use crate::format::{MAX_INDEX_BYTES, NEW_VERSION};
 use crate::frames::{FrameError, Log};
+use crate::kept::Kept;
 use crate::layer::{self, Layer, file_name};
 use crate::model::PageState;
 use crate::runs::{self, Resolved};
@@ -51,7 +52,7 @@ impl SnapshotWriter {
         };
         let info = layer::info(&header, &metadata);
         let (id, storage) = (self.store.id(), self.store.storage());
-        let layer = Arc::new(Layer::new(id, storage, &header, index));
+        let layer = Arc::new(Layer::new(id, storage, &header, Kept::all(index)));
         // Made before the file is published: what is wrong with it must keep it from existing.
         let view = View::over(
             parent,
@@ -65,6 +66,7 @@ impl SnapshotWriter {
         self.append(&metadata_bytes)?;
         self.append(&index_bytes)?;
         let published = self.publish(&layer.header)?;
+        self.lock.used(self.id);
         let view = view.set_held(published);
         tracing::debug!(
             snapshot = self.id.0,
@@ -160,10 +162,13 @@ impl SnapshotWriter {
             None => Err(ErrorKind::NotFound.into()),
         };
         result.map_err(|error| match error.kind() {
-            ErrorKind::AlreadyExists => WriteError::Exists {
-                location: self.store.location(),
-                snapshot: self.id,
-            },
+            ErrorKind::AlreadyExists => {
+                self.lock.used(self.id);
+                WriteError::Exists {
+                    location: self.store.location(),
+                    snapshot: self.id,
+                }
+            }
             _ => self.failure(format!("publish {name}"), error),
         })
     }
