@@ -1,6 +1,7 @@
 //! Prevents that the house grows untidy: what a reader may rely on everywhere is held here, and what is not so yet is listed in
 //! `known.txt`, which has to shrink.
 
+mod blockers;
 mod circles;
 mod functions;
 mod known;

@@ -6,8 +6,8 @@
 
 #![allow(unsafe_code)]
 
+use pagetide::pages::PageIndex;
 use pagetide::{OwnRegion, OwnTracker, OwnTrackerOptions, Placement};
-use pagetide_pages::PageIndex;
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
 use std::time::{Duration, Instant};
 

@@ -7,9 +7,9 @@
 
 #![allow(unsafe_code)]
 
+use pagetide::pages::PageIndex;
+use pagetide::store::{Store, View};
 use pagetide::{OwnMemory, OwnMemoryOptions, OwnRegion, Placement};
-use pagetide_pages::PageIndex;
-use pagetide_snapshot::{Store, View};
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
@@ -119,10 +119,7 @@ fn writes(number: u64) -> impl Iterator<Item = (u64, u64)> {
 /// Runs until it is killed.
 fn serve(directory: &Path) -> Result<()> {
     let arena = Arena::new()?;
-    let store = match directory.exists() {
-        true => Store::open_directory(directory)?,
-        false => Store::create_directory(directory)?,
-    };
+    let store = Store::open_or_create_directory(directory)?;
     let newest = store.newest()?.map(|info| info.id);
     let view = newest.map(|id| store.view(id)).transpose()?;
     let mut memory = OwnMemory::new(store, &[arena.place()], OwnMemoryOptions::default())?;

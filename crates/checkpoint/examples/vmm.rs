@@ -9,9 +9,9 @@
 
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+use pagetide::pages::PageIndex;
+use pagetide::store::{Store, View};
 use pagetide::{OwnMemory, OwnMemoryOptions, OwnRegion, Placement};
-use pagetide_pages::PageIndex;
-use pagetide_snapshot::{Store, View};
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
 use std::collections::HashMap;
 use std::path::Path;

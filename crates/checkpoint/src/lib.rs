@@ -1,18 +1,21 @@
 //! Incremental checkpoints of live memory: the embedding API of pagetide.
 //!
-//! Two things can be checkpointed into a [`pagetide_snapshot::Store`]: a process that knows nothing of us
+//! Two things can be checkpointed into a [`store::Store`]: a process that knows nothing of us
 //! ([`Checkpointer`], [`roll_back`], [`write_region`], [`write_core`]), and memory of the calling process
 //! ([`OwnMemory`]). Either way the first snapshot is full and later ones hold what was written since. What
 //! this crate is not: it formats nothing for people, keeps no schedule, and catches no signals.
 //!
+//! It is the only crate of pagetide that a program has to name: [`store`] has the chain of snapshots, [`pages`] the words for
+//! pages, [`process`] what is said of a live process.
+//!
 //! A process, twice; nothing of ours has to run in between:
 //!
 //! ```no_run
+//! use pagetide::store::Store;
 //! use pagetide::{Checkpointer, Options, Request};
-//! use pagetide_snapshot::Store;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let store = Store::create_directory("/var/ckpt")?;
+//! let store = Store::open_or_create_directory("/var/ckpt")?;
 //! let mut checkpointer = Checkpointer::attach(4711, store, Options::default())?;
 //! let full = checkpointer.take(Request::default())?;
 //! let delta = checkpointer.take(Request::default())?;
@@ -25,9 +28,9 @@
 //! Memory of one's own, with the writers paused only while it is scanned and copied:
 //!
 //! ```
+//! use pagetide::pages::PageIndex;
+//! use pagetide::store::Store;
 //! use pagetide::{OwnMemory, OwnMemoryOptions, OwnRegion, Placement};
-//! use pagetide_pages::PageIndex;
-//! use pagetide_snapshot::Store;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let directory = tempfile::tempdir()?;
@@ -125,6 +128,12 @@ pub use own_memory::{
     OwnTracker, OwnTrackerOptions, Placement, Population, Ticket, WrittenPages,
 };
 pub use pagetide_kernel::own_region::OwnRegion;
+#[doc(inline)]
+pub use pagetide_pages as pages;
+#[doc(inline)]
+pub use pagetide_process as process;
+#[doc(inline)]
+pub use pagetide_snapshot as store;
 pub use poison::{Poisoned, poisoned_of};
 pub use report::{NotCaptured, NotTracked, Report};
 pub use restore::{

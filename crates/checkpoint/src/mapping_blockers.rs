@@ -3,7 +3,7 @@
 use crate::layout;
 use crate::mapped_file::device_of_memory;
 use pagetide_kernel::maps::{Mapping, MappingName};
-use pagetide_process::Blocker;
+use pagetide_process::{Blocker, BlockerKind};
 use std::os::unix::ffi::OsStrExt;
 
 /// What of these mappings of process `pid` could not be made again.
@@ -12,7 +12,7 @@ pub(crate) fn mapping_blockers(pid: i32, mappings: &[Mapping]) -> Vec<Blocker> {
         let (kind, what, advice) = told(mapping)?;
         Some(Blocker {
             pid,
-            kind: kind.to_owned(),
+            kind,
             place: format!("mapping:{:x}", mapping.start),
             what: format!(
                 "{:#x}-{:#x} {} {what}",
@@ -26,17 +26,17 @@ pub(crate) fn mapping_blockers(pid: i32, mappings: &[Mapping]) -> Vec<Blocker> {
 }
 
 /// The kind of queues of asynchronous I/O, which are mapped.
-pub(crate) const AIO: &str = "aio";
+pub(crate) const AIO: BlockerKind = BlockerKind::Aio;
 
 /// Kind, what it is, and what to do.
-fn told(mapping: &Mapping) -> Option<(&'static str, &'static str, &'static str)> {
+fn told(mapping: &Mapping) -> Option<(BlockerKind, &'static str, &'static str)> {
     match &mapping.name {
         MappingName::Vdso | MappingName::KernelData(_) => None,
         MappingName::SystemV(_) => {
             let device = layout::device_number(mapping);
             let is_huge = device_of_memory().is_some_and(|memory| memory != device);
             is_huge.then_some((
-                "huge-shared",
+                BlockerKind::HugeShared,
                 "is a System V segment of huge pages",
                 "let the program use ordinary pages, or a file of hugetlbfs",
             ))
@@ -45,7 +45,7 @@ fn told(mapping: &Mapping) -> Option<(&'static str, &'static str, &'static str)>
             let path = path.as_os_str().as_bytes();
             if mapping.shared && path.starts_with(b"/anon_hugepage") {
                 return Some((
-                    "huge-shared",
+                    BlockerKind::HugeShared,
                     "is shared memory of huge pages",
                     "let the program use ordinary pages, or a file of hugetlbfs",
                 ));
@@ -59,7 +59,7 @@ fn told(mapping: &Mapping) -> Option<(&'static str, &'static str, &'static str)>
             }
             let is_device = layout::is_device_like(mapping);
             is_device.then_some((
-                "device-mapping",
+                BlockerKind::DeviceMapping,
                 "is memory of a device or of the kernel",
                 "let the program unmap it before the checkpoint",
             ))
@@ -116,7 +116,7 @@ mod tests {
             (MappingName::Other("anon:arena".into()), false, None),
         ] {
             let found = mapping_blockers(9, &[mapping(name.clone(), shared)]);
-            let kinds: Vec<&str> = found.iter().map(|found| &*found.kind).collect();
+            let kinds: Vec<&str> = found.iter().map(|found| found.kind.name()).collect();
             assert_eq!(kinds, kind.into_iter().collect::<Vec<_>>(), "{name}");
             if let Some(found) = found.first() {
                 assert_eq!((found.pid, &*found.place), (9, "mapping:1000"));

@@ -8,7 +8,7 @@
 use crate::capture::SIZE;
 use pagetide_kernel::userfaultfd::missing::kernel_can_poison;
 use pagetide_pages::PageSet;
-use pagetide_process::Blocker;
+use pagetide_process::{Blocker, BlockerKind};
 use pagetide_snapshot::{Backing, Region, Sharing, View};
 
 /// The name of the attachment.
@@ -92,7 +92,7 @@ pub(crate) fn blockers(poisoned: &[Poisoned], regions: &[Region]) -> Vec<Blocker
     let lost = poisoned.iter().filter(|one| !stays(one));
     lost.map(|one| Blocker {
         pid: one.pid,
-        kind: KIND.to_owned(),
+        kind: BlockerKind::Poisoned,
         place: format!("mapping:{:x}", one.start),
         what: format!(
             "{:#x}-{:#x} is poisoned (reading it is a SIGBUS) and cannot be made so again",

@@ -17,7 +17,7 @@ use crate::page_tables::PageTables;
 use pagetide_kernel::maps::{self, Mapping, MappingName};
 use pagetide_kernel::memory::ProcessMemory;
 use pagetide_pages::{PageIndex, PageRange, PageSet};
-use pagetide_process::{Blocker, ThreadState};
+use pagetide_process::{Blocker, BlockerKind, ThreadState};
 use rustix::io::pread;
 use std::collections::HashMap;
 use std::fs;
@@ -199,7 +199,7 @@ pub(crate) fn blockers(
 ) -> Vec<Blocker> {
     let blocker = |place: u64, what: String, advice: &str, instead: Option<&str>| Blocker {
         pid,
-        kind: "uprobes".to_owned(),
+        kind: BlockerKind::Uprobes,
         place: format!("mapping:{place:x}"),
         what,
         advice: advice.to_owned(),

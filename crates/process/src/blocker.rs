@@ -2,13 +2,15 @@
 
 use std::fmt;
 
+use crate::blocker_kind::BlockerKind;
+
 /// One thing of a process that a restore cannot bring back.
 #[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub struct Blocker {
     /// The process.
     pub pid: i32,
-    /// The kind, one of a fixed set of short names: `raw-socket`, `io-uring`, `seccomp`.
-    pub kind: String,
+    /// The kind.
+    pub kind: BlockerKind,
     /// Which one of the process: `fd:7`, `mapping:7f1200000000`, `thread:4712`, `process`.
     pub place: String,
     /// What it is, for people: `descriptor 7 is a raw socket`.
@@ -21,7 +23,7 @@ pub struct Blocker {
 }
 
 impl Blocker {
-    /// The name by which the user accepts it: kind and place, `raw-socket:fd:7`. Within one process no two blockers have
+    /// The name by which the user accepts it: name of the kind, and place, `raw-socket:fd:7`. Within one process no two blockers have
     /// the same.
     pub fn name(&self) -> String {
         format!("{}:{}", self.kind, self.place)

@@ -23,6 +23,7 @@
 //! ```
 
 mod blocker;
+mod blocker_kind;
 mod control_groups;
 mod descriptors;
 mod examine;
@@ -56,6 +57,7 @@ mod tracer;
 mod waits;
 
 pub use blocker::Blocker;
+pub use blocker_kind::BlockerKind;
 pub use control_groups::enter_control_groups;
 pub use descriptors::{DescriptorError, FileDescriptor};
 pub use examine::{Examined, NoPrivilege, RefusalError, examine, examine_for_reading};

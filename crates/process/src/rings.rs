@@ -6,6 +6,7 @@ use pagetide_kernel::ptrace::ThreadId;
 use rustix::io::Errno;
 
 use crate::blocker::Blocker;
+use crate::blocker_kind::BlockerKind;
 use crate::remote::RemoteCalls;
 use crate::remote_error::RemoteCallError;
 use crate::stop::StoppedProcess;
@@ -35,7 +36,7 @@ impl RingsOfThreads {
     pub fn blockers(&self, pid: i32) -> Vec<Blocker> {
         let blocker = |(thread, number): &(ThreadId, u32)| Blocker {
             pid,
-            kind: String::from("io-uring"),
+            kind: BlockerKind::IoUring,
             place: format!("thread:{thread}:{number}"),
             what: format!("thread {thread} has an io_uring registered, its number {number}"),
             advice: String::from("let the program close its rings before the checkpoint"),

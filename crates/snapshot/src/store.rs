@@ -184,6 +184,23 @@ impl Store {
         Store::open(Arc::new(DirectoryStorage::new(path.as_ref())))
     }
 
+    /// The store that is there, or a new one where there is nothing yet.
+    ///
+    /// # Errors
+    /// As [`Store::open`] and [`Store::create`]; [`OpenError::NotEmpty`] if something else is there.
+    pub fn open_or_create(storage: Arc<dyn Storage>) -> Result<Store, OpenError> {
+        match Store::create(Arc::clone(&storage)) {
+            Err(OpenError::Exists { .. }) => Store::open(storage),
+            created => created,
+        }
+    }
+
+    /// As `open_or_create`, in a directory. Nobody but root and the caller may be able to write to it, see
+    /// [`DirectoryStorage::new`].
+    pub fn open_or_create_directory(path: impl AsRef<Path>) -> Result<Store, OpenError> {
+        Store::open_or_create(Arc::new(DirectoryStorage::new(path.as_ref())))
+    }
+
     /// The store's name among stores.
     pub fn id(&self) -> StoreId {
         self.id

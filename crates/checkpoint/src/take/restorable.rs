@@ -9,7 +9,9 @@ use crate::members::AllStopped;
 use crate::poison::{self, Poisoned};
 use crate::report::NotCaptured;
 use pagetide_kernel::maps::Mapping;
-use pagetide_process::{Blocker, KernelState, OPEN_FILES_ATTACHMENT, OpenFiles, RingsOfThreads};
+use pagetide_process::{
+    Blocker, BlockerKind, KernelState, OPEN_FILES_ATTACHMENT, OpenFiles, RingsOfThreads,
+};
 use pagetide_snapshot::{Region, SnapshotWriter, WriteError};
 use std::path::Path;
 
@@ -48,7 +50,7 @@ impl Restorable {
                 read.files = Some(files);
                 read.blockers = blockers;
             }
-            Err(error) => read.unreadable(first, "open-files", "its open files", &error),
+            Err(error) => read.unreadable(first, BlockerKind::OpenFiles, "its open files", &error),
         }
         if !tree {
             let pids = all.iter().map(|process| process.identity().pid);
@@ -67,7 +69,12 @@ impl Restorable {
                     rings
                 }
                 Err(error) => {
-                    read.unreadable(pid, "kernel-state", "what the kernel keeps for it", &error);
+                    read.unreadable(
+                        pid,
+                        BlockerKind::KernelState,
+                        "what the kernel keeps for it",
+                        &error,
+                    );
                     process.rings_of_threads()
                 }
             };
@@ -84,10 +91,16 @@ impl Restorable {
         }
     }
 
-    fn unreadable(&mut self, pid: i32, kind: &str, what: &str, error: &dyn std::error::Error) {
+    fn unreadable(
+        &mut self,
+        pid: i32,
+        kind: BlockerKind,
+        what: &str,
+        error: &dyn std::error::Error,
+    ) {
         self.blockers.push(Blocker {
             pid,
-            kind: kind.to_owned(),
+            kind,
             place: "process".to_owned(),
             what: format!("{what} could not be read: {}", whole(error)),
             advice: "take the checkpoint with more privileges".to_owned(),
@@ -103,9 +116,12 @@ impl Restorable {
             match KernelState::outside_blockers(pid) {
                 Ok(blockers) => self.blockers.extend(blockers),
                 Err(_) if !Path::new(&format!("/proc/{pid}/task")).exists() => {}
-                Err(error) => {
-                    self.unreadable(pid, "unknown", "whom it traces, and its queues", &error)
-                }
+                Err(error) => self.unreadable(
+                    pid,
+                    BlockerKind::Unknown,
+                    "whom it traces, and its queues",
+                    &error,
+                ),
             }
         }
     }
@@ -157,7 +173,7 @@ impl Restorable {
             }
             self.blockers.push(Blocker {
                 pid: one.pid,
-                kind: "not-captured".to_owned(),
+                kind: BlockerKind::NotCaptured,
                 place,
                 what: format!("{} is not in the snapshot: {}", one.name, one.reason),
                 advice: "end its use before the checkpoint".to_owned(),
@@ -193,7 +209,7 @@ fn children_of(pid: i32) -> Vec<Blocker> {
             let name = std::fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
             Blocker {
                 pid,
-                kind: "child".to_owned(),
+                kind: BlockerKind::Child,
                 place: format!("process:{child}"),
                 what: format!(
                     "its child {child} ({}) is not in the checkpoint",
@@ -225,7 +241,7 @@ mod tests {
     fn what_is_not_accepted_or_has_nothing_instead_blocks() {
         let one = |kind: &str, instead: Option<&str>| Blocker {
             pid: 5,
-            kind: kind.to_owned(),
+            kind: BlockerKind::of_name(kind),
             place: "fd:3".to_owned(),
             what: String::new(),
             advice: String::new(),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use pagetide_kernel::ptrace::ThreadId;
 
 use crate::blocker::Blocker;
+use crate::blocker_kind::BlockerKind;
 use crate::kernel_state::error::KernelStateError;
 use crate::proc_files::Status;
 use crate::remote_error::RemoteCallError;
@@ -14,12 +15,14 @@ use crate::remote_error::RemoteCallError;
 pub(super) fn unknown(pid: i32, thread: ThreadId, error: &RemoteCallError) -> Blocker {
     let (kind, advice) = match error {
         RemoteCallError::DivertsSyscalls { .. } => (
-            "syscall-dispatch",
+            BlockerKind::SyscallDispatch,
             "let it switch off syscall user dispatch before the checkpoint",
         ),
-        RemoteCallError::Frozen { .. } => ("kernel-state", "thaw it before the checkpoint"),
+        RemoteCallError::Frozen { .. } => {
+            (BlockerKind::KernelState, "thaw it before the checkpoint")
+        }
         _ => (
-            "kernel-state",
+            BlockerKind::KernelState,
             "let the process do without what forbids system calls inside of it",
         ),
     };
@@ -33,7 +36,7 @@ pub(super) fn untold(pid: i32, thread: ThreadId, what: &str) -> Blocker {
     let place = format!("thread:{thread}");
     let what = format!("this kernel does not tell the {what} of thread {thread}");
     let advice = "use a kernel with CONFIG_CHECKPOINT_RESTORE";
-    new(pid, "kernel-state", place, what, advice, None)
+    new(pid, BlockerKind::KernelState, place, what, advice, None)
 }
 
 /// Restartable sequences of a thread on a kernel before 5.13.
@@ -43,7 +46,14 @@ pub(super) fn untold_rseq(pid: i32, thread: ThreadId) -> Blocker {
     );
     let advice =
         "use Linux 5.13 or later, or start the program with GLIBC_TUNABLES=glibc.pthread.rseq=0";
-    let mut blocker = new(pid, "rseq", format!("thread:{thread}"), what, advice, None);
+    let mut blocker = new(
+        pid,
+        BlockerKind::Rseq,
+        format!("thread:{thread}"),
+        what,
+        advice,
+        None,
+    );
     blocker.instead = Some(String::from("the thread has no restartable sequences"));
     blocker
 }
@@ -62,13 +72,27 @@ pub(super) fn of_status(pid: i32, thread: ThreadId, status: &Status) -> Vec<Bloc
         let what = format!("thread {thread} {how}");
         let advice = "run the program without its sandbox";
         let instead = "the thread is under no filter, and may call what was forbidden";
-        blockers.push(new(pid, "seccomp", place(), what, advice, Some(instead)));
+        blockers.push(new(
+            pid,
+            BlockerKind::Seccomp,
+            place(),
+            what,
+            advice,
+            Some(instead),
+        ));
     }
     let features = status.value("x86_Thread_features").unwrap_or("");
     if features.split_whitespace().any(|word| word == "shstk") {
         let what = format!("thread {thread} has a shadow stack");
         let advice = "start the program with GLIBC_TUNABLES=glibc.cpu.hwcaps=-SHSTK";
-        blockers.push(new(pid, "shadow-stack", place(), what, advice, None));
+        blockers.push(new(
+            pid,
+            BlockerKind::ShadowStack,
+            place(),
+            what,
+            advice,
+            None,
+        ));
     }
     blockers
 }
@@ -78,7 +102,7 @@ pub(super) fn io_ports(pid: i32, thread: ThreadId) -> Blocker {
     let place = format!("thread:{thread}");
     let what = format!("thread {thread} may use I/O ports (ioperm)");
     let advice = "let the program give them up before the checkpoint";
-    new(pid, "io-ports", place, what, advice, None)
+    new(pid, BlockerKind::IoPorts, place, what, advice, None)
 }
 
 /// A local descriptor table.
@@ -86,7 +110,7 @@ pub(super) fn local_descriptor_table(pid: i32) -> Blocker {
     let place = String::from("process");
     let what = String::from("the process has a local descriptor table (modify_ldt)");
     let advice = "no way is known: programs that need one run 16-bit or 32-bit code";
-    new(pid, "ldt", place, what, advice, None)
+    new(pid, BlockerKind::Ldt, place, what, advice, None)
 }
 
 /// A timer that counts the time of what is not known or not of this process.
@@ -95,7 +119,14 @@ pub(super) fn timer(pid: i32, id: i32, counts: &str) -> Blocker {
     let what = format!("timer {id} counts the processor time of {counts}");
     let advice = "let the program delete it before the checkpoint";
     let instead = format!("timer {id} is not there");
-    new(pid, "cpu-timer", place, what, advice, Some(&instead))
+    new(
+        pid,
+        BlockerKind::CpuTimer,
+        place,
+        what,
+        advice,
+        Some(&instead),
+    )
 }
 
 /// Requests of `io_submit(2)`, of which only the ring in memory tells.
@@ -112,13 +143,13 @@ pub(super) fn asynchronous_io(pid: i32) -> Result<Option<Blocker>, KernelStateEr
         let place = String::from("process");
         let what = String::from("the process has a queue of asynchronous I/O (io_setup)");
         let advice = "let the program use another way of I/O";
-        new(pid, "aio", place, what, advice, None)
+        new(pid, BlockerKind::Aio, place, what, advice, None)
     }))
 }
 
 fn new(
     pid: i32,
-    kind: &str,
+    kind: BlockerKind,
     place: String,
     what: String,
     advice: &str,
@@ -126,7 +157,7 @@ fn new(
 ) -> Blocker {
     Blocker {
         pid,
-        kind: kind.to_owned(),
+        kind,
         place,
         what,
         advice: advice.to_owned(),

@@ -7,54 +7,64 @@ use std::path::PathBuf;
 use pagetide_kernel::ptrace::ThreadId;
 
 use crate::blocker::Blocker;
+use crate::blocker_kind::BlockerKind;
 use crate::kernel_state::error::KernelStateError;
 
 /// A kind of namespaces, by its name in `/proc/PID/ns`.
 struct Kind {
     file: &'static str,
+    blocker: BlockerKind,
     name: &'static str,
     /// What a restore does without it.
     instead: Option<&'static str>,
 }
 
-const KINDS: [Kind; 8] = [
+static KINDS: [Kind; 8] = [
     Kind {
         file: "pid",
+        blocker: BlockerKind::NamespacePid,
         name: "PID",
         instead: None,
     },
     Kind {
         file: "user",
+        blocker: BlockerKind::NamespaceUser,
         name: "user",
         instead: None,
     },
     Kind {
         file: "mnt",
+        blocker: BlockerKind::NamespaceMnt,
         name: "mount",
         instead: Some("its paths are those of the mounts that pagetide sees"),
     },
     Kind {
         file: "net",
+        blocker: BlockerKind::NamespaceNet,
         name: "network",
         instead: Some("it has the network that pagetide has"),
     },
     Kind {
         file: "ipc",
+        blocker: BlockerKind::NamespaceIpc,
         name: "IPC",
         instead: Some("it has the System V objects and message queues that pagetide has"),
     },
     Kind {
         file: "uts",
+        blocker: BlockerKind::NamespaceUts,
         name: "UTS",
         instead: Some("it sees the host name that pagetide sees"),
     },
     Kind {
         file: "cgroup",
+        blocker: BlockerKind::NamespaceCgroup,
         name: "control group",
         instead: Some("it sees the control groups that pagetide sees"),
     },
     Kind {
         file: "time",
+        blocker: BlockerKind::NamespaceTime,
         name: "time",
         instead: Some("its monotonic and boot time clocks show what those of pagetide show"),
     },
@@ -88,10 +98,10 @@ pub(super) fn blockers(pid: i32, threads: &[ThreadId]) -> Result<Vec<Blocker>, K
 }
 
 fn blocker(pid: i32, kind: &Kind) -> Blocker {
-    let Kind { file, name, .. } = kind;
+    let Kind { blocker, name, .. } = kind;
     Blocker {
         pid,
-        kind: format!("namespace-{file}"),
+        kind: blocker.clone(),
         place: String::from("process"),
         what: format!("the process lives in another {name} namespace than pagetide"),
         advice: String::from("run pagetide inside that namespace, or the process outside of it"),

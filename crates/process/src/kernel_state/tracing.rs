@@ -5,6 +5,7 @@ use std::fs;
 use pagetide_kernel::ptrace::ThreadId;
 
 use crate::blocker::Blocker;
+use crate::blocker_kind::BlockerKind;
 use crate::proc_files::{self, Status};
 
 /// One blocker a process that is traced by one of the threads. Processes that end while they are asked are none.
@@ -50,7 +51,7 @@ fn blocker(pid: i32, traced: i32) -> Blocker {
     let comm = proc_files::comm_of(traced);
     Blocker {
         pid,
-        kind: String::from("traces"),
+        kind: BlockerKind::Traces,
         place: format!("process:{traced}"),
         what: format!("it traces process {traced} ({comm})"),
         advice: String::from("let it detach from that process before the checkpoint"),

@@ -7,6 +7,7 @@ use bincode::{Decode, Encode};
 use rustix::fs::{FileType, stat};
 
 use crate::blocker::Blocker;
+use crate::blocker_kind::BlockerKind;
 use crate::opener::Opener;
 
 use super::again::{open_found, seek};
@@ -54,19 +55,19 @@ pub(crate) fn of_process(pid: i32, name: &str, mounts: &Mounts) -> Result<PathId
     let link = format!("/proc/{pid}/{name}");
     let (kind, what, instead) = match name {
         "cwd" => (
-            "working-directory",
+            BlockerKind::WorkingDirectory,
             "current",
             "the process is put into its root directory",
         ),
         _ => (
-            "root-directory",
+            BlockerKind::RootDirectory,
             "root",
             "the process keeps the root directory of pagetide",
         ),
     };
     let blocker = |path: &Path| Blocker {
         pid,
-        kind: kind.to_owned(),
+        kind: kind.clone(),
         place: String::from("process"),
         what: format!(
             "no path leads to the {what} directory of the process, {}",

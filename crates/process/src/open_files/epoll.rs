@@ -13,6 +13,7 @@ use rustix::event::epoll;
 use rustix::io::Errno;
 
 use crate::blocker::Blocker;
+use crate::blocker_kind::BlockerKind;
 
 use super::error::ReopenError;
 use super::foreign::Foreign;
@@ -66,7 +67,7 @@ pub(crate) fn read(
     let blocker = (!lost.is_empty()).then(|| {
         let list = lost.join(", ");
         foreign.blocker_instead(
-            "epoll-entry",
+            BlockerKind::EpollEntry,
             &format!("waits for files that no process has open any more (registered as {list})"),
             "let the program remove them from the set before the checkpoint",
             &format!("the set is restored without {list}"),

@@ -7,6 +7,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::{Errno, write};
 
 use crate::blocker::Blocker;
+use crate::blocker_kind::BlockerKind;
 
 use super::again::set_flags;
 use super::error::ReopenError;
@@ -32,7 +33,7 @@ pub(crate) fn read(foreign: &Foreign) -> Result<(EventfdState, Option<Blocker>),
     // Linux before 6.5 does not tell.
     let doubt = semaphore.is_none().then(|| {
         foreign.blocker_instead(
-            "eventfd-semaphore",
+            BlockerKind::EventfdSemaphore,
             "is an event counter, and this kernel does not tell whether it is a semaphore",
             "use Linux 6.5 or later",
             "it is restored as one that is no semaphore",

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use rustix::fs::{FileType, Stat};
 
 use crate::blocker::Blocker;
+use crate::blocker_kind::BlockerKind;
 
 use super::fdinfo::FdInfo;
 
@@ -44,7 +45,7 @@ impl Foreign {
         (self.stat.st_dev, self.stat.st_ino)
     }
 
-    pub(crate) fn blocker(&self, kind: &str, what: &str, advice: &str) -> Blocker {
+    pub(crate) fn blocker(&self, kind: BlockerKind, what: &str, advice: &str) -> Blocker {
         let number = self.number;
         let instead = match self.places.len() {
             0 | 1 => format!("descriptor {number} is closed"),
@@ -62,14 +63,14 @@ impl Foreign {
 
     pub(crate) fn blocker_instead(
         &self,
-        kind: &str,
+        kind: BlockerKind,
         what: &str,
         advice: &str,
         instead: &str,
     ) -> Blocker {
         Blocker {
             pid: self.pid,
-            kind: kind.to_owned(),
+            kind,
             place: format!("fd:{}", self.number),
             what: format!("descriptor {} {what}", self.number),
             advice: advice.to_owned(),
@@ -80,7 +81,11 @@ impl Foreign {
     /// What the kernel does not let us see.
     pub(crate) fn unreadable(&self, error: &dyn std::fmt::Display) -> Blocker {
         let what = format!("({}) cannot be looked at: {error}", self.link.display());
-        self.blocker("unreadable", &what, "close it before the checkpoint")
+        self.blocker(
+            BlockerKind::Unreadable,
+            &what,
+            "close it before the checkpoint",
+        )
     }
 }
 

@@ -15,6 +15,7 @@ use rustix::fs::{FileType, Mode, OFlags, fstat, inotify, makedev, open};
 use rustix::io::{Errno, ioctl_fionread};
 
 use crate::blocker::Blocker;
+use crate::blocker_kind::BlockerKind;
 use crate::opener::Opener;
 
 use super::again::set_flags;
@@ -66,7 +67,7 @@ pub(crate) fn read(foreign: &Foreign) -> Result<(InotifyState, Vec<Blocker>), Bl
     if !lost.is_empty() {
         let list = lost.join(", ");
         blockers.push(foreign.blocker_instead(
-            "inotify-watch",
+            BlockerKind::InotifyWatch,
             &format!("watches files that no path is found of (watches {list})"),
             "let the program watch files that exist, on a file system that knows them by handles",
             &format!("the watches {list} never tell anything"),
@@ -74,7 +75,7 @@ pub(crate) fn read(foreign: &Foreign) -> Result<(InotifyState, Vec<Blocker>), Bl
     }
     if ioctl_fionread(foreign).map_err(|error| foreign.unreadable(&error))? > 0 {
         blockers.push(foreign.blocker_instead(
-            "inotify-events",
+            BlockerKind::InotifyEvents,
             "holds events of watched files that the program has not read yet",
             "take the checkpoint at another moment",
             "the events are lost",

@@ -15,6 +15,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use crate::blocker::Blocker;
+use crate::blocker_kind::BlockerKind;
 use crate::opener::{OpenError, Opener};
 
 use super::again::{open_again, seek};
@@ -127,7 +128,7 @@ impl Objects {
         } else if foreign.file_system == file_system::HUGETLBFS {
             let what = "is a file of huge pages that nothing maps shared, and has content";
             let advice = "map it, or close it before the checkpoint";
-            return Err(foreign.blocker("huge-file", what, advice));
+            return Err(foreign.blocker(BlockerKind::HugeFile, what, advice));
         } else {
             Some(self.read_content(foreign, size_bytes)?)
         };
@@ -166,7 +167,7 @@ impl Objects {
                     STORED_BYTES_MAX >> 20
                 );
                 let advice = "close it before the checkpoint, or let the file have its name";
-                Err(foreign.blocker("deleted-file", &what, advice))
+                Err(foreign.blocker(BlockerKind::DeletedFile, &what, advice))
             }
         }
     }

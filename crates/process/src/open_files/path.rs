@@ -7,6 +7,7 @@ use bincode::{Decode, Encode};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, open, statat};
 
 use crate::blocker::Blocker;
+use crate::blocker_kind::BlockerKind;
 use crate::opener::{FileIdentity, Found, OpenError, Opener};
 
 use super::again::flags_of_open;
@@ -55,7 +56,7 @@ pub(crate) fn of(foreign: &Foreign) -> Result<PathIdentity, Blocker> {
         );
         let advice =
             "close it before the checkpoint: it was deleted, or something is mounted over it";
-        foreign.blocker("path", &what, advice)
+        foreign.blocker(BlockerKind::Path, &what, advice)
     })
 }
 

@@ -15,6 +15,7 @@ use rustix::pipe::{
 };
 
 use crate::blocker::Blocker;
+use crate::blocker_kind::BlockerKind;
 use crate::opener::Opener;
 
 use super::again::{can_read, can_write, open_again, open_found, set_flags};
@@ -70,7 +71,7 @@ fn read_group(
             let kind = match end.standard.or(standard) {
                 Some(number) => Ok(Kind::StandardStream(StandardStream::new(number))),
                 None => Err(end.blocker(
-                    "outside-pipe",
+                    BlockerKind::OutsidePipe,
                     "is a pipe whose other end a process outside has",
                     "checkpoint that process, too, with --tree, or let the program close it",
                 )),

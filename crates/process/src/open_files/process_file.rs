@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use bincode::{Decode, Encode};
 
 use crate::blocker::Blocker;
+use crate::blocker_kind::BlockerKind;
 
 use super::foreign::Foreign;
 use super::refused::file_system;
@@ -55,7 +56,7 @@ pub(crate) fn read_pidfd(foreign: &Foreign, pids: &[i32]) -> Result<ProcessFile,
             -1 | 0 => String::from("refers to a process that has ended"),
             _ => format!("refers to process {pid}, which is outside"),
         };
-        return Err(foreign.blocker("pidfd", &what, ADVICE));
+        return Err(foreign.blocker(BlockerKind::Pidfd, &what, ADVICE));
     }
     Ok(ProcessFile {
         pid,
@@ -77,7 +78,7 @@ pub(crate) fn read_proc(foreign: &Foreign, pids: &[i32]) -> Option<Result<Proces
     let name = path.get(end + 1..).unwrap_or_default().to_vec();
     if !pids.contains(&pid) || name.len() > NAME_BYTES_MAX {
         let what = format!("is {}, of a process outside", foreign.link.display());
-        return Some(Err(foreign.blocker("proc", &what, ADVICE)));
+        return Some(Err(foreign.blocker(BlockerKind::Proc, &what, ADVICE)));
     }
     if foreign.link.as_os_str().as_bytes().ends_with(b" (deleted)") {
         return Some(Err(foreign.unreadable(&"what it is of has ended")));

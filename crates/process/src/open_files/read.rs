@@ -12,6 +12,7 @@ use rustix::fs::{FileType, MemfdFlags, OFlags, fstat, fstatfs, memfd_create};
 use rustix::process::{Pid, getpgid};
 
 use crate::blocker::Blocker;
+use crate::blocker_kind::BlockerKind;
 use crate::stop::StoppedProcess;
 
 use super::descriptor_limit::raise_limit;
@@ -242,7 +243,7 @@ impl<'a> Reader<'a> {
             FileType::BlockDevice => {
                 let what = format!("is the block device {}", foreign.link.display());
                 let advice = "let the program close it before the checkpoint";
-                Found::Refused(foreign.blocker("block-device", &what, advice))
+                Found::Refused(foreign.blocker(BlockerKind::BlockDevice, &what, advice))
             }
             FileType::Socket => Found::Socket,
             _ => Found::Refused(refused::unknown(foreign, foreign.link.as_os_str())),
@@ -282,7 +283,7 @@ impl<'a> Reader<'a> {
         }
         let other = terminal::read(foreign, &self.terminals, &self.masters);
         match (other, foreign.standard) {
-            (Err(blocker), _) if blocker.kind == "terminal" => Err(blocker),
+            (Err(blocker), _) if blocker.kind == BlockerKind::Terminal => Err(blocker),
             (_, Some(number)) => Ok(Kind::StandardStream(StandardStream::new(number))),
             (other, None) => other.map(Kind::Terminal),
         }
@@ -385,7 +386,7 @@ fn read_sockets(sockets: &[(usize, &Foreign)]) -> Vec<(usize, Result<Kind, Block
             Ok(state) => state
                 .blockers()
                 .iter()
-                .any(|blocker| blocker.kind == UNIX_PEER),
+                .any(|blocker| blocker.kind == BlockerKind::UnixPeer),
             Err(_) => true,
         };
         let kind = match one.standard.filter(|_| outside) {
@@ -396,9 +397,6 @@ fn read_sockets(sockets: &[(usize, &Foreign)]) -> Vec<(usize, Result<Kind, Block
     });
     kinds.collect()
 }
-
-/// The blocker of a socket whose peer is outside.
-const UNIX_PEER: &str = "unix-peer";
 
 /// Record locks of one process, each once.
 fn posix_locks<'a>(listed: impl Iterator<Item = &'a Listed>) -> Vec<PosixLock> {
@@ -440,7 +438,7 @@ fn describe(foreign: &Foreign, found: Found, known_owners: &HashSet<(u8, i32)>) 
             Told::Description(lock) => held.push(lock),
             Told::Process(_) => {}
             Told::Other(line) if restored => blockers.push(foreign.blocker_instead(
-                "lease",
+                BlockerKind::Lease,
                 &format!("holds a lease, or a lock that is not known ({line})"),
                 "let the program give it back before the checkpoint",
                 "the file is open without it",
@@ -457,7 +455,7 @@ fn describe(foreign: &Foreign, found: Found, known_owners: &HashSet<(u8, i32)>) 
         owner.take_if(|one| one.number != 0 && !known_owners.contains(&(one.kind, one.number)))
     {
         blockers.push(foreign.blocker_instead(
-            "signal-owner",
+            BlockerKind::SignalOwner,
             &format!("signals {}, which is outside", known.number),
             "checkpoint that process, too, or let the program choose another",
             "nobody is signalled",

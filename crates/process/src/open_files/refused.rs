@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
 use crate::blocker::Blocker;
+use crate::blocker_kind::BlockerKind;
 
 use super::foreign::Foreign;
 
@@ -32,45 +33,61 @@ pub(crate) mod file_system {
 }
 
 /// File systems whose files are never brought back: name of the blocker, and what it is.
-const FILE_SYSTEMS: [(u64, &str, &str); 5] = [
+static FILE_SYSTEMS: [(u64, BlockerKind, &str); 5] = [
     (
         0x5345_434d,
-        "secret-memory",
+        BlockerKind::SecretMemory,
         "is memory that the kernel keeps secret",
     ),
-    (0x1980_0202, "message-queue", "is a POSIX message queue"),
-    (0x6e73_6673, "namespace", "is a namespace"),
-    (0x444d_4142, "dma-buf", "is a buffer of a device"),
-    (0xcafe_4a11, "bpf", "is a BPF object"),
+    (
+        0x1980_0202,
+        BlockerKind::MessageQueue,
+        "is a POSIX message queue",
+    ),
+    (0x6e73_6673, BlockerKind::Namespace, "is a namespace"),
+    (0x444d_4142, BlockerKind::DmaBuf, "is a buffer of a device"),
+    (0xcafe_4a11, BlockerKind::Bpf, "is a BPF object"),
 ];
 
 /// Anonymous files by the beginning of what `/proc/PID/fd` shows behind `anon_inode:`.
-const ANONYMOUS: [(&str, &str, &str); 13] = [
-    ("[userfaultfd]", "userfaultfd", "is a userfaultfd"),
-    ("[io_uring]", "io-uring", "is an io_uring"),
-    ("[perf_event]", "perf-event", "is a performance counter"),
-    ("bpf", "bpf", "is a BPF object"),
-    ("[bpf", "bpf", "is a BPF object"),
-    ("[fanotify]", "fanotify", "is a fanotify group"),
-    ("kvm", "kvm", "is a virtual machine or a part of it"),
+static ANONYMOUS: [(&str, BlockerKind, &str); 13] = [
+    (
+        "[userfaultfd]",
+        BlockerKind::Userfaultfd,
+        "is a userfaultfd",
+    ),
+    ("[io_uring]", BlockerKind::IoUring, "is an io_uring"),
+    (
+        "[perf_event]",
+        BlockerKind::PerfEvent,
+        "is a performance counter",
+    ),
+    ("bpf", BlockerKind::Bpf, "is a BPF object"),
+    ("[bpf", BlockerKind::Bpf, "is a BPF object"),
+    ("[fanotify]", BlockerKind::Fanotify, "is a fanotify group"),
+    (
+        "kvm",
+        BlockerKind::Kvm,
+        "is a virtual machine or a part of it",
+    ),
     (
         "[landlock-ruleset]",
-        "landlock",
+        BlockerKind::Landlock,
         "is a set of Landlock rules",
     ),
     (
         "[fscontext]",
-        "mount-context",
+        BlockerKind::MountContext,
         "is a file system that is being mounted",
     ),
     (
         "seccomp notify",
-        "seccomp-notify",
+        BlockerKind::SeccompNotify,
         "supervises system calls of others",
     ),
-    ("dmabuf", "dma-buf", "is a buffer of a device"),
-    ("[vfio", "device", "is a device"),
-    ("sync_file", "dma-buf", "is a fence of a device"),
+    ("dmabuf", BlockerKind::DmaBuf, "is a buffer of a device"),
+    ("[vfio", BlockerKind::Device, "is a device"),
+    ("sync_file", BlockerKind::DmaBuf, "is a fence of a device"),
 ];
 
 const ADVICE: &str = "let the program close it before the checkpoint";
@@ -82,7 +99,7 @@ pub(crate) fn by_file_system(foreign: &Foreign) -> Option<Blocker> {
     let (_, kind, what) = FILE_SYSTEMS
         .iter()
         .find(|known| known.0 == foreign.file_system)?;
-    Some(foreign.blocker(kind, what, ADVICE))
+    Some(foreign.blocker(kind.clone(), what, ADVICE))
 }
 
 /// The blocker of a file that is not touched while its process stands still.
@@ -91,7 +108,7 @@ pub(crate) fn served(foreign: &Foreign) -> Blocker {
         "is {}, in a file system that a program or another machine serves, which may wait for this very process",
         foreign.link.display()
     );
-    foreign.blocker("served-file", &what, ADVICE)
+    foreign.blocker(BlockerKind::ServedFile, &what, ADVICE)
 }
 
 /// The blocker of an anonymous file, which none of the kinds that are brought back has claimed.
@@ -102,8 +119,10 @@ pub(crate) fn anonymous(foreign: &Foreign) -> Blocker {
         .iter()
         .find(|known| name.starts_with(known.0.as_bytes()));
     match known {
-        Some((_, kind @ "io-uring", what)) => foreign.blocker(kind, what, RING_ADVICE),
-        Some((_, kind, what)) => foreign.blocker(kind, what, ADVICE),
+        Some((_, BlockerKind::IoUring, what)) => {
+            foreign.blocker(BlockerKind::IoUring, what, RING_ADVICE)
+        }
+        Some((_, kind, what)) => foreign.blocker(kind.clone(), what, ADVICE),
         None => unknown(foreign, OsStr::from_bytes(name)),
     }
 }
@@ -111,7 +130,7 @@ pub(crate) fn anonymous(foreign: &Foreign) -> Blocker {
 /// The blocker of something that is not known.
 pub(crate) fn unknown(foreign: &Foreign, name: &OsStr) -> Blocker {
     let what = format!("is {}, which is not known", name.display());
-    foreign.blocker("unknown-file", &what, ADVICE)
+    foreign.blocker(BlockerKind::UnknownFile, &what, ADVICE)
 }
 
 /// The blocker of a character device that may hold any state.
@@ -120,10 +139,16 @@ pub(crate) fn device(foreign: &Foreign) -> Blocker {
     let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
     let path = foreign.link.display();
     let (kind, what) = match (major, minor) {
-        (10, 200) => ("tun", format!("is a network tunnel ({path})")),
-        (10, 232) => ("kvm", format!("is the virtual machine device ({path})")),
-        (226, _) => ("drm", format!("is a graphics device ({path})")),
-        _ => ("device", format!("is the device {path} ({major}:{minor})")),
+        (10, 200) => (BlockerKind::Tun, format!("is a network tunnel ({path})")),
+        (10, 232) => (
+            BlockerKind::Kvm,
+            format!("is the virtual machine device ({path})"),
+        ),
+        (226, _) => (BlockerKind::Drm, format!("is a graphics device ({path})")),
+        _ => (
+            BlockerKind::Device,
+            format!("is the device {path} ({major}:{minor})"),
+        ),
     };
     foreign.blocker(kind, &what, ADVICE)
 }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use pagetide_kernel::kcmp::{compare_files, share_descriptors, share_directories};
 
 use crate::blocker::Blocker;
+use crate::blocker_kind::BlockerKind;
 use crate::stop::StoppedProcess;
 
 use super::error::OpenFilesError;
@@ -103,10 +104,10 @@ pub(crate) fn unusual_sharing(
     let pid = stopped.identity().pid;
     let mut blockers = Vec::new();
     let advice = "nothing can be done about it: the program is made that way";
-    let mut push = |kind: &str, place: String, what: String, instead: &str| {
+    let mut push = |kind: BlockerKind, place: String, what: String, instead: &str| {
         blockers.push(Blocker {
             pid,
-            kind: kind.to_owned(),
+            kind,
             place,
             what,
             advice: advice.to_owned(),
@@ -121,12 +122,12 @@ pub(crate) fn unusual_sharing(
         if matches!(share_descriptors(pid, thread), Ok(false)) {
             let what = format!("thread {thread} has descriptors of its own");
             let instead = "the thread has the descriptors of the process";
-            push("thread-descriptors", place(), what, instead);
+            push(BlockerKind::ThreadDescriptors, place(), what, instead);
         }
         if matches!(share_directories(pid, thread), Ok(false)) {
             let what = format!("thread {thread} has a current directory of its own");
             let instead = "the thread has the current directory of the process";
-            push("thread-directory", place(), what, instead);
+            push(BlockerKind::ThreadDirectory, place(), what, instead);
         }
     }
     for other in earlier.iter().map(|other| other.identity().pid) {
@@ -134,7 +135,7 @@ pub(crate) fn unusual_sharing(
             let what = format!("the process has one table of descriptors with process {other}");
             let instead = "each process has its own descriptors";
             push(
-                "shared-descriptors",
+                BlockerKind::SharedDescriptors,
                 format!("process:{other}"),
                 what,
                 instead,
@@ -144,7 +145,7 @@ pub(crate) fn unusual_sharing(
             let what = format!("the process has one current directory with process {other}");
             let instead = "each process has its own current directory";
             push(
-                "shared-directory",
+                BlockerKind::SharedDirectory,
                 format!("process:{other}"),
                 what,
                 instead,

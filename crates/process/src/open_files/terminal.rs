@@ -17,6 +17,7 @@ use rustix::stdio::{stderr, stdin, stdout};
 use rustix::termios::isatty;
 
 use crate::blocker::Blocker;
+use crate::blocker_kind::BlockerKind;
 use crate::opener::Opener;
 
 use super::again::{flags_of_open, open_again, open_found};
@@ -80,7 +81,7 @@ pub(crate) fn is_terminal(foreign: &Foreign) -> bool {
 /// The blocker of the side that a terminal program holds.
 pub(crate) fn master(foreign: &Foreign) -> Blocker {
     foreign.blocker(
-        "terminal-master",
+        BlockerKind::TerminalMaster,
         "is the master side of a pseudoterminal, which cannot be made anew with the same number",
         "checkpoint what runs in the terminal, and not the program that shows it",
     )
@@ -96,7 +97,7 @@ pub(crate) fn read(
     let device = foreign.stat.st_rdev;
     if SLAVES.contains(&major(device)) && masters.contains(&u64::from(minor(device))) {
         return Err(foreign.blocker(
-            "terminal",
+            BlockerKind::Terminal,
             "is a pseudoterminal that one of the processes itself serves",
             "checkpoint what runs in the terminal, and not the program that shows it",
         ));

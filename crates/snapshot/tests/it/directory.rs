@@ -74,6 +74,17 @@ fn what_is_not_a_store_is_told_apart() {
 }
 
 #[test]
+fn a_store_is_made_where_there_is_none_and_found_where_there_is_one() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let at = directory.path().join("store");
+    let made = Store::open_or_create_directory(&at).expect("a store");
+    let found = Store::open_or_create_directory(&at).expect("the store");
+    assert_eq!(made.id(), found.id());
+    let elsewhere = Store::open_or_create_directory(directory.path());
+    assert!(matches!(elsewhere, Err(OpenError::NotEmpty { .. })));
+}
+
+#[test]
 fn the_lock_names_who_holds_it() {
     let directory = tempfile::tempdir().expect("a directory");
     let store = Store::create_directory(directory.path()).expect("a store");

@@ -1,6 +1,7 @@
 //! What of sockets does not come back, in words.
 
 use super::options::Shape;
+use crate::blocker_kind::BlockerKind;
 
 const AF_UNIX: i32 = 1;
 const AF_INET: i32 = 2;
@@ -21,40 +22,48 @@ pub(super) enum Known {
 }
 
 /// Which known kind it is, or the blocker's name and words for what is none.
-pub(super) fn classify(shape: Shape) -> Result<Known, (&'static str, String)> {
+pub(super) fn classify(shape: Shape) -> Result<Known, (BlockerKind, String)> {
     let named = |kind, what: &str| Err((kind, what.to_owned()));
     match (shape.family, shape.form, shape.protocol) {
         (AF_UNIX, SOCK_STREAM | SOCK_DGRAM | SOCK_SEQPACKET, _) => Ok(Known::Unix),
         (AF_INET | AF_INET6, SOCK_STREAM, 6) => Ok(Known::Tcp),
         (AF_INET | AF_INET6, SOCK_DGRAM, 17) => Ok(Known::Udp),
         (AF_NETLINK, SOCK_RAW | SOCK_DGRAM, _) => Ok(Known::Netlink),
-        (AF_INET | AF_INET6, SOCK_RAW, _) => named("raw-socket", "is a raw socket"),
+        (AF_INET | AF_INET6, SOCK_RAW, _) => named(BlockerKind::RawSocket, "is a raw socket"),
         (AF_INET | AF_INET6, SOCK_DGRAM, 1 | 58) => {
-            named("ping-socket", "is a socket for ICMP echoes")
+            named(BlockerKind::PingSocket, "is a socket for ICMP echoes")
         }
-        (AF_INET | AF_INET6, _, 262) => named("mptcp-socket", "is a multipath TCP socket"),
-        (AF_INET | AF_INET6, _, 132) => named("sctp-socket", "is an SCTP socket"),
-        (AF_INET | AF_INET6, _, 136) => named("udplite-socket", "is a UDP-Lite socket"),
-        (AF_INET | AF_INET6, _, 33) => named("dccp-socket", "is a DCCP socket"),
-        (AF_INET | AF_INET6, _, 256) => named("smc-socket", "is an SMC socket"),
-        (17, ..) => named("packet-socket", "is a packet socket"),
-        (40, ..) => named("vsock-socket", "is a socket to or from a virtual machine"),
-        (31, ..) => named("bluetooth-socket", "is a Bluetooth socket"),
-        (29, ..) => named("can-socket", "is a CAN bus socket"),
-        (38, ..) => named("alg-socket", "is a socket of the kernel's cryptography"),
+        (AF_INET | AF_INET6, _, 262) => {
+            named(BlockerKind::MptcpSocket, "is a multipath TCP socket")
+        }
+        (AF_INET | AF_INET6, _, 132) => named(BlockerKind::SctpSocket, "is an SCTP socket"),
+        (AF_INET | AF_INET6, _, 136) => named(BlockerKind::UdpliteSocket, "is a UDP-Lite socket"),
+        (AF_INET | AF_INET6, _, 33) => named(BlockerKind::DccpSocket, "is a DCCP socket"),
+        (AF_INET | AF_INET6, _, 256) => named(BlockerKind::SmcSocket, "is an SMC socket"),
+        (17, ..) => named(BlockerKind::PacketSocket, "is a packet socket"),
+        (40, ..) => named(
+            BlockerKind::VsockSocket,
+            "is a socket to or from a virtual machine",
+        ),
+        (31, ..) => named(BlockerKind::BluetoothSocket, "is a Bluetooth socket"),
+        (29, ..) => named(BlockerKind::CanSocket, "is a CAN bus socket"),
+        (38, ..) => named(
+            BlockerKind::AlgSocket,
+            "is a socket of the kernel's cryptography",
+        ),
         (41, ..) => named(
-            "kcm-socket",
+            BlockerKind::KcmSocket,
             "is a socket of the kernel connection multiplexer",
         ),
-        (44, ..) => named("xdp-socket", "is an AF_XDP socket"),
-        (43, ..) => named("smc-socket", "is an SMC socket"),
-        (30, ..) => named("tipc-socket", "is a TIPC socket"),
-        (42, ..) => named("qrtr-socket", "is a Qualcomm router socket"),
-        (45, ..) => named("mctp-socket", "is an MCTP socket"),
-        (15, ..) => named("key-socket", "is a socket for IPsec keys"),
-        (24, ..) => named("ppp-socket", "is a PPP socket"),
+        (44, ..) => named(BlockerKind::XdpSocket, "is an AF_XDP socket"),
+        (43, ..) => named(BlockerKind::SmcSocket, "is an SMC socket"),
+        (30, ..) => named(BlockerKind::TipcSocket, "is a TIPC socket"),
+        (42, ..) => named(BlockerKind::QrtrSocket, "is a Qualcomm router socket"),
+        (45, ..) => named(BlockerKind::MctpSocket, "is an MCTP socket"),
+        (15, ..) => named(BlockerKind::KeySocket, "is a socket for IPsec keys"),
+        (24, ..) => named(BlockerKind::PppSocket, "is a PPP socket"),
         (family, form, protocol) => Err((
-            "unknown-socket",
+            BlockerKind::UnknownSocket,
             format!("is a socket of family {family}, type {form}, protocol {protocol}"),
         )),
     }
@@ -78,11 +87,11 @@ mod tests {
         assert_eq!(name(10, 1, 6), Ok(Known::Tcp));
         assert_eq!(name(2, 2, 17), Ok(Known::Udp));
         assert_eq!(name(16, 3, 0), Ok(Known::Netlink));
-        assert_eq!(name(2, 3, 1), Err("raw-socket"));
-        assert_eq!(name(2, 2, 1), Err("ping-socket"));
-        assert_eq!(name(10, 1, 262), Err("mptcp-socket"));
-        assert_eq!(name(2, 5, 132), Err("sctp-socket"));
-        assert_eq!(name(17, 3, 768), Err("packet-socket"));
-        assert_eq!(name(99, 1, 0), Err("unknown-socket"));
+        assert_eq!(name(2, 3, 1), Err(BlockerKind::RawSocket));
+        assert_eq!(name(2, 2, 1), Err(BlockerKind::PingSocket));
+        assert_eq!(name(10, 1, 262), Err(BlockerKind::MptcpSocket));
+        assert_eq!(name(2, 5, 132), Err(BlockerKind::SctpSocket));
+        assert_eq!(name(17, 3, 768), Err(BlockerKind::PacketSocket));
+        assert_eq!(name(99, 1, 0), Err(BlockerKind::UnknownSocket));
     }
 }

@@ -34,8 +34,7 @@ impl SocketChoices {
         state: &'a SocketState,
     ) -> impl Iterator<Item = &'a Blocker> {
         state.blockers().iter().filter(|blocker| {
-            let moot =
-                self.tcp == TcpChoice::Reset && tcp::BLOCKERS.contains(&blocker.kind.as_str());
+            let moot = self.tcp == TcpChoice::Reset && tcp::BLOCKERS.contains(&blocker.kind);
             !moot && !self.accepted.contains(&blocker.name())
         })
     }

@@ -3,6 +3,7 @@
 use std::os::fd::BorrowedFd;
 
 use crate::blocker::Blocker;
+use crate::blocker_kind::BlockerKind;
 
 /// A socket of the target, held here.
 #[derive(Clone, Copy, Debug)]
@@ -19,10 +20,16 @@ pub(crate) struct ForeignSocket<'a> {
 
 impl ForeignSocket<'_> {
     /// A blocker of this socket: `what` goes on after "descriptor N ".
-    pub(super) fn blocker(&self, kind: &str, what: &str, advice: &str, instead: &str) -> Blocker {
+    pub(super) fn blocker(
+        &self,
+        kind: BlockerKind,
+        what: &str,
+        advice: &str,
+        instead: &str,
+    ) -> Blocker {
         Blocker {
             pid: self.pid,
-            kind: kind.to_owned(),
+            kind,
             place: format!("fd:{}", self.number),
             what: format!("descriptor {} {what}", self.number),
             advice: advice.to_owned(),
@@ -31,7 +38,7 @@ impl ForeignSocket<'_> {
     }
 
     /// One without which the socket cannot be opened again at all.
-    pub(super) fn closed(&self, kind: &str, what: &str) -> Blocker {
+    pub(super) fn closed(&self, kind: BlockerKind, what: &str) -> Blocker {
         self.blocker(
             kind,
             what,

@@ -17,6 +17,7 @@ use super::state::{NetlinkSocket, SocketKind, SocketState};
 use super::surroundings::{Surroundings, events};
 use super::{tcp, udp, unix};
 use crate::blocker::Blocker;
+use crate::blocker_kind::BlockerKind;
 
 /// Reads sockets, in the given order. All of the tree have to be there, each open file description once. The processes
 /// have to stand still. Nothing changes in them, but that TCP connections are in repair mode for a moment.
@@ -57,7 +58,7 @@ fn read_one(
 ) -> Result<SocketState, Box<Blocker>> {
     let unreadable = |error: io::Error| {
         Box::new(socket.closed(
-            "unreadable-socket",
+            BlockerKind::UnreadableSocket,
             &format!("is a socket that cannot be read: {error}"),
         ))
     };
@@ -65,12 +66,12 @@ fn read_one(
     let known = classify(shape).map_err(|(kind, what)| Box::new(socket.closed(kind, &what)))?;
     if namespace_of(socket.fd) != surroundings.namespace {
         let what = "is a socket of another network namespace";
-        return Err(Box::new(socket.closed("socket-namespace", what)));
+        return Err(Box::new(socket.closed(BlockerKind::SocketNamespace, what)));
     }
     let mut blockers = Vec::new();
     if has_filter(socket.fd).map_err(unreadable)? {
         blockers.push(socket.blocker(
-            "socket-filter",
+            BlockerKind::SocketFilter,
             "is a socket with a filter",
             "detach the filter (SO_DETACH_FILTER) before the checkpoint",
             "the socket has no filter",
@@ -109,7 +110,7 @@ fn read_netlink(
 ) -> Result<io::Result<NetlinkSocket>, Box<Blocker>> {
     let busy = |what: &str| {
         let what = format!("is a netlink socket {what}");
-        Box::new(socket.closed("netlink", &what))
+        Box::new(socket.closed(BlockerKind::Netlink, &what))
     };
     if !PLAIN_PROTOCOLS.contains(&shape.protocol) {
         return Err(busy(&format!("of protocol {}", shape.protocol)));

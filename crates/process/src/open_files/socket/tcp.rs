@@ -19,6 +19,7 @@ use super::queue::{PeekOffset, QUEUE_BYTES_MAX};
 use super::state::{TcpConnection, TcpRole, TcpSocket};
 use super::surroundings::events;
 use crate::blocker::Blocker;
+use crate::blocker_kind::BlockerKind;
 
 const SYN_SENT: u8 = 2;
 const SYN_RECV: u8 = 3;
@@ -43,12 +44,12 @@ const HAS_SACK: u8 = 2;
 const HAS_SCALES: u8 = 4;
 
 /// Kinds of blockers that do not matter if connections are to be reset.
-pub(super) const BLOCKERS: [&str; 5] = [
-    "tcp-state",
-    "tcp-repair",
-    "tcp-urgent",
-    "tcp-ulp",
-    "tls-socket",
+pub(super) static BLOCKERS: [BlockerKind; 5] = [
+    BlockerKind::TcpState,
+    BlockerKind::TcpRepair,
+    BlockerKind::TcpUrgent,
+    BlockerKind::TcpUlp,
+    BlockerKind::TlsSocket,
 ];
 
 /// How often a connection is read again that changes while it is read.
@@ -129,7 +130,7 @@ fn read_open(
     state: u8,
     blockers: &mut Vec<Blocker>,
 ) -> io::Result<TcpRole> {
-    let mut lost = |kind: &str, what: &str, advice: &str| {
+    let mut lost = |kind: BlockerKind, what: &str, advice: &str| {
         blockers.push(socket.blocker(kind, what, advice, "the connection is reset"));
         Ok(TcpRole::Over {
             reset: true,
@@ -138,26 +139,30 @@ fn read_open(
     };
     let reset = "close it before the checkpoint, or restore with connections reset";
     if matches!(state, SYN_SENT | SYN_RECV) {
-        return lost("tcp-state", "is a TCP connection that is being made", reset);
+        return lost(
+            BlockerKind::TcpState,
+            "is a TCP connection that is being made",
+            reset,
+        );
     }
     let layer = SocketOption::TCP_ULP.read(socket.fd).unwrap_or_default();
     if layer.starts_with(b"tls") {
         return lost(
-            "tls-socket",
+            BlockerKind::TlsSocket,
             "is a TCP connection encrypted by the kernel",
             reset,
         );
     }
     if layer.first().is_some_and(|first| *first != 0) {
         return lost(
-            "tcp-ulp",
+            BlockerKind::TcpUlp,
             "is a TCP connection with another protocol of the kernel on it",
             reset,
         );
     }
     if peek(socket.fd, &mut [0], 0, PEEK_URGENT).is_ok_and(|byte| byte.is_some()) {
         return lost(
-            "tcp-urgent",
+            BlockerKind::TcpUrgent,
             "is a TCP connection in which an urgent byte waits (MSG_OOB)",
             "let the program read it before the checkpoint, or restore with connections reset",
         );
@@ -167,7 +172,7 @@ fn read_open(
         // It has ended between the two looks.
         Ok(None) => read_closed(socket.fd),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => lost(
-            "tcp-repair",
+            BlockerKind::TcpRepair,
             "is a TCP connection, and looking into it needs CAP_NET_ADMIN",
             "checkpoint with that capability, or restore with connections reset",
         ),

@@ -16,6 +16,7 @@ use super::queue::{Kept, look};
 use super::state::{SocketState, UdpSocket};
 use super::surroundings::{Surroundings, events};
 use crate::blocker::Blocker;
+use crate::blocker_kind::BlockerKind;
 
 pub(super) fn read(
     socket: &ForeignSocket<'_>,
@@ -25,7 +26,7 @@ pub(super) fn read(
 ) -> io::Result<UdpSocket> {
     if SocketOption::UDP_ENCAP.read_int(socket.fd).unwrap_or(0) != 0 {
         blockers.push(socket.blocker(
-            "udp-encapsulation",
+            BlockerKind::UdpEncapsulation,
             "is a UDP socket that unwraps packets for the kernel (UDP_ENCAP)",
             "end the tunnel before the checkpoint",
             "the socket receives the packets as they are",
@@ -33,7 +34,7 @@ pub(super) fn read(
     }
     if let Some(group) = surroundings.groups.one_of(socket.fd) {
         blockers.push(socket.blocker(
-            "multicast-group",
+            BlockerKind::MulticastGroup,
             &format!("is a UDP socket in the multicast group {group}"),
             "leave the group before the checkpoint, and join it again afterwards",
             "the socket is in no group",

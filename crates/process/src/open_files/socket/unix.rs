@@ -18,6 +18,7 @@ use super::queue::{Kept, Waiting, look};
 use super::state::{SocketFile, SocketKind, SocketState, UnixForm, UnixRole, UnixSocket};
 use super::surroundings::{Surroundings, events};
 use crate::blocker::Blocker;
+use crate::blocker_kind::BlockerKind;
 
 const TCP_ESTABLISHED: u8 = 1;
 const TCP_LISTEN: u8 = 10;
@@ -114,7 +115,7 @@ fn role(
 
 fn peer_blocker(socket: &ForeignSocket<'_>, what: &str) -> Blocker {
     socket.blocker(
-        "unix-peer",
+        BlockerKind::UnixPeer,
         what,
         "close it before the checkpoint, or checkpoint both processes together",
         "the connection is closed, as if the peer had closed it",
@@ -139,7 +140,7 @@ fn look_and_tell(
         && peek(socket.fd, &mut [0], 0, PEEK_URGENT).is_ok_and(|byte| byte.is_some())
     {
         blockers.push(socket.blocker(
-            "unix-urgent",
+            BlockerKind::UnixUrgent,
             "is a Unix socket in which an urgent byte waits (MSG_OOB)",
             "let the program read it before the checkpoint",
             "the byte is lost, with what stands behind it",
@@ -149,7 +150,7 @@ fn look_and_tell(
     if form != UnixForm::Stream && events(socket.fd).contains(PollFlags::ERR) {
         if form == UnixForm::Datagram || bytes_to_read(socket.fd)? > 0 {
             blockers.push(socket.blocker(
-                "unix-error",
+                BlockerKind::UnixError,
                 "is a Unix socket with an error that the program has not been told yet",
                 "let the program receive or send before the checkpoint",
                 "the error is forgotten, and what waits in the socket is lost",
@@ -161,7 +162,7 @@ fn look_and_tell(
     let waiting = look(socket.fd, kept, space)?;
     if waiting.control_cut {
         blockers.push(socket.blocker(
-            "unix-rights",
+            BlockerKind::UnixRights,
             "is a Unix socket in which descriptors wait to be received (SCM_RIGHTS)",
             "let the program receive them before the checkpoint",
             "the messages arrive without descriptors",
@@ -169,7 +170,7 @@ fn look_and_tell(
     }
     if (credentials || more) && !waiting.messages.is_empty() {
         blockers.push(socket.blocker(
-            "unix-credentials",
+            BlockerKind::UnixCredentials,
             "is a Unix socket in which messages wait that tell who sent them (SO_PASSCRED)",
             "let the program receive them before the checkpoint",
             "they tell that the restoring process sent them",
@@ -209,7 +210,7 @@ fn file_of(
         }),
         None if facts.state == TCP_LISTEN && has_other_root(socket.pid) => {
             blockers.push(socket.blocker(
-                "unix-path",
+                BlockerKind::UnixPath,
                 "is a Unix socket bound to a path in another root directory",
                 "close it before the checkpoint",
                 "nobody can connect to it",
@@ -267,7 +268,7 @@ pub(super) fn settle_datagrams(
         };
         if unix.queue.iter().any(|message| foreign(&message.source)) {
             state.blockers.push(socket.blocker(
-                "unix-sender",
+                BlockerKind::UnixSender,
                 "is a Unix socket in which messages of another process wait that tell its address",
                 "let the program receive them before the checkpoint",
                 "they arrive without an address",

@@ -33,7 +33,7 @@ fn closed(socket: &OwnedFd) -> String {
     let blocker = read(&[socket]).remove(0).expect_err("a blocker");
     assert_eq!(blocker.instead.as_deref(), Some("descriptor 3 is closed"));
     assert_eq!(blocker.place, "fd:3");
-    blocker.kind
+    blocker.kind.to_string()
 }
 
 /// The blockers of a socket of which something comes back, and it, opened again with them accepted.
@@ -45,7 +45,7 @@ fn partly(sockets: &[&OwnedFd]) -> (Vec<String>, Vec<OwnedFd>) {
     let kinds: Vec<_> = states
         .iter()
         .flat_map(|state| state.blockers())
-        .map(|blocker| blocker.kind.clone())
+        .map(|blocker| blocker.kind.to_string())
         .collect();
     let error = reopen(&states, &SocketChoices::default()).expect_err("not accepted");
     assert!(matches!(error, SocketError::Refused(_)), "{error}");
