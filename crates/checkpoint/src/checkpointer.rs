@@ -15,6 +15,7 @@ use crate::options::{Options, Request, Residence};
 use crate::report::Report;
 use crate::take::Take;
 use crate::tracking::TrackedBy;
+use crate::why_full::WhyFull;
 use pagetide_process::{Freezer, ProcessIdentity, StopOptions, examine};
 use pagetide_snapshot::{Keep, PruneError, Pruned, ReadError, Store, WriterLock};
 use pagetide_tracker::Backend;
@@ -112,10 +113,10 @@ impl Checkpointer {
         match named.phase() {
             None => {}
             Some(Phase::Armed) => {
-                self.members.why_full = Some("no snapshot was committed since tracking began");
+                self.members.why_full = Some(WhyFull::NoneSinceTracking);
             }
             Some(Phase::Harvesting) => {
-                self.members.why_full = Some("an earlier snapshot was interrupted");
+                self.members.why_full = Some(WhyFull::Interrupted);
             }
             Some(Phase::Committed(id, hash)) => {
                 let view = self.store.view(id).ok();
@@ -124,7 +125,7 @@ impl Checkpointer {
                 let is_known = named.memo.is_some();
                 self.members.last = same.filter(|_| is_known);
                 if !is_known {
-                    self.members.why_full = Some("the snapshot that tracking counts from is gone");
+                    self.members.why_full = Some(WhyFull::ParentGone);
                 }
             }
         }
@@ -137,7 +138,7 @@ impl Checkpointer {
         let view = match newest.transpose() {
             Err(error @ ReadError::Io { .. }) => return Err(error.into()),
             Err(_) => {
-                self.members.why_full = Some("the newest snapshot cannot be read");
+                self.members.why_full = Some(WhyFull::ParentUnreadable);
                 None
             }
             Ok(view) => view,

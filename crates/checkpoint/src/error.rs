@@ -57,6 +57,21 @@ pub enum AttachError {
     OpenPagemap(#[from] OpenPagemapError),
 }
 
+impl AttachError {
+    /// True if nothing went wrong: it cannot be done with this process, this store or these rights, and trying again does not help.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            AttachError::Backend { .. } | AttachError::Busy { .. } => true,
+            AttachError::Refused(inner) => inner.is_refusal(),
+            AttachError::Stop(inner) => inner.is_refusal(),
+            AttachError::Lock(inner) => inner.is_refusal(),
+            AttachError::Store(inner) => inner.is_refusal(),
+            AttachError::Tracking(inner) => inner.is_refusal(),
+            _ => false,
+        }
+    }
+}
+
 /// Why tracking could not begin, be found again, or be removed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -122,6 +137,17 @@ pub enum TrackingError {
         #[source]
         source: std::io::Error,
     },
+}
+
+impl TrackingError {
+    /// True if nothing went wrong: it cannot be done with this process, this store or these rights, and trying again does not help.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            TrackingError::OwnedByAnother { .. } => true,
+            TrackingError::Stop(inner) => inner.is_refusal(),
+            _ => false,
+        }
+    }
 }
 
 impl TrackingError {

@@ -1,6 +1,7 @@
 //! What each mapping of a process needs: to be tracked, to be compared, or to be named as not
 //! captured. And a mapping as a region of a snapshot. Not the copying itself.
 
+use crate::not_captured::NotCapturedBecause;
 use pagetide_kernel::maps::{Mapping, MappingName};
 use pagetide_pages::{PageCount, PageRange, PageSet};
 use pagetide_snapshot::{Backing, Capture, Protection, Region, Sharing, Shown};
@@ -25,15 +26,15 @@ pub(crate) enum Watch {
     CompareHeld,
     /// Address space that is reserved and can hold nothing yet, as long as nothing is found in it.
     Reserved,
-    /// Not the process's memory; the reason is for people.
-    Leave(&'static str),
+    /// Not the process's memory.
+    Leave(NotCapturedBecause),
 }
 
 /// How to watch `mapping`, if a tracker may.
 pub(crate) fn watch(mapping: &Mapping) -> Watch {
     let accessible = mapping.read || mapping.write || mapping.execute;
     match &mapping.name {
-        MappingName::KernelData(_) => Watch::Leave("data of the kernel, not of the process"),
+        MappingName::KernelData(_) => Watch::Leave(NotCapturedBecause::KernelData),
         MappingName::Vdso => Watch::Compare,
         _ if mapping.shared => Watch::Compare,
         _ if is_anonymous_huge(mapping) => Watch::CompareHeld,

@@ -84,6 +84,7 @@ mod mark;
 mod member;
 mod members;
 mod memo;
+mod not_captured;
 mod numa;
 mod object_records;
 mod objects;
@@ -104,6 +105,7 @@ mod sparse;
 mod take;
 mod tracking;
 mod watchers;
+mod why_full;
 mod writers;
 
 pub use apart::{decompress_apart, rest_decompressing};
@@ -121,6 +123,7 @@ pub use manifest::{
     MEMORY_SPACE, MemberNames, PROCESS_ATTACHMENT, TREE_ATTACHMENT, TreeProcess, members_of,
     tree_of,
 };
+pub use not_captured::NotCapturedBecause;
 pub use numa::{NumaRegion, numa_of};
 pub use options::{Leave, Mode, Options, Progress, Request, Residence};
 pub use own_memory::{
@@ -142,3 +145,4 @@ pub use restore::{
 };
 pub use rollback::{RollbackError, RolledBack, roll_back};
 pub use tracking::{Detached, detach};
+pub use why_full::WhyFull;

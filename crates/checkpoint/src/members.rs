@@ -10,6 +10,7 @@ use crate::mark::Phase;
 use crate::member::{Ending, Member};
 use crate::tracking::TrackedBy;
 use crate::watchers::{self, Watched};
+use crate::why_full::WhyFull;
 use pagetide_process::{
     ProcessIdentity, ProcessState, RefusalError, ResumeError, StopError, StopOptions,
     StoppedProcess, examine,
@@ -114,7 +115,7 @@ pub(crate) struct Members {
     /// The snapshot from which the next delta counts.
     pub last: Option<View>,
     /// Why there is none, if there could have been.
-    pub why_full: Option<&'static str>,
+    pub why_full: Option<WhyFull>,
 }
 
 impl Members {
@@ -297,7 +298,7 @@ impl Members {
                     member.space = space;
                     if index == 0 {
                         self.last = None;
-                        self.why_full = Some("the process executed a new program");
+                        self.why_full = Some(WhyFull::NewProgram);
                     }
                     break;
                 }

@@ -1,8 +1,10 @@
 //! What one snapshot was: counts, times and what is missing from it. Plain values.
 
 use crate::compared::ComparedBecause;
+use crate::not_captured::NotCapturedBecause;
 use crate::options::Leave;
 use crate::poison::Poisoned;
+use crate::why_full::WhyFull;
 use pagetide_pages::PageCount;
 use pagetide_process::Blocker;
 use pagetide_snapshot::{SnapshotId, SnapshotKind};
@@ -20,8 +22,8 @@ pub struct NotCaptured {
     pub end: u64,
     /// The name, as `/proc/PID/maps` shows it.
     pub name: String,
-    /// Why not, for people.
-    pub reason: String,
+    /// Why not.
+    pub reason: NotCapturedBecause,
 }
 
 impl NotCaptured {
@@ -118,7 +120,7 @@ pub struct Report {
     /// registers were asked for.
     pub blockers: Option<Vec<Blocker>>,
     /// Why the snapshot is full, if it is.
-    pub why_full: Option<&'static str>,
+    pub why_full: Option<WhyFull>,
     /// How the processes were left: as it was wanted, but running instead of killed where they could not be restored.
     pub left: Leave,
 }

@@ -32,6 +32,7 @@ use crate::memo::Memos;
 use crate::options::{Leave, Options, Request};
 use crate::report::Report;
 use crate::spaces::Spaces;
+use crate::why_full::WhyFull;
 use context::Context;
 use describe::Description;
 use leave::LeaveGuard;
@@ -122,14 +123,12 @@ impl Take<'_> {
     }
 
     /// Why the snapshot that was just taken is full.
-    fn explain_full(&mut self, request: Request, id: SnapshotId) -> &'static str {
+    fn explain_full(&mut self, request: Request, id: SnapshotId) -> WhyFull {
         match self.members.why_full.take() {
-            _ if request.full => "it was asked for",
+            _ if request.full => WhyFull::AskedFor,
             Some(why) => why,
-            None if id == SnapshotId(1) => "it is the first of this store",
-            None => {
-                "what the process has written since the last snapshot is not known: nothing tracked it"
-            }
+            None if id == SnapshotId(1) => WhyFull::First,
+            None => WhyFull::NotTracked,
         }
     }
 

@@ -197,97 +197,27 @@ fn is_broken_pipe(cause: Cause<'_>) -> bool {
     kind == Some(ErrorKind::BrokenPipe)
 }
 
+/// True if an error of this type says that the process or the store cannot be handled.
+fn refuses<E: std::error::Error + 'static>(cause: Cause<'_>, says: fn(&E) -> bool) -> bool {
+    cause.downcast_ref().is_some_and(says)
+}
+
 /// True if the process or the store cannot be handled, as opposed to something that went wrong.
 fn is_refusal(cause: Cause<'_>) -> bool {
-    if let Some(error) = cause.downcast_ref::<RefusalError>() {
-        return !matches!(error, RefusalError::Proc { .. });
-    }
-    if let Some(error) = cause.downcast_ref::<OpenError>() {
-        return !matches!(error, OpenError::Io { .. });
-    }
-    if let Some(error) = cause.downcast_ref::<LockError>() {
-        return !matches!(error, LockError::Io { .. });
-    }
-    if let Some(error) = cause.downcast_ref() {
-        return Untrusted::is(error);
-    }
-    if let Some(error) = cause.downcast_ref::<RestoreError>() {
-        return error.is_refusal();
-    }
-    if let Some(error) = cause.downcast_ref::<RollbackError>() {
-        return error.is_refusal();
-    }
-    matches!(cause.downcast_ref(), Some(Wrong::Refused(_)))
-        || matches!(
-            cause.downcast_ref(),
-            Some(PageUsageError::NotMapped { .. } | PageUsageError::FramesHidden)
-        )
-        || matches!(
-            cause.downcast_ref(),
-            Some(AttachError::Backend { .. } | AttachError::Busy { .. })
-        )
-        || matches!(
-            cause.downcast_ref(),
-            Some(TrackingError::OwnedByAnother { .. })
-        )
-        || matches!(
-            cause.downcast_ref(),
-            Some(
-                ReadError::NoSuchSnapshot { .. }
-                    | ReadError::Pruned { .. }
-                    | ReadError::Future { .. }
-                    | ReadError::TooLarge { .. }
-            )
-        )
-        || cause.downcast_ref().is_some_and(refuses_to_prune)
-        || cause.downcast_ref().is_some_and(refuses_to_stop)
-        || cause.downcast_ref().is_some_and(refuses_calls)
-}
-
-fn refuses_to_prune(error: &PruneError) -> bool {
-    matches!(
-        error,
-        PruneError::NothingKept
-            | PruneError::Damaged { .. }
-            | PruneError::NotAncestor { .. }
-            | PruneError::Fork { .. }
-            | PruneError::InUse { .. }
-    )
-}
-
-fn refuses_to_stop(error: &StopError) -> bool {
-    matches!(
-        error,
-        StopError::AlreadyTraced { .. }
-            | StopError::NoPrivilege { .. }
-            | StopError::ThirtyTwoBit { .. }
-            | StopError::FirstThreadEnded { .. }
-            | StopError::Frozen { .. }
-    )
-}
-
-fn refuses_calls(error: &RemoteCallError) -> bool {
-    matches!(
-        error,
-        RemoteCallError::ForbiddenBySeccomp { .. }
-            | RemoteCallError::SeccompUnknown { .. }
-            | RemoteCallError::SeccompStrict { .. }
-            | RemoteCallError::UnderSeccomp { .. }
-            | RemoteCallError::DivertsSyscalls { .. }
-            | RemoteCallError::NoLanding { .. }
-            | RemoteCallError::NoThread { .. }
-            | RemoteCallError::Frozen { .. }
-    ) || has_no_free_descriptor(error)
-}
-
-fn has_no_free_descriptor(error: &RemoteCallError) -> bool {
-    matches!(
-        error,
-        RemoteCallError::Failed {
-            errno: Errno::MFILE,
-            ..
-        }
-    )
+    refuses(cause, RefusalError::is_refusal)
+        || refuses(cause, StopError::is_refusal)
+        || refuses(cause, RemoteCallError::is_refusal)
+        || refuses(cause, PageUsageError::is_refusal)
+        || refuses(cause, OpenError::is_refusal)
+        || refuses(cause, LockError::is_refusal)
+        || refuses(cause, ReadError::is_refusal)
+        || refuses(cause, PruneError::is_refusal)
+        || refuses(cause, AttachError::is_refusal)
+        || refuses(cause, TrackingError::is_refusal)
+        || refuses(cause, RestoreError::is_refusal)
+        || refuses(cause, RollbackError::is_refusal)
+        || refuses(cause, Untrusted::is)
+        || matches!(cause.downcast_ref(), Some(Wrong::Refused(_)))
 }
 
 /// What the user can do about it, where that names the thing.
@@ -397,7 +327,7 @@ fn call_advice(error: &RemoteCallError) -> Option<&'static str> {
             "use `--backend rehash`, which makes no system calls inside the process but reads all \
              of its memory each time"
         }
-        _ if has_no_free_descriptor(error) => {
+        _ if error.has_no_free_descriptor() => {
             "raise its limit of open files (`prlimit --nofile`), or use `--backend rehash`, which \
              opens nothing in the process but reads all of its memory each time"
         }

@@ -172,6 +172,13 @@ pub enum RefusalError {
     },
 }
 
+impl RefusalError {
+    /// True if nothing went wrong: it cannot be done with this process, this store or these rights, and trying again does not help.
+    pub fn is_refusal(&self) -> bool {
+        !matches!(self, RefusalError::Proc { .. })
+    }
+}
+
 /// Looks at a process without touching it, and refuses what cannot be handled.
 pub fn examine(pid: i32) -> Result<Examined, RefusalError> {
     let (examined, status) = look(pid)?;

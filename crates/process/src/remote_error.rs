@@ -131,3 +131,31 @@ pub enum RemoteCallError {
         source: io::Error,
     },
 }
+
+impl RemoteCallError {
+    /// True if nothing went wrong: it cannot be done with this process, this store or these rights, and trying again does not help.
+    pub fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            RemoteCallError::ForbiddenBySeccomp { .. }
+                | RemoteCallError::SeccompUnknown { .. }
+                | RemoteCallError::SeccompStrict { .. }
+                | RemoteCallError::UnderSeccomp { .. }
+                | RemoteCallError::DivertsSyscalls { .. }
+                | RemoteCallError::NoLanding { .. }
+                | RemoteCallError::NoThread { .. }
+                | RemoteCallError::Frozen { .. }
+        ) || self.has_no_free_descriptor()
+    }
+
+    /// True if the process may open no more files.
+    pub fn has_no_free_descriptor(&self) -> bool {
+        matches!(
+            self,
+            RemoteCallError::Failed {
+                errno: Errno::MFILE,
+                ..
+            }
+        )
+    }
+}

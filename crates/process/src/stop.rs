@@ -187,6 +187,20 @@ pub enum StopError {
     Tracer(#[source] io::Error),
 }
 
+impl StopError {
+    /// True if nothing went wrong: it cannot be done with this process, this store or these rights, and trying again does not help.
+    pub fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            StopError::AlreadyTraced { .. }
+                | StopError::NoPrivilege { .. }
+                | StopError::ThirtyTwoBit { .. }
+                | StopError::FirstThreadEnded { .. }
+                | StopError::Frozen { .. }
+        )
+    }
+}
+
 /// Why a process could not be told to go on. It is not stopped by us any more in any case.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -82,6 +82,13 @@ pub enum OpenError {
     },
 }
 
+impl OpenError {
+    /// True if nothing went wrong: it cannot be done with this process, this store or these rights, and trying again does not help.
+    pub fn is_refusal(&self) -> bool {
+        !matches!(self, OpenError::Io { .. })
+    }
+}
+
 /// Why the right to write a store could not be had.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -112,6 +119,13 @@ pub enum LockError {
         /// What the system said.
         source: io::Error,
     },
+}
+
+impl LockError {
+    /// True if nothing went wrong: it cannot be done with this process, this store or these rights, and trying again does not help.
+    pub fn is_refusal(&self) -> bool {
+        !matches!(self, LockError::Io { .. })
+    }
 }
 
 /// Why a snapshot could not be read.
@@ -256,6 +270,19 @@ pub enum ReadError {
         /// What the system said.
         source: io::Error,
     },
+}
+
+impl ReadError {
+    /// True if nothing went wrong: it cannot be done with this process, this store or these rights, and trying again does not help.
+    pub fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            ReadError::NoSuchSnapshot { .. }
+                | ReadError::Pruned { .. }
+                | ReadError::Future { .. }
+                | ReadError::TooLarge { .. }
+        )
+    }
 }
 
 /// Why a snapshot could not be written. The store is as it was before.
@@ -409,6 +436,22 @@ pub enum PruneError {
     /// A snapshot could not be read.
     #[error(transparent)]
     Read(#[from] ReadError),
+}
+
+impl PruneError {
+    /// True if nothing went wrong: it cannot be done with this process, this store or these rights, and trying again does not help.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            PruneError::NothingKept
+            | PruneError::Damaged { .. }
+            | PruneError::NotAncestor { .. }
+            | PruneError::Fork { .. }
+            | PruneError::InUse { .. } => true,
+            PruneError::Lock(inner) => inner.is_refusal(),
+            PruneError::Read(inner) => inner.is_refusal(),
+            _ => false,
+        }
+    }
 }
 
 struct AsHex(PageRange);

@@ -9,6 +9,7 @@ use crate::files::{FileReport, Files};
 use crate::harvests::Writing;
 use crate::layout::{self, FileDescription, Watch};
 use crate::member::Member;
+use crate::not_captured::NotCapturedBecause;
 use crate::objects;
 use crate::poison::{Poisoned, pages_of, poisoned_of};
 use crate::probes;
@@ -18,10 +19,6 @@ use crate::sparse;
 use pagetide_kernel::maps::Mapping;
 use pagetide_pages::{PageIndex, PageRange, PageSet};
 use pagetide_snapshot::{Capture, PageState, Region, View};
-
-/// To read them would be to allocate them.
-const BPF_MEMORY_UNSEEN: &str =
-    "pages of it that a BPF program may have used and the process has not are not seen";
 
 /// What the snapshot does not hold as it was, or not without more ado.
 pub(crate) struct Description {
@@ -89,7 +86,7 @@ fn describe(
             start: 0,
             end: 0,
             name: name.clone(),
-            reason: "what a device writes to memory by itself leaves no trace".to_owned(),
+            reason: NotCapturedBecause::WrittenByDevice,
         })
         .collect();
     let mut regions = Vec::with_capacity(stopped.layout.mappings.len());
@@ -102,10 +99,10 @@ fn describe(
                     start: mapping.start,
                     end: mapping.end,
                     name: layout::display_name(mapping),
-                    reason: reason.to_owned(),
+                    reason,
                 });
                 Capture::NotCaptured {
-                    reason: reason.to_owned(),
+                    reason: reason.to_string(),
                 }
             }
         };
@@ -115,7 +112,7 @@ fn describe(
                 start: mapping.start,
                 end: mapping.end,
                 name: layout::display_name(mapping),
-                reason: BPF_MEMORY_UNSEEN.to_owned(),
+                reason: NotCapturedBecause::BpfMemory,
             });
         }
         let about = match mapping.has_file() {
@@ -133,13 +130,13 @@ fn describe(
 }
 
 /// Why a mapping is not captured, if it is not.
-fn reason(mapping: &Mapping, watch: Watch, stopped: &Stopped) -> Option<&'static str> {
+fn reason(mapping: &Mapping, watch: Watch, stopped: &Stopped) -> Option<NotCapturedBecause> {
     match watch {
         Watch::Leave(reason) => Some(reason),
         _ if layout::is_device_like(mapping)
             && stopped.unreadable.contains_range(mapping.pages()) =>
         {
-            Some("memory of a device or of the kernel, which cannot be read")
+            Some(NotCapturedBecause::DeviceMemory)
         }
         _ => None,
     }

@@ -5,7 +5,7 @@ use super::show;
 use crate::blockers::{self, Listed};
 use crate::output;
 use crate::sink::Sink;
-use pagetide::{Leave, NotCaptured, NotTracked, Poisoned, Report};
+use pagetide::{Leave, NotCaptured, NotTracked, Poisoned, Report, WhyFull};
 use pagetide_process::Blocker;
 use pagetide_snapshot::SnapshotKind;
 use serde::Serialize;
@@ -194,7 +194,7 @@ impl Printer {
                     start: address(missing.start),
                     end: address(missing.end),
                     name: &missing.name,
-                    reason: &missing.reason,
+                    reason: missing.reason.as_str(),
                 })
                 .collect(),
             poisoned: show::poisoned(&report.poisoned, None),
@@ -202,7 +202,7 @@ impl Printer {
             mappings_added: report.mappings_added,
             restorable: report.blockers.as_ref().is_some_and(Vec::is_empty),
             blockers: blockers::listed(report.blockers.as_deref().unwrap_or_default()),
-            why_full: report.why_full,
+            why_full: report.why_full.map(WhyFull::as_str),
             left: left(report.left),
         }
     }

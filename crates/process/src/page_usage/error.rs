@@ -42,3 +42,13 @@ pub enum PageUsageError {
     #[error(transparent)]
     Frames(#[from] ReadFramesError),
 }
+
+impl PageUsageError {
+    /// True if nothing went wrong: it cannot be done with this process, this store or these rights, and trying again does not help.
+    pub fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            PageUsageError::NotMapped { .. } | PageUsageError::FramesHidden
+        )
+    }
+}
