@@ -11,10 +11,10 @@ use super::socket::TcpChoice;
 /// What whoever restores has decided.
 #[derive(Debug, Default)]
 pub struct ReopenChoices {
-    /// Names of what was accepted: those of blockers ([`Blocker::name`]), and `file-changed:PATH`.
+    /// Names of what was accepted: those of blockers ([`Blocker::name`](crate::Blocker::name)), and `file-changed:PATH`.
     pub accepted: Vec<String>,
-    /// The least number that a descriptor of [`Reopened`] has. All of them are greater than any number that a process
-    /// wants, anyhow.
+    /// The least number that a descriptor of [`Reopened`](super::Reopened) has. All of them are greater than any number that a
+    /// process wants, anyhow.
     pub at_least: i32,
     /// Memory that processes share and that has been made already: device and inode of the time of the snapshot, and a
     /// descriptor of what takes its place.
