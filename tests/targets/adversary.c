@@ -43,7 +43,8 @@ static void write_all(const char *bytes, size_t length) {
     }
 }
 
-/* Lines that are done over and over: `repeat MILLISECONDS`, the lines, `repeated`. */
+/* Lines that are done over and over: `repeat MILLISECONDS`, the lines, `repeated`. Memory that was put back may be from the
+ * middle of them, even from before the end of the last line: after an empty line, `mark` ends them. */
 static struct {
     int on;
     uint64_t milliseconds;
@@ -75,7 +76,12 @@ static size_t repeat(char *out) {
 
 /* True if the line is one of these. What it adds to the answers goes to `out`. */
 static int is_repeated(const char *line, char *out, size_t *said) {
-    if (!strncmp(line, "repeat ", 7)) {
+    if (!*line) {
+        return 1;
+    } else if (!strcmp(line, "mark")) {
+        again.on = 0;
+        *said += (size_t)sprintf(out + *said, "mark\n");
+    } else if (!strncmp(line, "repeat ", 7)) {
         again.on = 1;
         again.milliseconds = number(line + 7);
         again.length = 0;

@@ -437,6 +437,10 @@ impl Stage {
                 outcome.stderr
             ));
         }
+        drop(frozen);
+        if outcome.code == Some(0) {
+            self.skip_what_is_said_again()?;
+        }
         let refused = match outcome.code {
             Some(0) => Ok(()),
             Some(3) => Err("refused".to_owned()),
@@ -447,6 +451,18 @@ impl Stage {
         };
         self.tally.count("!rollback".into(), refused);
         Ok(())
+    }
+
+    /// A target that was put back into the middle of what it did answers it a second time.
+    fn skip_what_is_said_again(&mut self) -> Result<(), String> {
+        self.target.tell("\nmark");
+        loop {
+            match caught(|| self.target.line()) {
+                Ok(line) if line == "mark" => return Ok(()),
+                Ok(_) => (),
+                Err(_) => return Err("no answer after a rollback".to_owned()),
+            }
+        }
     }
 
     /// Old snapshots are what they were, and the store is sound.
