@@ -14,7 +14,7 @@ const PROCESS_BYTES: u64 = 16 << 20;
 
 static POOL: OnceLock<Pool> = OnceLock::new();
 
-/// Processes that decompress. As many as there are cores, each started when all others are busy.
+/// Processes that decompress. About as many as there are cores, each started when all others are busy.
 struct Pool {
     state: Mutex<State>,
     came_back: Condvar,
@@ -41,8 +41,10 @@ struct State {
 pub fn decompress_apart(at_once: bool) -> io::Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let fit = usize::try_from(memory_limit() / 4 / PROCESS_BYTES).unwrap_or(usize::MAX);
+    // One more than there are cores, since each waits until what it has decompressed is written.
+    let most = if at_once { cores } else { cores + 1 };
     let mut state = State {
-        left: cores.min(fit.max(1)),
+        left: most.min(fit.max(1)),
         ..State::default()
     };
     // The first makes itself ready while the store is opened, and is forked from a program that is still small.
@@ -129,11 +131,11 @@ impl Pool {
         }
     }
 
-    fn give_back(&self, apart: Option<Apart>) {
+    fn give_back(&self, apart: Apart) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        match apart {
-            Some(apart) => state.free.push(apart),
-            None => state.alive -= 1,
+        match apart.has_ended() {
+            false => state.free.push(apart),
+            true => state.alive -= 1,
         }
         drop(state);
         self.came_back.notify_all();
@@ -144,19 +146,20 @@ impl Decompress for &'static Pool {
     fn decompress(&self, packed: &[u8], raw: &mut [u8]) -> io::Result<Option<usize>> {
         let mut apart = self.take()?;
         let outcome = apart.run(packed, raw);
-        self.give_back(outcome.is_ok().then_some(apart));
+        self.give_back(apart);
         outcome
     }
 
     fn decompress_there(
         &self,
-        packed: &[u8],
+        packed_bytes: usize,
+        put: &mut dyn FnMut(&mut [u8]) -> io::Result<()>,
         raw_bytes: usize,
         see: &mut dyn FnMut(&[AtomicU8]),
     ) -> io::Result<Option<usize>> {
         let mut apart = self.take()?;
-        let outcome = apart.run_there(packed, raw_bytes, see);
-        self.give_back(outcome.is_ok().then_some(apart));
+        let outcome = apart.run_there(packed_bytes, put, raw_bytes, see);
+        self.give_back(apart);
         outcome
     }
 }

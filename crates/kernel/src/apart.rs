@@ -26,6 +26,8 @@ const REQUESTS: RawFd = 0;
 const ANSWERS: RawFd = 1;
 /// What is held of the memory between requests is not more than about twice this.
 const KEPT_BYTES: usize = 4 << 20;
+/// What the kernel protects at once, on x86-64.
+const PAGE_BYTES: usize = 4096;
 /// The answer if there is no result.
 const NOTHING: u64 = u64::MAX;
 
@@ -94,45 +96,56 @@ impl Apart {
     ///
     /// The process has ended, now or before: by a system call that is not its business, or by a signal.
     pub fn run(&mut self, input: &[u8], output: &mut [u8]) -> io::Result<Option<usize>> {
-        self.run_there(input, output.len(), &mut |found| {
+        let mut put = |place: &mut [u8]| {
+            place.copy_from_slice(input);
+            Ok(())
+        };
+        self.run_there(input.len(), &mut put, output.len(), &mut |found| {
             let output = &mut output[..found.len()];
             crate::loose::copy(found, output);
         })
     }
 
-    /// The same, but the output, at most `output_bytes` long, is only shown to `see`, where the process has put it. The process can
-    /// still change it.
+    /// The same, without a copy: the input, `input_bytes` long, is put by `put` where the process reads it, and the output, at most
+    /// `output_bytes` long, is only shown to `see`, where the process has put it. The process cannot change the input; it can still
+    /// change the output.
     ///
     /// # Errors
     ///
-    /// As above.
+    /// As above; and that of `put`, after which the process goes on.
     pub fn run_there(
         &mut self,
-        input: &[u8],
+        input_bytes: usize,
+        put: &mut dyn FnMut(&mut [u8]) -> io::Result<()>,
         output_bytes: usize,
         see: &mut dyn FnMut(&[AtomicU8]),
     ) -> io::Result<Option<usize>> {
         if self.has_ended {
             return Err(ended());
         }
-        if input.len() > self.shared.input_bytes || output_bytes > self.shared.output_bytes {
+        if input_bytes > self.shared.input_bytes || output_bytes > self.shared.output_bytes {
             return Err(ErrorKind::InvalidInput.into());
         }
-        let result = self.ask(input, output_bytes);
+        put(self.shared.input(input_bytes))?;
+        let result = self.ask(input_bytes, output_bytes);
         self.has_ended = result.is_err();
         if let Ok(Some(length)) = result {
             see(self.shared.output(length));
         }
-        if input.len().max(output_bytes) > KEPT_BYTES {
+        if input_bytes.max(output_bytes) > KEPT_BYTES {
             self.shared.empty();
         }
         result
     }
 
-    fn ask(&mut self, input: &[u8], output_bytes: usize) -> io::Result<Option<usize>> {
-        self.shared.put_input(input);
+    /// True if it computes no more.
+    pub fn has_ended(&self) -> bool {
+        self.has_ended
+    }
+
+    fn ask(&mut self, input_bytes: usize, output_bytes: usize) -> io::Result<Option<usize>> {
         let request = Request {
-            input_bytes: input.len(),
+            input_bytes,
             output_bytes,
         };
         if !send(self.requests.as_raw_fd(), &request.to_bytes()) {
@@ -214,7 +227,10 @@ fn live(
     shared: &mut Shared,
     work: &mut impl FnMut(&[u8], &mut [u8]) -> Option<usize>,
 ) {
-    if confine(asked.as_raw_fd(), answered.as_raw_fd(), filter).is_none() {
+    let confined = shared
+        .let_input_be_read_only()
+        .and_then(|()| confine(asked.as_raw_fd(), answered.as_raw_fd(), filter));
+    if confined.is_none() {
         return;
     }
     let mut request = [0; 16];
@@ -302,6 +318,9 @@ unsafe impl Send for Shared {}
 
 impl Shared {
     fn new(input_bytes: usize, output_bytes: usize) -> io::Result<Shared> {
+        // The place for the output begins with a page of its own.
+        let input_bytes = input_bytes.checked_next_multiple_of(PAGE_BYTES);
+        let input_bytes = input_bytes.ok_or(ErrorKind::OutOfMemory)?;
         let length = input_bytes.checked_add(output_bytes);
         let length = length.ok_or(ErrorKind::OutOfMemory)?;
         // SAFETY: the kernel chooses a place where nothing is.
@@ -325,14 +344,20 @@ impl Shared {
         }
     }
 
-    /// `bytes` must not be longer than the place for the input.
-    fn put_input(&mut self, bytes: &[u8]) {
-        assert!(bytes.len() <= self.input_bytes, "the input has a place");
-        // SAFETY: the place for the input is as long; no reference to it exists here.
-        unsafe {
-            self.at
-                .copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len())
-        };
+    /// The first so many bytes of the input.
+    fn input(&mut self, length: usize) -> &mut [u8] {
+        assert!(length <= self.input_bytes, "the input has a place");
+        // SAFETY: the place for the input is as long, and mapped as long as `self` is there; no other reference to it exists here,
+        // and the other process can only read it.
+        unsafe { std::slice::from_raw_parts_mut(self.at.as_ptr(), length) }
+    }
+
+    /// In this process, from now on. `None` if that is not to be had.
+    fn let_input_be_read_only(&mut self) -> Option<()> {
+        let at = self.at.as_ptr().cast();
+        // SAFETY: the place begins with a page and ends with one, and nobody here writes to it.
+        let result = unsafe { libc::mprotect(at, self.input_bytes, libc::PROT_READ) };
+        (result == 0).then_some(())
     }
 
     /// The first so many bytes of the output. The other process may still write there.

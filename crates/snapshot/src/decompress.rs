@@ -19,15 +19,17 @@ pub trait Decompress: Send + Sync {
     /// It cannot be found out: what decompresses cannot be had, or has ended.
     fn decompress(&self, packed: &[u8], raw: &mut [u8]) -> io::Result<Option<usize>>;
 
-    /// The same, but what `packed` holds, `raw_bytes` at most, is only shown to `see` where it was decompressed. Whoever
-    /// did that may still change it meanwhile, so it is for those who conclude nothing from it: it saves a copy of all of it.
+    /// The same without copies. `put` puts zstd frames, `packed_bytes` in all, where they are read, and what they hold one after
+    /// another, `raw_bytes` at most, is only shown to `see` where it was decompressed. Whoever did that may still change it
+    /// meanwhile, so it is for those who conclude nothing from it.
     ///
     /// # Errors
     ///
-    /// As above; then `see` was not called.
+    /// As above, or that of `put`; then `see` was not called.
     fn decompress_there(
         &self,
-        packed: &[u8],
+        packed_bytes: usize,
+        put: &mut dyn FnMut(&mut [u8]) -> io::Result<()>,
         raw_bytes: usize,
         see: &mut dyn FnMut(&[AtomicU8]),
     ) -> io::Result<Option<usize>>;

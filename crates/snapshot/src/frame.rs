@@ -1,6 +1,7 @@
 //! One frame: some pages to stored bytes and back. Not which pages they are, nor where they lie.
 
-use crate::decompress::Wherever;
+use crate::decompress::{Decompress, Wherever};
+use crate::format::index::Frame;
 use crate::format::{ENCODING_RAW, ENCODING_ZSTD, FormatError, damaged};
 use std::borrow::Cow;
 use std::io;
@@ -72,31 +73,43 @@ impl FrameDecoder {
             _ => damaged("a frame has the wrong length"),
         }
     }
+}
 
-    /// Shows `see` the pages of a frame, `raw_bytes` of them, where they were decompressed. False, and nothing was done, if
-    /// that is here.
-    pub fn decode_there(
-        &self,
-        stored: &[u8],
-        encoding: u16,
-        checksum: &[u8; 32],
-        raw_bytes: usize,
-        see: &mut dyn FnMut(&[AtomicU8]),
-    ) -> Result<bool, FormatError> {
-        let Some(other) = Wherever::elsewhere().filter(|_| encoding == ENCODING_ZSTD) else {
-            return Ok(false);
-        };
-        check(stored, checksum)?;
-        let mut see_whole = |bytes: &[AtomicU8]| {
-            if bytes.len() == raw_bytes {
-                see(bytes);
-            }
-        };
-        match other.decompress_there(stored, raw_bytes, &mut see_whole) {
-            Ok(length) => check_length(length, raw_bytes).map(|()| true),
-            Err(error) => Err(FormatError::Unknown(error)),
+/// Shows `see` the pages of `frames`, `raw_bytes` in all, where `other` decompressed them. `put` gives it their stored bytes,
+/// checked.
+pub fn decode_there(
+    other: &dyn Decompress,
+    frames: &[Frame],
+    put: &mut dyn FnMut(&mut [u8]) -> io::Result<()>,
+    raw_bytes: usize,
+    see: &mut dyn FnMut(&[AtomicU8]),
+) -> Result<(), FormatError> {
+    let mut see_whole = |bytes: &[AtomicU8]| {
+        if bytes.len() == raw_bytes {
+            see(bytes);
         }
+    };
+    let stored = stored_bytes(frames);
+    match other.decompress_there(stored, put, raw_bytes, &mut see_whole) {
+        Ok(length) => check_length(length, raw_bytes),
+        Err(error) => Err(FormatError::Unknown(error)),
     }
+}
+
+/// How long frames are that follow one another.
+pub fn stored_bytes(frames: &[Frame]) -> usize {
+    let lengths = frames.iter().map(|frame| frame.stored_length as usize);
+    lengths.sum()
+}
+
+/// Whether the stored bytes of `frames`, which follow one another in `stored`, are what they were.
+pub fn check_all(mut stored: &[u8], frames: &[Frame]) -> Result<(), FormatError> {
+    for frame in frames {
+        let (of_frame, others) = stored.split_at(frame.stored_length as usize);
+        check(of_frame, &frame.checksum)?;
+        stored = others;
+    }
+    Ok(())
 }
 
 fn check(stored: &[u8], checksum: &[u8; 32]) -> Result<(), FormatError> {

@@ -1,18 +1,20 @@
 //! One snapshot file: its parts, read and checked one at a time. What a snapshot means together
 //! with its ancestors is in `view`, what a view keeps of a file in `kept`.
 
+use crate::decompress::Wherever;
 use crate::error::ReadError;
 use crate::format::header::{self, Header};
 use crate::format::index::{self, Frame, Index};
 use crate::format::metadata::{self, Metadata};
 use crate::format::preamble::PREAMBLE_BYTES;
 use crate::format::{FormatError, damaged};
-use crate::frame::FrameDecoder;
+use crate::frame::{FrameDecoder, check_all, decode_there};
 use crate::kept::Kept;
 use crate::memory;
 use crate::model::{SnapshotId, SnapshotInfo, SnapshotKind, Space, StoreId};
 use crate::storage::{Storage, StoredFile};
 use std::io::{self, ErrorKind};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
 
@@ -168,10 +170,10 @@ impl SnapshotFile {
         info(&self.header, metadata)
     }
 
-    /// The stored bytes of a frame, not yet checked.
-    pub fn stored(&self, frame: &Frame, bytes: &mut Vec<u8>) -> Result<(), ReadError> {
-        let offset = self.header.length() + frame.offset;
-        bytes.resize(frame.stored_length as usize, 0);
+    /// The stored bytes of frames that follow one another, not yet checked.
+    pub fn stored(&self, frames: &[Frame], bytes: &mut [u8]) -> Result<(), ReadError> {
+        let first = frames.first().map_or(0, |frame| frame.offset);
+        let offset = self.header.length() + first;
         read_at(
             &*self.file,
             bytes,
@@ -326,42 +328,52 @@ impl FrameReader {
         page_bytes: usize,
         raw: &mut Vec<u8>,
     ) -> Result<(), ReadError> {
-        self.fetch(layer, number)?;
         let frame = &layer.kept.frames[number];
+        let mut stored = std::mem::take(&mut self.stored);
+        stored.resize(frame.stored_length as usize, 0);
+        self.file_of(layer)?
+            .stored(std::slice::from_ref(frame), &mut stored)?;
+        self.stored = stored;
         raw.resize(frame.page_count as usize * page_bytes, 0);
         self.decoder
             .decode(&self.stored, frame.encoding, &frame.checksum, raw)
             .map_err(|error| self.at(error, layer))
     }
 
-    /// Shows `see` the same where they are decompressed, see [`crate::Decompress::decompress_there`], or, if that is not elsewhere,
-    /// fills `raw` and returns false.
+    /// Shows `see` the pages of frames that follow one another where they are decompressed, see
+    /// [`crate::Decompress::decompress_there`]. False, and nothing was done, if that is here, or if one is not compressed.
     pub fn read_there(
         &mut self,
         layer: &Layer,
-        number: usize,
+        numbers: Range<usize>,
         page_bytes: usize,
-        raw: &mut Vec<u8>,
         see: &mut dyn FnMut(&[AtomicU8]),
     ) -> Result<bool, ReadError> {
-        self.fetch(layer, number)?;
-        let frame = &layer.kept.frames[number];
-        let length = frame.page_count as usize * page_bytes;
-        let (encoding, checksum) = (frame.encoding, &frame.checksum);
-        let decoder = &mut self.decoder;
-        let shown = decoder.decode_there(&self.stored, encoding, checksum, length, see);
-        let decoded = shown.and_then(|shown| {
-            if !shown {
-                raw.resize(length, 0);
-                decoder.decode(&self.stored, encoding, checksum, raw)?;
-            }
-            Ok(shown)
-        });
-        decoded.map_err(|error| self.at(error, layer))
+        let frames = &layer.kept.frames[numbers];
+        let is_packed = frames.iter().all(Frame::is_compressed);
+        let Some(other) = Wherever::elsewhere().filter(|_| is_packed) else {
+            return Ok(false);
+        };
+        let file = self.file_of(layer)?;
+        let mut failed = None;
+        let mut put = |place: &mut [u8]| {
+            let read = file.stored(frames, place);
+            let read = read.and_then(|()| check_all(place, frames).map_err(|error| file.at(error)));
+            read.map_err(|error| {
+                failed = Some(error);
+                ErrorKind::Other.into()
+            })
+        };
+        let pages: usize = frames.iter().map(|frame| frame.page_count as usize).sum();
+        let shown = decode_there(other, frames, &mut put, pages * page_bytes, see);
+        match failed {
+            Some(error) => Err(error),
+            None => shown.map(|()| true).map_err(|error| file.at(error)),
+        }
     }
 
-    /// The stored bytes of a frame.
-    fn fetch(&mut self, layer: &Layer, number: usize) -> Result<(), ReadError> {
+    /// The file of `layer`, which stays open.
+    fn file_of(&mut self, layer: &Layer) -> Result<&SnapshotFile, ReadError> {
         let file = match self.file.take() {
             Some(file) if file.id == layer.id => file,
             _ => {
@@ -372,11 +384,10 @@ impl FrameReader {
                 })?
             }
         };
-        if file.header != layer.header {
-            return Err(ReadError::Replaced { snapshot: layer.id });
+        match file.header == layer.header {
+            true => Ok(self.file.insert(file)),
+            false => Err(ReadError::Replaced { snapshot: layer.id }),
         }
-        let file = self.file.insert(file);
-        file.stored(&layer.kept.frames[number], &mut self.stored)
     }
 
     fn at(&self, error: FormatError, layer: &Layer) -> ReadError {

@@ -188,7 +188,8 @@ impl Writing<'_> {
             if count == 0 {
                 continue;
             }
-            file.stored(frame, &mut stored)?;
+            stored.resize(frame.stored_length as usize, 0);
+            file.stored(std::slice::from_ref(frame), &mut stored)?;
             if *blake3::hash(&stored).as_bytes() != frame.checksum {
                 let what = "the checksum of a frame does not match".to_owned();
                 return Err(file.at(FormatError::Damaged(what)).into());

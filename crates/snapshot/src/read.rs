@@ -2,6 +2,7 @@
 //! Which pages there are is decided in `view`.
 
 use crate::error::ReadError;
+use crate::format::index::Frame;
 use crate::layer::FrameReader;
 use crate::memory;
 use crate::model::{PageHash, PageState};
@@ -17,6 +18,10 @@ const KEPT_BYTES_MAX: usize = 64 << 20;
 
 /// For each thread there are at least so many frames.
 const FRAMES_A_THREAD: usize = 4;
+
+/// So many frames are asked for at once where another process decompresses them, if none is longer than this.
+const FRAMES_AT_ONCE: usize = 2;
+const SHORT_FRAME_BYTES: usize = 256 << 10;
 
 /// So many pieces are put in order at once, and so many pages of files are handed on at once: what a snapshot says of a
 /// space may be much longer than what it holds.
@@ -206,18 +211,34 @@ impl View {
             0 => worker_count(0, threads_worth(&groups)),
             asked => worker_count(asked, groups.len()),
         };
+        let threads = match threads > 1 && loose {
+            // One more, since each waits for what decompresses.
+            true => threads + 1,
+            false => threads,
+        };
+        // To ask for a frame costs two changes of the process.
+        let at_once = if loose { FRAMES_AT_ONCE } else { 1 };
         let next = AtomicUsize::new(0);
         let stop = AtomicBool::new(false);
         let work = || -> Result<(), E> {
             let mut reader = FrameReader::default();
             let mut raw = Vec::new();
             while !stop.load(Ordering::Relaxed) {
-                let Some(group) = groups.get(next.fetch_add(1, Ordering::Relaxed)) else {
+                let first = next.fetch_add(at_once, Ordering::Relaxed).min(groups.len());
+                let some = &groups[first..groups.len().min(first + at_once)];
+                if some.is_empty() {
                     break;
+                }
+                let together = |group: &&[Piece<'_>], next: &&[Piece<'_>]| {
+                    loose && self.inner.is_followed(&group[0], &next[0], space.1)
                 };
-                match loose {
-                    true => self.visit_loose(group, space, &mut reader, &mut raw, visit)?,
-                    false => self.visit_group(group, space, &mut reader, &mut raw, visit)?,
+                for run in some.chunk_by(together) {
+                    if loose && self.visit_loose(run, space.1, &mut reader, visit)? {
+                        continue;
+                    }
+                    for group in run {
+                        self.visit_group(group, space, &mut reader, &mut raw, visit)?;
+                    }
                 }
             }
             Ok(())
@@ -263,36 +284,36 @@ impl View {
         Ok(())
     }
 
-    /// The same, where the bytes need not be ours.
+    /// The same, of groups whose frames follow one another, where the bytes need not be ours. False, and nothing was done, if
+    /// they have to be ours.
     fn visit_loose<E: From<ReadError>>(
         &self,
-        group: &[Piece<'_>],
-        (space, page_bytes): (usize, usize),
+        run: &[&[Piece<'_>]],
+        page_bytes: usize,
         reader: &mut FrameReader,
-        raw: &mut Vec<u8>,
         visit: &impl Fn(PageRange, Found<'_>) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let first = group[0];
-        let mut visited = Ok(());
-        if first.state == PageState::Data {
-            let layer = &self.inner.layers[first.layer as usize];
-            let mut see = |bytes: &[AtomicU8]| {
-                visited = group.iter().try_for_each(|piece| {
-                    let bytes = &bytes[piece.place(page_bytes)];
-                    visit(piece.pages, Found::Loose(bytes))
-                });
-            };
-            match reader.read_there(layer, first.frame, page_bytes, raw, &mut see) {
-                Ok(true) => return visited,
-                Ok(false) => {}
-                Err(ReadError::Replaced { .. }) => return self.visit_again(group, space, visit),
-                Err(error) => return Err(error.into()),
-            }
+    ) -> Result<bool, E> {
+        let (first, last) = (run[0][0], run[run.len() - 1][0]);
+        if first.state != PageState::Data {
+            return Ok(false);
         }
-        group.iter().try_for_each(|piece| {
-            let content = piece.content(raw, page_bytes);
-            visit(piece.pages, Found::Settled(content))
-        })
+        let layer = &self.inner.layers[first.layer as usize];
+        let ordinal_of = |piece: &Piece<'_>| layer.kept.frames[piece.frame].first_ordinal;
+        let mut visited = Ok(());
+        let mut see = |bytes: &[AtomicU8]| {
+            let mut pieces = run.iter().copied().flatten();
+            visited = pieces.try_for_each(|piece| {
+                let skip = (ordinal_of(piece) - ordinal_of(&first)) as usize * page_bytes;
+                let bytes = &bytes[skip..][piece.place(page_bytes)];
+                visit(piece.pages, Found::Loose(bytes))
+            });
+        };
+        let frames = first.frame..last.frame + 1;
+        match reader.read_there(layer, frames, page_bytes, &mut see) {
+            Ok(true) => visited.map(|()| true),
+            Ok(false) | Err(ReadError::Replaced { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The same, of a file that was rewritten since it was opened.
@@ -405,6 +426,23 @@ impl Inner {
                 hashes: &[],
             })
         })
+    }
+
+    /// True if the frame of `next` comes right after that of `piece`, both are compressed, and neither is long.
+    fn is_followed(&self, piece: &Piece<'_>, next: &Piece<'_>, page_bytes: usize) -> bool {
+        let have_frames = piece.state == PageState::Data && next.state == PageState::Data;
+        if !have_frames || (piece.layer, piece.frame + 1) != (next.layer, next.frame) {
+            return false;
+        }
+        // Those that nobody needs are not kept.
+        let frames = &self.layers[piece.layer as usize].kept.frames;
+        let (frame, after) = (&frames[piece.frame], &frames[next.frame]);
+        let is_short = |frame: &Frame| {
+            let bytes = frame.page_count as usize * page_bytes;
+            frame.is_compressed() && bytes <= SHORT_FRAME_BYTES
+        };
+        let ends_at = frame.offset + u64::from(frame.stored_length);
+        ends_at == after.offset && is_short(frame) && is_short(after)
     }
 
     /// The pages of the frame of `piece`, decoded now or lately.

@@ -261,7 +261,8 @@ fn check_frames(
             let Some(frame) = index.frames.get(next.fetch_add(1, Ordering::Relaxed)) else {
                 break;
             };
-            file.stored(frame, &mut stored)?;
+            stored.resize(frame.stored_length as usize, 0);
+            file.stored(std::slice::from_ref(frame), &mut stored)?;
             let page_bytes = spaces[frame.space as usize].page_size.len();
             raw.resize(frame.page_count as usize * page_bytes, 0);
             let numbers = PageRange::with_count(

@@ -18,7 +18,8 @@ impl Decompress for Gone {
 
     fn decompress_there(
         &self,
-        _packed: &[u8],
+        _packed_bytes: usize,
+        _put: &mut dyn FnMut(&mut [u8]) -> io::Result<()>,
         _raw_bytes: usize,
         _see: &mut dyn FnMut(&[AtomicU8]),
     ) -> io::Result<Option<usize>> {

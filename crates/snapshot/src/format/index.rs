@@ -44,6 +44,13 @@ pub struct Frame {
     pub first_ordinal: u64,
 }
 
+impl Frame {
+    /// True if its stored bytes are not its pages.
+    pub fn is_compressed(&self) -> bool {
+        self.encoding == ENCODING_ZSTD
+    }
+}
+
 /// The decoded section.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Index {
