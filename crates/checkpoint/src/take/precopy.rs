@@ -15,7 +15,7 @@ use pagetide_kernel::maps::Mapping;
 use pagetide_kernel::pagemap_scan::{Categories, ScanRequest, ScannedRange};
 use pagetide_pages::{PageCount, PageRange, PageSet};
 use pagetide_snapshot::{PageState, View};
-use pagetide_tracker::{Backend, Harvest};
+use pagetide_tracker::Harvest;
 use std::collections::HashMap;
 
 /// From this much to copy on, pages are copied while the process runs.
@@ -60,7 +60,7 @@ pub(crate) fn precopy(
     let is_compared = member.memo.as_ref().is_some_and(|memo| memo.unlisted_ring);
     let mut expected = pages_expected(member, &layout, parent)?;
     let rounds = match options.mode {
-        _ if !harvests_while_running(member) || is_compared => 0,
+        _ if member.tracking.is_none() || member.needs_stop() || is_compared => 0,
         // Its memory is not to be marked.
         _ if !watchers.is_empty() => 0,
         // What is read into a page after it was copied would not be found by the next harvest.
@@ -88,15 +88,6 @@ pub(crate) fn precopy(
     }
     precopied.expected = expected;
     Ok(precopied)
-}
-
-/// True if a harvest loses nothing though the process runs.
-fn harvests_while_running(member: &Member) -> bool {
-    let backend = member
-        .tracking
-        .as_ref()
-        .map(|tracking| tracking.tracker.backend());
-    backend == Some(Backend::WpAsync)
 }
 
 /// About how many pages there will be to copy.
