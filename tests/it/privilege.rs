@@ -102,6 +102,39 @@ fn a_restore_has_pages_decompressed_by_processes_that_can_do_nothing_else() {
     restoring.wait().expect("it ends");
 }
 
+/// In a namespace of its own: a process gets a number, ends, and another one gets the same, since it is the next again. Then the next
+/// but one is, which is that of what pagetide starts first.
+const NEXT_NUMBER: &str = r#"
+    for i in 1 2 3 4 5 6; do /bin/true; done
+    sleep 600 & wanted=$!
+    "$0" checkpoint $wanted --store "$1" > "$1.report" || exit 10
+    kill -9 $wanted; wait $wanted 2> "$1.ended"
+    echo $((wanted - 1)) > /proc/sys/kernel/ns_last_pid
+    sleep 600 & [ $! = $wanted ] || exit 11
+    kill -9 $wanted; wait $wanted 2> "$1.ended"
+    echo $((wanted - 2)) > /proc/sys/kernel/ns_last_pid
+    "$0" restore "$1" --detach || exit 12
+    [ "$(cat /proc/$wanted/comm)" = sleep ] || exit 13
+    kill -9 $wanted
+"#;
+
+/// The kernel gives numbers in turn, so what decompresses may get the one that the restored process is to have again.
+#[test]
+fn a_number_that_a_process_is_to_have_again_is_left_to_it() {
+    if !is_root("a restore") {
+        return;
+    }
+    let store = TestStore::new();
+    let ended = Command::new("unshare")
+        .args(["--pid", "--fork", "--mount-proc", "sh", "-c", NEXT_NUMBER])
+        .arg(pagetide_path())
+        .arg(store.text())
+        .output()
+        .expect("start a shell");
+    let says = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert!(ended.status.success(), "{}: {says}", ended.status);
+}
+
 #[test]
 fn commands_that_tell_what_is_in_a_store_can_read_and_nothing_else() {
     if !is_root("privilege to give up") {

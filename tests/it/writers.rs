@@ -125,6 +125,12 @@ fn t29_what_a_ring_wrote_that_has_gone() {
 }
 
 #[test]
+fn t09_what_a_ring_read_into_its_buffers_that_has_gone() {
+    let test = "t09_what_a_ring_read_into_its_buffers_that_has_gone";
+    written_by_one_that_has_gone(test, "fixed_buffers", None);
+}
+
+#[test]
 fn t60_a_ring_that_only_its_thread_knows() {
     let test = "t60_a_ring_that_only_its_thread_knows";
     let Some(mut written) = Written::by(test, "registered_ring") else {

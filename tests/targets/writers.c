@@ -18,6 +18,7 @@ static const struct way {
     {"lent_ring", make_lent_ring, complete_lent},
     {"buffer_ring", make_buffer_ring, receive},
     {"lone_buffer_ring", make_lone_buffer_ring, receive},
+    {"fixed_buffers", make_fixed_buffers, read_fixed},
     {"sparse_buffers", make_sparse_buffers, read_fixed},
     {"moved_buffers", make_moved_buffers, read_fixed},
     {"moved_and_replaced_buffers", make_moved_and_replaced_buffers, read_fixed},

@@ -215,6 +215,15 @@ static const char *make_sparse_buffers(void) {
     return problem ? problem : register_after_nothing(&ring);
 }
 
+/* The list is whole. */
+static const char *make_fixed_buffers(void) {
+    const char *problem = make_ordinary(&ring, 0);
+    if (!problem) problem = prepare_data();
+    if (problem) return problem;
+    struct iovec two[2] = {{from_pool(PAGE), PAGE}, {buffers, BUFFER_PAGES * PAGE}};
+    return syscall(SYS_io_uring_register, ring.fd, BUFFERS, two, 2) ? strerror(errno) : NULL;
+}
+
 static const char *read_fixed(void) {
     static unsigned char number;
     unsigned char page[PAGE];

@@ -6,6 +6,7 @@ use pagetide_pages::{PageCount, PageIndex, PageRange, PageSize};
 use pagetide_snapshot::*;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 #[global_allocator]
 static MEMORY: CountedMemory = CountedMemory::new();
@@ -119,4 +120,41 @@ fn reading_takes_memory_by_what_is_stored_and_not_by_what_is_said() {
     assert!(report.ok);
     let peak = MEMORY.take_peak() - before;
     assert!(peak < 32 << 20, "{peak} bytes");
+    caches_are_as_large_as_fits(&view);
+    threads_are_as_many_as_fit(&view);
+}
+
+/// By default eight frames are kept, of 128 KiB each.
+fn caches_are_as_large_as_fits(view: &View) {
+    let kept = |limit: u64| {
+        limit_memory(limit);
+        let before = MEMORY.bytes();
+        for page in (0..PAGES).step_by(32) {
+            let mut bytes = [0; 4096];
+            let read = view.read_page(1, PageIndex(page), &mut bytes);
+            read.expect("a page");
+            assert_eq!(bytes[..8], page.to_le_bytes());
+        }
+        MEMORY.bytes().saturating_sub(before)
+    };
+    let (little, usual) = (kept(4 << 20), kept(u64::MAX));
+    assert!(little < 800 << 10, "{little} bytes");
+    assert!(little + usual >= 1 << 20, "{little} and {usual} bytes");
+}
+
+fn threads_are_as_many_as_fit(view: &View) {
+    let at_once = |limit: u64| {
+        limit_memory(limit);
+        let (now, most) = (AtomicU64::new(0), AtomicU64::new(0));
+        let visited = view.read_parallel::<ReadError>(1, range(0, PAGES), 4, |_, _| {
+            most.fetch_max(now.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+            std::thread::sleep(Duration::from_millis(5));
+            now.fetch_sub(1, Ordering::Relaxed);
+            Ok(())
+        });
+        visited.expect("all of it");
+        most.into_inner()
+    };
+    assert_eq!(at_once(32 << 20), 1);
+    assert!(at_once(u64::MAX) > 1);
 }

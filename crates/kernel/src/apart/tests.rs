@@ -1,8 +1,10 @@
 //! What runs apart computes, and can do nothing else.
 
 use super::Apart;
+use nix::libc;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 use std::fs::{self, File};
+use std::io::Write;
 use std::net::UdpSocket;
 
 const BYTES: usize = 1 << 20;
@@ -79,6 +81,43 @@ fn whatever_else_it_tries_ends_it() {
         // It stays so.
         assert!(apart.run(&[1], &mut []).is_err());
     }
+}
+
+/// Prevents that another process of the same user reads what is in it, or makes it do something.
+#[test]
+fn nobody_of_its_user_may_look_into_it() {
+    if !rustix::process::geteuid().is_root() {
+        let line = "SKIPPED nobody_of_its_user_may_look_into_it: another user needs root";
+        writeln!(std::io::stderr(), "{line}").expect("say so");
+        return;
+    }
+    const SOMEBODY: libc::c_long = 65534;
+    // This thread becomes somebody else, alone: the libc would take all others along.
+    let as_somebody = std::thread::spawn(|| {
+        // SAFETY: the calls take numbers only.
+        let became = unsafe {
+            libc::syscall(libc::SYS_setresuid, SOMEBODY, SOMEBODY, SOMEBODY) == 0
+                // That made the whole program closed to others, and what is made of it would be, too.
+                && libc::prctl(libc::PR_SET_DUMPABLE, 1) == 0
+        };
+        assert!(became, "{}", std::io::Error::last_os_error());
+        let mut apart = start(doubled);
+        assert_eq!(apart.run(&[1], &mut [0; 1]).expect("it lives"), Some(1));
+        let memory_of = |pid: u32| File::open(format!("/proc/{pid}/mem")).map_err(|e| e.kind());
+        let mut other = std::process::Command::new("sleep").arg("60").spawn();
+        let other = other.as_mut().expect("start another process");
+        let since = std::time::Instant::now();
+        // As soon as it is another program.
+        while memory_of(other.id()).is_err() && since.elapsed().as_secs() < 20 {
+            std::thread::yield_now();
+        }
+        let open = memory_of(other.id()).is_ok();
+        other.kill().and_then(|()| other.wait()).expect("end it");
+        assert!(open, "this user may look into its other processes");
+        let closed = memory_of(apart.pid().unsigned_abs()).map(drop);
+        assert_eq!(closed, Err(std::io::ErrorKind::PermissionDenied));
+    });
+    as_somebody.join().expect("no panic");
 }
 
 #[test]
