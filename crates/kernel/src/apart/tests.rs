@@ -94,13 +94,13 @@ fn nobody_of_its_user_may_look_into_it() {
     const SOMEBODY: libc::c_long = 65534;
     // This thread becomes somebody else, alone: the libc would take all others along.
     let as_somebody = std::thread::spawn(|| {
-        // SAFETY: the calls take numbers only.
-        let became = unsafe {
-            libc::syscall(libc::SYS_setresuid, SOMEBODY, SOMEBODY, SOMEBODY) == 0
-                // That made the whole program closed to others, and what is made of it would be, too.
-                && libc::prctl(libc::PR_SET_DUMPABLE, 1) == 0
-        };
-        assert!(became, "{}", std::io::Error::last_os_error());
+        // SAFETY: the call takes numbers only.
+        let became = unsafe { libc::syscall(libc::SYS_setresuid, SOMEBODY, SOMEBODY, SOMEBODY) };
+        assert_eq!(became, 0, "{}", std::io::Error::last_os_error());
+        // That made the whole program closed to others, and what is made of it would be, too.
+        // SAFETY: the call takes numbers only.
+        let opened = unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1) };
+        assert_eq!(opened, 0, "{}", std::io::Error::last_os_error());
         let mut apart = start(doubled);
         assert_eq!(apart.run(&[1], &mut [0; 1]).expect("it lives"), Some(1));
         let memory_of = |pid: u32| File::open(format!("/proc/{pid}/mem")).map_err(|e| e.kind());
@@ -118,6 +118,28 @@ fn nobody_of_its_user_may_look_into_it() {
         assert_eq!(closed, Err(std::io::ErrorKind::PermissionDenied));
     });
     as_somebody.join().expect("no panic");
+}
+
+/// Prevents that what was checked is something else when it is used.
+#[test]
+fn it_cannot_change_its_input() {
+    let mut apart = start(|input, _| {
+        // SAFETY: nothing here is sound; the process ends by it.
+        unsafe { input.as_ptr().cast_mut().write_volatile(9) };
+        Some(0)
+    });
+    assert!(apart.run(&[1], &mut []).is_err() && apart.has_ended());
+}
+
+#[test]
+fn it_goes_on_when_there_is_no_input() {
+    let mut apart = start(doubled);
+    let mut nothing = |_: &mut [u8]| Err(std::io::ErrorKind::NotFound.into());
+    let result = apart.run_there(1, &mut nothing, 1, &mut |_| panic!("there is no output"));
+    let kind = result.map_err(|error| error.kind());
+    assert_eq!(kind, Err(std::io::ErrorKind::NotFound));
+    assert!(!apart.has_ended());
+    assert_eq!(apart.run(&[1], &mut [0; 1]).expect("it lives"), Some(1));
 }
 
 #[test]
