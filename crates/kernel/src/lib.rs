@@ -42,6 +42,7 @@ pub mod pagemap_scan;
 pub mod pidfd;
 pub mod probe;
 pub mod proc_file;
+pub mod process_group;
 pub mod progress;
 pub mod ptrace;
 pub mod record_locks;

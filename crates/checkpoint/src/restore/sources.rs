@@ -8,6 +8,7 @@ use crate::capture::SIZE;
 use pagetide_process::{FileIdentity, OpenError, Opener};
 use pagetide_snapshot::{Backing, Region, Sharing};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
@@ -337,6 +338,9 @@ pub(super) fn open_regular(
     let bytes = path.as_os_str().as_bytes();
     let failed = |error: OpenError| {
         let reason = match error {
+            OpenError::Kernel(Errno::MFILE) => {
+                return RestoreError::Descriptors(Errno::MFILE.into());
+            }
             OpenError::Kernel(errno) => format!("cannot be opened: {errno}"),
             error => error.to_string(),
         };

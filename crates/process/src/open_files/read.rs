@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use pagetide_kernel::descriptor_owner::{self, OwnerKind};
 use pagetide_kernel::maps::mappings;
 use pagetide_kernel::pidfd::PidFd;
+use pagetide_kernel::process_group::process_group;
 use rustix::fs::{FileType, MemfdFlags, OFlags, fstat, fstatfs, memfd_create};
-use rustix::process::{Pid, getpgid};
 
 use crate::blocker::Blocker;
 use crate::blocker_kind::BlockerKind;
@@ -325,13 +325,9 @@ impl<'a> Reader<'a> {
             let pid = process.identity().pid;
             owners.insert((1, pid));
             owners.extend(process.threads().iter().map(|thread| (0, thread.get())));
-            let group = getpgid(Pid::from_raw(pid)).map(|group| group.as_raw_nonzero().get());
-            owners.extend(
-                group
-                    .ok()
-                    .filter(|group| self.pids.contains(group))
-                    .map(|group| (2, group)),
-            );
+            let group = process_group(pid).ok().flatten();
+            let known = group.filter(|group| self.pids.contains(group));
+            owners.extend(known.map(|group| (2, group)));
         }
         owners
     }
