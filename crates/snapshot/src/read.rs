@@ -212,8 +212,8 @@ impl View {
             asked => worker_count(asked, groups.len()),
         };
         let threads = match threads > 1 && loose {
-            // One more, since each waits for what decompresses.
-            true => threads + 1,
+            // One more if it fits, since each waits for what decompresses.
+            true => worker_count(threads + 1, groups.len()),
             false => threads,
         };
         // To ask for a frame costs two changes of the process.
