@@ -137,7 +137,8 @@ impl ProcessMemory {
         }
         // process_vm_readv names a process, not an address space: after an execve(2), or if the
         // number was given to a new process, it has read from the wrong one.
-        self.check_alive()?;
+        let first = ranges.iter().find(|range| !range.is_empty());
+        self.check_alive_at(first.map_or(0, |range| size.address_of(range.start())))?;
         Ok(unreadable)
     }
 
@@ -356,7 +357,7 @@ impl ProcessMemory {
             }
         }
         // process_vm_writev names a process, not an address space.
-        self.check_alive()
+        self.check_alive_at(address)
     }
 
     /// As [`Self::fill`], with bytes that another process may still change.
@@ -368,7 +369,7 @@ impl ProcessMemory {
                 Ok(count) => done += count,
             }
         }
-        self.check_alive()
+        self.check_alive_at(address)
     }
 
     /// As [`Self::write`], with such bytes.
@@ -427,14 +428,21 @@ impl ProcessMemory {
             }
         }
         // process_vm_writev names a process, not an address space.
-        self.check_alive().map_err(|error| (0, error))
+        let address = pieces.first().map_or(0, |&(address, _)| address);
+        self.check_alive_at(address).map_err(|error| (0, error))
     }
 
     /// Fails with [`MemoryError::SpaceGone`] if the process has exited or replaced its address space
     /// since this was opened. An address space that another process shares (CLONE_VM) lives on.
     pub fn check_alive(&self) -> Result<(), MemoryError> {
-        // Page zero is not mapped in a living space, which is an error and not an end of file.
-        match self.file.read_at(&mut [0u8; 1], 0) {
+        self.check_alive_at(0)
+    }
+
+    /// The same, of a caller who has just read or written at `address`. Where nothing is mapped, as at zero, the kernel (since
+    /// 6.5) looks for a stack to grow, and takes the lock of the address space for writing: all who fault there wait.
+    fn check_alive_at(&self, address: u64) -> Result<(), MemoryError> {
+        // In a living space, what cannot be read is an error and not an end of file.
+        match self.file.read_at(&mut [0u8; 1], address) {
             Ok(0) => Err(MemoryError::SpaceGone { pid: self.pid }),
             _ => Ok(()),
         }

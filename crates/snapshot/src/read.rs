@@ -301,12 +301,26 @@ impl View {
         let ordinal_of = |piece: &Piece<'_>| layer.kept.frames[piece.frame].first_ordinal;
         let mut visited = Ok(());
         let mut see = |bytes: &[AtomicU8]| {
-            let mut pieces = run.iter().copied().flatten();
-            visited = pieces.try_for_each(|piece| {
+            let in_bytes = |piece: &Piece<'_>| {
                 let skip = (ordinal_of(piece) - ordinal_of(&first)) as usize * page_bytes;
-                let bytes = &bytes[skip..][piece.place(page_bytes)];
-                visit(piece.pages, Found::Loose(bytes))
-            });
+                let place = piece.place(page_bytes);
+                skip + place.start..skip + place.end
+            };
+            // Whoever hands them on makes a call for each of what it is shown, so what is in one piece is shown in one.
+            let mut pieces = run.iter().copied().flatten().peekable();
+            while let Some(piece) = pieces.next() {
+                let (mut pages, mut place) = (piece.pages, in_bytes(piece));
+                while let Some(next) = pieces.next_if(|next| {
+                    (next.pages.start(), in_bytes(next).start) == (pages.end(), place.end)
+                }) {
+                    pages = PageRange::new(pages.start(), next.pages.end());
+                    place.end = in_bytes(next).end;
+                }
+                visited = visit(pages, Found::Loose(&bytes[place]));
+                if visited.is_err() {
+                    return;
+                }
+            }
         };
         let frames = first.frame..last.frame + 1;
         match reader.read_there(layer, frames, page_bytes, &mut see) {
