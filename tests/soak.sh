@@ -86,17 +86,23 @@ row() { # program, snapshots
 }
 
 printf '%-7s %9s %13s %6s %13s   %s\n' program snapshots "own memory" files "store" "stop (median / 99 %)"
-declare -A seen
-for at in $first $((snapshots / 10)) $snapshots; do
-    [ "$at" -ge "$first" ] || continue
+# The schedules are not equally fast, and each ends a while after its last row: whichever is there first has its row first.
+declare -A left
+for name in python redis; do left[$name]=$(printf '%s\n' $first $((snapshots / 10)) $snapshots | awk -v first=$first '$1 >= first' | sort -nu); done
+while [ -n "${left[python]}${left[redis]}" ]; do
     for name in python redis; do
-        while [ "$(wc -l <"$work/$name.lines")" -lt "$at" ]; do
-            kill -0 "${schedule[$name]}" 2>/dev/null || { echo "the schedule of $name has ended:"; cat "$work/$name.errors"; exit 1; }
-            sleep 0.02
-        done
-        [ -n "${seen[$name$at]:-}" ] || row "$name" "$at"
-        seen[$name$at]=1
+        at=${left[$name]%%$'\n'*}
+        [ -n "$at" ] || continue
+        if [ "$(wc -l <"$work/$name.lines")" -ge "$at" ]; then
+            row "$name" "$at"
+            left[$name]=$(echo "${left[$name]}" | sed 1d)
+        elif ! kill -0 "${schedule[$name]}" 2>/dev/null; then
+            echo "the schedule of $name has ended:"
+            cat "$work/$name.errors"
+            exit 1
+        fi
     done
+    sleep 0.02
 done
 for name in python redis; do
     wait "${schedule[$name]}" || { echo "the schedule of $name failed:"; cat "$work/$name.errors"; exit 1; }

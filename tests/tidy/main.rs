@@ -3,6 +3,7 @@
 
 mod blockers;
 mod circles;
+mod classes;
 mod functions;
 mod known;
 mod messages;

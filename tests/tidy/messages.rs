@@ -1,6 +1,7 @@
 //! All messages of errors, read out of the source into one table, docs/MESSAGES.md: whoever changes one sees them all. It is
 //! written anew by `PAGETIDE_WRITE_MESSAGES=1 cargo test -p pagetide-tests --test tidy messages`.
 
+use crate::classes::Classes;
 use crate::{name_of, parsed, sources, text_of, top};
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -9,8 +10,9 @@ use syn::visit::{self, Visit};
 const HEAD: &str = "# Messages
 
 What pagetide says when something fails: every error of every crate, in the words of the source, from which this table is made
-(`tests/tidy/messages.rs`). `{...}` stands for what it is about. Errors that only pass on another one are left out. What the
-user can do about it, and the exit status, is added by the command line (`crates/cli/src/failure.rs`).
+(`tests/tidy/messages.rs`). `{...}` stands for what it is about. Errors that only pass on another one are left out. The exit status is 3 for what
+cannot be done with this process, this store or these rights, and 1 for what failed; that of the causes counts, too. `1 or 3` depends on
+the cause. What can be done about it is printed below the message (`crates/cli/src/failure.rs`).
 ";
 
 /// The messages of one file: of which type and variant, and the words.
@@ -51,15 +53,20 @@ impl Visit<'_> for Messages {
 /// The page as the source has it.
 fn page() -> String {
     let mut by_crate: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
+    let mut classes = Classes::default();
     for path in sources("crates") {
         let name = name_of(&path);
         if !name.contains("/src/") || name.contains("/bench/") {
             continue;
         }
+        let of = name.split('/').nth(1).unwrap_or_default();
+        classes.read(of, &path);
         let mut messages = Messages::default();
         messages.visit_file(&parsed(&path));
-        let of = name.split('/').nth(1).unwrap_or_default().to_owned();
-        by_crate.entry(of).or_default().extend(messages.found);
+        by_crate
+            .entry(of.to_owned())
+            .or_default()
+            .extend(messages.found);
     }
     let mut page = HEAD.to_owned();
     for (name, mut messages) in by_crate {
@@ -67,10 +74,14 @@ fn page() -> String {
         if messages.is_empty() {
             continue;
         }
-        let _ = write!(page, "\n## {name}\n\n| error | message |\n|---|---|\n");
+        let _ = write!(
+            page,
+            "\n## {name}\n\n| error | message | exit | what to do |\n|---|---|---|---|\n"
+        );
         for (of, words) in messages {
             let words = words.replace('|', "\\|").replace('\n', " ");
-            let _ = writeln!(page, "| `{of}` | {words} |");
+            let (status, advice) = (classes.status(&name, &of), classes.advice(&of));
+            let _ = writeln!(page, "| `{of}` | {words} | {status} | {advice} |");
         }
     }
     page
@@ -97,7 +108,7 @@ fn messages_look_like_messages() {
     let rows = rows.lines().filter_map(|line| line.strip_prefix("| `"));
     let rows = rows.filter_map(|line| line.split_once("` | "));
     let wrong: Vec<_> = rows
-        .map(|(of, words)| (of, words.trim_end_matches(" |")))
+        .filter_map(|(of, rest)| Some((of, rest.rsplitn(3, " | ").nth(2)?)))
         .filter(|(_, words)| {
             let first = words.chars().next().unwrap_or('.');
             let second = words.chars().nth(1).unwrap_or('.');

@@ -13,6 +13,7 @@ use pagetide_process::{
 };
 use pagetide_snapshot::{LockError, ReadError, StoreId, WriteError};
 use pagetide_tracker::{Backend, TrackError};
+use std::borrow::Cow;
 
 /// Why checkpoints of a process cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +69,24 @@ impl AttachError {
             AttachError::Store(inner) => inner.is_refusal(),
             AttachError::Tracking(inner) => inner.is_refusal(),
             _ => false,
+        }
+    }
+
+    /// What whoever runs the command line can do about it, if something.
+    pub fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            AttachError::Busy { by: Some(by), .. } => Some(Cow::Owned(format!(
+                "end that one first (`kill {by}`), or use its store"
+            ))),
+            AttachError::Busy { by: None, .. } => {
+                Some(Cow::Borrowed("end that one first, or use its store"))
+            }
+            AttachError::Refused(inner) => inner.advice(),
+            AttachError::Stop(inner) => inner.advice(),
+            AttachError::Lock(inner) => inner.advice(),
+            AttachError::Store(inner) => inner.advice(),
+            AttachError::Tracking(inner) => inner.advice(),
+            _ => None,
         }
     }
 }
@@ -146,6 +165,23 @@ impl TrackingError {
             TrackingError::OwnedByAnother { .. } => true,
             TrackingError::Stop(inner) => inner.is_refusal(),
             _ => false,
+        }
+    }
+
+    /// What whoever runs the command line can do about it, if something.
+    pub fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            TrackingError::OwnedByAnother { pid, place, .. } => {
+                let instead = match &place[..] {
+                    "" => "use that store".to_owned(),
+                    place => format!("use `--store {place}`"),
+                };
+                Some(Cow::Owned(format!(
+                    "{instead}, or `pagetide detach {pid}` to begin anew (the next snapshot is full then)"
+                )))
+            }
+            TrackingError::Stop(inner) => inner.advice(),
+            _ => None,
         }
     }
 }
@@ -235,6 +271,26 @@ pub enum TakeError {
 }
 
 impl TakeError {
+    /// True if nothing went wrong: it cannot be done with this process, this store or these rights, and trying again does not help.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            TakeError::Member { source, .. } => source.is_refusal(),
+            TakeError::Stop(inner) => inner.is_refusal(),
+            TakeError::Tracking(inner) => inner.is_refusal(),
+            _ => false,
+        }
+    }
+
+    /// What whoever runs the command line can do about it, if something.
+    pub fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            TakeError::Member { source, .. } => source.advice(),
+            TakeError::Stop(inner) => inner.advice(),
+            TakeError::Tracking(inner) => inner.advice(),
+            _ => None,
+        }
+    }
+
     /// True if the address space that was tracked is gone: the process ended or executed a program.
     pub(crate) fn is_space_gone(&self) -> bool {
         matches!(
@@ -309,4 +365,28 @@ pub enum InspectError {
     /// It was killed while it stood still.
     #[error(transparent)]
     Resume(#[from] ResumeError),
+}
+
+impl InspectError {
+    /// True if nothing went wrong: it cannot be done with this process, this store or these rights, and trying again does not help.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            InspectError::Refused(inner) => inner.is_refusal(),
+            InspectError::Member { source, .. } => source.is_refusal(),
+            InspectError::Stop(inner) => inner.is_refusal(),
+            InspectError::Attach(inner) => inner.is_refusal(),
+            _ => false,
+        }
+    }
+
+    /// What whoever runs the command line can do about it, if something.
+    pub fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            InspectError::Refused(inner) => inner.advice(),
+            InspectError::Member { source, .. } => source.advice(),
+            InspectError::Stop(inner) => inner.advice(),
+            InspectError::Attach(inner) => inner.advice(),
+            _ => None,
+        }
+    }
 }

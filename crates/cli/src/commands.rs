@@ -18,9 +18,9 @@ mod snapshots;
 mod verify;
 
 use crate::args::{Command, Diff, StoreAt, StoreOnly, Which};
-use crate::failure::Wrong;
 use crate::output;
 use crate::privilege;
+use crate::wrong::Wrong;
 use anyhow::Context;
 use pagetide::AttachError;
 use pagetide_process::StopOptions;

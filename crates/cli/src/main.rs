@@ -17,6 +17,7 @@ mod shown;
 mod signals;
 mod sink;
 mod watch;
+mod wrong;
 
 use pagetide_kernel::counted_memory::CountedMemory;
 use std::process::ExitCode;

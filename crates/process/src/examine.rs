@@ -3,6 +3,7 @@
 //! Nothing here changes the target or waits for it. What is true now may be false a moment later,
 //! so stopping checks again what matters.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
@@ -172,10 +173,53 @@ pub enum RefusalError {
     },
 }
 
+impl NoPrivilege {
+    /// What whoever runs the command line can do about it.
+    pub fn advice(&self) -> &'static str {
+        match self {
+            Self::OtherUser { .. } | Self::NotDumpable { .. } => {
+                "run as that user, as root, or with the capability CAP_SYS_PTRACE"
+            }
+            Self::PtraceScope { .. } => {
+                "set the sysctl kernel.yama.ptrace_scope to 0, run with the capability CAP_SYS_PTRACE, or start the program \
+                 under `pagetide run`"
+            }
+            Self::Other { .. } if rustix::process::geteuid().is_root() => {
+                "you are root already: the kernel protects this process (it is the first of the machine, a security module or \
+                 another user namespace)"
+            }
+            Self::Other { .. } => {
+                "run as root or with the capability CAP_SYS_PTRACE, or start the program under `pagetide run`"
+            }
+        }
+    }
+}
+
+pub(crate) const ONE_TRACER: &str =
+    "end the debugger (or detach it) first: a process can have only one tracer";
+pub(crate) const ONLY_64_BIT: &str = "only 64-bit programs can be checkpointed";
+
 impl RefusalError {
     /// True if nothing went wrong: it cannot be done with this process, this store or these rights, and trying again does not help.
     pub fn is_refusal(&self) -> bool {
         !matches!(self, RefusalError::Proc { .. })
+    }
+
+    /// What whoever runs the command line can do about it, if something.
+    pub fn advice(&self) -> Option<Cow<'static, str>> {
+        Some(Cow::Borrowed(match self {
+            RefusalError::NoPrivilege { reason, .. } => reason.advice(),
+            RefusalError::AlreadyTraced { tracer_comm, .. }
+                if tracer_comm.starts_with("pagetide") =>
+            {
+                "wait until that command has ended; after `restore --lazy` its memory is still coming in"
+            }
+            RefusalError::AlreadyTraced { .. } => ONE_TRACER,
+            RefusalError::NotAProcess { .. } => "name the process, not one of its threads",
+            RefusalError::ThirtyTwoBit { .. } => ONLY_64_BIT,
+            RefusalError::KernelThread { .. } => "only user programs can be checkpointed",
+            _ => return None,
+        }))
     }
 }
 

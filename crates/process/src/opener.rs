@@ -59,6 +59,16 @@ pub enum OpenError {
     },
 }
 
+impl OpenError {
+    /// True if nothing went wrong: what is at the path now is not what the process may have.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            OpenError::Link { .. } | OpenError::NotAllowed { .. } | OpenError::NotTheirs { .. }
+        )
+    }
+}
+
 /// Which file it was at the time of the snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FileIdentity {

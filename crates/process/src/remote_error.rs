@@ -1,5 +1,6 @@
 //! What can go wrong with a system call run inside the target. The texts, and nothing else.
 
+use std::borrow::Cow;
 use std::io;
 
 use pagetide_kernel::ptrace::ThreadId;
@@ -146,6 +147,23 @@ impl RemoteCallError {
                 | RemoteCallError::NoThread { .. }
                 | RemoteCallError::Frozen { .. }
         ) || self.has_no_free_descriptor()
+    }
+
+    /// What whoever runs the command line can do about it, if something.
+    pub fn advice(&self) -> Option<Cow<'static, str>> {
+        Some(Cow::Borrowed(match self {
+            RemoteCallError::ForbiddenBySeccomp { .. }
+            | RemoteCallError::SeccompStrict { .. }
+            | RemoteCallError::UnderSeccomp { .. }
+            | RemoteCallError::SeccompUnknown { .. } => {
+                "use `--backend rehash`, which makes no system calls inside the process but reads all of its memory each time"
+            }
+            _ if self.has_no_free_descriptor() => {
+                "raise its limit of open files (`prlimit --nofile`), or use `--backend rehash`, which opens nothing in the process \
+                 but reads all of its memory each time"
+            }
+            _ => return None,
+        }))
     }
 
     /// True if the process may open no more files.

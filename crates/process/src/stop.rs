@@ -1,5 +1,6 @@
 //! A process with all its threads stopped, and how it gets into and out of that.
 
+use std::borrow::Cow;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use rustix::io::Errno;
 use rustix::process::Signal;
 
 use crate::descriptors::{self, DescriptorError, FileDescriptor};
-use crate::examine::{NoPrivilege, why_no_privilege};
+use crate::examine::{NoPrivilege, ONE_TRACER, ONLY_64_BIT, why_no_privilege};
 use crate::freezer::Freezer;
 use crate::identity::ProcessIdentity;
 use crate::landing::{Landing, Terrain};
@@ -198,6 +199,21 @@ impl StopError {
                 | StopError::FirstThreadEnded { .. }
                 | StopError::Frozen { .. }
         )
+    }
+
+    /// What whoever runs the command line can do about it, if something.
+    pub fn advice(&self) -> Option<Cow<'static, str>> {
+        Some(Cow::Borrowed(match self {
+            StopError::NoPrivilege { reason, .. } => reason.advice(),
+            StopError::AlreadyTraced { .. } => ONE_TRACER,
+            StopError::ThirtyTwoBit { .. } => ONLY_64_BIT,
+            StopError::Timeout { state: 'D', .. } => {
+                "the process runs on; try again when that wait in the kernel is over, which for the parent of a vfork is when its \
+                 child ends or executes a program"
+            }
+            StopError::Timeout { .. } => "the process runs on; try again",
+            _ => return None,
+        }))
     }
 }
 

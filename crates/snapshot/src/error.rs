@@ -1,10 +1,13 @@
-//! Why an operation failed: one enum for each family of operations. What to do about it is for the
-//! caller to say.
+//! Why an operation failed: one enum for each family of operations.
 
 use crate::model::{ContentHash, SnapshotId};
 use crate::storage::Untrusted;
 use pagetide_pages::PageRange;
+use std::borrow::Cow;
 use std::io;
+
+const WRITABLE: &str = "a store must be writable to take snapshots into it";
+const NEWER: &str = "use the version of pagetide that wrote it, or a newer";
 
 /// Why a store could not be created or opened.
 #[derive(Debug, thiserror::Error)]
@@ -87,6 +90,22 @@ impl OpenError {
     pub fn is_refusal(&self) -> bool {
         !matches!(self, OpenError::Io { .. })
     }
+
+    /// What whoever runs the command line can do about it, if something.
+    pub fn advice(&self) -> Option<Cow<'static, str>> {
+        Some(Cow::Borrowed(match self {
+            OpenError::Missing { .. } => {
+                "name the directory that was given to `checkpoint --store`"
+            }
+            OpenError::NotAStore { .. } | OpenError::NotEmpty { .. } => {
+                "name a store; `checkpoint` also takes a directory that is empty or not there yet"
+            }
+            OpenError::FutureFormat { .. } => NEWER,
+            OpenError::Untrusted { source, .. } => source.advice(),
+            OpenError::ReadOnly { .. } => WRITABLE,
+            _ => return None,
+        }))
+    }
 }
 
 /// Why the right to write a store could not be had.
@@ -125,6 +144,17 @@ impl LockError {
     /// True if nothing went wrong: it cannot be done with this process, this store or these rights, and trying again does not help.
     pub fn is_refusal(&self) -> bool {
         !matches!(self, LockError::Io { .. })
+    }
+
+    /// What whoever runs the command line can do about it, if something.
+    pub fn advice(&self) -> Option<Cow<'static, str>> {
+        Some(Cow::Borrowed(match self {
+            LockError::Locked { .. } => {
+                "wait until the other command has ended, or use another store"
+            }
+            LockError::ReadOnly { .. } => WRITABLE,
+            LockError::Io { .. } => return None,
+        }))
     }
 }
 
@@ -282,6 +312,19 @@ impl ReadError {
                 | ReadError::Future { .. }
                 | ReadError::TooLarge { .. }
         )
+    }
+
+    /// What whoever runs the command line can do about it, if something.
+    pub fn advice(&self) -> Option<Cow<'static, str>> {
+        Some(Cow::Borrowed(match self {
+            ReadError::NoSuchSnapshot { .. } | ReadError::Pruned { .. } => {
+                "`pagetide log` lists the snapshots"
+            }
+            ReadError::TooLarge { .. } => "raise --memory-limit",
+            ReadError::Damaged { .. } => "`pagetide verify` names all damage",
+            ReadError::Future { .. } => NEWER,
+            _ => return None,
+        }))
     }
 }
 
@@ -450,6 +493,15 @@ impl PruneError {
             PruneError::Lock(inner) => inner.is_refusal(),
             PruneError::Read(inner) => inner.is_refusal(),
             _ => false,
+        }
+    }
+
+    /// What whoever runs the command line can do about it, if something.
+    pub fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            PruneError::Lock(inner) => inner.advice(),
+            PruneError::Read(inner) => inner.advice(),
+            _ => None,
         }
     }
 }

@@ -11,6 +11,7 @@ use pagetide_process::{
 };
 use pagetide_snapshot::{ReadError, SnapshotId};
 use rustix::io::Errno;
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 /// Why a process was not restored. Nothing of it is left.
@@ -187,22 +188,38 @@ pub enum RestoreError {
 impl RestoreError {
     /// True if the snapshot cannot be restored here, as opposed to something that failed.
     pub fn is_refusal(&self) -> bool {
-        matches!(self, RestoreError::Reopen(error) if error.is_refusal())
-            || matches!(
-                self,
-                RestoreError::NotAProcess { .. }
-                    | RestoreError::Blocked { .. }
-                    | RestoreError::File { .. }
-                    | RestoreError::Vdso { .. }
-                    | RestoreError::Impossible { .. }
-                    | RestoreError::TooManyMappings { .. }
-                    | RestoreError::Taken { .. }
-                    | RestoreError::Session { .. }
-                    | RestoreError::MemoryOnly { .. }
-                    | RestoreError::NotAllowed { .. }
-                    | RestoreError::Spawn(SpawnError::NotPermitted { .. })
-                    | RestoreError::Rebuild(RebuildError::KernelMappings(_))
-            )
+        match self {
+            RestoreError::NotAProcess { .. }
+            | RestoreError::Blocked { .. }
+            | RestoreError::File { .. }
+            | RestoreError::Vdso { .. }
+            | RestoreError::Impossible { .. }
+            | RestoreError::TooManyMappings { .. }
+            | RestoreError::Taken { .. }
+            | RestoreError::Session { .. }
+            | RestoreError::MemoryOnly { .. }
+            | RestoreError::NotAllowed { .. }
+            | RestoreError::Spawn(SpawnError::NotPermitted { .. })
+            | RestoreError::Rebuild(RebuildError::KernelMappings(_)) => true,
+            RestoreError::Reopen(inner) => inner.is_refusal(),
+            RestoreError::Store(inner) => inner.is_refusal(),
+            _ => false,
+        }
+    }
+
+    /// What whoever runs the command line can do about it, if something.
+    pub fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            RestoreError::Taken { pid, .. } => Some(Cow::Owned(format!(
+                "end it first (`kill {pid}`), put it back as it was (`pagetide rollback {pid} DIR`), or start a copy with --new-pid"
+            ))),
+            RestoreError::NotAllowed { path } => Some(Cow::Owned(format!(
+                "add `--allow {}`; --dry-run lists all such paths",
+                path.display()
+            ))),
+            RestoreError::Store(inner) => inner.advice(),
+            _ => None,
+        }
     }
 }
 

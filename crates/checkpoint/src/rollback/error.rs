@@ -9,6 +9,7 @@ use pagetide_process::{
     RefusalError, RemoteCallError, ResumeError, StateDecodeError, StopError, ThreadStateError,
 };
 use pagetide_snapshot::{ReadError, SnapshotId};
+use std::borrow::Cow;
 
 /// Why a process was not put back.
 #[derive(Debug, thiserror::Error)]
@@ -125,14 +126,27 @@ impl RollbackError {
     /// True if the process or the snapshot cannot be handled, as opposed to something that failed.
     pub fn is_refusal(&self) -> bool {
         match self {
-            RollbackError::Refused(RefusalError::Proc { .. }) => false,
-            RollbackError::Refused(_)
-            | RollbackError::NotAProcess { .. }
+            RollbackError::Refused(inner) => inner.is_refusal(),
+            RollbackError::Stop(inner) => inner.is_refusal(),
+            RollbackError::Store(inner) => inner.is_refusal(),
+            RollbackError::Tracking(inner) => inner.is_refusal(),
+            RollbackError::NotAProcess { .. }
             | RollbackError::Tree { .. }
             | RollbackError::AnotherProcess { .. }
             | RollbackError::Threads { .. }
             | RollbackError::Mapping { .. } => true,
             _ => false,
+        }
+    }
+
+    /// What whoever runs the command line can do about it, if something.
+    pub fn advice(&self) -> Option<Cow<'static, str>> {
+        match self {
+            RollbackError::Refused(inner) => inner.advice(),
+            RollbackError::Stop(inner) => inner.advice(),
+            RollbackError::Store(inner) => inner.advice(),
+            RollbackError::Tracking(inner) => inner.advice(),
+            _ => None,
         }
     }
 }

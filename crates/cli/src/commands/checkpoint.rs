@@ -4,13 +4,14 @@ use super::owner;
 use super::snapshots::Printer;
 use super::{STOP_TIMEOUT, stop_options, storage_to_act};
 use crate::args::{BackendName, Checkpoint, LeaveName, ModeName, Run, Taking};
-use crate::failure::{self, Signalled, Wrong};
+use crate::failure;
 use crate::keeping::Keeping;
 use crate::output;
 use crate::schedule::Schedule;
 use crate::signals::Signals;
 use crate::sink::Sink;
 use crate::watch;
+use crate::wrong::{Signalled, Wrong};
 use anyhow::Context;
 use pagetide::{
     Checkpointer, Leave, Mode, Options, Progress, Report, Request, Residence, TakeError,

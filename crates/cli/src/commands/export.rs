@@ -2,7 +2,7 @@
 
 use super::{open_store_to_act, show, view_at};
 use crate::args::{Export, ExportFormat};
-use crate::failure::Wrong;
+use crate::wrong::Wrong;
 use anyhow::Context;
 use pagetide::{CoreExtent, MemberNames};
 use pagetide_snapshot::{Capture, View};

@@ -1,6 +1,6 @@
 //! Whose snapshots a store holds: the process that a snapshot names, and whether another one may be added to it.
 
-use crate::failure::Wrong;
+use crate::wrong::Wrong;
 use pagetide::PROCESS_ATTACHMENT;
 use pagetide_process::{Examined, OutsideState, ProcessIdentity, ProcessState};
 use pagetide_snapshot::{SnapshotId, Store};

@@ -180,7 +180,7 @@ impl ReopenError {
         match self {
             Self::Blocked { .. } | Self::FileChanged { .. } | Self::Locked { .. } => true,
             Self::Open { source, .. } => matches!(*source, Errno::NOENT | Errno::NOTDIR),
-            Self::NotOpened { source, .. } => !matches!(source, OpenError::Act { .. }),
+            Self::NotOpened { source, .. } => source.is_refusal(),
             Self::Socket(error) => error.is_refusal(),
             _ => false,
         }

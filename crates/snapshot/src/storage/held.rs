@@ -44,6 +44,12 @@ impl Untrusted {
     pub fn is(error: &io::Error) -> bool {
         error.get_ref().is_some_and(|inner| inner.is::<Untrusted>())
     }
+
+    /// What whoever runs the command line can do about it.
+    pub fn advice(&self) -> &'static str {
+        "name a store that nobody but root and you can write to, in directories of which that is true, too; if you know better, \
+         add `--trust-store`"
+    }
 }
 
 /// Whose files are relied on.
