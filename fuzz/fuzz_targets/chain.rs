@@ -22,6 +22,7 @@ const PAGES: u64 = 32;
 const PAGE_BYTES: usize = 512;
 const MEM: usize = 0;
 const OBJECT: usize = 1;
+const SEEDS: u8 = 16;
 
 type Pages = BTreeMap<u64, (PageState, u8)>;
 
@@ -118,7 +119,19 @@ impl Model {
 }
 
 fn hash(seed: u8) -> PageHash {
-    PageHash::of(&[seed; PAGE_BYTES])
+    PageHash::of(&page(seed))
+}
+
+/// The bytes of a page: from seed 5 on pages are alike but for a word.
+fn page(seed: u8) -> [u8; PAGE_BYTES] {
+    let mut page = [seed.min(5); PAGE_BYTES];
+    page[usize::from(seed % 4) * 8..][..8].fill(seed);
+    page
+}
+
+fn seed_of(bytes: &[u8]) -> u8 {
+    let seed = (0..SEEDS).find(|&seed| page(seed) == bytes);
+    seed.expect("bytes that were put")
 }
 
 fn check(view: &View, model: &Model) {
@@ -130,14 +143,13 @@ fn check(view: &View, model: &Model) {
                 let what = match content {
                     PageContent::Bytes(bytes) => {
                         let bytes = &bytes[number * PAGE_BYTES..][..PAGE_BYTES];
-                        assert!(bytes.iter().all(|byte| *byte == bytes[0]));
-                        (PageState::Data, bytes[0])
+                        (PageState::Data, seed_of(bytes))
                     }
                     PageContent::Zero => (PageState::Zero, 0),
                     PageContent::Guard => (PageState::Guard, 0),
                     PageContent::Unbacked => (PageState::Unbacked, 0),
                     PageContent::File(hashes) => {
-                        let seed = (0..5).find(|&seed| hash(seed) == hashes[number]);
+                        let seed = (0..SEEDS).find(|&seed| hash(seed) == hashes[number]);
                         (PageState::File, seed.expect("a hash that was put"))
                     }
                 };
@@ -172,6 +184,7 @@ fuzz_target!(|input: &[u8]| {
     let storage = MemoryStorage::new();
     let store = Store::create(Arc::new(storage)).expect("a store");
     let lock = store.lock().expect("the lock");
+    let shadow = Shadow::new(20 * (PAGE_BYTES as u64 + 200));
     let mut done: Vec<(View, Model)> = Vec::new();
     for version in input.chunks(64).take(16) {
         let parent = done.last();
@@ -180,6 +193,7 @@ fuzz_target!(|input: &[u8]| {
             frame_bytes: 1024,
             elide_unchanged: version[0] & 1 == 0,
             deduplicate: version[0] & 2 == 0,
+            shadow: (version[0] & 0x10 == 0).then(|| shadow.clone()),
             ..WriteOptions::default()
         };
         let mut writer = store.begin(&lock, parent.map(|p| &p.0), options).expect("a writer");
@@ -196,7 +210,7 @@ fuzz_target!(|input: &[u8]| {
             let at = u64::from(step[1]) % PAGES;
             let many = 1 + u64::from(step[2]) % 6;
             let range = PageRange::with_count(PageIndex(at), PageCount(many));
-            let (space, seed) = (usize::from(step[2] >> 7), step[3] % 5);
+            let (space, seed) = (usize::from(step[2] >> 7), step[3] % SEEDS);
             let state = match step[0] % 12 {
                 0 => PageState::Zero,
                 1 => PageState::Guard,
@@ -220,7 +234,7 @@ fuzz_target!(|input: &[u8]| {
                     continue;
                 }
                 _ => {
-                    let bytes = vec![seed; many as usize * PAGE_BYTES];
+                    let bytes = page(seed).repeat(many as usize);
                     writer.put_pages(space, &[(PageIndex(at), &bytes)]).expect("put");
                     let state = match seed {
                         0 => PageState::Zero,

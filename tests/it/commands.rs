@@ -37,6 +37,7 @@ fn checkpoint_reports_all_fields() {
             "id",
             "written_pages",
             "stored_pages",
+            "difference_pages",
             "zero_pages",
             "logical_bytes",
             "stored_bytes",

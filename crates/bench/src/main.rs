@@ -7,6 +7,7 @@ mod mappings;
 mod neighbours;
 mod restore;
 mod scan;
+mod sparse;
 mod target;
 mod throughput;
 mod window;
@@ -35,6 +36,7 @@ fn main() -> anyhow::Result<()> {
         Some("neighbours") => return neighbours::measure(),
         Some("peak") => return throughput::serve_peak(arguments),
         Some("restore") => rows.extend(restore::measure()?),
+        Some("sparse") => rows.extend(sparse::measure()?),
         Some("embed") => rows.extend(embed::measure()?),
         Some("stops") => {
             rows.extend(window::measure()?);
@@ -46,12 +48,13 @@ fn main() -> anyhow::Result<()> {
             rows.extend(window::measure()?);
             rows.extend(mappings::measure()?);
             rows.extend(throughput::measure()?);
+            rows.extend(sparse::measure()?);
             rows.extend(restore::measure()?);
             rows.extend(embed::measure()?);
         }
         Some(other) => {
             anyhow::bail!(
-                "{other} is not known: run without arguments, `restore`, `stops`, `embed` or `neighbours`"
+                "{other} is not known: run without arguments, `restore`, `stops`, `sparse`, `embed` or `neighbours`"
             )
         }
     }

@@ -13,6 +13,7 @@ use crate::member::Member;
 use crate::members::Members;
 use crate::options::{Options, Request, Residence};
 use crate::report::Report;
+use crate::shadowing;
 use crate::take::Take;
 use crate::tracking::TrackedBy;
 use crate::why_full::WhyFull;
@@ -38,7 +39,12 @@ pub struct Checkpointer {
 
 impl Checkpointer {
     /// Makes ready to take snapshots of process `pid` into `store`. The process is not touched yet.
-    pub fn attach(pid: i32, store: Store, options: Options) -> Result<Checkpointer, AttachError> {
+    pub fn attach(
+        pid: i32,
+        store: Store,
+        mut options: Options,
+    ) -> Result<Checkpointer, AttachError> {
+        shadowing::begin(&mut options);
         let examined = examine(pid)?;
         let backend = choose_backend(options.backend)?;
         let claim = claim(pid)?;
@@ -157,6 +163,8 @@ impl Checkpointer {
     pub fn take(&mut self, request: Request) -> Result<Report, TakeError> {
         let started = Instant::now();
         let (mut followed, mut passed) = (0, 0);
+        let members = self.members.list().iter();
+        shadowing::fit(&self.options, members.map(Member::pid));
         loop {
             match self.try_take(request, started) {
                 Err(error) if error.is_space_gone() && followed < PROGRAMS_FOLLOWED => {

@@ -100,6 +100,7 @@ mod report;
 mod restore;
 mod rings;
 mod rollback;
+mod shadowing;
 mod spaces;
 mod sparse;
 mod take;

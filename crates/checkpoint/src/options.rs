@@ -82,6 +82,10 @@ pub struct Options {
     /// for which this is not enough is compared with the parent instead of being tracked. `None` for a sixteenth of what is
     /// left to the process by its memory cgroups and by the machine.
     pub page_table_limit: Option<u64>,
+    /// The most memory, in bytes, for pages that the last snapshots were written with: where such a page is written again,
+    /// only the words that have changed are stored. `None` for a sixteenth of what the processes have in memory, found anew
+    /// before each snapshot, and at most 1 GiB; 0 for none.
+    pub shadow_limit: Option<u64>,
     /// How snapshots are written.
     pub write: WriteOptions,
     /// How long all threads may take to stop.
@@ -104,6 +108,7 @@ impl Default for Options {
             mode: Mode::Auto,
             buffer_bytes: 256 << 20,
             page_table_limit: None,
+            shadow_limit: None,
             write: WriteOptions::default(),
             stop_timeout: Duration::from_secs(5),
             cancel: Arc::new(AtomicBool::new(false)),

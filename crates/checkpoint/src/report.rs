@@ -89,6 +89,8 @@ pub struct Report {
     pub window_pages: PageCount,
     /// Pages whose bytes are in the snapshot's file.
     pub stored_pages: PageCount,
+    /// Of these, pages of which only the words are stored that differ from the parent's.
+    pub difference_pages: PageCount,
     /// Copied pages that turned out to be all zeros.
     pub zero_pages: PageCount,
     /// Pages that were found to be what their file has, and of which only the hash is stored.

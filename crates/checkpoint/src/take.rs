@@ -258,6 +258,7 @@ fn report(
         window_pages: count(|stopped| stopped.window.count()) + in_objects,
         // Pages with the bytes of others are not stored again, and some are put more than once.
         stored_pages: info.pages.min(counters.stored_pages),
+        difference_pages: info.pages.min(counters.difference_pages),
         zero_pages: counters.zero_pages,
         file_pages: count(|stopped| stopped.in_file.count()) + in_files,
         logical_bytes: info.logical_bytes,

@@ -258,6 +258,10 @@ pub struct Taking {
     /// needs more is compared instead of tracked [default: a sixteenth of the memory that is left]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub page_table_limit: Option<u64>,
+    /// Most memory for pages written lately, of which only changed words are stored when they are written again: bytes, or
+    /// with K, M, G or T; 0 for none. Only with a schedule [default: a sixteenth of what the process has, 1G at most]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub shadow_limit: Option<u64>,
     /// Prune the store to the newest N snapshots now and then: when it has an eighth more, and at the end
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub keep_last: Option<u64>,

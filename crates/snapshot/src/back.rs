@@ -1,7 +1,12 @@
 //! The way back along a chain, from its newest snapshot on: the first record of a page that is met is the one that holds, so
 //! each file is looked at once, and what is not needed of it is let go of at once. A page is only looked for as long as it is in
 //! captured regions of every snapshot on the way: one that was not part of a snapshot never comes back from further down.
+//!
+//! Where the record of a page is a difference, that page is looked for on: the next record of it that is met is what the
+//! difference is to. What is found so is a layer beneath what was found before (see `beneath`).
 
+use crate::beneath::Beneath;
+use crate::differences::DEPTH_MAX;
 use crate::format::index::{Index, Run};
 use crate::format::metadata::captured;
 use crate::kept::Kept;
@@ -23,11 +28,17 @@ pub struct Back {
 
 /// What is not found yet of a space of the newest snapshot, and what is.
 struct LookedFor {
+    /// The pages themselves, then what their differences are to, and so on.
+    levels: Vec<Level>,
+    /// The regions of the snapshots that were passed, where they changed.
+    layouts: Vec<Vec<Region>>,
+}
+
+#[derive(Default)]
+struct Level {
     /// Where each range of pages ends, by where it begins.
     open: BTreeMap<u64, u64>,
     found: Vec<Resolved>,
-    /// The regions of the snapshots that were passed, where they changed.
-    layouts: Vec<Vec<Region>>,
 }
 
 /// What a chain comes to.
@@ -35,6 +46,8 @@ pub struct Arrived {
     pub spaces: Vec<Space>,
     /// By space.
     pub runs: Vec<Vec<Resolved>>,
+    /// By space.
+    pub beneath: Vec<Beneath>,
     /// Oldest first.
     pub layers: Vec<Arc<Layer>>,
 }
@@ -43,8 +56,10 @@ impl Back {
     /// On the way from a snapshot with these spaces.
     pub fn from(spaces: Vec<Space>) -> Back {
         let all = spaces.iter().map(|space| LookedFor {
-            open: captured(space).map(|p| (p.start().0, p.end().0)).collect(),
-            found: Vec::new(),
+            levels: vec![Level {
+                open: captured(space).map(|p| (p.start().0, p.end().0)).collect(),
+                found: Vec::new(),
+            }],
             layouts: Vec::new(),
         });
         Back {
@@ -56,7 +71,7 @@ impl Back {
 
     /// True if nothing is looked for any more.
     pub fn is_done(&self) -> bool {
-        self.looked_for.iter().all(|one| one.open.is_empty())
+        self.looked_for.iter().all(LookedFor::is_done)
     }
 
     /// Passes a snapshot with these spaces; `layer` makes of what is needed of its index what is kept.
@@ -64,24 +79,24 @@ impl Back {
         let number = self.layers.len() as u32;
         let own: HashMap<_, _> = spaces.iter().map(key).zip(0u32..).collect();
         let mut needed: Vec<Range<u64>> = Vec::new();
+        let all = Kept::all(index.frames, index.hashes);
         for (space, one) in self.spaces.iter().zip(&mut self.looked_for) {
             // A space that was not there has nothing from before.
             let Some(&position) = own.get(&key(space)) else {
-                one.open.clear();
+                one.levels.iter_mut().for_each(|level| level.open.clear());
                 continue;
             };
-            if one.open.is_empty() {
+            if one.is_done() {
                 continue;
             }
             for run in runs_of(&index.runs, position) {
-                one.take(run, number, &mut needed);
+                one.take(run, number, &all, &mut needed);
             }
             one.pass(&spaces[position as usize]);
         }
         if needed.is_empty() {
             return;
         }
-        let all = Kept::all(index);
         let count = needed.iter().map(|range| range.end - range.start).sum();
         let kept = match all.is_mostly_unneeded(count) {
             true => all.only(needed),
@@ -93,10 +108,10 @@ impl Back {
     /// What was found.
     pub fn arrive(self) -> Arrived {
         let last = (self.layers.len() as u32).saturating_sub(1);
-        let in_order = |mut one: LookedFor| {
-            one.found.sort_unstable_by_key(|run| run.pages.start());
-            let mut joined = Vec::with_capacity(one.found.len());
-            for mut run in one.found {
+        let in_order = |mut level: Level| {
+            level.found.sort_unstable_by_key(|run| run.pages.start());
+            let mut joined = Vec::with_capacity(level.found.len());
+            for mut run in level.found {
                 if run.state.is_hashed() {
                     run.layer = last - run.layer;
                 }
@@ -104,8 +119,15 @@ impl Back {
             }
             joined
         };
+        let (mut runs, mut beneath) = (Vec::new(), Vec::new());
+        for one in self.looked_for {
+            let mut levels = one.levels.into_iter().map(in_order);
+            runs.push(levels.next().unwrap_or_default());
+            beneath.push(levels.collect());
+        }
         Arrived {
-            runs: self.looked_for.into_iter().map(in_order).collect(),
+            runs,
+            beneath,
             layers: self.layers.into_iter().rev().collect(),
             spaces: self.spaces,
         }
@@ -113,8 +135,13 @@ impl Back {
 }
 
 impl LookedFor {
-    /// Takes of a run what is looked for, and notes which stored pages or hashes that are.
-    fn take(&mut self, run: &Run, number: u32, needed: &mut Vec<Range<u64>>) {
+    fn is_done(&self) -> bool {
+        self.levels.iter().all(|level| level.open.is_empty())
+    }
+
+    /// Takes of a run what is looked for, and notes which stored pages or hashes that are. Which of its pages are differences
+    /// `kept` knows.
+    fn take(&mut self, run: &Run, number: u32, kept: &Kept, needed: &mut Vec<Range<u64>>) {
         let layer = if run.state.is_hashed() { number } else { 0 };
         let whole = Resolved {
             pages: run.pages,
@@ -122,6 +149,10 @@ impl LookedFor {
             layer,
             ordinal: run.ordinal,
         };
+        // What this file has differences to is in an older one, so the levels are gone through from the last.
+        for level in (1..self.levels.len()).rev() {
+            self.take_at(level, whole, kept, needed);
+        }
         let mut parts = vec![whole];
         // Other states can be in any region.
         if matches!(run.state, PageState::Shown | PageState::File) {
@@ -131,16 +162,31 @@ impl LookedFor {
             }
         }
         for part in parts {
-            for pages in cut_out(&mut self.open, part.pages) {
-                let Some(found) = part.cut(pages) else {
-                    continue;
-                };
-                if found.state.is_hashed() {
-                    needed.push(found.ordinal..found.ordinal + found.pages.count().0);
-                }
-                self.found.push(found);
-            }
+            self.take_at(0, part, kept, needed);
         }
+    }
+
+    fn take_at(&mut self, level: usize, part: Resolved, kept: &Kept, needed: &mut Vec<Range<u64>>) {
+        let mut below: Vec<PageRange> = Vec::new();
+        for pages in cut_out(&mut self.levels[level].open, part.pages) {
+            let Some(found) = part.cut(pages) else {
+                continue;
+            };
+            if found.state.is_hashed() {
+                needed.push(found.ordinal..found.ordinal + found.pages.count().0);
+            }
+            below.extend(found.differing(kept));
+            self.levels[level].found.push(found);
+        }
+        // What is deeper is not looked for, and so found to be missing.
+        if below.is_empty() || level >= DEPTH_MAX {
+            return;
+        }
+        if self.levels.len() == level + 1 {
+            self.levels.push(Level::default());
+        }
+        let open = &mut self.levels[level + 1].open;
+        open.extend(below.iter().map(|pages| (pages.start().0, pages.end().0)));
     }
 
     /// From here on only what these regions have is looked for.
@@ -149,13 +195,15 @@ impl LookedFor {
             return;
         }
         self.layouts.push(space.regions.clone());
-        let mut left = BTreeMap::new();
-        for region in captured(space) {
-            for pages in cut_out(&mut self.open, region) {
-                left.insert(pages.start().0, pages.end().0);
+        for level in &mut self.levels {
+            let mut left = BTreeMap::new();
+            for region in captured(space) {
+                for pages in cut_out(&mut level.open, region) {
+                    left.insert(pages.start().0, pages.end().0);
+                }
             }
+            level.open = left;
         }
-        self.open = left;
     }
 }
 

@@ -1,6 +1,7 @@
 //! Fetching pages in an order of the caller's, a frame at a time: for whoever needs some page at once and all others
 //! soon. A batch is the pages of one frame that are wanted; fetching one that is damaged keeps no other from being fetched.
 
+use crate::assembly::Sources;
 use crate::error::ReadError;
 use crate::layer::FrameReader;
 use crate::model::PageState;
@@ -12,17 +13,15 @@ use pagetide_pages::{PageCount, PageRange, PageSet};
 #[derive(Clone, Debug)]
 pub struct Batch {
     space: usize,
-    layer: u32,
-    frame: usize,
     page_bytes: usize,
-    /// Pages, and the position of the first of them in the frame.
-    pieces: Vec<(PageRange, u64)>,
+    /// Pages, and where they come from.
+    pieces: Vec<(PageRange, Sources)>,
 }
 
 impl Batch {
     /// Its pages: disjoint ranges, ascending.
     pub fn ranges(&self) -> impl Iterator<Item = PageRange> + '_ {
-        self.pieces.iter().map(|&(pages, _)| pages)
+        self.pieces.iter().map(|(pages, _)| *pages)
     }
 }
 
@@ -30,6 +29,8 @@ impl Batch {
 pub struct BatchReader {
     reader: FrameReader,
     raw: Vec<u8>,
+    /// The pages of a batch one after another, where they are not in `raw` as they are.
+    gathered: Vec<u8>,
 }
 
 impl BatchReader {
@@ -38,6 +39,7 @@ impl BatchReader {
         Ok(BatchReader {
             reader: FrameReader::default(),
             raw: Vec::new(),
+            gathered: Vec::new(),
         })
     }
 
@@ -47,41 +49,73 @@ impl BatchReader {
         view: &View,
         batch: &'a Batch,
     ) -> Result<impl Iterator<Item = (PageRange, &'a [u8])>, ReadError> {
-        let layer = &view.inner.layers[batch.layer as usize];
-        let read = self
-            .reader
-            .read(layer, batch.frame, batch.page_bytes, &mut self.raw);
-        let is_gathered = match read {
+        let is_gathered = match self.read_now(view, batch) {
             Err(ReadError::Replaced { .. }) => {
                 self.gather(&view.again()?, batch)?;
                 true
             }
-            read => read.map(|()| false)?,
+            read => read?,
         };
-        let (raw, page_bytes) = (&self.raw, batch.page_bytes);
+        let page_bytes = batch.page_bytes;
+        let raw = if is_gathered {
+            &self.gathered
+        } else {
+            &self.raw
+        };
         let mut gathered = 0;
-        Ok(batch.pieces.iter().map(move |&(pages, position)| {
-            let position = if is_gathered { gathered } else { position };
+        Ok(batch.pieces.iter().map(move |(pages, sources)| {
+            let position = if is_gathered {
+                gathered
+            } else {
+                sources.whole.position
+            };
             gathered += pages.count().0;
             let start = position as usize * page_bytes;
             let length = pages.count().0 as usize * page_bytes;
-            (pages, &raw[start..start + length])
+            (*pages, &raw[start..start + length])
         }))
+    }
+
+    /// The frame of a batch. True if its pages are gathered, since some of them differ from those in the frame.
+    fn read_now(&mut self, view: &View, batch: &Batch) -> Result<bool, ReadError> {
+        let Some((_, first)) = batch.pieces.first() else {
+            return Ok(false);
+        };
+        let (inner, page_bytes) = (&view.inner, batch.page_bytes);
+        let layer = &inner.layers[first.whole.layer as usize];
+        self.reader
+            .read(layer, first.whole.frame, page_bytes, &mut self.raw)?;
+        let mut pieces = batch.pieces.iter();
+        if pieces.all(|(_, sources)| sources.differences.is_empty()) {
+            return Ok(false);
+        }
+        self.gathered.clear();
+        for (pages, sources) in &batch.pieces {
+            let from = sources.whole.position as usize * page_bytes;
+            let whole = &self.raw[from..from + pages.count().0 as usize * page_bytes];
+            let start = self.gathered.len();
+            self.gathered.extend_from_slice(whole);
+            if !sources.differences.is_empty() {
+                let made = &mut self.gathered[start..];
+                inner.apply_differences(sources, page_bytes, &mut self.reader, made)?;
+            }
+        }
+        Ok(true)
     }
 
     /// The pages of a batch one after another, from wherever they are by now.
     fn gather(&mut self, view: &View, batch: &Batch) -> Result<(), ReadError> {
-        self.raw.clear();
+        self.gathered.clear();
         for &(pages, _) in &batch.pieces {
-            let start = self.raw.len();
-            let raw = &mut self.raw;
+            let start = self.gathered.len();
+            let raw = &mut self.gathered;
             view.read_each(batch.space, pages, &mut |_, content| {
                 if let PageContent::Bytes(bytes) = content {
                     raw.extend_from_slice(bytes);
                 }
                 Ok::<(), ReadError>(())
             })?;
-            if self.raw.len() - start != pages.count().0 as usize * batch.page_bytes {
+            if self.gathered.len() - start != pages.count().0 as usize * batch.page_bytes {
                 return Err(ReadError::Replaced {
                     snapshot: view.id(),
                 });
@@ -101,17 +135,20 @@ impl View {
         let mut pieces: Vec<Piece<'_>> = pieces
             .filter(|piece| piece.state == PageState::Data)
             .collect();
-        pieces.sort_by_key(|piece| (u32::MAX - piece.layer, piece.frame, piece.pages.start()));
-        let same_frame = |a: &Piece<'_>, b: &Piece<'_>| (a.layer, a.frame) == (b.layer, b.frame);
+        // Pages that differ come with those written last, though in the frame that they differ from.
+        let order = |piece: &Piece<'_>| {
+            let newest = u32::MAX - piece.sources.newest().layer;
+            (newest, piece.frame(), piece.pages.start())
+        };
+        pieces.sort_by_key(order);
+        let same_frame = |a: &Piece<'_>, b: &Piece<'_>| {
+            (a.frame(), a.sources.newest().layer) == (b.frame(), b.sources.newest().layer)
+        };
+        let of_piece = |piece: &Piece<'_>| (piece.pages, piece.sources.clone());
         let batch = |group: &[Piece<'_>]| Batch {
             space,
-            layer: group[0].layer,
-            frame: group[0].frame,
             page_bytes,
-            pieces: group
-                .iter()
-                .map(|piece| (piece.pages, piece.position))
-                .collect(),
+            pieces: group.iter().map(of_piece).collect(),
         };
         pieces.chunk_by(same_frame).map(batch).collect()
     }

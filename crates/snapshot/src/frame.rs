@@ -1,8 +1,9 @@
 //! One frame: some pages to stored bytes and back. Not which pages they are, nor where they lie.
 
 use crate::decompress::{Decompress, Wherever};
+use crate::differences::{Differences, Gathered};
 use crate::format::index::Frame;
-use crate::format::{ENCODING_RAW, ENCODING_ZSTD, FormatError, damaged};
+use crate::format::{ENCODING_RAW, ENCODING_WORDS, ENCODING_ZSTD, FormatError, damaged};
 use std::borrow::Cow;
 use std::io;
 use std::sync::atomic::AtomicU8;
@@ -13,6 +14,16 @@ pub struct EncodedFrame<'a> {
     pub bytes: Cow<'a, [u8]>,
     pub encoding: u16,
     pub checksum: [u8; 32],
+}
+
+impl<'a> EncodedFrame<'a> {
+    fn new(bytes: Cow<'a, [u8]>, encoding: u16) -> EncodedFrame<'a> {
+        EncodedFrame {
+            checksum: *blake3::hash(&bytes).as_bytes(),
+            bytes,
+            encoding,
+        }
+    }
 }
 
 /// Makes frames; holds what compression can use again.
@@ -36,12 +47,13 @@ impl FrameEncoder {
         } else {
             (raw, ENCODING_RAW)
         };
-        let checksum = *blake3::hash(&bytes).as_bytes();
-        Ok(EncodedFrame {
-            bytes,
-            encoding,
-            checksum,
-        })
+        Ok(EncodedFrame::new(bytes, encoding))
+    }
+
+    /// The frame for differences.
+    pub fn encode_differences(&mut self, gathered: &Gathered) -> io::Result<EncodedFrame<'static>> {
+        let stored = gathered.encode(|columns| self.compressor.compress(columns))?;
+        Ok(EncodedFrame::new(Cow::Owned(stored), ENCODING_WORDS))
     }
 }
 
@@ -72,6 +84,20 @@ impl FrameDecoder {
             },
             _ => damaged("a frame has the wrong length"),
         }
+    }
+}
+
+impl FrameDecoder {
+    /// What a frame of differences has of `pages` pages of `page_bytes`.
+    pub fn differences(
+        &mut self,
+        stored: &[u8],
+        checksum: &[u8; 32],
+        pages: usize,
+        page_bytes: usize,
+    ) -> Result<Differences, FormatError> {
+        check(stored, checksum)?;
+        Differences::decode(stored, pages, page_bytes, &mut self.decompressor)
     }
 }
 

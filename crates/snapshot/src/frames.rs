@@ -3,6 +3,8 @@
 //! with one page size together: memory is bounded however many spaces there are.
 
 use crate::dedup::{Known, Place};
+use crate::differences::{Gathered, Words};
+use crate::format::ENCODING_WORDS;
 use crate::format::index::Frame;
 use crate::frame::{EncodedFrame, FrameEncoder};
 use crate::model::{PageHash, PageState};
@@ -60,6 +62,13 @@ struct Waiting {
     same: Vec<(usize, Put)>,
 }
 
+/// Pages of one size that differ in a few words, and wait for others.
+#[derive(Default)]
+struct Differing {
+    gathered: Gathered,
+    pages: Vec<(Put, PageHash)>,
+}
+
 /// The frames, and the file they go to.
 pub struct Frames {
     file: Option<Box<dyn PartialFile>>,
@@ -68,6 +77,7 @@ pub struct Frames {
     hashes: Vec<PageHash>,
     length: u64,
     waiting: BTreeMap<usize, Waiting>,
+    differing: BTreeMap<usize, Differing>,
     known: Option<Known>,
 }
 
@@ -80,6 +90,7 @@ impl Frames {
             hashes: Vec::new(),
             length: 0,
             waiting: BTreeMap::new(),
+            differing: BTreeMap::new(),
             known,
         }
     }
@@ -127,7 +138,9 @@ impl Frames {
         for (put, hash) in pages {
             let ordinal = self.hashes.len() as u64;
             self.hashes.push(hash);
-            if let Some(known) = &mut self.known {
+            // A difference is of use at its own place only.
+            let known = self.known.as_mut();
+            if let Some(known) = known.filter(|_| frame.encoding != ENCODING_WORDS) {
                 known.stored(page_bytes, hash, ordinal);
             }
             log(put.space, put.entry(ordinal));
@@ -167,6 +180,23 @@ impl Frames {
         }
     }
 
+    /// Adds a page that differs from the parent's, which has the hash `parent`, in these words.
+    pub fn wait_differing(
+        &mut self,
+        (put, hash): (Put, PageHash),
+        page_bytes: usize,
+        (parent, words): (PageHash, &Words),
+        log: &mut Log<'_>,
+    ) -> Result<(), FrameError> {
+        let differing = self.differing.entry(page_bytes).or_default();
+        differing.pages.push((put, hash));
+        differing.gathered.push(parent, words);
+        match differing.gathered.is_full(page_bytes) {
+            true => self.flush_differing(page_bytes, log),
+            false => Ok(()),
+        }
+    }
+
     /// Notes that a page has the bytes of one that is stored or waits.
     pub fn refer(
         &mut self,
@@ -192,7 +222,20 @@ impl Frames {
     /// Writes all pages that wait.
     pub fn flush_all(&mut self, log: &mut Log<'_>) -> Result<(), FrameError> {
         let sizes: Vec<usize> = self.waiting.keys().copied().collect();
-        sizes.into_iter().try_for_each(|size| self.flush(size, log))
+        for size in sizes {
+            self.flush(size, log)?;
+        }
+        let sizes: Vec<usize> = self.differing.keys().copied().collect();
+        let mut sizes = sizes.into_iter();
+        sizes.try_for_each(|size| self.flush_differing(size, log))
+    }
+
+    fn flush_differing(&mut self, page_bytes: usize, log: &mut Log<'_>) -> Result<(), FrameError> {
+        let Some(differing) = self.differing.remove(&page_bytes) else {
+            return Ok(());
+        };
+        let frame = self.encoder.encode_differences(&differing.gathered)?;
+        self.write(page_bytes, frame, differing.pages.into_iter(), log)
     }
 
     fn flush(&mut self, page_bytes: usize, log: &mut Log<'_>) -> Result<(), FrameError> {

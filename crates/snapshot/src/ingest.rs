@@ -1,12 +1,14 @@
 //! From pages to frames, on all cores: which pages are zeros, which are the parent's, and the rest
-//! compressed. What becomes of the frames is for `writer` to say.
+//! compressed, or compared with the parent's where those are at hand. What becomes of the frames is for `writer` to say.
 //!
 //! The pages of one call are cut into chunks of some frames each. Workers take chunks in turn; the
 //! calling thread gets the results in order, while later chunks are still being worked on, but
 //! never more than a fixed number of chunks ahead, so memory is bounded however slow the disk is.
 
+use crate::differences::{DEPTH_MAX, Words};
 use crate::frame::{EncodedFrame, FrameEncoder};
 use crate::model::{PageHash, PageState};
+use crate::shadow::{Held, Shadow};
 use crate::view::Inner;
 use pagetide_pages::PageIndex;
 use std::borrow::Cow;
@@ -51,6 +53,10 @@ pub struct Chunk<'a> {
     pub frames: Vec<(EncodedFrame<'a>, Vec<usize>)>,
     /// The numbers of the `Data` pages that did not fill a frame.
     pub rest: Vec<usize>,
+    /// The numbers of the `Data` pages that differ in a few words, with the hash of the parent's page and these words.
+    pub differing: Vec<(usize, PageHash, Words)>,
+    /// Pages whose bytes are to be kept.
+    pub kept: Vec<(PageIndex, Held)>,
 }
 
 /// What all workers need to know.
@@ -60,8 +66,12 @@ pub struct Plan<'p, 'a> {
     pub frame_pages: usize,
     pub level: i32,
     pub zero_hash: PageHash,
-    /// The parent and the position of the space in it, if unchanged pages are to be found.
+    /// The parent and the position of the space in it.
     pub parent: Option<(&'p Inner, usize)>,
+    /// Whether unchanged pages are to be found.
+    pub elide_unchanged: bool,
+    /// The pages written lately, and the name of the space among them.
+    pub shadow: Option<(&'p Shadow, &'p str)>,
     /// What was found out about each page of the call already, if it was.
     pub findings: Option<Vec<Finding>>,
 }
@@ -93,7 +103,8 @@ impl<'a> Plan<'_, 'a> {
             false => PageHash::of(bytes),
         };
         // What the parent shows or has in a file is left to those who say so of this snapshot.
-        let in_parent = self.parent.and_then(|(parent, space)| {
+        let parent = self.parent.filter(|_| self.elide_unchanged);
+        let in_parent = parent.and_then(|(parent, space)| {
             let run = parent.own_at(space, page.page)?;
             let hash = || parent.hash_in(space, run, page.page);
             (run.state != PageState::File).then(hash).flatten()
@@ -119,6 +130,8 @@ impl<'a> Plan<'_, 'a> {
         let mut data: Vec<usize> = (0..pages.len())
             .filter(|&number| matches!(findings[number], Finding::Data(_)))
             .collect();
+        let kept = self.kept(pages, &findings, &data);
+        let differing = self.differing(pages, &mut data);
         let rest = data.split_off(data.len() - data.len() % self.frame_pages);
         let mut frames = Vec::with_capacity(data.len() / self.frame_pages);
         for members in data.chunks(self.frame_pages) {
@@ -130,7 +143,58 @@ impl<'a> Plan<'_, 'a> {
             findings,
             frames,
             rest,
+            differing,
+            kept,
         })
+    }
+
+    /// Takes those out of the pages numbered `data` that differ from the parent's in a few words.
+    fn differing(&self, pages: &[PageRef], data: &mut Vec<usize>) -> Vec<(usize, PageHash, Words)> {
+        let (Some((shadow, name)), Some((parent, space))) = (self.shadow, self.parent) else {
+            return Vec::new();
+        };
+        let held = shadow.get(name, data.iter().map(|&number| pages[number].page));
+        let (mut differing, mut compared) = (Vec::new(), 0);
+        let mut held = held.into_iter();
+        data.retain(|&number| {
+            let held = held.next().flatten();
+            let page = pages[number].page;
+            let usable = held.filter(|held| is_usable(parent, space, page, held.hash));
+            let Some(held) = usable else {
+                return true;
+            };
+            compared += 1;
+            let words = Words::between(&held.bytes, self.bytes(&pages[number]));
+            let is_whole = words.is_none();
+            differing.extend(words.map(|words| (number, held.hash, words)));
+            is_whole
+        });
+        if compared > 0 {
+            shadow.compared(compared, differing.len() as u64);
+        }
+        differing
+    }
+
+    /// Copies those of the pages numbered `data` that are to be kept.
+    fn kept(
+        &self,
+        pages: &[PageRef],
+        findings: &[Finding],
+        data: &[usize],
+    ) -> Vec<(PageIndex, Held)> {
+        let Some((shadow, _)) = self.shadow else {
+            return Vec::new();
+        };
+        let is_wanted = shadow.wanted(self.page_bytes, self.parent.is_some());
+        let wanted = data.iter().filter(|&&number| is_wanted(pages[number].page));
+        let copy = wanted.filter_map(|&number| match findings[number] {
+            Finding::Data(hash) => {
+                let bytes = self.bytes(&pages[number]).into();
+                Some((pages[number].page, Held { hash, bytes }))
+            }
+            Finding::Zero | Finding::Unchanged | Finding::Same(_) => None,
+        });
+        copy.collect()
     }
 
     /// The bytes of the pages numbered `members`, copied only if they lie apart.
@@ -146,6 +210,15 @@ impl<'a> Plan<'_, 'a> {
         }
         Cow::Owned(raw)
     }
+}
+
+/// Whether differences may be stored to the page of `parent`, which has to have this hash.
+fn is_usable(parent: &Inner, space: usize, page: PageIndex, hash: PageHash) -> bool {
+    parent.own_at(space, page).is_some_and(|run| {
+        run.state == PageState::Data
+            && parent.hash_in(space, run, page) == Some(hash)
+            && parent.depth(space, run, page) < DEPTH_MAX
+    })
 }
 
 /// What is to be found out about `pages`, with `threads` threads.

@@ -1,7 +1,7 @@
 //! What a view keeps of the index of a file: of the frames and hashes those that it needs. A chain that lives long has
 //! many files of which a page or two are still as they were; the rest of their indexes must not stay in memory for them.
 
-use crate::format::index::{Frame, Index};
+use crate::format::index::Frame;
 use crate::model::PageHash;
 use std::ops::Range;
 
@@ -16,6 +16,8 @@ pub struct Kept {
     /// Where the hashes of pages from some number on begin: ascending.
     stretches: Vec<Stretch>,
     hashes: Vec<PageHash>,
+    /// Whether any of the frames is of differences.
+    has_differences: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -26,11 +28,12 @@ struct Stretch {
 
 impl Kept {
     /// All of an index but its runs.
-    pub fn all(index: Index) -> Kept {
+    pub fn all(frames: Vec<Frame>, hashes: Vec<PageHash>) -> Kept {
         Kept {
-            frames: index.frames,
+            has_differences: frames.iter().any(Frame::differs),
+            frames,
             stretches: vec![Stretch { first: 0, at: 0 }],
-            hashes: index.hashes,
+            hashes,
         }
     }
 
@@ -46,6 +49,21 @@ impl Kept {
     pub fn frame_of(&self, ordinal: u64) -> usize {
         let after = self.frames.partition_point(|f| f.first_ordinal <= ordinal);
         after.saturating_sub(1)
+    }
+
+    /// Those of the stored pages `wanted` that are differences, ascending. Their frames are kept.
+    pub fn differing(&self, wanted: Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
+        let first = match self.has_differences {
+            true => self.frame_of(wanted.start),
+            false => self.frames.len(),
+        };
+        let end = wanted.end;
+        let frames = self.frames[first..].iter();
+        let touching = frames.take_while(move |frame| frame.first_ordinal < end);
+        touching.filter(|frame| frame.differs()).map(move |frame| {
+            let frame_end = frame.first_ordinal + u64::from(frame.page_count);
+            frame.first_ordinal.max(wanted.start)..frame_end.min(end)
+        })
     }
 
     /// Whether it is worth it to keep no more than `needed` hashes.
@@ -77,8 +95,10 @@ impl Kept {
             let next = joined.partition_point(|range| range.end <= frame.first_ordinal);
             joined.get(next).is_some_and(|range| range.start < end)
         };
+        let frames: Vec<Frame> = self.frames.iter().filter(is_needed).cloned().collect();
         Kept {
-            frames: self.frames.iter().filter(is_needed).cloned().collect(),
+            has_differences: frames.iter().any(Frame::differs),
+            frames,
             stretches,
             hashes,
         }

@@ -2,6 +2,7 @@
 //! with its ancestors is in `view`, what a view keeps of a file in `kept`.
 
 use crate::decompress::Wherever;
+use crate::differences::Differences;
 use crate::error::ReadError;
 use crate::format::header::{self, Header};
 use crate::format::index::{self, Frame, Index};
@@ -328,16 +329,36 @@ impl FrameReader {
         page_bytes: usize,
         raw: &mut Vec<u8>,
     ) -> Result<(), ReadError> {
+        let frame = self.fetch(layer, number)?;
+        raw.resize(frame.page_count as usize * page_bytes, 0);
+        self.decoder
+            .decode(&self.stored, frame.encoding, &frame.checksum, raw)
+            .map_err(|error| self.at(error, layer))
+    }
+
+    /// Frame number `number` of `layer`, which is one of differences.
+    pub fn differences(
+        &mut self,
+        layer: &Layer,
+        number: usize,
+        page_bytes: usize,
+    ) -> Result<Differences, ReadError> {
+        let frame = self.fetch(layer, number)?;
+        let pages = frame.page_count as usize;
+        self.decoder
+            .differences(&self.stored, &frame.checksum, pages, page_bytes)
+            .map_err(|error| self.at(error, layer))
+    }
+
+    /// Reads the stored bytes of a frame.
+    fn fetch<'l>(&mut self, layer: &'l Layer, number: usize) -> Result<&'l Frame, ReadError> {
         let frame = &layer.kept.frames[number];
         let mut stored = std::mem::take(&mut self.stored);
         stored.resize(frame.stored_length as usize, 0);
         self.file_of(layer)?
             .stored(std::slice::from_ref(frame), &mut stored)?;
         self.stored = stored;
-        raw.resize(frame.page_count as usize * page_bytes, 0);
-        self.decoder
-            .decode(&self.stored, frame.encoding, &frame.checksum, raw)
-            .map_err(|error| self.at(error, layer))
+        Ok(frame)
     }
 
     /// Shows `see` the pages of frames that follow one another where they are decompressed, see
@@ -390,7 +411,8 @@ impl FrameReader {
         }
     }
 
-    fn at(&self, error: FormatError, layer: &Layer) -> ReadError {
+    /// `error`, said of the file of `layer`.
+    pub fn at(&self, error: FormatError, layer: &Layer) -> ReadError {
         error.at(layer.id, &file_name(layer.id))
     }
 }

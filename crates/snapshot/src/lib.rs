@@ -33,12 +33,16 @@
 
 #![forbid(unsafe_code)]
 
+mod assembly;
 mod attachments;
 mod back;
 mod batches;
+mod beneath;
 mod changed;
 mod decompress;
 mod dedup;
+mod depth;
+mod differences;
 mod error;
 mod format;
 mod frame;
@@ -56,6 +60,7 @@ mod prune;
 mod read;
 mod resolve;
 mod runs;
+mod shadow;
 mod shown;
 pub mod storage;
 mod store;
@@ -75,6 +80,7 @@ pub use model::{
 pub use options::{DEFAULT_FRAME_BYTES, WriteCounters, WriteOptions};
 pub use prune::{Keep, Pruned};
 pub use read::Found;
+pub use shadow::Shadow;
 pub use storage::{DirectoryStorage, MemoryStorage, Storage, Untrusted};
 pub use store::{DamagedSnapshot, Snapshots, Store, WriterLock};
 pub use verify::{Damage, VerifyProgress, VerifyReport};

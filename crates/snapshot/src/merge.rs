@@ -1,22 +1,28 @@
 //! One file out of several that follow each other in a chain: what the last of them is, over the parent of the first. Most
 //! frames are copied as they are stored; of one that is mostly no longer needed the pages that are go into new frames.
 //!
+//! Pages that are differences to a page of another of the files are made, and stored whole or, if the parent of the first has
+//! a page of which that is worth it, as differences to that. Differences to pages of that parent stay what they are.
+//!
 //! The file that comes out stands for the last of them: by its content hash children and others know it still.
 
 use crate::back::{Arrived, Back};
+use crate::beneath::Beneath;
+use crate::differences::{DEPTH_MAX, Words};
 use crate::error::{PruneError, ReadError};
 use crate::format::header::Header;
-use crate::format::index::{Index, Run};
+use crate::format::index::{Frame, Index, Run};
 use crate::format::metadata::{self, Metadata};
 use crate::format::{FormatError, REWRITTEN_VERSION};
 use crate::frame::{EncodedFrame, FrameDecoder, FrameEncoder};
 use crate::frames::{FrameError, Frames, Log, Put};
-use crate::layer::{Layer, merging_name};
-use crate::model::{PageState, SnapshotId, Space};
+use crate::layer::{Layer, SnapshotFile, merging_name};
+use crate::model::{PageHash, PageState, SnapshotId, Space};
 use crate::options::{DEFAULT_FRAME_BYTES, WriteOptions};
 use crate::runs::{self, Entry, Resolved};
 use crate::storage::PartialFile;
 use crate::store::Store;
+use crate::view::{PageContent, View};
 use pagetide_pages::{PageCount, PageIndex, PageRange};
 use std::borrow::Cow;
 use std::io::ErrorKind;
@@ -38,6 +44,8 @@ struct Sum {
     layers: Vec<Arc<Layer>>,
     /// By space of the last one.
     runs: Vec<Vec<Resolved>>,
+    /// What differences are to, as far as it is in one of the files.
+    beneath: Vec<Beneath>,
     parent: Header,
     last: Header,
     metadata: Metadata,
@@ -67,7 +75,9 @@ pub fn merge(store: &Store, ids: &[SnapshotId]) -> Result<Merged, PruneError> {
         places: Vec::new(),
         decoder: FrameDecoder::default(),
     };
-    let needed = needed(sum.layers.len(), &sum.runs);
+    let made = sum.to_be_made();
+    let needed = needed(sum.layers.len(), &sum.runs, &made);
+    writing.make(&sum, &made)?;
     for (number, (layer, needed)) in sum.layers.iter().zip(&needed).enumerate() {
         writing.take((number, layer), needed, &sum.metadata.spaces)?;
     }
@@ -76,6 +86,27 @@ pub fn merge(store: &Store, ids: &[SnapshotId]) -> Result<Merged, PruneError> {
     flushed.map_err(|error| writing.failed(error))?;
     let index = writing.index(&sum);
     finish(writing, &mut header, sum.metadata, &index)
+}
+
+impl Sum {
+    /// Of each space, the runs that are differences to pages in one of the files.
+    fn to_be_made(&self) -> Vec<Vec<Resolved>> {
+        let of_space = |(runs, beneath): (&Vec<Resolved>, &Beneath)| {
+            let Some(below) = beneath.first() else {
+                return Vec::new();
+            };
+            let data = runs.iter().filter(|run| run.state == PageState::Data);
+            let differing = data.flat_map(|run| {
+                let kept = &self.layers[run.layer as usize].kept;
+                run.differing(kept)
+                    .filter_map(|pages| run.cut(pages))
+                    .collect::<Vec<_>>()
+            });
+            let differing: Vec<Resolved> = differing.collect();
+            runs::within(&differing, below.iter().map(|run| run.pages))
+        };
+        self.runs.iter().zip(&self.beneath).map(of_space).collect()
+    }
 }
 
 /// Writes what comes after the frames, and the header.
@@ -141,10 +172,16 @@ fn add_up(store: &Store, ids: &[SnapshotId]) -> Result<Sum, PruneError> {
     let (Some(back), Some(parent), Some((last, metadata))) = (back, parent, last) else {
         return Err(PruneError::NothingKept);
     };
-    let Arrived { layers, runs, .. } = back.arrive();
+    let Arrived {
+        layers,
+        runs,
+        beneath,
+        ..
+    } = back.arrive();
     Ok(Sum {
         layers,
         runs,
+        beneath,
         parent,
         last,
         metadata,
@@ -161,11 +198,103 @@ struct Writing<'a> {
     decoder: FrameDecoder,
 }
 
+/// A file that pages of one size are taken from.
+struct Source<'a> {
+    number: usize,
+    file: &'a SnapshotFile,
+    hashes: &'a [PageHash],
+    page_bytes: usize,
+    /// A space of the new file that has pages of this size.
+    space: usize,
+}
+
+impl Source<'_> {
+    fn page(&self, ordinal: u64) -> (Put, PageHash) {
+        let page = key(self.number, ordinal);
+        let put = Put {
+            space: self.space,
+            page,
+            sequence: page.0,
+        };
+        (put, self.hashes[ordinal as usize])
+    }
+}
+
 fn key(layer: usize, ordinal: u64) -> PageIndex {
     PageIndex((layer as u64) << ORDINAL_BITS | ordinal)
 }
 
 impl Writing<'_> {
+    /// Stores the pages that cannot stay the differences they are, of each space.
+    fn make(&mut self, sum: &Sum, made: &[Vec<Resolved>]) -> Result<(), PruneError> {
+        if made.iter().all(Vec::is_empty) {
+            return Ok(());
+        }
+        let whole = self.store.view_of_any(sum.last.snapshot)?;
+        let parent = match sum.parent.parent {
+            Some((parent, _)) => Some(self.store.view_of_any(parent)?),
+            None => None,
+        };
+        for (number, (space, runs)) in sum.metadata.spaces.iter().zip(made).enumerate() {
+            let below = parent.as_ref().and_then(|parent| {
+                let space = parent.inner.same_space(space)?;
+                Some((parent, space))
+            });
+            let page_bytes = space.page_size.len();
+            let mut page_below = vec![0; page_bytes];
+            for run in runs {
+                let kept = &sum.layers[run.layer as usize].kept;
+                whole.read_each(number, run.pages, &mut |pages, content| {
+                    let PageContent::Bytes(bytes) = content else {
+                        return Ok(());
+                    };
+                    let each = pages.pages().zip(bytes.chunks_exact(page_bytes));
+                    for (page, bytes) in each {
+                        let ordinal = run.ordinal + (page.0 - run.pages.start().0);
+                        let key = key(run.layer as usize, ordinal);
+                        let put = Put {
+                            space: number,
+                            page: key,
+                            sequence: key.0,
+                        };
+                        let put = (put, kept.hashes(ordinal, 1)[0]);
+                        let below = match below {
+                            Some(below) => to_differ_from(below, page, &mut page_below)?,
+                            None => None,
+                        };
+                        let below = below.map(|hash| (hash, page_below.as_slice()));
+                        self.store_made(put, bytes, below)?;
+                    }
+                    Ok::<(), PruneError>(())
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores a page, as differences to `below` if that is worth it.
+    fn store_made(
+        &mut self,
+        (put, hash): (Put, PageHash),
+        bytes: &[u8],
+        below: Option<(PageHash, &[u8])>,
+    ) -> Result<(), PruneError> {
+        let log: &mut Log<'_> = &mut |_, entry| runs::log(&mut self.places, entry);
+        let words = below.and_then(|(below, page)| Some((below, Words::between(page, bytes)?)));
+        let stored = match words {
+            Some((below, words)) => {
+                let page = (put, hash);
+                self.frames
+                    .wait_differing(page, bytes.len(), (below, &words), log)
+            }
+            None => {
+                let room = (DEFAULT_FRAME_BYTES / bytes.len()).max(1);
+                self.frames.wait(put, hash, bytes, room, log)
+            }
+        };
+        stored.map_err(|error| self.failed(error))
+    }
+
     /// Takes over the pages of a file that are needed.
     fn take(
         &mut self,
@@ -197,39 +326,84 @@ impl Writing<'_> {
             let size = spaces[frame.space as usize].page_size;
             // There is one, or nothing of this size would be needed.
             let own = |space: &Space| space.page_size == size;
-            let space = own_spaces.iter().position(own).unwrap_or(0);
-            let put = |ordinal: u64| Put {
-                space,
-                page: key(number, ordinal),
-                sequence: key(number, ordinal).0,
+            let source = Source {
+                number,
+                file: &file,
+                hashes: &index.hashes,
+                page_bytes: size.len(),
+                space: own_spaces.iter().position(own).unwrap_or(0),
             };
-            let hash = |ordinal: u64| index.hashes[ordinal as usize];
-            let log: &mut Log<'_> = &mut |_, entry| runs::log(&mut self.places, entry);
-            let written = if 2 * count >= u64::from(frame.page_count) {
-                let encoded = EncodedFrame {
-                    bytes: Cow::Borrowed(&stored),
-                    encoding: frame.encoding,
-                    checksum: frame.checksum,
-                };
-                let all = pages.map(|ordinal| (put(ordinal), hash(ordinal)));
-                self.frames.write(size.len(), encoded, all, log)
-            } else {
-                let mut raw = vec![0; frame.page_count as usize * size.len()];
-                let decoded =
-                    self.decoder
-                        .decode(&stored, frame.encoding, &frame.checksum, &mut raw);
-                decoded.map_err(|error| file.at(error))?;
-                let room = (DEFAULT_FRAME_BYTES / size.len()).max(1);
-                live.into_iter().flatten().try_for_each(|ordinal| {
-                    let at = (ordinal - frame.first_ordinal) as usize * size.len();
-                    let bytes = &raw[at..at + size.len()];
-                    self.frames
-                        .wait(put(ordinal), hash(ordinal), bytes, room, log)
-                })
-            };
-            written.map_err(|error| self.failed(error))?;
+            match 2 * count >= u64::from(frame.page_count) {
+                true => self.copy(&source, frame, &live, &stored)?,
+                false => self.take_pages(&source, frame, &live, &stored)?,
+            }
         }
         Ok(())
+    }
+
+    /// Takes over a frame as it is stored.
+    fn copy(
+        &mut self,
+        source: &Source<'_>,
+        frame: &Frame,
+        live: &[Range<u64>],
+        stored: &[u8],
+    ) -> Result<(), PruneError> {
+        let encoded = EncodedFrame {
+            bytes: Cow::Borrowed(stored),
+            encoding: frame.encoding,
+            checksum: frame.checksum,
+        };
+        let pages = frame.first_ordinal..frame.first_ordinal + u64::from(frame.page_count);
+        let all = pages.map(|ordinal| source.page(ordinal));
+        // Some that are not needed were made, and are elsewhere.
+        let mut needed = live.iter().flat_map(Range::clone).peekable();
+        let log: &mut Log<'_> = &mut |_, entry| {
+            let is_page = |ordinal: &u64| key(source.number, *ordinal) == entry.pages.start();
+            if needed.next_if(is_page).is_some() {
+                runs::log(&mut self.places, entry);
+            }
+        };
+        let written = self.frames.write(source.page_bytes, encoded, all, log);
+        written.map_err(|error| self.failed(error))
+    }
+
+    /// Takes some pages out of a frame.
+    fn take_pages(
+        &mut self,
+        source: &Source<'_>,
+        frame: &Frame,
+        live: &[Range<u64>],
+        stored: &[u8],
+    ) -> Result<(), PruneError> {
+        let (pages, page_bytes) = (frame.page_count as usize, source.page_bytes);
+        let log: &mut Log<'_> = &mut |_, entry| runs::log(&mut self.places, entry);
+        let mut live = live.iter().flat_map(Range::clone);
+        let decoder = &mut self.decoder;
+        let written = if frame.differs() {
+            let found = decoder.differences(stored, &frame.checksum, pages, page_bytes);
+            let found = found.map_err(|error| source.file.at(error))?;
+            live.try_for_each(|ordinal| {
+                let words = found.words((ordinal - frame.first_ordinal) as usize);
+                words.map_or(Ok(()), |(parent, words)| {
+                    let page = source.page(ordinal);
+                    self.frames
+                        .wait_differing(page, page_bytes, (parent, &words), log)
+                })
+            })
+        } else {
+            let mut raw = vec![0; pages * page_bytes];
+            let decoded = decoder.decode(stored, frame.encoding, &frame.checksum, &mut raw);
+            decoded.map_err(|error| source.file.at(error))?;
+            let room = (DEFAULT_FRAME_BYTES / page_bytes).max(1);
+            live.try_for_each(|ordinal| {
+                let at = (ordinal - frame.first_ordinal) as usize * page_bytes;
+                let (put, hash) = source.page(ordinal);
+                let bytes = &raw[at..at + page_bytes];
+                self.frames.wait(put, hash, bytes, room, log)
+            })
+        };
+        written.map_err(|error| self.failed(error))
     }
 
     /// The tables of the new file.
@@ -311,10 +485,28 @@ impl Writing<'_> {
     }
 }
 
-/// For each layer the numbers of its stored pages that are needed: ascending, joined.
-fn needed(layers: usize, runs: &[Vec<Resolved>]) -> Vec<Vec<Range<u64>>> {
+/// Fills `bytes` with a page of a view, and gives its hash, if differences to it can be stored.
+fn to_differ_from(
+    (view, space): (&View, usize),
+    page: PageIndex,
+    bytes: &mut [u8],
+) -> Result<Option<PageHash>, ReadError> {
+    let inner = &view.inner;
+    let run = inner.own_at(space, page);
+    let usable =
+        run.filter(|run| run.state == PageState::Data && inner.depth(space, run, page) < DEPTH_MAX);
+    let Some(run) = usable else {
+        return Ok(None);
+    };
+    view.read_page(space, page, bytes)?;
+    Ok(inner.hash_in(space, run, page))
+}
+
+/// For each layer the numbers of its stored pages that are needed, but for those `made`, by space: ascending, joined.
+fn needed(layers: usize, runs: &[Vec<Resolved>], made: &[Vec<Resolved>]) -> Vec<Vec<Range<u64>>> {
     let mut needed = vec![Vec::new(); layers];
-    let data = runs.iter().flatten();
+    let taken = runs.iter().zip(made);
+    let data = taken.flat_map(|(runs, made)| runs::without(runs, made));
     for run in data.filter(|run| run.state == PageState::Data) {
         needed[run.layer as usize].push(run.ordinal..run.ordinal + run.pages.count().0);
     }

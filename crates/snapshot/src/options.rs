@@ -1,5 +1,6 @@
 //! How a snapshot is to be written, and what has been written so far. Values only.
 
+use crate::shadow::Shadow;
 use pagetide_pages::PageCount;
 
 /// How many bytes of pages a frame has if nothing else is asked for; see `docs/FORMAT.md` for the
@@ -21,6 +22,9 @@ pub struct WriteOptions {
     /// its spaces with that page size. Until the snapshot is committed this takes some 30 to 60 bytes
     /// of memory for each stored page: its hash, its number, and the slack of a hash table.
     pub deduplicate: bool,
+    /// The pages that the last snapshots were written with. A page that is the parent's but for a few words, and whose
+    /// bytes in the parent are here, is stored as these words. What is stored is kept here for the next snapshot.
+    pub shadow: Option<Shadow>,
 }
 
 impl Default for WriteOptions {
@@ -31,6 +35,7 @@ impl Default for WriteOptions {
             elide_unchanged: true,
             frame_bytes: DEFAULT_FRAME_BYTES,
             deduplicate: false,
+            shadow: None,
         }
     }
 }
@@ -43,6 +48,8 @@ pub struct WriteCounters {
     pub written_pages: PageCount,
     /// Of these, pages whose bytes are stored.
     pub stored_pages: PageCount,
+    /// Of these, pages of which the words are stored that differ from the parent's.
+    pub difference_pages: PageCount,
     /// Of these, pages that are all zeros.
     pub zero_pages: PageCount,
     /// Of these, pages left out because the parent has the same bytes.

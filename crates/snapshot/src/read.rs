@@ -1,12 +1,15 @@
 //! Fetching the bytes of pages: one at a time, in ascending order, or on all cores in no order.
 //! Which pages there are is decided in `view`.
 
+use crate::assembly::{Source, Sources};
 use crate::error::ReadError;
 use crate::format::index::Frame;
+use crate::frame_cache::CacheState;
 use crate::layer::FrameReader;
 use crate::memory;
 use crate::model::{PageHash, PageState};
 use crate::runs::Resolved;
+use crate::shown::Placed;
 use crate::view::{Inner, PageContent, View};
 use pagetide_pages::{PageCount, PageIndex, PageRange};
 use std::ops::Range;
@@ -37,14 +40,11 @@ pub enum Found<'a> {
 }
 
 /// Pages in one frame, or pages of which the store has no bytes.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(crate) struct Piece<'a> {
     pub pages: PageRange,
     pub state: PageState,
-    pub layer: u32,
-    pub frame: usize,
-    /// The position of the first page in the frame.
-    pub position: u64,
+    pub sources: Sources,
     /// The hashes of pages in a file.
     hashes: &'a [PageHash],
 }
@@ -118,14 +118,15 @@ impl View {
         visit: &mut dyn FnMut(PageRange, PageContent<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         let page_bytes = self.checked_space(space)?.page_size.len();
-        for run in self.inner.parts(space, range) {
+        let mut made = Vec::new();
+        for run in self.inner.placed_parts(space, range) {
             for piece in self.inner.pieces(run) {
                 let raw = match piece.state {
-                    PageState::Data => self.inner.cached_frame(&piece, page_bytes),
+                    PageState::Data => self.inner.cached(&piece, page_bytes, &mut made),
                     _ => Ok(Arc::default()),
                 };
                 match raw {
-                    Ok(raw) => visit(piece.pages, piece.content(&raw, page_bytes))?,
+                    Ok(raw) => visit(piece.pages, piece.content(&raw, &made, page_bytes))?,
                     Err(ReadError::Replaced { .. }) => {
                         self.again()?.read_each(space, piece.pages, visit)?;
                     }
@@ -202,10 +203,9 @@ impl View {
         visit: &(impl Fn(PageRange, Found<'_>) -> Result<(), E> + Sync),
     ) -> Result<(), E> {
         // Pieces of one frame stand together then, in the order of the files.
-        pieces.sort_by_key(|piece| (piece.layer, piece.frame));
-        let same_frame = |a: &Piece<'_>, b: &Piece<'_>| {
-            a.state == PageState::Data && (a.layer, a.frame) == (b.layer, b.frame)
-        };
+        pieces.sort_by_key(Piece::frame);
+        let same_frame =
+            |a: &Piece<'_>, b: &Piece<'_>| a.state == PageState::Data && a.frame() == b.frame();
         let groups: Vec<&[Piece<'_>]> = pieces.chunk_by(same_frame).collect();
         let threads = match threads {
             0 => worker_count(0, threads_worth(&groups)),
@@ -222,7 +222,7 @@ impl View {
         let stop = AtomicBool::new(false);
         let work = || -> Result<(), E> {
             let mut reader = FrameReader::default();
-            let mut raw = Vec::new();
+            let mut buffers = Buffers::default();
             while !stop.load(Ordering::Relaxed) {
                 let first = next.fetch_add(at_once, Ordering::Relaxed).min(groups.len());
                 let some = &groups[first..groups.len().min(first + at_once)];
@@ -237,7 +237,7 @@ impl View {
                         continue;
                     }
                     for group in run {
-                        self.visit_group(group, space, &mut reader, &mut raw, visit)?;
+                        self.visit_group(group, space, &mut reader, &mut buffers, visit)?;
                     }
                 }
             }
@@ -267,19 +267,27 @@ impl View {
         group: &[Piece<'_>],
         (space, page_bytes): (usize, usize),
         reader: &mut FrameReader,
-        raw: &mut Vec<u8>,
+        Buffers { raw, made }: &mut Buffers,
         visit: &impl Fn(PageRange, Found<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let first = group[0];
+        let first = &group[0];
         if first.state == PageState::Data {
-            let layer = &self.inner.layers[first.layer as usize];
-            match reader.read(layer, first.frame, page_bytes, raw) {
+            let (layer, frame) = first.frame();
+            let layer = &self.inner.layers[layer as usize];
+            match reader.read(layer, frame, page_bytes, raw) {
                 Err(ReadError::Replaced { .. }) => return self.visit_again(group, space, visit),
                 read => read?,
             }
         }
-        for piece in group {
-            visit(piece.pages, Found::Settled(piece.content(raw, page_bytes)))?;
+        for (number, piece) in group.iter().enumerate() {
+            match self.inner.make(piece, raw, page_bytes, reader, made) {
+                Err(ReadError::Replaced { .. }) => {
+                    return self.visit_again(&group[number..], space, visit);
+                }
+                made => made?,
+            }
+            let content = piece.content(raw, made, page_bytes);
+            visit(piece.pages, Found::Settled(content))?;
         }
         Ok(())
     }
@@ -293,16 +301,18 @@ impl View {
         reader: &mut FrameReader,
         visit: &impl Fn(PageRange, Found<'_>) -> Result<(), E>,
     ) -> Result<bool, E> {
-        let (first, last) = (run[0][0], run[run.len() - 1][0]);
-        if first.state != PageState::Data {
+        let (first, last) = (&run[0][0], &run[run.len() - 1][0]);
+        let mut all = run.iter().copied().flatten();
+        if first.state != PageState::Data || all.any(Piece::differs) {
             return Ok(false);
         }
-        let layer = &self.inner.layers[first.layer as usize];
-        let ordinal_of = |piece: &Piece<'_>| layer.kept.frames[piece.frame].first_ordinal;
+        let (number, first_frame) = first.frame();
+        let layer = &self.inner.layers[number as usize];
+        let ordinal_of = |piece: &Piece<'_>| layer.kept.frames[piece.frame().1].first_ordinal;
         let mut visited = Ok(());
         let mut see = |bytes: &[AtomicU8]| {
             let in_bytes = |piece: &Piece<'_>| {
-                let skip = (ordinal_of(piece) - ordinal_of(&first)) as usize * page_bytes;
+                let skip = (ordinal_of(piece) - ordinal_of(first)) as usize * page_bytes;
                 let place = piece.place(page_bytes);
                 skip + place.start..skip + place.end
             };
@@ -322,7 +332,7 @@ impl View {
                 }
             }
         };
-        let frames = first.frame..last.frame + 1;
+        let frames = first_frame..last.frame().1 + 1;
         match reader.read_there(layer, frames, page_bytes, &mut see) {
             Ok(true) => visited.map(|()| true),
             Ok(false) | Err(ReadError::Replaced { .. }) => Ok(false),
@@ -353,9 +363,26 @@ impl View {
     }
 }
 
+/// A decoded frame, and pages that were made from some of it.
+#[derive(Default)]
+struct Buffers {
+    raw: Vec<u8>,
+    made: Vec<u8>,
+}
+
 impl<'h> Piece<'h> {
-    /// The content of the pages, of which `raw` is the decoded frame if they have bytes.
-    fn content<'a>(&self, raw: &'a [u8], page_bytes: usize) -> PageContent<'a>
+    /// The layer and the number of the frame that is to be decoded.
+    pub fn frame(&self) -> (u32, usize) {
+        (self.sources.whole.layer, self.sources.whole.frame)
+    }
+
+    /// True if the pages are not in a frame as they are.
+    pub fn differs(&self) -> bool {
+        !self.sources.differences.is_empty()
+    }
+
+    /// The content of the pages. If they have bytes, `raw` is the decoded frame, and `made` what they were made if they differ.
+    fn content<'a>(&self, raw: &'a [u8], made: &'a [u8], page_bytes: usize) -> PageContent<'a>
     where
         'h: 'a,
     {
@@ -365,13 +392,14 @@ impl<'h> Piece<'h> {
             PageState::Unbacked => PageContent::Unbacked,
             // What is shown was looked up before, so here it is always a page of a file.
             PageState::File | PageState::Shown => PageContent::File(self.hashes),
+            PageState::Data if self.differs() => PageContent::Bytes(made),
             PageState::Data => PageContent::Bytes(&raw[self.place(page_bytes)]),
         }
     }
 
     /// Where in the decoded frame the pages are.
     fn place(&self, page_bytes: usize) -> Range<usize> {
-        let start = self.position as usize * page_bytes;
+        let start = self.sources.whole.position as usize * page_bytes;
         start..start + self.pages.count().0 as usize * page_bytes
     }
 }
@@ -395,12 +423,12 @@ impl Inner {
     ) -> impl Iterator<Item = Piece<'a>> + 'a {
         let runs = ranges
             .iter()
-            .flat_map(move |&range| self.parts(space, range));
+            .flat_map(move |&range| self.placed_parts(space, range));
         runs.flat_map(|run| self.pieces(run))
     }
 
-    /// `run` cut where frames end.
-    fn pieces(&self, run: Resolved) -> impl Iterator<Item = Piece<'_>> + '_ {
+    /// A run cut where frames end.
+    fn pieces(&self, Placed { run, space, first }: Placed) -> impl Iterator<Item = Piece<'_>> + '_ {
         let mut at = run.pages.start();
         std::iter::from_fn(move || {
             let left = PageRange::new(at, run.pages.end());
@@ -416,27 +444,21 @@ impl Inner {
                 return Some(Piece {
                     pages,
                     state: run.state,
-                    layer: u32::MAX,
-                    frame: 0,
-                    position: 0,
+                    sources: Sources {
+                        whole: Source::NONE,
+                        differences: Vec::new(),
+                    },
                     hashes: self.hashes_of(&run, pages),
                 });
             }
-            let kept = &self.layers[run.layer as usize].kept;
-            let ordinal = run.ordinal + (at.0 - run.pages.start().0);
-            let number = kept.frame_of(ordinal);
-            let frame = &kept.frames[number];
-            let position = ordinal - frame.first_ordinal;
-            let in_frame = u64::from(frame.page_count) - position;
-            let count = PageCount(in_frame.min(left.count().0));
+            let recorded_at = first.plus(PageCount(at.0 - run.pages.start().0));
+            let (sources, count) = self.sources(&run.cut(left)?, space, recorded_at);
             let pages = PageRange::with_count(at, count);
             at = pages.end();
             Some(Piece {
                 pages,
                 state: run.state,
-                layer: run.layer,
-                frame: number,
-                position,
+                sources,
                 hashes: &[],
             })
         })
@@ -445,12 +467,13 @@ impl Inner {
     /// True if the frame of `next` comes right after that of `piece`, both are compressed, and neither is long.
     fn is_followed(&self, piece: &Piece<'_>, next: &Piece<'_>, page_bytes: usize) -> bool {
         let have_frames = piece.state == PageState::Data && next.state == PageState::Data;
-        if !have_frames || (piece.layer, piece.frame + 1) != (next.layer, next.frame) {
+        let (layer, number) = piece.frame();
+        if !have_frames || (layer, number + 1) != next.frame() {
             return false;
         }
         // Those that nobody needs are not kept.
-        let frames = &self.layers[piece.layer as usize].kept.frames;
-        let (frame, after) = (&frames[piece.frame], &frames[next.frame]);
+        let frames = &self.layers[layer as usize].kept.frames;
+        let (frame, after) = (&frames[number], &frames[number + 1]);
         let is_short = |frame: &Frame| {
             let bytes = frame.page_count as usize * page_bytes;
             frame.is_compressed() && bytes <= SHORT_FRAME_BYTES
@@ -459,11 +482,29 @@ impl Inner {
         ends_at == after.offset && is_short(frame) && is_short(after)
     }
 
-    /// The pages of the frame of `piece`, decoded now or lately.
-    fn cached_frame(
+    /// Makes the pages of `piece` in `made` if they differ from those in the decoded frame `raw`.
+    fn make(
+        &self,
+        piece: &Piece<'_>,
+        raw: &[u8],
+        page_bytes: usize,
+        reader: &mut FrameReader,
+        made: &mut Vec<u8>,
+    ) -> Result<(), ReadError> {
+        if !piece.differs() {
+            return Ok(());
+        }
+        made.clear();
+        made.extend_from_slice(&raw[piece.place(page_bytes)]);
+        self.apply_differences(&piece.sources, page_bytes, reader, made)
+    }
+
+    /// The pages of the frame of `piece`, decoded now or lately; and in `made` what is made from them if they differ.
+    fn cached(
         &self,
         piece: &Piece<'_>,
         page_bytes: usize,
+        made: &mut Vec<u8>,
     ) -> Result<Arc<Vec<u8>>, ReadError> {
         let mut state = self
             .cache
@@ -471,8 +512,18 @@ impl Inner {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let state = &mut *state;
+        let raw = self.cached_frame(piece.frame(), page_bytes, state)?;
+        self.make(piece, &raw, page_bytes, &mut state.reader, made)?;
+        Ok(raw)
+    }
+
+    fn cached_frame(
+        &self,
+        key: (u32, usize),
+        page_bytes: usize,
+        state: &mut CacheState,
+    ) -> Result<Arc<Vec<u8>>, ReadError> {
         state.clock += 1;
-        let key = (piece.layer, piece.frame);
         if let Some((raw, used)) = state.frames.get_mut(&key) {
             *used = state.clock;
             return Ok(Arc::clone(raw));
@@ -490,9 +541,9 @@ impl Inner {
             state.bytes -= old.len();
             raw = Arc::try_unwrap(old).unwrap_or_default();
         }
-        let layer = &self.layers[piece.layer as usize];
+        let layer = &self.layers[key.0 as usize];
         let reader = &mut state.reader;
-        reader.read(layer, piece.frame, page_bytes, &mut raw)?;
+        reader.read(layer, key.1, page_bytes, &mut raw)?;
         let raw = Arc::new(raw);
         state.bytes += raw.len();
         state.frames.insert(key, (Arc::clone(&raw), state.clock));

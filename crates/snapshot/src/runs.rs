@@ -57,6 +57,36 @@ pub fn touching(runs: &[Resolved], range: PageRange) -> &[Resolved] {
     &rest[..rest.partition_point(|run| run.pages.start() < range.end())]
 }
 
+/// The run that a page is in.
+pub fn at(runs: &[Resolved], page: PageIndex) -> Option<&Resolved> {
+    let after = runs.partition_point(|run| run.pages.start() <= page);
+    let run = &runs[after.checked_sub(1)?];
+    run.pages.contains(page).then_some(run)
+}
+
+/// The parts of ascending `runs` that lie in the ascending `ranges`.
+pub fn within(runs: &[Resolved], ranges: impl IntoIterator<Item = PageRange>) -> Vec<Resolved> {
+    let mut kept = Vec::new();
+    for range in ranges {
+        for part in touching(runs, range)
+            .iter()
+            .filter_map(|run| run.cut(range))
+        {
+            push(&mut kept, part);
+        }
+    }
+    kept
+}
+
+/// The parts of ascending `runs` where the ascending `top` has nothing.
+pub fn without(runs: &[Resolved], top: &[Resolved]) -> Vec<Resolved> {
+    let starts = top.iter().map(|run| run.pages.start());
+    let ends = top.iter().map(|run| run.pages.end());
+    let gaps = std::iter::once(PageIndex(0)).chain(ends);
+    let gaps = gaps.zip(starts.chain([PageIndex(u64::MAX)]));
+    within(runs, gaps.map(|(start, end)| PageRange::new(start, end)))
+}
+
 /// The parts of ascending `runs` that lie in the ascending `regions`, and that `keep` wants there.
 pub fn restrict<'r>(
     runs: &[Resolved],

@@ -34,6 +34,14 @@ impl Sight {
     }
 }
 
+/// A run, and where its pages are recorded: the same place, or that of what they show.
+#[derive(Clone, Copy)]
+pub struct Placed {
+    pub run: Resolved,
+    pub space: usize,
+    pub first: PageIndex,
+}
+
 /// The regions that touch `range`.
 fn regions_in(space: &Space, range: PageRange) -> &[Region] {
     let regions = &space.regions;
@@ -59,31 +67,54 @@ impl Inner {
     }
 
     /// The runs of what is shown, at the pages that show it.
-    fn behind(&self, sight: Sight) -> impl Iterator<Item = Resolved> + '_ {
+    fn behind(&self, sight: Sight) -> impl Iterator<Item = Placed> + '_ {
         let parts = self.own_parts(sight.space, sight.target());
         parts.map(move |run| {
-            let skipped = PageCount(run.pages.start().0 - sight.first.0);
+            let first = run.pages.start();
+            let skipped = PageCount(first.0 - sight.first.0);
             let start = sight.pages.start().plus(skipped);
-            Resolved {
-                pages: PageRange::with_count(start, run.pages.count()),
-                ..run
+            Placed {
+                run: Resolved {
+                    pages: PageRange::with_count(start, run.pages.count()),
+                    ..run
+                },
+                space: sight.space,
+                first,
             }
         })
     }
 
     /// The runs in `range`, cut to it, none of them `Shown`.
     pub fn parts(&self, space: usize, range: PageRange) -> impl Iterator<Item = Resolved> + '_ {
+        self.placed_parts(space, range).map(|placed| placed.run)
+    }
+
+    /// The same, with where they are recorded.
+    pub fn placed_parts(
+        &self,
+        space: usize,
+        range: PageRange,
+    ) -> impl Iterator<Item = Placed> + '_ {
         self.own_parts(space, range)
-            .flat_map(move |run| self.seen(space, run))
+            .flat_map(move |run| self.placed(space, run))
     }
 
     /// What `run` is: itself, or what is behind it.
     pub fn seen(&self, space: usize, run: Resolved) -> impl Iterator<Item = Resolved> + '_ {
+        self.placed(space, run).map(|placed| placed.run)
+    }
+
+    fn placed(&self, space: usize, run: Resolved) -> impl Iterator<Item = Placed> + '_ {
         let is_shown = run.state == PageState::Shown;
         let sights = is_shown.then(|| self.sights(space, run.pages));
         let behind = sights.into_iter().flatten();
         let behind = behind.flat_map(move |sight| self.behind(sight));
-        (!is_shown).then_some(run).into_iter().chain(behind)
+        let own = Placed {
+            run,
+            space,
+            first: run.pages.start(),
+        };
+        (!is_shown).then_some(own).into_iter().chain(behind)
     }
 
     /// What a page is, as a run of one page.
@@ -124,9 +155,6 @@ impl Inner {
 
     /// The run that a page is recorded in.
     pub fn own_at(&self, space: usize, page: PageIndex) -> Option<&Resolved> {
-        let runs = self.runs.get(space)?;
-        let after = runs.partition_point(|run| run.pages.start() <= page);
-        let run = &runs[after.checked_sub(1)?];
-        run.pages.contains(page).then_some(run)
+        runs::at(self.runs.get(space)?, page)
     }
 }

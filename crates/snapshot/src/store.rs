@@ -294,7 +294,7 @@ impl Store {
     }
 
     /// The same of a snapshot that may have been pruned since.
-    fn view_of_any(&self, id: SnapshotId) -> Result<View, ReadError> {
+    pub(crate) fn view_of_any(&self, id: SnapshotId) -> Result<View, ReadError> {
         let _gate = self.enter(id)?;
         self.resolve(self.file(id)?)
     }
@@ -456,7 +456,7 @@ impl Store {
             ..
         } = metadata;
         let top = by_space(&index.runs, spaces.len());
-        let kept = Kept::all(index);
+        let kept = Kept::all(index.frames, index.hashes);
         let layer = Arc::new(Layer::new(self.id, &self.storage, &file.header, kept));
         let origin = Origin::new(self.find(), None);
         View::over(parent, layer, &top, info, (spaces, attachments), origin)

@@ -3,13 +3,14 @@
 use crate::error::ReadError;
 use crate::format::FormatError;
 use crate::format::header::Header;
-use crate::format::index::Index;
+use crate::format::index::{Frame, Index};
 use crate::frame::FrameDecoder;
 use crate::layer::SnapshotFile;
 use crate::model::{PageHash, PageState, SnapshotId, Space};
 use crate::read::worker_count;
+use crate::runs::Resolved;
 use crate::store::Store;
-use crate::view::View;
+use crate::view::{PageContent, View};
 use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -128,7 +129,7 @@ pub fn verify(
             }
         };
         let before = damaged.len();
-        check_file(&file, &meter, &mut damaged)?;
+        let has_differences = check_file(&file, &meter, &mut damaged)?;
         if damaged.len() > before {
             broken.insert(file.id);
         } else if file
@@ -138,11 +139,14 @@ pub fn verify(
         {
             // What is broken in an ancestor is said of the ancestor only.
             broken.insert(file.id);
-        } else if ids.contains(&id)
-            && let Some(damage) = check_chain(store, &file, &mut latest)?
-        {
-            broken.insert(file.id);
-            damaged.push(damage);
+        } else if ids.contains(&id) || has_differences {
+            damaged.extend(check_chain(store, &file, &mut latest)?);
+            if let Some(view) = latest.as_ref().filter(|_| has_differences) {
+                check_differences(view, id, &mut damaged)?;
+            }
+            if damaged.len() > before {
+                broken.insert(id);
+            }
         }
     }
     damaged.sort_by_key(|damage| damage.snapshot);
@@ -194,12 +198,13 @@ fn of_file(snapshot: SnapshotId, length_bytes: u64, error: ReadError) -> Result<
     })
 }
 
-/// Checks everything in a file that can be checked without its ancestors.
+/// Checks everything in a file that can be checked without its ancestors. True if some of its pages cannot: they are
+/// differences.
 fn check_file(
     file: &SnapshotFile,
     meter: &Meter<'_>,
     damaged: &mut Vec<Damage>,
-) -> Result<(), ReadError> {
+) -> Result<bool, ReadError> {
     let header = &file.header;
     meter.add(file.id, header.metadata_at() - header.frames_length);
     let length = header.metadata_length + header.index_length;
@@ -209,10 +214,13 @@ fn check_file(
     });
     meter.add(file.id, length);
     match parts {
-        Ok((metadata, index)) => check_frames(file, &metadata.spaces, &index, meter, damaged),
+        Ok((metadata, index)) => {
+            check_frames(file, &metadata.spaces, &index, meter, damaged)?;
+            Ok(index.frames.iter().any(Frame::differs))
+        }
         Err(error) => {
             damaged.push(of_file(file.id, length, error)?);
-            Ok(())
+            Ok(false)
         }
     }
 }
@@ -228,8 +236,8 @@ fn check_chain(
     let is_parent = |view: &View| file.header.parent == Some((view.id(), view.info().content_hash));
     let view = match latest.take().filter(is_parent) {
         Some(parent) => store.view_over(Some(&parent), file),
-        None => match store.view(file.id) {
-            Err(ReadError::Pruned { .. } | ReadError::NoSuchSnapshot { .. }) => return Ok(None),
+        None => match store.view_of_any(file.id) {
+            Err(ReadError::NoSuchSnapshot { .. }) => return Ok(None),
             other => other,
         },
     };
@@ -239,6 +247,56 @@ fn check_chain(
             Ok(None)
         }
         Err(error) => of_file(file.id, file.header.file_length(), error).map(Some),
+    }
+}
+
+/// Checks the pages that snapshot `id`, whose view this is, has as differences: each is made from its parent's.
+fn check_differences(
+    view: &View,
+    id: SnapshotId,
+    damaged: &mut Vec<Damage>,
+) -> Result<(), ReadError> {
+    let inner = &view.inner;
+    let Some(own) = inner.layers.iter().position(|layer| layer.id == id) else {
+        return Ok(());
+    };
+    let (kept, own) = (&inner.layers[own].kept, own as u32);
+    for (number, (space, runs)) in inner.spaces.iter().zip(&inner.runs).enumerate() {
+        let of_file = |run: &&Resolved| run.state == PageState::Data && run.layer == own;
+        let runs = runs.iter().filter(of_file);
+        let ranges: Vec<PageRange> = runs.flat_map(|run| run.differing(kept)).collect();
+        // Whoever reads them compares the hashes.
+        let look = |_, _: PageContent<'_>| Ok::<(), ReadError>(());
+        if view.read_ranges_parallel(number, &ranges, 0, look).is_ok() {
+            continue;
+        }
+        let mut page_bytes = vec![0; space.page_size.len()];
+        let mut lost: Vec<(PageRange, String)> = Vec::new();
+        for page in ranges.iter().flat_map(|range| range.pages()) {
+            match view.read_page(number, page, &mut page_bytes) {
+                Ok(()) => {}
+                Err(error @ ReadError::Io { .. }) => return Err(error),
+                Err(error) => add_lost(&mut lost, page, error.to_string()),
+            }
+        }
+        damaged.extend(lost.into_iter().map(|(pages, what)| Damage {
+            snapshot: id,
+            space: Some(space.name.clone()),
+            address: Some(space.page_size.address_of(pages.start())),
+            length_bytes: space.page_size.bytes_of(pages.count()),
+            what,
+        }));
+    }
+    Ok(())
+}
+
+/// Adds a page to those of which the same is said.
+fn add_lost(lost: &mut Vec<(PageRange, String)>, page: PageIndex, what: String) {
+    match lost.last_mut() {
+        Some((pages, said)) if pages.end() == page && *said == what => {
+            *pages = PageRange::new(pages.start(), page.plus(PageCount(1)));
+        }
+        _ => lost.push((PageRange::single(page), what)),
     }
 }
 
@@ -264,16 +322,26 @@ fn check_frames(
             stored.resize(frame.stored_length as usize, 0);
             file.stored(std::slice::from_ref(frame), &mut stored)?;
             let page_bytes = spaces[frame.space as usize].page_size.len();
-            raw.resize(frame.page_count as usize * page_bytes, 0);
             let numbers = PageRange::with_count(
                 PageIndex(frame.first_ordinal),
                 PageCount(u64::from(frame.page_count)),
             );
-            let decoded = decoder.decode(&stored, frame.encoding, &frame.checksum, &mut raw);
+            let pages = frame.page_count as usize;
+            let decoded = match frame.differs() {
+                true => decoder
+                    .differences(&stored, &frame.checksum, pages, page_bytes)
+                    .map(|_| None),
+                false => {
+                    raw.resize(pages * page_bytes, 0);
+                    decoder
+                        .decode(&stored, frame.encoding, &frame.checksum, &mut raw)
+                        .map(|()| wrong_pages(index, numbers, &raw, page_bytes))
+                }
+            };
             let damage = match decoded {
                 Err(error @ FormatError::Unknown(_)) => return Err(file.at(error)),
                 Err(error) => Some((PageSet::from(numbers), error)),
-                Ok(()) => wrong_pages(index, numbers, &raw, page_bytes),
+                Ok(wrong) => wrong,
             };
             let damage = damage.map(|(pages, error)| (pages, file.at(error).to_string()));
             if let Some(damage) = damage {

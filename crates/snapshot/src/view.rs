@@ -7,6 +7,7 @@
 //! looked up when it is asked for (see `shown`).
 
 use crate::back::Arrived;
+use crate::beneath::{self, Beneath};
 use crate::error::ReadError;
 use crate::format::metadata::captured;
 use crate::frame_cache::FrameCache;
@@ -39,6 +40,8 @@ pub(crate) struct Inner {
     pub layers: Vec<Arc<Layer>>,
     /// For each space its pages as they are recorded, ascending.
     pub runs: Vec<Vec<Resolved>>,
+    /// For each space what its differences are to.
+    pub beneath: Vec<Beneath>,
     /// For each space the hash of a page of zeros.
     pub zero_hashes: Vec<PageHash>,
     pub cache: FrameCache,
@@ -218,16 +221,35 @@ impl View {
         let mut chain = parent.map_or_else(Vec::new, |parent| parent.chain.clone());
         chain.push(info.id);
         let (store, own) = (layer.store, layers.len());
-        layers.push(layer);
-        let each = spaces.iter().zip(top).map(|(space, top)| {
+        // Beneath the records of each space, one after another.
+        let (mut all, mut depths) = (Vec::new(), Vec::new());
+        for (space, top) in spaces.iter().zip(top) {
             let base = parent.and_then(|parent| parent.runs_of(space));
-            resolve(base, space, top, own)
-        });
-        let mut resolved: Vec<_> = each.collect();
-        drop_unused(&mut layers, &mut resolved);
-        drop_unneeded(&mut layers, &resolved);
-        let parts = (layers, resolved, chain);
-        View::of(store, parts, info, (spaces, attachments), origin)
+            let runs = resolve(base.map(|(runs, _)| runs), space, top, own);
+            let beneath = base.map(|base| beneath::resolve(base, space, top, &layer.kept));
+            let beneath = beneath.unwrap_or_default();
+            depths.push(beneath.len());
+            all.push(runs);
+            all.extend(beneath);
+        }
+        layers.push(layer);
+        drop_unused(&mut layers, &mut all);
+        drop_unneeded(&mut layers, &all);
+        let mut all = all.into_iter();
+        let of_space = |depth| {
+            (
+                all.next().unwrap_or_default(),
+                all.by_ref().take(depth).collect(),
+            )
+        };
+        let (runs, beneath) = depths.into_iter().map(of_space).unzip();
+        let arrived = Arrived {
+            spaces,
+            runs,
+            beneath,
+            layers,
+        };
+        View::of(store, (arrived, chain), info, attachments, origin)
     }
 
     /// The view of a snapshot from which the way back along `chain`, oldest first, was gone.
@@ -239,17 +261,22 @@ impl View {
         attachments: Vec<Attachment>,
         origin: Origin,
     ) -> Result<View, ReadError> {
-        let parts = (arrived.layers, arrived.runs, chain);
-        View::of(store, parts, info, (arrived.spaces, attachments), origin)
+        View::of(store, (arrived, chain), info, attachments, origin)
     }
 
     fn of(
         store: StoreId,
-        (layers, resolved, chain): (Vec<Arc<Layer>>, Vec<Vec<Resolved>>, Vec<SnapshotId>),
+        (arrived, chain): (Arrived, Vec<SnapshotId>),
         info: SnapshotInfo,
-        (spaces, attachments): (Vec<Space>, Vec<Attachment>),
+        attachments: Vec<Attachment>,
         origin: Origin,
     ) -> Result<View, ReadError> {
+        let Arrived {
+            spaces,
+            runs: resolved,
+            beneath,
+            layers,
+        } = arrived;
         for (space, runs) in spaces.iter().zip(&resolved) {
             if let Some(gap) = runs::first_gap(runs, captured(space)) {
                 return Err(ReadError::MissingPages {
@@ -273,9 +300,11 @@ impl View {
             cache: FrameCache::new(layers.len()),
             layers,
             runs: resolved,
+            beneath,
             origin,
         };
         inner.check_shown()?;
+        inner.check_beneath()?;
         Ok(View {
             inner: Arc::new(inner),
         })
@@ -296,8 +325,9 @@ impl ZeroHashes {
 
 impl Inner {
     /// The pages of the space that is the same as `space`.
-    fn runs_of(&self, space: &Space) -> Option<&[Resolved]> {
-        Some(&self.runs[self.same_space(space)?])
+    fn runs_of(&self, space: &Space) -> Option<(&[Resolved], &Beneath)> {
+        let own = self.same_space(space)?;
+        Some((&self.runs[own], &self.beneath[own]))
     }
 
     /// The position here of the space that is the same as `space`, which may be of another snapshot.

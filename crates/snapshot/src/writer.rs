@@ -318,18 +318,22 @@ impl SnapshotWriter {
         pages: &[PageRef],
     ) -> Result<(), WriteError> {
         let parent = self.parent.clone();
+        let shadow = self.options.shadow.clone();
         let open = &self.spaces[space];
         let page_bytes = open.space.page_size.len();
+        let name = open.space.name.clone();
         let mut plan = Plan {
             pieces,
             page_bytes,
             frame_pages: self.frame_pages(page_bytes),
             level: self.options.level,
             zero_hash: open.zero_hash,
-            parent: match (&parent, open.in_parent, self.options.elide_unchanged) {
-                (Some(parent), Some(space), true) => Some((&*parent.inner, space)),
+            parent: match (&parent, open.in_parent) {
+                (Some(parent), Some(space)) => Some((&*parent.inner, space)),
                 _ => None,
             },
+            elide_unchanged: self.options.elide_unchanged,
+            shadow: shadow.as_ref().map(|shadow| (shadow, name.as_str())),
             findings: None,
         };
         let base = self.sequence;
@@ -349,7 +353,11 @@ impl SnapshotWriter {
             None => FrameEncoder::new(self.options.level)
                 .map_err(|error| self.failure("prepare to compress".to_owned(), error))?,
         };
-        let result = ingest::run(&plan, pages, threads, &mut encoder, |chunk| {
+        let result = ingest::run(&plan, pages, threads, &mut encoder, |mut chunk| {
+            self.counters.difference_pages += PageCount(chunk.differing.len() as u64);
+            if let Some((shadow, name)) = plan.shadow {
+                shadow.put(name, std::mem::take(&mut chunk.kept));
+            }
             let first = base + chunk.first as u64;
             let pages = &pages[chunk.first..chunk.first + chunk.findings.len()];
             self.take(space, &plan, chunk, pages, first)
@@ -410,6 +418,13 @@ impl SnapshotWriter {
             if let Some((put, hash)) = stored(number) {
                 let bytes = plan.bytes(&pages[number]);
                 self.frames.wait(put, hash, bytes, frame_pages, log)?;
+            }
+        }
+        for (number, parent, words) in &chunk.differing {
+            if let Some(page) = stored(*number) {
+                let words = (*parent, words);
+                self.frames
+                    .wait_differing(page, plan.page_bytes, words, log)?;
             }
         }
         // The pages that these have the bytes of are stored or wait by now.

@@ -449,6 +449,12 @@ fn options(taking: &Taking, repeats: bool, signals: &Signals) -> Options {
     options.buffer_bytes = taking.buffer.min(pagetide_snapshot::memory_limit() / 2);
     options.page_table_limit = taking.page_table_limit;
     options.write.level = taking.level;
+    // Who takes one has no pages of the last.
+    options.shadow_limit = if repeats {
+        taking.shadow_limit
+    } else {
+        Some(0)
+    };
     options.cancel = signals.cancel();
     let bar = output::progress("storing");
     options.progress = Some(Progress(Arc::new(move |done, total| {

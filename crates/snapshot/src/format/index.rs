@@ -3,7 +3,9 @@
 
 use super::header::Header;
 use super::metadata::captured_regions;
-use super::{ENCODING_RAW, ENCODING_ZSTD, Fields, FormatError, MAX_FRAME_BYTES, damaged};
+use super::{
+    ENCODING_RAW, ENCODING_WORDS, ENCODING_ZSTD, Fields, FormatError, MAX_FRAME_BYTES, damaged,
+};
 use crate::model::{PageHash, PageState, Space};
 use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet, PageSize};
 
@@ -48,6 +50,11 @@ impl Frame {
     /// True if its stored bytes are not its pages.
     pub fn is_compressed(&self) -> bool {
         self.encoding == ENCODING_ZSTD
+    }
+
+    /// True if its pages are made from those of the parent.
+    pub fn differs(&self) -> bool {
+        self.encoding == ENCODING_WORDS
     }
 }
 
@@ -140,10 +147,17 @@ pub fn decode(bytes: &[u8], spaces: &[Space], header: &Header) -> Result<Index, 
         hashes: (0..hashes).map(|_| PageHash(fields.array())).collect(),
     };
     place_frames(&mut index, spaces, header.frames_length)?;
+    let has_differences = index.frames.iter().any(Frame::differs);
+    if has_differences && (header.version == 1 || header.parent.is_none()) {
+        return damaged("it has differences to a parent that it cannot have");
+    }
     if header.version == 1 && index.stored != index.hashes.len() as u64 {
         return damaged("it does not have one hash for each stored page");
     }
     check_runs(&index, spaces, header.version)?;
+    if has_differences {
+        check_differences(&index)?;
+    }
     Ok(index)
 }
 
@@ -186,7 +200,7 @@ fn run(fields: &mut Fields<'_>) -> Result<Run, FormatError> {
 
 fn frame(fields: &mut Fields<'_>) -> Result<Frame, FormatError> {
     let (space, encoding, reserved) = (fields.u32(), fields.u16(), fields.u16());
-    if encoding != ENCODING_RAW && encoding != ENCODING_ZSTD {
+    if !matches!(encoding, ENCODING_RAW | ENCODING_ZSTD | ENCODING_WORDS) {
         return Err(FormatError::Future(format!("frame encoding {encoding}")));
     }
     if reserved != 0 {
@@ -291,6 +305,31 @@ fn check_runs(index: &Index, spaces: &[Space], version: u32) -> Result<(), Forma
                 }
             }
         }
+    }
+    Ok(())
+}
+
+/// Checks that no difference is of several pages: it is to the parent's page at its own place.
+fn check_differences(index: &Index) -> Result<(), FormatError> {
+    let data = index.runs.iter().filter(|run| run.state == PageState::Data);
+    let mut stored: Vec<(u64, u64)> = data
+        .map(|run| (run.ordinal, run.ordinal + run.pages.count().0))
+        .collect();
+    stored.sort_unstable();
+    let mut frames = index.frames.iter().filter(|frame| frame.differs());
+    let mut frame = frames.next();
+    let mut end_before = 0;
+    for (start, end) in stored {
+        // What both have of the frames of differences.
+        let shared_end = end.min(end_before);
+        let past = |frame: &Frame| frame.first_ordinal + u64::from(frame.page_count) <= start;
+        while frame.is_some_and(past) {
+            frame = frames.next();
+        }
+        if frame.is_some_and(|frame| start < shared_end && frame.first_ordinal < shared_end) {
+            return damaged("a difference is of several pages");
+        }
+        end_before = end_before.max(end);
     }
     Ok(())
 }

@@ -29,6 +29,8 @@ pub const MAX_INDEX_BYTES: u64 = 8 << 30;
 pub const ENCODING_RAW: u16 = 0;
 /// Pages that are stored as one zstd frame.
 pub const ENCODING_ZSTD: u16 = 1;
+/// Pages of which the words are stored that differ from the parent's pages.
+pub const ENCODING_WORDS: u16 = 2;
 
 /// Why bytes are not what they should be.
 #[derive(Debug)]

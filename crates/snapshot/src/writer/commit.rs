@@ -52,7 +52,12 @@ impl SnapshotWriter {
         };
         let info = layer::info(&header, &metadata);
         let (id, storage) = (self.store.id(), self.store.storage());
-        let layer = Arc::new(Layer::new(id, storage, &header, Kept::all(index)));
+        let layer = Arc::new(Layer::new(
+            id,
+            storage,
+            &header,
+            Kept::all(index.frames, index.hashes),
+        ));
         // Made before the file is published: what is wrong with it must keep it from existing.
         let view = View::over(
             parent,

@@ -26,6 +26,17 @@ pub struct Version {
     steps: Vec<Step>,
     options: WriteOptions,
     leave_one_wrong: bool,
+    /// Whether it is written with the shadow.
+    has_shadow: bool,
+}
+
+impl Version {
+    fn options(&self, shadow: &Shadow) -> WriteOptions {
+        WriteOptions {
+            shadow: self.has_shadow.then(|| shadow.clone()),
+            ..self.options.clone()
+        }
+    }
 }
 
 fn layout() -> impl Strategy<Value = Layout> {
@@ -44,7 +55,8 @@ fn layout() -> impl Strategy<Value = Layout> {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let seeds = || prop::collection::vec(0_u8..12, 1..6);
+    let seed = || prop_oneof![3 => 0_u8..12, 2 => ALIKE..=255];
+    let seeds = move || prop::collection::vec(seed(), 1..6);
     let piece = (0..PAGES, seeds());
     let states = vec![PageState::Zero, PageState::Guard, PageState::Unbacked];
     prop_oneof![
@@ -79,25 +91,31 @@ pub fn version() -> impl Strategy<Value = Version> {
         prop::collection::vec(step(), 0..8),
         options,
         prop::bool::weighted(0.2),
+        prop::bool::weighted(0.8),
     )
         .prop_map(
-            |(parent, layout, steps, options, leave_one_wrong)| Version {
+            |(parent, layout, steps, options, leave_one_wrong, has_shadow)| Version {
                 parent,
                 layout,
                 steps,
                 options,
                 leave_one_wrong,
+                has_shadow,
             },
         )
 }
 
 /// Adds a version to those that are done, with whatever it has wrong put right.
-pub fn add(store: &Store, lock: &WriterLock, done: &mut Vec<(View, Model)>, version: &Version) {
+pub fn add(
+    (store, lock, shadow): (&Store, &WriterLock, &Shadow),
+    done: &mut Vec<(View, Model)>,
+    version: &Version,
+) {
     let parent = version
         .parent
         .and_then(|back| done.len().checked_sub(1 + back));
     let parent = parent.map(|at| &done[at]);
-    let options = version.options.clone();
+    let options = version.options(shadow);
     let mut writer = store
         .begin(lock, parent.map(|p| &p.0), options)
         .expect("a writer");
@@ -239,11 +257,12 @@ proptest! {
         let storage = MemoryStorage::new();
         let store = Store::create(Arc::new(storage.clone())).expect("a store");
         let lock = store.lock().expect("the lock");
+        let shadow = Shadow::new(1 << 20);
         let mut done: Vec<(View, Model)> = Vec::new();
         for version in &versions {
             let parent = version.parent.and_then(|back| done.len().checked_sub(1 + back));
             let parent = parent.map(|at| &done[at]);
-            let mut writer = store.begin(&lock, parent.map(|p| &p.0), version.options.clone()).expect("a writer");
+            let mut writer = store.begin(&lock, parent.map(|p| &p.0), version.options(&shadow)).expect("a writer");
             let mut puts = Puts::default();
             let layout = apply(version, &mut writer, &mut puts);
             let parent = parent.map(|parent| &parent.1);

@@ -44,8 +44,16 @@ pub fn once() -> WriteOptions {
     }
 }
 
+/// From this seed on pages are alike but for a word each.
+pub const ALIKE: u8 = 200;
+
 /// Bytes that depend on `seed` alone: zeros for 0, the same byte for small seeds, noise for others.
 pub fn page(seed: u8, bytes: usize) -> Vec<u8> {
+    if seed >= ALIKE {
+        let mut page = page(8, bytes);
+        page[usize::from(seed % 8) * 64..][..8].fill(seed);
+        return page;
+    }
     if seed < 8 {
         return vec![seed; bytes];
     }
@@ -285,6 +293,32 @@ pub fn small_chain() -> (MemoryStorage, Store) {
         .put_pages(1, &[(PageIndex(0), &page(2, 1024))])
         .expect("put");
     writer.commit().expect("commit");
+    (storage, store)
+}
+
+/// A full snapshot and three deltas, of which all pages but one are differences.
+pub fn chain_of_differences() -> (MemoryStorage, Store) {
+    let storage = MemoryStorage::new();
+    let store = Store::create(Arc::new(storage.clone())).expect("a store");
+    let lock = store.lock().expect("the lock");
+    let with_shadow = WriteOptions {
+        shadow: Some(Shadow::new(1 << 20)),
+        ..options()
+    };
+    let mut last: Option<View> = None;
+    for turn in 0..4 {
+        let mut writer = store
+            .begin(&lock, last.as_ref(), with_shadow.clone())
+            .expect("a writer");
+        let space = Space::new("mem", size(512), vec![region(0, 3)]);
+        writer.set_spaces(vec![space]).expect("spaces");
+        let seeds = [ALIKE + turn, ALIKE + 8 + turn / 2, 9 + turn / 3];
+        let bytes: Vec<u8> = seeds.iter().flat_map(|&seed| page(seed, 512)).collect();
+        writer.put_pages(0, &[(PageIndex(0), &bytes)]).expect("put");
+        let differences = [0, 1, 2, 1][usize::from(turn)];
+        assert_eq!(writer.counters().difference_pages.0, differences);
+        last = Some(writer.commit().expect("commit"));
+    }
     (storage, store)
 }
 

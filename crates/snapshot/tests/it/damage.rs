@@ -58,17 +58,28 @@ fn must_be_named(storage: &MemoryStorage, whole: &[Seen], id: u64, bytes: Vec<u8
 
 fn chain() -> (MemoryStorage, Vec<Seen>) {
     let (storage, store) = small_chain();
-    assert!(verify(&store).ok);
-    let whole = (1..=3)
-        .map(|id| see(&store, id).expect("readable"))
-        .collect();
-    (storage, whole)
+    (storage, seen(&store))
+}
+
+fn seen(store: &Store) -> Vec<Seen> {
+    assert!(verify(store).ok);
+    let listed = store.snapshots().expect("a list");
+    let ids = listed.good.iter().map(|info| info.id.0);
+    ids.map(|id| see(store, id).expect("readable")).collect()
+}
+
+fn chains() -> [(MemoryStorage, Vec<Seen>); 2] {
+    let (storage, store) = chain_of_differences();
+    [chain(), (storage, seen(&store))]
 }
 
 #[test]
 fn every_flipped_byte_is_named() {
-    let (storage, whole) = chain();
-    for id in 1..=3 {
+    let each = chains().into_iter().flat_map(|(storage, whole)| {
+        let ids = 1..=whole.len() as u64;
+        ids.map(move |id| (storage.clone(), whole.clone(), id))
+    });
+    for (storage, whole, id) in each {
         let bytes = storage.get(&snapshot_name(id)).expect("a file");
         for at in 0..bytes.len() {
             for mask in [0xff, 1 << (at % 8)] {
@@ -88,8 +99,11 @@ fn every_flipped_byte_is_named() {
 
 #[test]
 fn every_other_length_is_named() {
-    let (storage, whole) = chain();
-    for id in 1..=3 {
+    let each = chains().into_iter().flat_map(|(storage, whole)| {
+        let ids = 1..=whole.len() as u64;
+        ids.map(move |id| (storage.clone(), whole.clone(), id))
+    });
+    for (storage, whole, id) in each {
         let bytes = storage.get(&snapshot_name(id)).expect("a file");
         for length in 0..bytes.len() {
             let what = format!("the cut at {length}");

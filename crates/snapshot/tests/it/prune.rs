@@ -398,9 +398,10 @@ proptest! {
         let lock = store.lock().expect("the lock");
         let mut done: Vec<(View, Model)> = Vec::new();
         let mut models: Vec<Model> = Vec::new();
+        let shadow = Shadow::new(1 << 20);
         for (version, what, first, second) in &versions {
             let version: &Version = version;
-            add(&store, &lock, &mut done, version);
+            add((&store, &lock, &shadow), &mut done, version);
             models.push(done[done.len() - 1].1.clone());
             let ids = listed(&store);
             match what {

@@ -1,0 +1,290 @@
+//! The pages written lately, with their bytes, for whoever writes snapshot after snapshot: so that of a page that is written
+//! again only what has changed is stored. Memory is bounded, and what is not here is stored whole.
+//!
+//! A page is known by its space and number, and used only if its hash is that of the parent's page: what is here may be of a
+//! snapshot that never came to be, or of another store.
+
+use crate::model::PageHash;
+use pagetide_pages::PageIndex;
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// What is needed for a page besides its bytes, about: its place in two tables, with their slack.
+const OVERHEAD_BYTES: u64 = 192;
+/// Where comparing does not pay, of so many pages one is kept to find out when it does.
+const SAMPLE: u64 = 16;
+/// So many pages at least tell whether it pays: if of so many compared one has few changes.
+const TOLD_BY: u64 = 256;
+const WORTH_ONE_IN: u64 = 8;
+
+/// Pages written lately, see [`WriteOptions::shadow`](crate::WriteOptions::shadow). Clones are the same shadow.
+#[derive(Clone)]
+pub struct Shadow {
+    state: Arc<Mutex<State>>,
+}
+
+/// A page that is held.
+#[derive(Clone)]
+pub(crate) struct Held {
+    pub hash: PageHash,
+    pub bytes: Arc<[u8]>,
+}
+
+/// A space and a page of it.
+type Key = (u64, u64);
+
+struct State {
+    limit: u64,
+    bytes: u64,
+    places: HashMap<Key, usize>,
+    slots: Vec<Slot>,
+    /// The next that may have to go.
+    hand: usize,
+    pays: bool,
+    compared: u64,
+    worth: u64,
+}
+
+struct Slot {
+    key: Key,
+    held: Held,
+    /// It was written since the hand came by.
+    is_recent: bool,
+}
+
+impl Shadow {
+    /// One that takes no more memory than `limit_bytes`. With 0 it holds nothing.
+    pub fn new(limit_bytes: u64) -> Shadow {
+        let state = State {
+            limit: limit_bytes,
+            bytes: 0,
+            places: HashMap::new(),
+            slots: Vec::new(),
+            hand: 0,
+            pays: true,
+            compared: 0,
+            worth: 0,
+        };
+        Shadow {
+            state: Arc::new(Mutex::new(state)),
+        }
+    }
+
+    /// From the next page on it takes no more than this.
+    pub fn set_limit(&self, limit_bytes: u64) {
+        let mut state = self.state();
+        state.limit = limit_bytes;
+        state.make_room(0);
+    }
+
+    /// How much memory it takes.
+    pub fn bytes(&self) -> u64 {
+        self.state().bytes
+    }
+
+    /// What is held of `pages` of the space of this name.
+    pub(crate) fn get(
+        &self,
+        space: &str,
+        pages: impl Iterator<Item = PageIndex>,
+    ) -> Vec<Option<Held>> {
+        let space = xxh3_64(space.as_bytes());
+        let state = self.state();
+        let held = |page: PageIndex| {
+            let slot = *state.places.get(&(space, page.0))?;
+            Some(state.slots[slot].held.clone())
+        };
+        pages.map(held).collect()
+    }
+
+    /// Whether pages are to be kept: a test for each of them. Those of a full snapshot only as long as there is room, since
+    /// that they were written says nothing of them.
+    pub(crate) fn wanted(
+        &self,
+        page_bytes: usize,
+        is_delta: bool,
+    ) -> impl Fn(PageIndex) -> bool + use<> {
+        let state = self.state();
+        let taken = if is_delta { 0 } else { state.bytes };
+        let has_room = taken + cost(page_bytes) <= state.limit;
+        let pays = state.pays;
+        move |page| has_room && (pays || page.0 % SAMPLE == 0)
+    }
+
+    /// Keeps pages of the space of this name, in place of what is held of them.
+    pub(crate) fn put(&self, space: &str, pages: Vec<(PageIndex, Held)>) {
+        let space = xxh3_64(space.as_bytes());
+        let mut state = self.state();
+        for (page, held) in pages {
+            state.put((space, page.0), held);
+        }
+    }
+
+    /// Notes that so many pages were compared, of which some had few changes.
+    pub(crate) fn compared(&self, pages: u64, worth: u64) {
+        let mut state = self.state();
+        state.compared += pages;
+        state.worth += worth;
+        if state.compared >= TOLD_BY {
+            state.pays = state.worth * WORTH_ONE_IN >= state.compared;
+            (state.compared, state.worth) = (0, 0);
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn cost(page_bytes: usize) -> u64 {
+    page_bytes as u64 + OVERHEAD_BYTES
+}
+
+impl State {
+    fn put(&mut self, key: Key, held: Held) {
+        if let Some(&slot) = self.places.get(&key) {
+            let slot = &mut self.slots[slot];
+            if slot.held.bytes.len() == held.bytes.len() {
+                slot.held = held;
+                slot.is_recent = true;
+                return;
+            }
+            self.remove(key);
+        }
+        let needed = cost(held.bytes.len());
+        if needed > self.limit {
+            return;
+        }
+        self.make_room(needed);
+        self.bytes += needed;
+        self.places.insert(key, self.slots.len());
+        self.slots.push(Slot {
+            key,
+            held,
+            is_recent: false,
+        });
+    }
+
+    /// Lets go of the pages that were written longest ago, until so much more fits.
+    fn make_room(&mut self, needed: u64) {
+        while self.bytes + needed > self.limit && !self.slots.is_empty() {
+            if self.hand >= self.slots.len() {
+                self.hand = 0;
+            }
+            let slot = &mut self.slots[self.hand];
+            if std::mem::take(&mut slot.is_recent) {
+                self.hand += 1;
+                continue;
+            }
+            let key = slot.key;
+            self.remove(key);
+            self.hand += 1;
+        }
+    }
+
+    fn remove(&mut self, key: Key) {
+        let Some(at) = self.places.remove(&key) else {
+            return;
+        };
+        let gone = self.slots.swap_remove(at);
+        self.bytes -= cost(gone.held.bytes.len());
+        if let Some(moved) = self.slots.get(at) {
+            self.places.insert(moved.key, at);
+        }
+    }
+}
+
+impl PartialEq for Shadow {
+    fn eq(&self, other: &Shadow) -> bool {
+        Arc::ptr_eq(&self.state, &other.state)
+    }
+}
+
+impl Eq for Shadow {}
+
+impl fmt::Debug for Shadow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state();
+        f.debug_struct("Shadow")
+            .field("limit", &state.limit)
+            .field("bytes", &state.bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn held(seed: u8, bytes: usize) -> Held {
+        let bytes = vec![seed; bytes];
+        Held {
+            hash: PageHash::of(&bytes),
+            bytes: bytes.into(),
+        }
+    }
+
+    fn put(shadow: &Shadow, page: u64, seed: u8) {
+        shadow.put("mem", vec![(PageIndex(page), held(seed, 4096))]);
+    }
+
+    fn seed_of(shadow: &Shadow, page: u64) -> Option<u8> {
+        let found = shadow.get("mem", std::iter::once(PageIndex(page)));
+        found[0].as_ref().map(|held| held.bytes[0])
+    }
+
+    #[test]
+    fn it_never_takes_more_than_its_limit() {
+        let limit = 10 * cost(4096) + 1;
+        let shadow = Shadow::new(limit);
+        for number in 0..1000 {
+            put(&shadow, number * 7 % 40, number as u8);
+            assert!(shadow.bytes() <= limit);
+        }
+        assert_eq!(shadow.bytes(), 10 * cost(4096));
+        shadow.set_limit(3 * cost(4096));
+        assert_eq!(shadow.bytes(), 3 * cost(4096));
+        let found = (0..40).filter(|&page| seed_of(&shadow, page).is_some());
+        assert_eq!(found.count(), 3);
+        shadow.set_limit(0);
+        put(&shadow, 1, 1);
+        assert_eq!((shadow.bytes(), seed_of(&shadow, 1)), (0, None));
+    }
+
+    #[test]
+    fn what_is_written_again_stays_and_is_what_was_written_last() {
+        let shadow = Shadow::new(4 * cost(4096));
+        for number in 0..100 {
+            put(&shadow, 1000, number);
+            put(&shadow, u64::from(number), number);
+        }
+        assert_eq!(seed_of(&shadow, 1000), Some(99));
+        assert_eq!(seed_of(&shadow, 0), None);
+        shadow.put("mem", vec![(PageIndex(1000), held(7, 512))]);
+        assert_eq!(seed_of(&shadow, 1000), Some(7));
+        assert_eq!(
+            shadow.get("other", std::iter::once(PageIndex(1000))).len(),
+            1
+        );
+        assert!(shadow.get("other", std::iter::once(PageIndex(1000)))[0].is_none());
+    }
+
+    /// Prevents that pages which are all new cost a copy and a comparison each.
+    #[test]
+    fn where_it_does_not_pay_a_sample_is_kept() {
+        let shadow = Shadow::new(1 << 20);
+        let wanted = |shadow: &Shadow| {
+            let wanted = shadow.wanted(4096, true);
+            (0..160).filter(|&page| wanted(PageIndex(page))).count()
+        };
+        assert_eq!(wanted(&shadow), 160);
+        shadow.compared(TOLD_BY, TOLD_BY / WORTH_ONE_IN - 1);
+        assert_eq!(wanted(&shadow), 10);
+        shadow.compared(TOLD_BY - 1, TOLD_BY - 1);
+        assert_eq!(wanted(&shadow), 10);
+        shadow.compared(1, 1);
+        assert_eq!(wanted(&shadow), 160);
+    }
+}
