@@ -130,8 +130,9 @@ impl<'a> Plan<'_, 'a> {
         let mut data: Vec<usize> = (0..pages.len())
             .filter(|&number| matches!(findings[number], Finding::Data(_)))
             .collect();
-        let kept = self.kept(pages, &findings, &data);
-        let differing = self.differing(pages, &mut data);
+        let held = self.held(pages, &data);
+        let kept = self.kept(pages, &findings, &data, &held);
+        let differing = self.differing(pages, &mut data, held);
         let rest = data.split_off(data.len() - data.len() % self.frame_pages);
         let mut frames = Vec::with_capacity(data.len() / self.frame_pages);
         for members in data.chunks(self.frame_pages) {
@@ -148,12 +149,24 @@ impl<'a> Plan<'_, 'a> {
         })
     }
 
-    /// Takes those out of the pages numbered `data` that differ from the parent's in a few words.
-    fn differing(&self, pages: &[PageRef], data: &mut Vec<usize>) -> Vec<(usize, PageHash, Words)> {
-        let (Some((shadow, name)), Some((parent, space))) = (self.shadow, self.parent) else {
+    /// What the shadow has of the pages numbered `data`.
+    fn held(&self, pages: &[PageRef], data: &[usize]) -> Vec<Option<Held>> {
+        let Some((shadow, name)) = self.shadow else {
             return Vec::new();
         };
-        let held = shadow.get(name, data.iter().map(|&number| pages[number].page));
+        shadow.get(name, data.iter().map(|&number| pages[number].page))
+    }
+
+    /// Takes those out of the pages numbered `data` that differ from the parent's in a few words.
+    fn differing(
+        &self,
+        pages: &[PageRef],
+        data: &mut Vec<usize>,
+        held: Vec<Option<Held>>,
+    ) -> Vec<(usize, PageHash, Words)> {
+        let (Some((shadow, _)), Some((parent, space))) = (self.shadow, self.parent) else {
+            return Vec::new();
+        };
         let (mut differing, mut compared) = (Vec::new(), 0);
         let mut held = held.into_iter();
         data.retain(|&number| {
@@ -181,13 +194,15 @@ impl<'a> Plan<'_, 'a> {
         pages: &[PageRef],
         findings: &[Finding],
         data: &[usize],
+        held: &[Option<Held>],
     ) -> Vec<(PageIndex, Held)> {
         let Some((shadow, _)) = self.shadow else {
             return Vec::new();
         };
         let is_wanted = shadow.wanted(self.page_bytes, self.parent.is_some());
-        let wanted = data.iter().filter(|&&number| is_wanted(pages[number].page));
-        let copy = wanted.filter_map(|&number| match findings[number] {
+        let each = data.iter().zip(held);
+        let wanted = each.filter(|(number, held)| is_wanted(pages[**number].page, held.is_some()));
+        let copy = wanted.filter_map(|(&number, _)| match findings[number] {
             Finding::Data(hash) => {
                 let bytes = self.bytes(&pages[number]).into();
                 Some((pages[number].page, Held { hash, bytes }))

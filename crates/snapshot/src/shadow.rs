@@ -1,6 +1,9 @@
 //! The pages written lately, with their bytes, for whoever writes snapshot after snapshot: so that of a page that is written
 //! again only what has changed is stored. Memory is bounded, and what is not here is stored whole.
 //!
+//! What was written in the snapshot before, or in this one, is not displaced: of pages that are written over and over, more
+//! than fit, those that are here stay, and are of use each time.
+//!
 //! A page is known by its space and number, and used only if its hash is that of the parent's page: what is here may be of a
 //! snapshot that never came to be, or of another store.
 
@@ -15,6 +18,8 @@ use xxhash_rust::xxh3::xxh3_64;
 const OVERHEAD_BYTES: u64 = 192;
 /// Where comparing does not pay, of so many pages one is kept to find out when it does.
 const SAMPLE: u64 = 16;
+/// So many of the pages that are held are looked at for one that may go.
+const LOOKED_AT: usize = 32;
 /// So many pages at least tell whether it pays: if of so many compared one has few changes.
 const TOLD_BY: u64 = 256;
 const WORTH_ONE_IN: u64 = 8;
@@ -42,6 +47,10 @@ struct State {
     slots: Vec<Slot>,
     /// The next that may have to go.
     hand: usize,
+    /// Counts the snapshots.
+    turn: u64,
+    /// A page found no room in this turn.
+    is_crowded: bool,
     pays: bool,
     compared: u64,
     worth: u64,
@@ -50,8 +59,8 @@ struct State {
 struct Slot {
     key: Key,
     held: Held,
-    /// It was written since the hand came by.
-    is_recent: bool,
+    /// In which turn it was written last; 0 if that says nothing.
+    written: u64,
 }
 
 impl Shadow {
@@ -63,6 +72,8 @@ impl Shadow {
             places: HashMap::new(),
             slots: Vec::new(),
             hand: 0,
+            turn: 1,
+            is_crowded: false,
             pays: true,
             compared: 0,
             worth: 0,
@@ -76,7 +87,14 @@ impl Shadow {
     pub fn set_limit(&self, limit_bytes: u64) {
         let mut state = self.state();
         state.limit = limit_bytes;
-        state.make_room(0);
+        state.shrink();
+    }
+
+    /// A snapshot begins.
+    pub(crate) fn begin_turn(&self) {
+        let mut state = self.state();
+        state.turn += 1;
+        state.is_crowded = false;
     }
 
     /// How much memory it takes.
@@ -99,26 +117,30 @@ impl Shadow {
         pages.map(held).collect()
     }
 
-    /// Whether pages are to be kept: a test for each of them. Those of a full snapshot only as long as there is room, since
-    /// that they were written says nothing of them.
+    /// Whether pages are to be kept: a test for each of them, which is told whether the page is held. Those of a full snapshot
+    /// only as long as there is room, since that they were written says nothing of them.
     pub(crate) fn wanted(
         &self,
         page_bytes: usize,
         is_delta: bool,
-    ) -> impl Fn(PageIndex) -> bool + use<> {
+    ) -> impl Fn(PageIndex, bool) -> bool + use<> {
         let state = self.state();
         let taken = if is_delta { 0 } else { state.bytes };
         let has_room = taken + cost(page_bytes) <= state.limit;
-        let pays = state.pays;
-        move |page| has_room && (pays || page.0 % SAMPLE == 0)
+        let (pays, is_crowded) = (state.pays, state.is_crowded);
+        move |page, is_held| {
+            let is_likely = pays && (is_held || !is_crowded);
+            has_room && (is_likely || page.0 % SAMPLE == 0)
+        }
     }
 
-    /// Keeps pages of the space of this name, in place of what is held of them.
-    pub(crate) fn put(&self, space: &str, pages: Vec<(PageIndex, Held)>) {
+    /// Keeps pages of the space of this name, in place of what is held of them, if there is room.
+    pub(crate) fn put(&self, space: &str, pages: Vec<(PageIndex, Held)>, is_delta: bool) {
         let space = xxh3_64(space.as_bytes());
         let mut state = self.state();
+        let written = if is_delta { state.turn } else { 0 };
         for (page, held) in pages {
-            state.put((space, page.0), held);
+            state.put((space, page.0), held, written);
         }
     }
 
@@ -143,44 +165,50 @@ fn cost(page_bytes: usize) -> u64 {
 }
 
 impl State {
-    fn put(&mut self, key: Key, held: Held) {
+    fn put(&mut self, key: Key, held: Held, written: u64) {
         if let Some(&slot) = self.places.get(&key) {
             let slot = &mut self.slots[slot];
             if slot.held.bytes.len() == held.bytes.len() {
                 slot.held = held;
-                slot.is_recent = true;
+                slot.written = written;
                 return;
             }
             self.remove(key);
         }
         let needed = cost(held.bytes.len());
-        if needed > self.limit {
+        if !self.has_made_room(needed) {
+            self.is_crowded = true;
             return;
         }
-        self.make_room(needed);
         self.bytes += needed;
         self.places.insert(key, self.slots.len());
-        self.slots.push(Slot {
-            key,
-            held,
-            is_recent: false,
-        });
+        self.slots.push(Slot { key, held, written });
     }
 
-    /// Lets go of the pages that were written longest ago, until so much more fits.
-    fn make_room(&mut self, needed: u64) {
-        while self.bytes + needed > self.limit && !self.slots.is_empty() {
-            if self.hand >= self.slots.len() {
-                self.hand = 0;
+    /// Lets go of pages that were not written lately, until so much more fits. False if none of those looked at may go.
+    fn has_made_room(&mut self, needed: u64) -> bool {
+        let mut looked_at = 0;
+        while self.bytes + needed > self.limit {
+            if looked_at == LOOKED_AT || self.slots.is_empty() {
+                return false;
             }
-            let slot = &mut self.slots[self.hand];
-            if std::mem::take(&mut slot.is_recent) {
-                self.hand += 1;
-                continue;
+            looked_at += 1;
+            self.hand = (self.hand + 1) % self.slots.len();
+            let slot = &self.slots[self.hand];
+            if slot.written + 1 < self.turn {
+                self.remove(slot.key);
+                looked_at = 0;
             }
-            let key = slot.key;
-            self.remove(key);
-            self.hand += 1;
+        }
+        true
+    }
+
+    /// Lets go of any pages, until the limit holds.
+    fn shrink(&mut self) {
+        while self.bytes > self.limit
+            && let Some(slot) = self.slots.last()
+        {
+            self.remove(slot.key);
         }
     }
 
@@ -227,7 +255,7 @@ mod tests {
     }
 
     fn put(shadow: &Shadow, page: u64, seed: u8) {
-        shadow.put("mem", vec![(PageIndex(page), held(seed, 4096))]);
+        shadow.put("mem", vec![(PageIndex(page), held(seed, 4096))], true);
     }
 
     fn seed_of(shadow: &Shadow, page: u64) -> Option<u8> {
@@ -257,12 +285,14 @@ mod tests {
     fn what_is_written_again_stays_and_is_what_was_written_last() {
         let shadow = Shadow::new(4 * cost(4096));
         for number in 0..100 {
+            shadow.begin_turn();
             put(&shadow, 1000, number);
             put(&shadow, u64::from(number), number);
         }
         assert_eq!(seed_of(&shadow, 1000), Some(99));
+        assert_eq!(seed_of(&shadow, 99), Some(99));
         assert_eq!(seed_of(&shadow, 0), None);
-        shadow.put("mem", vec![(PageIndex(1000), held(7, 512))]);
+        shadow.put("mem", vec![(PageIndex(1000), held(7, 512))], true);
         assert_eq!(seed_of(&shadow, 1000), Some(7));
         assert_eq!(
             shadow.get("other", std::iter::once(PageIndex(1000))).len(),
@@ -271,13 +301,38 @@ mod tests {
         assert!(shadow.get("other", std::iter::once(PageIndex(1000)))[0].is_none());
     }
 
+    /// Prevents that of pages which are written in turn, more than fit, none is ever here when it is written again.
+    #[test]
+    fn of_more_pages_than_fit_some_stay() {
+        let shadow = Shadow::new(100 * cost(4096));
+        for turn in 0..5 {
+            shadow.begin_turn();
+            let here = (0..300).filter(|&page| {
+                let here = seed_of(&shadow, page).is_some();
+                put(&shadow, page, turn);
+                here
+            });
+            let here = here.count();
+            assert!(turn == 0 || here == 100, "{here} in turn {turn}");
+        }
+        // Others come in their place when these are no longer written.
+        for turn in 0..5 {
+            shadow.begin_turn();
+            (1000..1300).for_each(|page| put(&shadow, page, turn));
+        }
+        let others = (1000..1300).filter(|&page| seed_of(&shadow, page).is_some());
+        assert_eq!(others.count(), 100);
+    }
+
     /// Prevents that pages which are all new cost a copy and a comparison each.
     #[test]
     fn where_it_does_not_pay_a_sample_is_kept() {
         let shadow = Shadow::new(1 << 20);
         let wanted = |shadow: &Shadow| {
             let wanted = shadow.wanted(4096, true);
-            (0..160).filter(|&page| wanted(PageIndex(page))).count()
+            (0..160)
+                .filter(|&page| wanted(PageIndex(page), true))
+                .count()
         };
         assert_eq!(wanted(&shadow), 160);
         shadow.compared(TOLD_BY, TOLD_BY / WORTH_ONE_IN - 1);

@@ -114,6 +114,9 @@ impl SnapshotWriter {
         // The header is known last; its place is kept.
         file.append(&[0; HEADER_BYTES])
             .map_err(|error| fail("write", error))?;
+        if let Some(shadow) = &options.shadow {
+            shadow.begin_turn();
+        }
         let encoder = FrameEncoder::new(options.level)
             .map_err(|error| failure(&store, id, "prepare to compress".to_owned(), error))?;
         Ok(SnapshotWriter {
@@ -356,7 +359,8 @@ impl SnapshotWriter {
         let result = ingest::run(&plan, pages, threads, &mut encoder, |mut chunk| {
             self.counters.difference_pages += PageCount(chunk.differing.len() as u64);
             if let Some((shadow, name)) = plan.shadow {
-                shadow.put(name, std::mem::take(&mut chunk.kept));
+                let is_delta = plan.parent.is_some();
+                shadow.put(name, std::mem::take(&mut chunk.kept), is_delta);
             }
             let first = base + chunk.first as u64;
             let pages = &pages[chunk.first..chunk.first + chunk.findings.len()];
