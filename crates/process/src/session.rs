@@ -113,8 +113,11 @@ impl Session {
     ) -> Result<(Self, io::Result<Status>), RemoteCallError> {
         let pid = tracees.pid();
         let mut candidates = Vec::new();
-        let stopped = tracees.stopped().into_iter();
-        for thread in stopped.filter(|thread| by.is_none_or(|by| by == *thread)) {
+        let stopped = match by {
+            Some(thread) => Vec::from_iter(Some(thread).filter(|one| tracees.has_stopped(*one))),
+            None => tracees.stopped(),
+        };
+        for thread in stopped {
             let registers = ptrace::registers(thread).map_err(kernel(pid, "read", thread))?;
             // Workers of the kernel inside the process (io_uring) have no user registers.
             if let Some(registers) = registers.filter(|registers| registers.rip != 0) {

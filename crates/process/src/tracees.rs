@@ -108,6 +108,11 @@ impl Tracees {
         self.group_stop
     }
 
+    /// True if this thread is stopped.
+    pub(crate) fn has_stopped(&self, thread: ThreadId) -> bool {
+        self.list.of(thread) == Some(Now::Stopped)
+    }
+
     /// The threads that are stopped, the first one first.
     pub(crate) fn stopped(&self) -> Vec<ThreadId> {
         self.list.doing(Now::Stopped).collect()
@@ -216,8 +221,23 @@ impl Tracees {
 
     fn wait_until_all_stopped(&mut self, deadline: Instant) -> Result<(), StopFailure> {
         let mut pause = Pause::new();
+        let kept = ThreadId::new(self.pid);
         while self.list.runs() {
-            match ptrace::wait_any(ThreadId::new(self.pid)) {
+            // One by one first: to ask for any costs the kernel a look at each that is traced.
+            let running: Vec<ThreadId> = self.list.doing(Now::Running).collect();
+            let mut reported = false;
+            for thread in running {
+                // One that is traced no more is for the question to all.
+                if let Ok(Some(report)) = ptrace::wait_thread(thread, kept) {
+                    self.handle_report(thread, report)?;
+                    reported = true;
+                }
+            }
+            if reported {
+                pause = Pause::new();
+                continue;
+            }
+            match ptrace::wait_any(kept) {
                 Ok(Some((thread, report))) => {
                     self.handle_report(thread, report)?;
                     pause = Pause::new();

@@ -1,7 +1,7 @@
 //! The same system calls run by many threads of the stopped target at the same time. That takes little longer than by one:
 //! most of the time of a call goes by while its thread is put on a processor and taken off again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use pagetide_kernel::ptrace::{self, ThreadId, WaitReport};
@@ -97,6 +97,8 @@ enum Doing {
 fn run_all(tracees: &mut Tracees, callers: &mut [Result<Caller, RemoteCallError>]) {
     let pid = tracees.pid();
     let mut going = HashMap::with_capacity(callers.len());
+    // In the order in which they are likely to report.
+    let mut awaited = VecDeque::with_capacity(callers.len());
     for (index, caller) in callers.iter_mut().enumerate() {
         if let Ok(caller) = caller {
             let begun = match caller.session.enter(pid) {
@@ -106,15 +108,13 @@ fn run_all(tracees: &mut Tracees, callers: &mut [Result<Caller, RemoteCallError>
             caller.go_on(begun, pid);
             if caller.is_under_way() {
                 going.insert(caller.session.thread, index);
+                awaited.push_back(caller.session.thread);
             }
         }
     }
     let mut patience = Patience::until(Instant::now() + TIMEOUT);
     while !going.is_empty() {
-        let (thread, report) = tracees.wait_in_sessions(
-            &|thread| going.contains_key(&thread),
-            Instant::now() + LOOK_AFTER,
-        );
+        let (thread, report) = tracees.wait_in_sessions(&mut awaited, Instant::now() + LOOK_AFTER);
         let whose = thread.and_then(|thread| going.get(&thread).copied());
         match (report, whose) {
             (SessionReport::Report(report), Some(index)) => {
@@ -122,8 +122,9 @@ fn run_all(tracees: &mut Tracees, callers: &mut [Result<Caller, RemoteCallError>
                     continue;
                 };
                 caller.take(report, pid);
-                if !caller.is_under_way() {
-                    going.remove(&caller.session.thread);
+                match caller.is_under_way() {
+                    true => awaited.push_back(caller.session.thread),
+                    false => _ = going.remove(&caller.session.thread),
                 }
             }
             (SessionReport::Report(_), None) => {}

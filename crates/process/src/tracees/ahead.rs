@@ -3,6 +3,7 @@
 //! A thread that is left between the two is woken by the end of the tracing and sees EINTR. So whoever is sent on its way
 //! is waited for until it is in its call, and only then does anything end.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use pagetide_kernel::ptrace::{self, ThreadId, WaitReport};
@@ -52,18 +53,16 @@ impl Tracees {
 
     /// Those that sleep in their calls. From then on they are not stopped, and go with the end of the tracing thread.
     fn lead(&mut self, batch: &[Ahead]) -> Vec<ThreadId> {
-        let mut under_way: Vec<ThreadId> = batch.iter().map(Ahead::thread).collect();
+        let mut under_way: VecDeque<ThreadId> = batch.iter().map(Ahead::thread).collect();
         under_way.retain(|thread| self.set_going(*thread));
         let mut begun = Vec::with_capacity(under_way.len());
         let deadline = Instant::now() + ENTRY_MAX;
         while !under_way.is_empty() {
-            let ours = |thread| under_way.contains(&thread);
             let (Some(thread), SessionReport::Report(report)) =
-                self.wait_in_sessions(&ours, deadline)
+                self.wait_in_sessions(&mut under_way, deadline)
             else {
                 return Vec::new();
             };
-            under_way.retain(|other| *other != thread);
             match report {
                 WaitReport::Syscall => begun.push(thread),
                 report => self.leave_to(thread, report),

@@ -12,6 +12,7 @@ pub(super) struct Pause {
 
 impl Pause {
     const TRIES_BEFORE_SLEEP: u32 = 200;
+    const TRIES_FOR_ALL: u32 = 16;
 
     pub(super) fn new() -> Self {
         Self { tries: 0 }
@@ -19,6 +20,11 @@ impl Pause {
 
     pub(super) fn is_long(&self) -> bool {
         self.tries > Self::TRIES_BEFORE_SLEEP
+    }
+
+    /// True now and then: the time for a question that costs more.
+    pub(super) fn is_for_all(&self) -> bool {
+        self.is_long() || self.tries % Self::TRIES_FOR_ALL == Self::TRIES_FOR_ALL - 1
     }
 
     pub(super) fn wait(&mut self) {

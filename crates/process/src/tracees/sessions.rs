@@ -1,5 +1,7 @@
 //! The stopped threads of the target while some of them run: remote calls, and the way into a group-stop.
 
+use std::collections::VecDeque;
+use std::io;
 use std::time::Instant;
 
 use pagetide_kernel::pidfd::PidFd;
@@ -9,6 +11,9 @@ use rustix::process::Signal;
 use super::list::Now;
 use super::pause::Pause;
 use super::{Ending, SessionReport, StopFailure, Tracees};
+
+/// Of threads that are under way together, those that were sent first are the first to report: so many of them are asked.
+const ASKED_AT_ONCE: usize = 4;
 
 impl Tracees {
     /// The first thread takes the signal; the others join when they are let go.
@@ -26,7 +31,7 @@ impl Tracees {
             }
         };
         held.send_signal(Signal::STOP)
-            .map_err(|error| kernel("signal")(std::io::Error::other(error)))?;
+            .map_err(|error| kernel("signal")(io::Error::other(error)))?;
         let mut signal = 0;
         while self.group_stop.is_none() {
             ptrace::resume(first, signal).map_err(kernel("resume"))?;
@@ -53,20 +58,20 @@ impl Tracees {
 
     /// The next report of `thread`.
     pub(crate) fn wait_in_session(&mut self, thread: ThreadId, deadline: Instant) -> SessionReport {
-        self.wait_in_sessions(&|reporter| reporter == thread, deadline)
+        self.wait_in_sessions(&mut VecDeque::from([thread]), deadline)
             .1
     }
 
-    /// The next report of one of `ours`, and which it is. Another thread can report only its end, and only because the
-    /// whole process is being killed: then these are lost, too.
+    /// The next report of one of `ours`, and which it is: that one is taken out. Those that are expected first come first.
+    /// Another thread can report only its end, and only because the whole process is being killed: then these are lost, too.
     pub(crate) fn wait_in_sessions(
         &mut self,
-        ours: &dyn Fn(ThreadId) -> bool,
+        ours: &mut VecDeque<ThreadId>,
         deadline: Instant,
     ) -> (Option<ThreadId>, SessionReport) {
         let mut pause = Pause::new();
         loop {
-            match ptrace::wait_any(ThreadId::new(self.pid)) {
+            match self.next_report(ours, pause.is_for_all()) {
                 Ok(Some((reporter, report))) => {
                     let ended = matches!(
                         report,
@@ -76,7 +81,8 @@ impl Tracees {
                         self.remove(reporter, report);
                         return (None, SessionReport::Gone);
                     }
-                    if ours(reporter) {
+                    if let Some(place) = ours.iter().position(|thread| *thread == reporter) {
+                        ours.remove(place);
                         return (Some(reporter), SessionReport::Report(report));
                     }
                     if !self.list.knows(reporter) {
@@ -93,11 +99,11 @@ impl Tracees {
                 Err(_) => return (None, SessionReport::Gone),
             }
             if pause.is_long() {
-                let threads = self.list.iter().map(|(thread, _)| thread);
-                let stolen = threads
-                    .filter(|thread| ours(*thread))
-                    .find_map(|thread| Some((thread, self.stolen_report(thread)?)));
+                let stolen = ours
+                    .iter()
+                    .find_map(|thread| Some((*thread, self.stolen_report(*thread)?)));
                 if let Some((thread, report)) = stolen {
+                    ours.retain(|other| *other != thread);
                     return (Some(thread), SessionReport::Report(report));
                 }
             }
@@ -105,6 +111,26 @@ impl Tracees {
                 return (None, SessionReport::Timeout);
             }
             pause.wait();
+        }
+    }
+
+    /// What one of the first of `ours` has to report, or any thread if `all` are asked: that costs the kernel a look at each
+    /// that is traced, while one thread is found at once.
+    fn next_report(
+        &self,
+        ours: &VecDeque<ThreadId>,
+        all: bool,
+    ) -> io::Result<Option<(ThreadId, WaitReport)>> {
+        let kept = ThreadId::new(self.pid);
+        for &thread in ours.iter().take(ASKED_AT_ONCE) {
+            // One that is traced no more is for the question to all.
+            if let Ok(Some(report)) = ptrace::wait_thread(thread, kept) {
+                return Ok(Some((thread, report)));
+            }
+        }
+        match all {
+            true => ptrace::wait_any(kept),
+            false => Ok(None),
         }
     }
 
