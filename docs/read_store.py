@@ -22,9 +22,14 @@ ZSTD = ctypes.CDLL(ctypes.util.find_library("zstd") or "libzstd.so.1")
 ZSTD.ZSTD_decompress.restype = ctypes.c_size_t
 ZSTD.ZSTD_decompress.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_size_t]
 
+ZSTD.ZSTD_createDCtx.restype = ctypes.c_void_p
+ZSTD.ZSTD_decompress_usingDict.restype = ctypes.c_size_t
+ZSTD.ZSTD_decompress_usingDict.argtypes = [ctypes.c_void_p] + [ctypes.c_char_p, ctypes.c_size_t] * 3
+CONTEXT = ZSTD.ZSTD_createDCtx()
+
 DATA, ZERO, GUARD, UNBACKED, SHOWN, FILE = 1, 2, 3, 4, 5, 6
 KINDS = {DATA: "data", ZERO: "zero", GUARD: "guard", UNBACKED: "unbacked", FILE: "file"}
-RAW, COMPRESSED, DIFFERENCES = 0, 1, 2
+RAW, COMPRESSED, WORDS, PATCHES = 0, 1, 2, 3
 
 Region = collections.namedtuple("Region", "first count backing captured shows shown_first")
 Space = collections.namedtuple("Space", "name page_size regions")
@@ -37,9 +42,13 @@ def check(holds, what):
         sys.exit(f"read_store.py: {what}")
 
 
-def decompress(packed, length):
+def decompress(packed, length, dictionary=None):
     buffer = ctypes.create_string_buffer(max(length, 1))
-    found = ZSTD.ZSTD_decompress(buffer, length, packed, len(packed))
+    if dictionary is None:
+        found = ZSTD.ZSTD_decompress(buffer, length, packed, len(packed))
+    else:
+        check(dictionary[:4] != b"\x37\xa4\x30\xec", "a patch is to what is no page for patches")
+        found = ZSTD.ZSTD_decompress_usingDict(CONTEXT, buffer, length, packed, len(packed), dictionary, len(dictionary))
     check(found == length, "a zstd frame does not have its length")
     return buffer.raw[:length]
 
@@ -126,7 +135,7 @@ class File:
         self.frames, offset, ordinal = [], self.header_length, 0
         for _ in range(frames):
             space, encoding, zero, stored_length, count, _ = fields.take("IHHII32s")
-            check(encoding in (RAW, COMPRESSED, DIFFERENCES) and zero == 0, "a frame is of a newer kind")
+            check(encoding in (RAW, COMPRESSED, WORDS, PATCHES) and zero == 0, "a frame is of a newer kind")
             page_size = self.spaces[space].page_size
             self.frames.append(Frame(encoding, offset, stored_length, ordinal, count, page_size))
             offset, ordinal = offset + stored_length, ordinal + count
@@ -148,8 +157,21 @@ def varint(data, at):
             return number, at
 
 
-def differences(frame, stored):
-    """The hash of the parent's page, and the words with their positions, of each page of a frame."""
+def patches(frame, stored):
+    """The patches of the pages of a frame."""
+    at, lengths, found = 16 * frame.count, [], []
+    for _ in range(frame.count):
+        length, at = varint(stored, at)
+        lengths.append(length)
+    for length in lengths:
+        found.append(stored[at : at + length])
+        at += length
+    check(at == len(stored), "a frame of patches does not add up")
+    return found
+
+
+def words(frame, stored):
+    """The words of the pages of a frame, with their positions."""
     length, at = struct.unpack_from("<I", stored)[0], 0
     columns = decompress(stored[4 + 16 * frame.count :], length)
     counts, positions = [], []
@@ -166,12 +188,11 @@ def differences(frame, stored):
         positions.append(of_page)
     check(length - at == 8 * sum(counts), "a frame of differences does not add up")
     pages = []
-    for number, of_page in enumerate(positions):
-        words = []
+    for of_page in positions:
+        pages.append([])
         for position in of_page:
-            words.append((position, columns[at : at + 8]))
+            pages[-1].append((position, columns[at : at + 8]))
             at += 8
-        pages.append((stored[4 + 16 * number : 20 + 16 * number], words))
     return pages
 
 
@@ -199,13 +220,15 @@ class Snapshot:
         owner, kind, ordinal = self.pages[key][page]
         check(kind == DATA, "differences are to a page that has no bytes")
         frame, stored, position = owner.file.frame_of(ordinal)
-        if frame.encoding == DIFFERENCES:
-            parent_hash, words = differences(frame, stored)[position]
-            _, _, below = owner.parent.pages[key][page]
-            found = owner.parent.pages[key][page][0].file.hashes[below]
-            check(found == parent_hash, "differences are to another page")
-            made = bytearray(owner.parent.bytes(key, page))
-            for at, word in words:
+        if frame.encoding in (WORDS, PATCHES):
+            parent = owner.parent.bytes(key, page)
+            below, _, below_ordinal = owner.parent.pages[key][page]
+            at = 16 * position + (4 if frame.encoding == WORDS else 0)
+            check(stored[at : at + 16] == below.file.hashes[below_ordinal], "differences are to another page")
+            if frame.encoding == PATCHES:
+                return decompress(patches(frame, stored)[position], frame.page_size, parent)
+            made = bytearray(parent)
+            for at, word in words(frame, stored)[position]:
                 made[8 * at : 8 * at + 8] = word
             return bytes(made)
         raw = stored if frame.encoding == RAW else decompress(stored, frame.count * frame.page_size)

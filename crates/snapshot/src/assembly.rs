@@ -85,10 +85,8 @@ impl Inner {
         for source in sources.differences.iter().rev() {
             let differences = self.differences(source, page_bytes, reader)?;
             let layer = &self.layers[source.layer as usize];
-            for (page, number) in pages.chunks_exact_mut(page_bytes).zip(source.position..) {
-                let applied = differences.apply(number as usize, page);
-                applied.map_err(|error| reader.at(error, layer))?;
-            }
+            let first = source.position as usize;
+            reader.apply((&differences, layer), first, pages, page_bytes)?;
         }
         let newest = sources.newest();
         let layer = &self.layers[newest.layer as usize];

@@ -12,7 +12,7 @@ pub const DECOMPRESS_BYTES_MAX: usize = 65 << 20;
 /// Decompresses somewhere else than in the calling thread, for many threads at once.
 pub trait Decompress: Send + Sync {
     /// Puts what `packed`, one zstd frame, holds into `raw`: how many bytes these are. `None` if it is no such frame, or holds
-    /// more than fits.
+    /// more than fits. It can also be a request of this crate's own; a [`Decompressor`] answers both.
     ///
     /// # Errors
     ///
@@ -42,6 +42,50 @@ pub fn decompress_elsewhere(other: Box<dyn Decompress>) -> bool {
     ELSEWHERE.set(other).is_ok()
 }
 
+/// What a request to patch pages begins with; no zstd frame does.
+const PATCHES: [u8; 8] = *b"\x89PTPATCH";
+/// That, the length of a page, and the number of patches.
+const PATCHES_HEAD_BYTES: usize = 16;
+
+/// A request to make pages of others: the pages, one after another, and a zstd frame for each, made with reference to it.
+pub(crate) struct Patched {
+    page_bytes: usize,
+    lengths: Vec<u8>,
+    pages: Vec<u8>,
+    packed: Vec<u8>,
+}
+
+impl Patched {
+    pub fn new(page_bytes: usize) -> Patched {
+        Patched {
+            page_bytes,
+            lengths: Vec::new(),
+            pages: Vec::new(),
+            packed: Vec::new(),
+        }
+    }
+
+    pub fn push(&mut self, page: &[u8], packed: &[u8]) {
+        self.lengths
+            .extend_from_slice(&(packed.len() as u32).to_le_bytes());
+        self.pages.extend_from_slice(page);
+        self.packed.extend_from_slice(packed);
+    }
+
+    fn request(&self) -> Vec<u8> {
+        let head = [self.page_bytes, self.lengths.len() / 4].map(|n| (n as u32).to_le_bytes());
+        let parts = [
+            &PATCHES[..],
+            &head[0],
+            &head[1],
+            &self.lengths,
+            &self.pages,
+            &self.packed,
+        ];
+        parts.concat()
+    }
+}
+
 /// Decompresses in the calling thread: the work that [`Decompress`] may have done elsewhere.
 pub struct Decompressor {
     context: DCtx<'static>,
@@ -60,7 +104,33 @@ impl Decompressor {
 
     /// As [`Decompress::decompress`], without fail. Allocates nothing, and makes no system call.
     pub fn decompress(&mut self, packed: &[u8], raw: &mut [u8]) -> Option<usize> {
-        self.context.decompress(raw, packed).ok()
+        match packed.starts_with(&PATCHES) {
+            true => self.patch(packed, raw),
+            false => self.context.decompress(raw, packed).ok(),
+        }
+    }
+
+    /// Answers a request to patch pages.
+    fn patch(&mut self, request: &[u8], raw: &mut [u8]) -> Option<usize> {
+        let number = |bytes: &[u8]| Some(u32::from_le_bytes(*bytes.first_chunk()?) as usize);
+        let (head, rest) = request.split_at_checked(PATCHES_HEAD_BYTES)?;
+        let (page_bytes, count) = (number(&head[8..])?, number(&head[12..])?);
+        let (lengths, rest) = rest.split_at_checked(count.checked_mul(4)?)?;
+        let length = count.checked_mul(page_bytes)?;
+        let (pages, mut packed) = rest.split_at_checked(length)?;
+        if page_bytes == 0 || raw.len() != length {
+            return None;
+        }
+        let each = pages.chunks_exact(page_bytes).zip(lengths.chunks_exact(4));
+        for ((page, length), raw) in each.zip(raw.chunks_exact_mut(page_bytes)) {
+            let (one, others) = packed.split_at_checked(number(length)?)?;
+            let made = self.context.decompress_using_dict(raw, one, page).ok()?;
+            if made != page_bytes {
+                return None;
+            }
+            packed = others;
+        }
+        Some(length)
     }
 }
 
@@ -78,6 +148,19 @@ impl Wherever {
 
     /// As [`Decompress::decompress`].
     pub fn decompress(&mut self, packed: &[u8], raw: &mut [u8]) -> io::Result<Option<usize>> {
+        match packed.starts_with(&PATCHES) {
+            true => Ok(None),
+            false => self.ask(packed, raw),
+        }
+    }
+
+    /// Makes the pages of a request, in `raw`. False if they cannot be made.
+    pub fn patch(&mut self, patched: &Patched, raw: &mut [u8]) -> io::Result<bool> {
+        let made = self.ask(&patched.request(), raw)?;
+        Ok(made == Some(raw.len()))
+    }
+
+    fn ask(&mut self, packed: &[u8], raw: &mut [u8]) -> io::Result<Option<usize>> {
         if let Some(other) = ELSEWHERE.get() {
             return other.decompress(packed, raw);
         }

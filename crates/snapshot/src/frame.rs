@@ -3,7 +3,8 @@
 use crate::decompress::{Decompress, Wherever};
 use crate::differences::{Differences, Gathered};
 use crate::format::index::Frame;
-use crate::format::{ENCODING_RAW, ENCODING_WORDS, ENCODING_ZSTD, FormatError, damaged};
+use crate::format::{ENCODING_RAW, ENCODING_ZSTD, FormatError, damaged};
+use crate::patches::Patcher;
 use std::borrow::Cow;
 use std::io;
 use std::sync::atomic::AtomicU8;
@@ -29,12 +30,28 @@ impl<'a> EncodedFrame<'a> {
 /// Makes frames; holds what compression can use again.
 pub struct FrameEncoder {
     compressor: Compressor<'static>,
+    level: i32,
+    /// Made when it is needed.
+    patcher: Option<Patcher>,
 }
 
 impl FrameEncoder {
     pub fn new(level: i32) -> io::Result<FrameEncoder> {
         let compressor = Compressor::new(level)?;
-        Ok(FrameEncoder { compressor })
+        Ok(FrameEncoder {
+            compressor,
+            level,
+            patcher: None,
+        })
+    }
+
+    /// What makes `page` of `parent`, with reference to it. `None` if that is not worth it.
+    pub fn patch(&mut self, parent: &[u8], page: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        let patcher = match &mut self.patcher {
+            Some(patcher) => patcher,
+            none => none.insert(Patcher::new(self.level)?),
+        };
+        Ok(patcher.between(parent, page))
     }
 
     /// The frame for the pages `raw`. What does not get smaller is stored as it is.
@@ -52,8 +69,8 @@ impl FrameEncoder {
 
     /// The frame for differences.
     pub fn encode_differences(&mut self, gathered: &Gathered) -> io::Result<EncodedFrame<'static>> {
-        let stored = gathered.encode(|columns| self.compressor.compress(columns))?;
-        Ok(EncodedFrame::new(Cow::Owned(stored), ENCODING_WORDS))
+        let (stored, encoding) = gathered.encode(|columns| self.compressor.compress(columns))?;
+        Ok(EncodedFrame::new(Cow::Owned(stored), encoding))
     }
 }
 
@@ -88,16 +105,27 @@ impl FrameDecoder {
 }
 
 impl FrameDecoder {
-    /// What a frame of differences has of `pages` pages of `page_bytes`.
+    /// What a frame of differences has of `pages`: so many of so many bytes each.
     pub fn differences(
         &mut self,
         stored: &[u8],
         checksum: &[u8; 32],
-        pages: usize,
-        page_bytes: usize,
+        encoding: u16,
+        pages: (usize, usize),
     ) -> Result<Differences, FormatError> {
         check(stored, checksum)?;
-        Differences::decode(stored, pages, page_bytes, &mut self.decompressor)
+        Differences::decode(stored, encoding, pages, &mut self.decompressor)
+    }
+
+    /// Makes pages of those of the parent, as [`Differences::apply`].
+    pub fn apply(
+        &mut self,
+        differences: &Differences,
+        first: usize,
+        pages: &mut [u8],
+        page_bytes: usize,
+    ) -> Result<(), FormatError> {
+        differences.apply(first, pages, page_bytes, &mut self.decompressor)
     }
 }
 

@@ -3,9 +3,8 @@
 //! with one page size together: memory is bounded however many spaces there are.
 
 use crate::dedup::{Known, Place};
-use crate::differences::{Gathered, Words};
-use crate::format::ENCODING_WORDS;
-use crate::format::index::Frame;
+use crate::differences::{Difference, Gathered};
+use crate::format::index::{Frame, is_of_differences};
 use crate::frame::{EncodedFrame, FrameEncoder};
 use crate::model::{PageHash, PageState};
 use crate::runs::Entry;
@@ -62,8 +61,7 @@ struct Waiting {
     same: Vec<(usize, Put)>,
 }
 
-/// Pages of one size that differ in a few words, and wait for others.
-#[derive(Default)]
+/// Pages of one size that are stored as differences of one kind, and wait for others.
 struct Differing {
     gathered: Gathered,
     pages: Vec<(Put, PageHash)>,
@@ -77,7 +75,8 @@ pub struct Frames {
     hashes: Vec<PageHash>,
     length: u64,
     waiting: BTreeMap<usize, Waiting>,
-    differing: BTreeMap<usize, Differing>,
+    /// By size, and whether they are words.
+    differing: BTreeMap<(usize, bool), Differing>,
     known: Option<Known>,
 }
 
@@ -134,13 +133,14 @@ impl Frames {
     ) -> Result<(), FrameError> {
         self.append(&frame.bytes).map_err(FrameError::Append)?;
         let first_ordinal = self.hashes.len() as u64;
+        let is_whole = !is_of_differences(frame.encoding);
         let mut space = None;
         for (put, hash) in pages {
             let ordinal = self.hashes.len() as u64;
             self.hashes.push(hash);
             // A difference is of use at its own place only.
             let known = self.known.as_mut();
-            if let Some(known) = known.filter(|_| frame.encoding != ENCODING_WORDS) {
+            if let Some(known) = known.filter(|_| is_whole) {
                 known.stored(page_bytes, hash, ordinal);
             }
             log(put.space, put.entry(ordinal));
@@ -180,19 +180,24 @@ impl Frames {
         }
     }
 
-    /// Adds a page that differs from the parent's, which has the hash `parent`, in these words.
+    /// Adds a page that is made from the parent's, which has the hash `parent`.
     pub fn wait_differing(
         &mut self,
         (put, hash): (Put, PageHash),
         page_bytes: usize,
-        (parent, words): (PageHash, &Words),
+        (parent, difference): (PageHash, &Difference),
         log: &mut Log<'_>,
     ) -> Result<(), FrameError> {
-        let differing = self.differing.entry(page_bytes).or_default();
+        let kind = (page_bytes, matches!(difference, Difference::Words(_)));
+        let differing = self.differing.entry(kind);
+        let differing = differing.or_insert_with(|| Differing {
+            gathered: Gathered::of(difference),
+            pages: Vec::new(),
+        });
         differing.pages.push((put, hash));
-        differing.gathered.push(parent, words);
+        differing.gathered.push(parent, difference);
         match differing.gathered.is_full(page_bytes) {
-            true => self.flush_differing(page_bytes, log),
+            true => self.flush_differing(kind, log),
             false => Ok(()),
         }
     }
@@ -225,17 +230,21 @@ impl Frames {
         for size in sizes {
             self.flush(size, log)?;
         }
-        let sizes: Vec<usize> = self.differing.keys().copied().collect();
-        let mut sizes = sizes.into_iter();
-        sizes.try_for_each(|size| self.flush_differing(size, log))
+        let kinds: Vec<(usize, bool)> = self.differing.keys().copied().collect();
+        let mut kinds = kinds.into_iter();
+        kinds.try_for_each(|kind| self.flush_differing(kind, log))
     }
 
-    fn flush_differing(&mut self, page_bytes: usize, log: &mut Log<'_>) -> Result<(), FrameError> {
-        let Some(differing) = self.differing.remove(&page_bytes) else {
+    fn flush_differing(
+        &mut self,
+        kind: (usize, bool),
+        log: &mut Log<'_>,
+    ) -> Result<(), FrameError> {
+        let Some(differing) = self.differing.remove(&kind) else {
             return Ok(());
         };
         let frame = self.encoder.encode_differences(&differing.gathered)?;
-        self.write(page_bytes, frame, differing.pages.into_iter(), log)
+        self.write(kind.0, frame, differing.pages.into_iter(), log)
     }
 
     fn flush(&mut self, page_bytes: usize, log: &mut Log<'_>) -> Result<(), FrameError> {

@@ -5,11 +5,12 @@
 //! calling thread gets the results in order, while later chunks are still being worked on, but
 //! never more than a fixed number of chunks ahead, so memory is bounded however slow the disk is.
 
-use crate::differences::{DEPTH_MAX, Words};
+use crate::differences::{DEPTH_MAX, Difference};
 use crate::frame::{EncodedFrame, FrameEncoder};
 use crate::model::{PageHash, PageState};
 use crate::shadow::{Held, Shadow};
 use crate::view::Inner;
+use crate::words::Words;
 use pagetide_pages::PageIndex;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -53,8 +54,8 @@ pub struct Chunk<'a> {
     pub frames: Vec<(EncodedFrame<'a>, Vec<usize>)>,
     /// The numbers of the `Data` pages that did not fill a frame.
     pub rest: Vec<usize>,
-    /// The numbers of the `Data` pages that differ in a few words, with the hash of the parent's page and these words.
-    pub differing: Vec<(usize, PageHash, Words)>,
+    /// The numbers of the `Data` pages that are stored as differences, with the hash of the parent's page.
+    pub differing: Vec<(usize, PageHash, Difference)>,
     /// Pages whose bytes are to be kept.
     pub kept: Vec<(PageIndex, Held)>,
 }
@@ -132,7 +133,7 @@ impl<'a> Plan<'_, 'a> {
             .collect();
         let held = self.held(pages, &data);
         let kept = self.kept(pages, &findings, &data, &held);
-        let differing = self.differing(pages, &mut data, held);
+        let differing = self.differing(pages, &mut data, held, encoder)?;
         let rest = data.split_off(data.len() - data.len() % self.frame_pages);
         let mut frames = Vec::with_capacity(data.len() / self.frame_pages);
         for members in data.chunks(self.frame_pages) {
@@ -157,35 +158,46 @@ impl<'a> Plan<'_, 'a> {
         shadow.get(name, data.iter().map(|&number| pages[number].page))
     }
 
-    /// Takes those out of the pages numbered `data` that differ from the parent's in a few words.
+    /// Takes those out of the pages numbered `data` that are better stored as differences to the parent's.
     fn differing(
         &self,
         pages: &[PageRef],
         data: &mut Vec<usize>,
         held: Vec<Option<Held>>,
-    ) -> Vec<(usize, PageHash, Words)> {
+        encoder: &mut FrameEncoder,
+    ) -> io::Result<Vec<(usize, PageHash, Difference)>> {
         let (Some((shadow, _)), Some((parent, space))) = (self.shadow, self.parent) else {
-            return Vec::new();
+            return Ok(Vec::new());
         };
-        let (mut differing, mut compared) = (Vec::new(), 0);
-        let mut held = held.into_iter();
-        data.retain(|&number| {
-            let held = held.next().flatten();
-            let page = pages[number].page;
+        let may_be_patched = shadow.patched();
+        let mut differing = Vec::new();
+        let (mut whole, mut compared, mut patches) = (Vec::new(), 0, (0, 0));
+        for (&number, held) in data.iter().zip(held) {
+            let (page, bytes) = (pages[number].page, self.bytes(&pages[number]));
             let usable = held.filter(|held| is_usable(parent, space, page, held.hash));
-            let Some(held) = usable else {
-                return true;
+            compared += u64::from(usable.is_some());
+            let difference = match usable
+                .as_ref()
+                .map(|held| Words::between(&held.bytes, bytes))
+            {
+                Some(Some(words)) => Some(Difference::Words(words)),
+                Some(None) if may_be_patched(page) => {
+                    let held = usable.as_ref().map_or(&[][..], |held| &held.bytes);
+                    let patch = encoder.patch(held, bytes)?;
+                    patches.0 += 1;
+                    patches.1 += u64::from(patch.is_some());
+                    patch.map(Difference::Patch)
+                }
+                Some(None) | None => None,
             };
-            compared += 1;
-            let words = Words::between(&held.bytes, self.bytes(&pages[number]));
-            let is_whole = words.is_none();
-            differing.extend(words.map(|words| (number, held.hash, words)));
-            is_whole
-        });
-        if compared > 0 {
-            shadow.compared(compared, differing.len() as u64);
+            match (usable, difference) {
+                (Some(held), Some(difference)) => differing.push((number, held.hash, difference)),
+                _ => whole.push(number),
+            }
         }
-        differing
+        *data = whole;
+        shadow.compared(compared, differing.len() as u64, patches);
+        Ok(differing)
     }
 
     /// Copies those of the pages numbered `data` that are to be kept.

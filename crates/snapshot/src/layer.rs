@@ -344,10 +344,22 @@ impl FrameReader {
         page_bytes: usize,
     ) -> Result<Differences, ReadError> {
         let frame = self.fetch(layer, number)?;
-        let pages = frame.page_count as usize;
+        let pages = (frame.page_count as usize, page_bytes);
         self.decoder
-            .differences(&self.stored, &frame.checksum, pages, page_bytes)
+            .differences(&self.stored, &frame.checksum, frame.encoding, pages)
             .map_err(|error| self.at(error, layer))
+    }
+
+    /// Makes pages of those of the parent, as [`Differences::apply`]. `differences` are of `layer`.
+    pub fn apply(
+        &mut self,
+        (differences, layer): (&Differences, &Layer),
+        first: usize,
+        pages: &mut [u8],
+        page_bytes: usize,
+    ) -> Result<(), ReadError> {
+        let applied = self.decoder.apply(differences, first, pages, page_bytes);
+        applied.map_err(|error| self.at(error, layer))
     }
 
     /// Reads the stored bytes of a frame.

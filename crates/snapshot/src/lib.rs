@@ -56,6 +56,7 @@ mod memory;
 mod merge;
 mod model;
 mod options;
+mod patches;
 mod prune;
 mod read;
 mod resolve;
@@ -64,8 +65,10 @@ mod shadow;
 mod shown;
 pub mod storage;
 mod store;
+mod varint;
 mod verify;
 mod view;
+mod words;
 mod writer;
 
 pub use attachments::{ATTACHMENTS_BYTES_MAX, check_attachments};

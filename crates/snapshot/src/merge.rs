@@ -8,7 +8,7 @@
 
 use crate::back::{Arrived, Back};
 use crate::beneath::Beneath;
-use crate::differences::{DEPTH_MAX, Words};
+use crate::differences::{DEPTH_MAX, Difference};
 use crate::error::{PruneError, ReadError};
 use crate::format::header::Header;
 use crate::format::index::{Frame, Index, Run};
@@ -23,6 +23,7 @@ use crate::runs::{self, Entry, Resolved};
 use crate::storage::PartialFile;
 use crate::store::Store;
 use crate::view::{PageContent, View};
+use crate::words::Words;
 use pagetide_pages::{PageCount, PageIndex, PageRange};
 use std::borrow::Cow;
 use std::io::ErrorKind;
@@ -284,8 +285,9 @@ impl Writing<'_> {
         let stored = match words {
             Some((below, words)) => {
                 let page = (put, hash);
+                let difference = Difference::Words(words);
                 self.frames
-                    .wait_differing(page, bytes.len(), (below, &words), log)
+                    .wait_differing(page, bytes.len(), (below, &difference), log)
             }
             None => {
                 let room = (DEFAULT_FRAME_BYTES / bytes.len()).max(1);
@@ -381,14 +383,15 @@ impl Writing<'_> {
         let mut live = live.iter().flat_map(Range::clone);
         let decoder = &mut self.decoder;
         let written = if frame.differs() {
-            let found = decoder.differences(stored, &frame.checksum, pages, page_bytes);
+            let size = (pages, page_bytes);
+            let found = decoder.differences(stored, &frame.checksum, frame.encoding, size);
             let found = found.map_err(|error| source.file.at(error))?;
             live.try_for_each(|ordinal| {
-                let words = found.words((ordinal - frame.first_ordinal) as usize);
-                words.map_or(Ok(()), |(parent, words)| {
+                let found = found.difference((ordinal - frame.first_ordinal) as usize);
+                found.map_or(Ok(()), |(parent, difference)| {
                     let page = source.page(ordinal);
                     self.frames
-                        .wait_differing(page, page_bytes, (parent, &words), log)
+                        .wait_differing(page, page_bytes, (parent, &difference), log)
                 })
             })
         } else {

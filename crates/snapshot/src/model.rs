@@ -33,6 +33,11 @@ impl PageHash {
     pub fn of(page: &[u8]) -> PageHash {
         PageHash(xxhash_rust::xxh3::xxh3_128(page).to_le_bytes())
     }
+
+    /// The hash that these bytes are, of which there are sixteen.
+    pub(crate) fn read(bytes: &[u8]) -> PageHash {
+        PageHash(bytes.first_chunk().copied().unwrap_or_default())
+    }
 }
 
 macro_rules! hexadecimal {

@@ -20,9 +20,11 @@ const OVERHEAD_BYTES: u64 = 192;
 const SAMPLE: u64 = 16;
 /// So many of the pages that are held are looked at for one that may go.
 const LOOKED_AT: usize = 32;
-/// So many pages at least tell whether it pays: if of so many compared one has few changes.
+/// So many pages at least tell whether it pays.
 const TOLD_BY: u64 = 256;
-const WORTH_ONE_IN: u64 = 8;
+/// It does if of so many one is stored as differences; of those that have more than a few changes it has to be more.
+const WORTH_KEEPING_ONE_IN: u64 = 8;
+const WORTH_PATCHING_ONE_IN: u64 = 2;
 
 /// Pages written lately, see [`WriteOptions::shadow`](crate::WriteOptions::shadow). Clones are the same shadow.
 #[derive(Clone)]
@@ -51,9 +53,39 @@ struct State {
     turn: u64,
     /// A page found no room in this turn.
     is_crowded: bool,
+    /// Whether it pays to keep pages.
+    keeping: Pays,
+    /// Whether it pays to compress what has more than a few changes with reference to what is held.
+    patching: Pays,
+}
+
+/// Whether something pays, told by the last pages that it was done with.
+struct Pays {
     pays: bool,
-    compared: u64,
+    done: u64,
     worth: u64,
+    /// Of so many one must be worth it.
+    one_in: u64,
+}
+
+impl Pays {
+    fn new(one_in: u64) -> Pays {
+        Pays {
+            pays: true,
+            done: 0,
+            worth: 0,
+            one_in,
+        }
+    }
+
+    fn note(&mut self, done: u64, worth: u64) {
+        self.done += done;
+        self.worth += worth;
+        if self.done >= TOLD_BY {
+            self.pays = self.worth * self.one_in >= self.done;
+            (self.done, self.worth) = (0, 0);
+        }
+    }
 }
 
 struct Slot {
@@ -74,9 +106,8 @@ impl Shadow {
             hand: 0,
             turn: 1,
             is_crowded: false,
-            pays: true,
-            compared: 0,
-            worth: 0,
+            keeping: Pays::new(WORTH_KEEPING_ONE_IN),
+            patching: Pays::new(WORTH_PATCHING_ONE_IN),
         };
         Shadow {
             state: Arc::new(Mutex::new(state)),
@@ -102,7 +133,7 @@ impl Shadow {
         self.state().bytes
     }
 
-    /// What is held of `pages` of the space of this name.
+    /// What is held of `pages` of the space of this name. Where keeping pages does not pay, of a sample of them.
     pub(crate) fn get(
         &self,
         space: &str,
@@ -111,6 +142,9 @@ impl Shadow {
         let space = xxh3_64(space.as_bytes());
         let state = self.state();
         let held = |page: PageIndex| {
+            if !state.keeping.pays && page.0 % SAMPLE != 0 {
+                return None;
+            }
             let slot = *state.places.get(&(space, page.0))?;
             Some(state.slots[slot].held.clone())
         };
@@ -127,7 +161,7 @@ impl Shadow {
         let state = self.state();
         let taken = if is_delta { 0 } else { state.bytes };
         let has_room = taken + cost(page_bytes) <= state.limit;
-        let (pays, is_crowded) = (state.pays, state.is_crowded);
+        let (pays, is_crowded) = (state.keeping.pays, state.is_crowded);
         move |page, is_held| {
             let is_likely = pays && (is_held || !is_crowded);
             has_room && (is_likely || page.0 % SAMPLE == 0)
@@ -144,14 +178,19 @@ impl Shadow {
         }
     }
 
-    /// Notes that so many pages were compared, of which some had few changes.
-    pub(crate) fn compared(&self, pages: u64, worth: u64) {
-        let mut state = self.state();
-        state.compared += pages;
-        state.worth += worth;
-        if state.compared >= TOLD_BY {
-            state.pays = state.worth * WORTH_ONE_IN >= state.compared;
-            (state.compared, state.worth) = (0, 0);
+    /// Whether pages that have more than a few changes are to be compressed with reference to what is held: a test for each.
+    pub(crate) fn patched(&self) -> impl Fn(PageIndex) -> bool + use<> {
+        let pays = self.state().patching.pays;
+        move |page| pays || page.0 % SAMPLE == 0
+    }
+
+    /// Notes that so many pages were compared, of which some were stored as differences; and the same of those of them that
+    /// had more than a few changes.
+    pub(crate) fn compared(&self, pages: u64, worth: u64, patches: (u64, u64)) {
+        if pages > 0 {
+            let mut state = self.state();
+            state.keeping.note(pages, worth);
+            state.patching.note(patches.0, patches.1);
         }
     }
 
@@ -335,11 +374,11 @@ mod tests {
                 .count()
         };
         assert_eq!(wanted(&shadow), 160);
-        shadow.compared(TOLD_BY, TOLD_BY / WORTH_ONE_IN - 1);
+        shadow.compared(TOLD_BY, TOLD_BY / WORTH_KEEPING_ONE_IN - 1, (0, 0));
         assert_eq!(wanted(&shadow), 10);
-        shadow.compared(TOLD_BY - 1, TOLD_BY - 1);
+        shadow.compared(TOLD_BY - 1, TOLD_BY - 1, (0, 0));
         assert_eq!(wanted(&shadow), 10);
-        shadow.compared(1, 1);
+        shadow.compared(1, 1, (0, 0));
         assert_eq!(wanted(&shadow), 160);
     }
 }

@@ -326,15 +326,15 @@ fn check_frames(
                 PageIndex(frame.first_ordinal),
                 PageCount(u64::from(frame.page_count)),
             );
-            let pages = frame.page_count as usize;
+            let (pages, checksum) = (frame.page_count as usize, &frame.checksum);
             let decoded = match frame.differs() {
                 true => decoder
-                    .differences(&stored, &frame.checksum, pages, page_bytes)
+                    .differences(&stored, checksum, frame.encoding, (pages, page_bytes))
                     .map(|_| None),
                 false => {
                     raw.resize(pages * page_bytes, 0);
                     decoder
-                        .decode(&stored, frame.encoding, &frame.checksum, &mut raw)
+                        .decode(&stored, frame.encoding, checksum, &mut raw)
                         .map(|()| wrong_pages(index, numbers, &raw, page_bytes))
                 }
             };

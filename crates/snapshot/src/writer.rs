@@ -424,11 +424,11 @@ impl SnapshotWriter {
                 self.frames.wait(put, hash, bytes, frame_pages, log)?;
             }
         }
-        for (number, parent, words) in &chunk.differing {
+        for (number, parent, difference) in &chunk.differing {
             if let Some(page) = stored(*number) {
-                let words = (*parent, words);
+                let difference = (*parent, difference);
                 self.frames
-                    .wait_differing(page, plan.page_bytes, words, log)?;
+                    .wait_differing(page, plan.page_bytes, difference, log)?;
             }
         }
         // The pages that these have the bytes of are stored or wait by now.

@@ -4,7 +4,8 @@
 use super::header::Header;
 use super::metadata::captured_regions;
 use super::{
-    ENCODING_RAW, ENCODING_WORDS, ENCODING_ZSTD, Fields, FormatError, MAX_FRAME_BYTES, damaged,
+    ENCODING_PATCHES, ENCODING_RAW, ENCODING_WORDS, ENCODING_ZSTD, Fields, FormatError,
+    MAX_FRAME_BYTES, damaged,
 };
 use crate::model::{PageHash, PageState, Space};
 use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet, PageSize};
@@ -54,8 +55,13 @@ impl Frame {
 
     /// True if its pages are made from those of the parent.
     pub fn differs(&self) -> bool {
-        self.encoding == ENCODING_WORDS
+        is_of_differences(self.encoding)
     }
+}
+
+/// Whether a frame with this encoding has what makes pages from those of the parent.
+pub fn is_of_differences(encoding: u16) -> bool {
+    matches!(encoding, ENCODING_WORDS | ENCODING_PATCHES)
 }
 
 /// The decoded section.
@@ -200,7 +206,7 @@ fn run(fields: &mut Fields<'_>) -> Result<Run, FormatError> {
 
 fn frame(fields: &mut Fields<'_>) -> Result<Frame, FormatError> {
     let (space, encoding, reserved) = (fields.u32(), fields.u16(), fields.u16());
-    if !matches!(encoding, ENCODING_RAW | ENCODING_ZSTD | ENCODING_WORDS) {
+    if encoding > ENCODING_PATCHES {
         return Err(FormatError::Future(format!("frame encoding {encoding}")));
     }
     if reserved != 0 {

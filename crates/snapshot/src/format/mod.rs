@@ -31,6 +31,8 @@ pub const ENCODING_RAW: u16 = 0;
 pub const ENCODING_ZSTD: u16 = 1;
 /// Pages of which the words are stored that differ from the parent's pages.
 pub const ENCODING_WORDS: u16 = 2;
+/// Pages each of which was compressed with reference to the parent's page.
+pub const ENCODING_PATCHES: u16 = 3;
 
 /// Why bytes are not what they should be.
 #[derive(Debug)]

@@ -296,7 +296,8 @@ pub fn small_chain() -> (MemoryStorage, Store) {
     (storage, store)
 }
 
-/// A full snapshot and three deltas, of which all pages but one are differences.
+/// A full snapshot and three deltas, of which all pages but one are differences: of the first two pages words, of the last
+/// a patch.
 pub fn chain_of_differences() -> (MemoryStorage, Store) {
     let storage = MemoryStorage::new();
     let store = Store::create(Arc::new(storage.clone())).expect("a store");
@@ -310,12 +311,15 @@ pub fn chain_of_differences() -> (MemoryStorage, Store) {
         let mut writer = store
             .begin(&lock, last.as_ref(), with_shadow.clone())
             .expect("a writer");
-        let space = Space::new("mem", size(512), vec![region(0, 3)]);
+        let space = Space::new("mem", size(512), vec![region(0, 4)]);
         writer.set_spaces(vec![space]).expect("spaces");
         let seeds = [ALIKE + turn, ALIKE + 8 + turn / 2, 9 + turn / 3];
-        let bytes: Vec<u8> = seeds.iter().flat_map(|&seed| page(seed, 512)).collect();
+        let mut bytes: Vec<u8> = seeds.iter().flat_map(|&seed| page(seed, 512)).collect();
+        // Moved on by a few bytes.
+        bytes.extend(vec![turn; usize::from(turn)]);
+        bytes.extend(page(10, 512 - usize::from(turn)));
         writer.put_pages(0, &[(PageIndex(0), &bytes)]).expect("put");
-        let differences = [0, 1, 2, 1][usize::from(turn)];
+        let differences = [0, 2, 3, 2][usize::from(turn)];
         assert_eq!(writer.counters().difference_pages.0, differences);
         last = Some(writer.commit().expect("commit"));
     }
