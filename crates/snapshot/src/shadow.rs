@@ -142,7 +142,7 @@ impl Shadow {
         let space = xxh3_64(space.as_bytes());
         let state = self.state();
         let held = |page: PageIndex| {
-            if !state.keeping.pays && page.0 % SAMPLE != 0 {
+            if !(state.keeping.pays || page.0.is_multiple_of(SAMPLE)) {
                 return None;
             }
             let slot = *state.places.get(&(space, page.0))?;
@@ -164,7 +164,7 @@ impl Shadow {
         let (pays, is_crowded) = (state.keeping.pays, state.is_crowded);
         move |page, is_held| {
             let is_likely = pays && (is_held || !is_crowded);
-            has_room && (is_likely || page.0 % SAMPLE == 0)
+            has_room && (is_likely || page.0.is_multiple_of(SAMPLE))
         }
     }
 
@@ -181,7 +181,7 @@ impl Shadow {
     /// Whether pages that have more than a few changes are to be compressed with reference to what is held: a test for each.
     pub(crate) fn patched(&self) -> impl Fn(PageIndex) -> bool + use<> {
         let pays = self.state().patching.pays;
-        move |page| pays || page.0 % SAMPLE == 0
+        move |page| pays || page.0.is_multiple_of(SAMPLE)
     }
 
     /// Notes that so many pages were compared, of which some were stored as differences; and the same of those of them that
