@@ -8,7 +8,7 @@
 
 use crate::back::{Arrived, Back};
 use crate::beneath::Beneath;
-use crate::differences::{DEPTH_MAX, Difference};
+use crate::differences::Difference;
 use crate::error::{PruneError, ReadError};
 use crate::format::header::Header;
 use crate::format::index::{Frame, Index, Run};
@@ -259,8 +259,9 @@ impl Writing<'_> {
                             sequence: key.0,
                         };
                         let put = (put, kept.hashes(ordinal, 1)[0]);
+                        let depth = depth_of(&whole, number, page);
                         let below = match below {
-                            Some(below) => to_differ_from(below, page, &mut page_below)?,
+                            Some(below) => to_differ_from(below, page, depth, &mut page_below)?,
                             None => None,
                         };
                         let below = below.map(|hash| (hash, page_below.as_slice()));
@@ -488,16 +489,24 @@ impl Writing<'_> {
     }
 }
 
-/// Fills `bytes` with a page of a view, and gives its hash, if differences to it can be stored.
+/// From how many differences a page of a view is made.
+fn depth_of(view: &View, space: usize, page: PageIndex) -> usize {
+    let run = view.inner.own_at(space, page);
+    run.map_or(0, |run| view.inner.depth(space, run, page))
+}
+
+/// Fills `bytes` with a page of a view, and gives its hash, if a page that was made from so many differences as `depth` is made from no
+/// more when it is one to this: newer snapshots, which stay as they are, have differences to that page, and count on it.
 fn to_differ_from(
     (view, space): (&View, usize),
     page: PageIndex,
+    depth: usize,
     bytes: &mut [u8],
 ) -> Result<Option<PageHash>, ReadError> {
     let inner = &view.inner;
     let run = inner.own_at(space, page);
     let usable =
-        run.filter(|run| run.state == PageState::Data && inner.depth(space, run, page) < DEPTH_MAX);
+        run.filter(|run| run.state == PageState::Data && inner.depth(space, run, page) < depth);
     let Some(run) = usable else {
         return Ok(None);
     };

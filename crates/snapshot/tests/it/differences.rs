@@ -185,6 +185,36 @@ fn no_page_is_made_from_more_than_eight_differences() {
 }
 
 /// A snapshot that was not finished leaves pages in the shadow that are no parent's.
+/// Prevents that a page which newer snapshots have differences to is made from more of them than it was, when the files below are
+/// put together: those newer ones would exceed the eight.
+#[test]
+fn a_squash_makes_no_page_deeper() {
+    let mut chain = Chain::new(40, 64 << 20);
+    let all = chain.all();
+    chain.commit(&all);
+    let write = |chain: &mut Chain, value: u64| {
+        chain.write(0, 3, value);
+        chain.commit(&[0]).difference_pages.0
+    };
+    // The snapshots 2 to 8: seven differences, one over the other.
+    (1..=7).for_each(|value| assert_eq!(write(&mut chain, value), 1));
+    // A new writer knows nothing of them, and stores it whole: 9. Then again up to eight differences: 10 to 17.
+    chain.options.shadow = Some(Shadow::new(64 << 20));
+    assert_eq!(write(&mut chain, 8), 0);
+    (9..=16).for_each(|value| assert_eq!(write(&mut chain, value), 1));
+    let squashed = chain.store.squash(SnapshotId(8), SnapshotId(10));
+    squashed.expect("squashed");
+    let newest = chain.store.newest().expect("read").expect("a snapshot");
+    assert_eq!(newest.id, SnapshotId(17));
+    let view = chain.store.view(newest.id).expect("all is there");
+    must_be(&view, &chain.now);
+    // It is a difference still where that is no deeper.
+    let squashed = chain.store.squash(SnapshotId(10), SnapshotId(16));
+    squashed.expect("squashed");
+    let view = chain.store.view(newest.id).expect("all is there");
+    must_be(&view, &chain.now);
+}
+
 #[test]
 fn what_was_never_committed_is_no_parent() {
     let mut chain = Chain::new(4, 1 << 20);
