@@ -343,6 +343,9 @@ fn wrong_usage_does_nothing() {
         (&["--mode", "fast"], "precopy"),
         (&["--leave", "alone"], "stopped"),
         (&["--level", "99"], "-7..=22"),
+        (&["--compress", "zstd:20"], "from -7 to 19"),
+        (&["--compress", "zip"], "none, zstd, or zstd:N"),
+        (&["--shadow-limit", "some"], "--shadow-limit"),
         (&["--buffer", "0"], "--buffer"),
         (&["--at", "1"], "--at"),
     ] {

@@ -56,6 +56,20 @@ fn checkpoint_reports_all_fields() {
 }
 
 #[test]
+fn pages_are_compressed_as_asked() {
+    let target = Target::start("writer", ["4"]);
+    let bytes = ["none", "zstd", "zstd:9"].map(|how| {
+        let store = TestStore::new();
+        let report = store.checkpoint(target.pid(), &["--compress", how]);
+        let stored = number(&report, "stored_pages");
+        assert!(stored > 100, "{report}");
+        number(&report, "stored_bytes") / stored
+    });
+    assert!(bytes[0] >= 4096, "{bytes:?}");
+    assert!(bytes[1] < 4096 && bytes[2] <= bytes[1], "{bytes:?}");
+}
+
+#[test]
 fn full_on_demand() {
     let (store, target) = two_snapshots();
     let frozen = target.freeze();

@@ -2,6 +2,7 @@
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use pagetide_pages::{PageRange, PageSize};
+use pagetide_snapshot::Compression;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -265,9 +266,12 @@ pub struct Taking {
     /// Prune the store to the newest N snapshots now and then: when it has an eighth more, and at the end
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub keep_last: Option<u64>,
-    /// zstd level
-    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-7..=22))]
-    pub level: i32,
+    /// How pages are compressed: none, zstd, or zstd:N with a level from -7 to 19
+    #[arg(long, value_name = "HOW", default_value = "zstd:1", value_parser = compression, conflicts_with = "level")]
+    pub compress: Compression,
+    /// The same as --compress zstd:N
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-7..=22))]
+    pub level: Option<i32>,
     /// Print one JSON object a line for each snapshot
     #[arg(long)]
     pub json: bool,
@@ -673,6 +677,21 @@ fn process_number(text: &str) -> Result<i32, String> {
 }
 
 /// `64M`, or `64` for the same.
+fn compression(text: &str) -> Result<Compression, String> {
+    match text.split_once(':') {
+        None if text == "none" => return Ok(Compression::None),
+        None if text == "zstd" => return Ok(Compression::default()),
+        Some(("zstd", level)) => {
+            let level = level.parse().ok();
+            if let Some(level) = level.filter(|level| (-7..=19).contains(level)) {
+                return Ok(Compression::Zstd(level));
+            }
+        }
+        _ => {}
+    }
+    Err("pages are compressed with none, zstd, or zstd:N, where N is from -7 to 19".to_owned())
+}
+
 fn buffer_size(text: &str) -> Result<u64, String> {
     let bytes = match text.parse::<u64>() {
         Ok(mib) => mib.checked_mul(1 << 20),

@@ -32,7 +32,7 @@ fn measure(
     let store = Store::create(Arc::new(MemoryStorage::new()))?;
     let lock = store.lock()?;
     let options = WriteOptions {
-        level,
+        compression: Compression::Zstd(level),
         threads,
         frame_bytes,
         ..WriteOptions::default()

@@ -4,6 +4,7 @@ use crate::decompress::{Decompress, Wherever};
 use crate::differences::{Differences, Gathered};
 use crate::format::index::Frame;
 use crate::format::{ENCODING_RAW, ENCODING_ZSTD, FormatError, damaged};
+use crate::options::Compression;
 use crate::patches::Patcher;
 use std::borrow::Cow;
 use std::io;
@@ -29,6 +30,8 @@ impl<'a> EncodedFrame<'a> {
 
 /// Makes frames; holds what compression can use again.
 pub struct FrameEncoder {
+    compression: Compression,
+    /// Of zstd.
     compressor: Compressor<'static>,
     level: i32,
     /// Made when it is needed.
@@ -36,9 +39,15 @@ pub struct FrameEncoder {
 }
 
 impl FrameEncoder {
-    pub fn new(level: i32) -> io::Result<FrameEncoder> {
+    pub fn new(compression: Compression) -> io::Result<FrameEncoder> {
+        // Differences are packed by zstd in any case.
+        let level = match compression {
+            Compression::Zstd(level) => level,
+            Compression::None => 1,
+        };
         let compressor = Compressor::new(level)?;
         Ok(FrameEncoder {
+            compression,
             compressor,
             level,
             patcher: None,
@@ -58,11 +67,13 @@ impl FrameEncoder {
     pub fn encode<'a>(&mut self, raw: Cow<'a, [u8]>) -> io::Result<EncodedFrame<'a>> {
         // A frame must save more than a 64th to be worth the time to read it back.
         let worth = raw.len() - raw.len() / 64;
-        let compressed = self.compressor.compress(&raw)?;
-        let (bytes, encoding) = if compressed.len() < worth {
-            (Cow::Owned(compressed), ENCODING_ZSTD)
-        } else {
-            (raw, ENCODING_RAW)
+        let compressed = match self.compression {
+            Compression::None => None,
+            Compression::Zstd(_) => Some(self.compressor.compress(&raw)?),
+        };
+        let (bytes, encoding) = match compressed {
+            Some(bytes) if bytes.len() < worth => (Cow::Owned(bytes), ENCODING_ZSTD),
+            _ => (raw, ENCODING_RAW),
         };
         Ok(EncodedFrame::new(bytes, encoding))
     }

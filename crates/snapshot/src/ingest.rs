@@ -8,6 +8,7 @@
 use crate::differences::{DEPTH_MAX, Difference};
 use crate::frame::{EncodedFrame, FrameEncoder};
 use crate::model::{PageHash, PageState};
+use crate::options::Compression;
 use crate::shadow::{Held, Shadow};
 use crate::view::Inner;
 use crate::words::Words;
@@ -65,7 +66,7 @@ pub struct Plan<'p, 'a> {
     pub pieces: &'p [(PageIndex, &'a [u8])],
     pub page_bytes: usize,
     pub frame_pages: usize,
-    pub level: i32,
+    pub compression: Compression,
     pub zero_hash: PageHash,
     /// The parent and the position of the space in it.
     pub parent: Option<(&'p Inner, usize)>,
@@ -299,7 +300,7 @@ pub fn run<'a, E: From<io::Error>>(
         for _ in 0..threads {
             let (sender, gate, next, chunks) = (sender.clone(), &gate, &next, &chunks);
             scope.spawn(move || {
-                let mut encoder = match FrameEncoder::new(plan.level) {
+                let mut encoder = match FrameEncoder::new(plan.compression) {
                     Ok(encoder) => encoder,
                     Err(error) => return drop(sender.send((usize::MAX, Err(error)))),
                 };

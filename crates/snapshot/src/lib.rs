@@ -80,7 +80,7 @@ pub use model::{
     Attachment, Backing, Capture, ContentHash, PageHash, PageState, Protection, Region, Sharing,
     Shown, SnapshotId, SnapshotInfo, SnapshotKind, Space, StoreId,
 };
-pub use options::{DEFAULT_FRAME_BYTES, WriteCounters, WriteOptions};
+pub use options::{Compression, DEFAULT_FRAME_BYTES, WriteCounters, WriteOptions};
 pub use prune::{Keep, Pruned};
 pub use read::Found;
 pub use shadow::Shadow;

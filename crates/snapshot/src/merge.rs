@@ -67,7 +67,7 @@ pub fn merge(store: &Store, ids: &[SnapshotId]) -> Result<Merged, PruneError> {
     let place = vec![0; header.length() as usize];
     file.append(&place)
         .map_err(|error| failure(store, sum.last.snapshot, "write", error))?;
-    let encoder = FrameEncoder::new(WriteOptions::default().level)
+    let encoder = FrameEncoder::new(WriteOptions::default().compression)
         .map_err(|error| failure(store, sum.last.snapshot, "prepare to compress", error))?;
     let mut writing = Writing {
         store,

@@ -7,11 +7,26 @@ use pagetide_pages::PageCount;
 /// measurement.
 pub const DEFAULT_FRAME_BYTES: usize = 128 << 10;
 
+/// How pages are compressed. Those of which only differences are stored are as small whatever is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// With zstd at this level.
+    Zstd(i32),
+}
+
+impl Default for Compression {
+    fn default() -> Compression {
+        Compression::Zstd(1)
+    }
+}
+
 /// How a snapshot is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WriteOptions {
-    /// The zstd level.
-    pub level: i32,
+    /// How pages are compressed.
+    pub compression: Compression,
     /// How many threads hash and compress; 0 is one for each core.
     pub threads: usize,
     /// Whether pages that have the bytes of the parent are left out.
@@ -30,7 +45,7 @@ pub struct WriteOptions {
 impl Default for WriteOptions {
     fn default() -> WriteOptions {
         WriteOptions {
-            level: 1,
+            compression: Compression::default(),
             threads: 0,
             elide_unchanged: true,
             frame_bytes: DEFAULT_FRAME_BYTES,

@@ -117,7 +117,7 @@ impl SnapshotWriter {
         if let Some(shadow) = &options.shadow {
             shadow.begin_turn();
         }
-        let encoder = FrameEncoder::new(options.level)
+        let encoder = FrameEncoder::new(options.compression)
             .map_err(|error| failure(&store, id, "prepare to compress".to_owned(), error))?;
         Ok(SnapshotWriter {
             store,
@@ -329,7 +329,7 @@ impl SnapshotWriter {
             pieces,
             page_bytes,
             frame_pages: self.frame_pages(page_bytes),
-            level: self.options.level,
+            compression: self.options.compression,
             zero_hash: open.zero_hash,
             parent: match (&parent, open.in_parent) {
                 (Some(parent), Some(space)) => Some((&*parent.inner, space)),
@@ -353,7 +353,7 @@ impl SnapshotWriter {
         // The writer takes chunks while later ones are worked on, hence two encoders.
         let mut encoder = match self.chunk_encoder.take() {
             Some(encoder) => encoder,
-            None => FrameEncoder::new(self.options.level)
+            None => FrameEncoder::new(self.options.compression)
                 .map_err(|error| self.failure("prepare to compress".to_owned(), error))?,
         };
         let result = ingest::run(&plan, pages, threads, &mut encoder, |mut chunk| {

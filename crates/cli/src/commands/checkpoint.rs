@@ -17,7 +17,7 @@ use pagetide::{
     Checkpointer, Leave, Mode, Options, Progress, Report, Request, Residence, TakeError,
 };
 use pagetide_process::{Blocker, Examined, ProcessIdentity};
-use pagetide_snapshot::{DirectoryStorage, LockError, OpenError, Storage, Store};
+use pagetide_snapshot::{Compression, DirectoryStorage, LockError, OpenError, Storage, Store};
 use pagetide_tracker::Backend;
 use std::io::IsTerminal;
 use std::os::unix::process::ExitStatusExt;
@@ -448,7 +448,8 @@ fn options(taking: &Taking, repeats: bool, signals: &Signals) -> Options {
     }
     options.buffer_bytes = taking.buffer.min(pagetide_snapshot::memory_limit() / 2);
     options.page_table_limit = taking.page_table_limit;
-    options.write.level = taking.level;
+    let level = taking.level.map(Compression::Zstd);
+    options.write.compression = level.unwrap_or(taking.compress);
     // Who takes one has no pages of the last.
     options.shadow_limit = if repeats {
         taking.shadow_limit

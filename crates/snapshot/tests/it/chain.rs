@@ -75,10 +75,18 @@ pub fn version() -> impl Strategy<Value = Version> {
         prop::sample::select(&[512_usize, 1024, 2048, 1 << 20][..]),
         any::<bool>(),
         any::<bool>(),
+        prop::sample::select(
+            &[
+                Compression::None,
+                Compression::Zstd(1),
+                Compression::Zstd(-3),
+            ][..],
+        ),
     )
         .prop_map(
-            |(threads, frame_bytes, elide_unchanged, deduplicate)| WriteOptions {
+            |(threads, frame_bytes, elide_unchanged, deduplicate, compression)| WriteOptions {
                 threads,
+                compression,
                 frame_bytes,
                 elide_unchanged,
                 deduplicate,
