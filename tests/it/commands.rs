@@ -58,9 +58,9 @@ fn checkpoint_reports_all_fields() {
 #[test]
 fn pages_are_compressed_as_asked() {
     let target = Target::start("writer", ["4"]);
+    let store = TestStore::new();
     let bytes = ["none", "zstd", "zstd:9"].map(|how| {
-        let store = TestStore::new();
-        let report = store.checkpoint(target.pid(), &["--compress", how]);
+        let report = store.checkpoint(target.pid(), &["--full", "--compress", how]);
         let stored = number(&report, "stored_pages");
         assert!(stored > 100, "{report}");
         number(&report, "stored_bytes") / stored
