@@ -28,17 +28,13 @@ pub struct Back {
 
 /// What is not found yet of a space of the newest snapshot, and what is.
 struct LookedFor {
-    /// The pages themselves, then what their differences are to, and so on.
-    levels: Vec<Level>,
+    /// Where each range of pages ends, by where it begins, and what is looked for of them: 0 for the pages themselves, 1 for
+    /// what their differences are to, and so on.
+    open: BTreeMap<u64, (u64, usize)>,
+    /// By that number.
+    found: Vec<Vec<Resolved>>,
     /// The regions of the snapshots that were passed, where they changed.
     layouts: Vec<Vec<Region>>,
-}
-
-#[derive(Default)]
-struct Level {
-    /// Where each range of pages ends, by where it begins.
-    open: BTreeMap<u64, u64>,
-    found: Vec<Resolved>,
 }
 
 /// What a chain comes to.
@@ -56,10 +52,10 @@ impl Back {
     /// On the way from a snapshot with these spaces.
     pub fn from(spaces: Vec<Space>) -> Back {
         let all = spaces.iter().map(|space| LookedFor {
-            levels: vec![Level {
-                open: captured(space).map(|p| (p.start().0, p.end().0)).collect(),
-                found: Vec::new(),
-            }],
+            open: captured(space)
+                .map(|p| (p.start().0, (p.end().0, 0)))
+                .collect(),
+            found: vec![Vec::new()],
             layouts: Vec::new(),
         });
         Back {
@@ -83,7 +79,7 @@ impl Back {
         for (space, one) in self.spaces.iter().zip(&mut self.looked_for) {
             // A space that was not there has nothing from before.
             let Some(&position) = own.get(&key(space)) else {
-                one.levels.iter_mut().for_each(|level| level.open.clear());
+                one.open.clear();
                 continue;
             };
             if one.is_done() {
@@ -108,10 +104,10 @@ impl Back {
     /// What was found.
     pub fn arrive(self) -> Arrived {
         let last = (self.layers.len() as u32).saturating_sub(1);
-        let in_order = |mut level: Level| {
-            level.found.sort_unstable_by_key(|run| run.pages.start());
-            let mut joined = Vec::with_capacity(level.found.len());
-            for mut run in level.found {
+        let in_order = |mut found: Vec<Resolved>| {
+            found.sort_unstable_by_key(|run| run.pages.start());
+            let mut joined = Vec::with_capacity(found.len());
+            for mut run in found {
                 if run.state.is_hashed() {
                     run.layer = last - run.layer;
                 }
@@ -121,7 +117,7 @@ impl Back {
         };
         let (mut runs, mut beneath) = (Vec::new(), Vec::new());
         for one in self.looked_for {
-            let mut levels = one.levels.into_iter().map(in_order);
+            let mut levels = one.found.into_iter().map(in_order);
             runs.push(levels.next().unwrap_or_default());
             beneath.push(levels.collect());
         }
@@ -136,7 +132,7 @@ impl Back {
 
 impl LookedFor {
     fn is_done(&self) -> bool {
-        self.levels.iter().all(|level| level.open.is_empty())
+        self.open.is_empty()
     }
 
     /// Takes of a run what is looked for, and notes which stored pages or hashes that are. Which of its pages are differences
@@ -149,10 +145,6 @@ impl LookedFor {
             layer,
             ordinal: run.ordinal,
         };
-        // What this file has differences to is in an older one, so the levels are gone through from the last.
-        for level in (1..self.levels.len()).rev() {
-            self.take_at(level, whole, kept, needed);
-        }
         let mut parts = vec![whole];
         // Other states can be in any region.
         if matches!(run.state, PageState::Shown | PageState::File) {
@@ -162,31 +154,32 @@ impl LookedFor {
             }
         }
         for part in parts {
-            self.take_at(0, part, kept, needed);
+            self.take_part(part, kept, needed);
         }
     }
 
-    fn take_at(&mut self, level: usize, part: Resolved, kept: &Kept, needed: &mut Vec<Range<u64>>) {
-        let mut below: Vec<PageRange> = Vec::new();
-        for pages in cut_out(&mut self.levels[level].open, part.pages) {
+    fn take_part(&mut self, part: Resolved, kept: &Kept, needed: &mut Vec<Range<u64>>) {
+        // What this file has differences to is in an older one.
+        let mut below: Vec<(PageRange, usize)> = Vec::new();
+        for (pages, level) in cut_out(&mut self.open, part.pages) {
             let Some(found) = part.cut(pages) else {
                 continue;
             };
             if found.state.is_hashed() {
                 needed.push(found.ordinal..found.ordinal + found.pages.count().0);
             }
-            below.extend(found.differing(kept));
-            self.levels[level].found.push(found);
+            // What is deeper is not looked for, and so found to be missing.
+            if level < DEPTH_MAX {
+                below.extend(found.differing(kept).map(|pages| (pages, level + 1)));
+            }
+            self.found[level].push(found);
         }
-        // What is deeper is not looked for, and so found to be missing.
-        if below.is_empty() || level >= DEPTH_MAX {
-            return;
+        for (pages, level) in below {
+            if self.found.len() == level {
+                self.found.push(Vec::new());
+            }
+            self.open.insert(pages.start().0, (pages.end().0, level));
         }
-        if self.levels.len() == level + 1 {
-            self.levels.push(Level::default());
-        }
-        let open = &mut self.levels[level + 1].open;
-        open.extend(below.iter().map(|pages| (pages.start().0, pages.end().0)));
     }
 
     /// From here on only what these regions have is looked for.
@@ -195,15 +188,13 @@ impl LookedFor {
             return;
         }
         self.layouts.push(space.regions.clone());
-        for level in &mut self.levels {
-            let mut left = BTreeMap::new();
-            for region in captured(space) {
-                for pages in cut_out(&mut level.open, region) {
-                    left.insert(pages.start().0, pages.end().0);
-                }
+        let mut left = BTreeMap::new();
+        for region in captured(space) {
+            for (pages, level) in cut_out(&mut self.open, region) {
+                left.insert(pages.start().0, (pages.end().0, level));
             }
-            level.open = left;
         }
+        self.open = left;
     }
 }
 
@@ -230,27 +221,28 @@ fn runs_of(runs: &[Run], space: u32) -> &[Run] {
     &rest[..rest.partition_point(|run| run.space == space)]
 }
 
-/// Takes `pages` out of ascending ranges; what was there of them.
-fn cut_out(open: &mut BTreeMap<u64, u64>, pages: PageRange) -> Vec<PageRange> {
+/// Takes `pages` out of ascending ranges; what was there of them, and what each range is marked with.
+fn cut_out(open: &mut BTreeMap<u64, (u64, usize)>, pages: PageRange) -> Vec<(PageRange, usize)> {
     let (start, end) = (pages.start().0, pages.end().0);
-    let mut touched: Vec<(u64, u64)> = Vec::new();
-    if let Some((&from, &to)) = open.range(..start).next_back()
+    let mut touched: Vec<(u64, u64, usize)> = Vec::new();
+    if let Some((&from, &(to, mark))) = open.range(..start).next_back()
         && to > start
     {
-        touched.push((from, to));
+        touched.push((from, to, mark));
     }
-    touched.extend(open.range(start..end).map(|(&from, &to)| (from, to)));
+    let within = open.range(start..end);
+    touched.extend(within.map(|(&from, &(to, mark))| (from, to, mark)));
     let mut parts = Vec::with_capacity(touched.len());
-    for (from, to) in touched {
+    for (from, to, mark) in touched {
         open.remove(&from);
         if from < start {
-            open.insert(from, start);
+            open.insert(from, (start, mark));
         }
         if to > end {
-            open.insert(end, to);
+            open.insert(end, (to, mark));
         }
         let (from, to) = (from.max(start), to.min(end));
-        parts.push(PageRange::new(PageIndex(from), PageIndex(to)));
+        parts.push((PageRange::new(PageIndex(from), PageIndex(to)), mark));
     }
     parts
 }
@@ -262,14 +254,20 @@ mod tests {
     #[test]
     fn what_is_cut_out_is_gone() {
         let range = |start, end| PageRange::new(PageIndex(start), PageIndex(end));
-        let mut open = BTreeMap::from([(0, 10), (20, 30), (40, 50)]);
+        let mut open = BTreeMap::from([(0, (10, 0)), (20, (30, 2)), (40, (50, 1))]);
         assert_eq!(
             cut_out(&mut open, range(5, 25)),
-            [range(5, 10), range(20, 25)]
+            [(range(5, 10), 0), (range(20, 25), 2)]
         );
-        assert_eq!(open, BTreeMap::from([(0, 5), (25, 30), (40, 50)]));
-        assert_eq!(cut_out(&mut open, range(42, 44)), [range(42, 44)]);
-        assert_eq!(open, BTreeMap::from([(0, 5), (25, 30), (40, 42), (44, 50)]));
+        assert_eq!(
+            open,
+            BTreeMap::from([(0, (5, 0)), (25, (30, 2)), (40, (50, 1))])
+        );
+        assert_eq!(cut_out(&mut open, range(42, 44)), [(range(42, 44), 1)]);
+        assert_eq!(
+            open,
+            BTreeMap::from([(0, (5, 0)), (25, (30, 2)), (40, (42, 1)), (44, (50, 1))])
+        );
         assert_eq!(cut_out(&mut open, range(5, 25)), []);
         assert_eq!(cut_out(&mut open, range(0, 60)).len(), 4);
         assert!(open.is_empty());

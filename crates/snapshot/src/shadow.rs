@@ -181,7 +181,8 @@ impl Shadow {
     /// Whether pages that have more than a few changes are to be compressed with reference to what is held: a test for each.
     pub(crate) fn patched(&self) -> impl Fn(PageIndex) -> bool + use<> {
         let pays = self.state().patching.pays;
-        move |page| pays || page.0.is_multiple_of(SAMPLE)
+        // It costs more than to keep and compare a page.
+        move |page| pays || page.0.is_multiple_of(SAMPLE * SAMPLE)
     }
 
     /// Notes that so many pages were compared, of which some were stored as differences; and the same of those of them that
