@@ -413,6 +413,59 @@ proptest! {
     }
 }
 
+/// Prevents that what only shows in a chain that lives long is never seen: pages near the most differences that there can be, some
+/// of them stored whole in between by a writer that had no bytes at hand, put together again and again while newer ones count on
+/// them.
+#[test]
+fn a_chain_that_lives_long_is_what_was_written() {
+    (1..=8).for_each(a_long_chain);
+}
+
+fn a_long_chain(seed: u64) {
+    let mut seed = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut draw = |below: u64| {
+        seed = seed.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+        (seed >> 33) % below
+    };
+    let mut chain = Chain::new(6, 1 << 20);
+    let all = chain.all();
+    chain.commit(&all);
+    let mut states = BTreeMap::from([(1, chain.now.clone())]);
+    for turn in 0..600 {
+        let written: Vec<u64> = (0..6).filter(|_| draw(2) == 0).collect();
+        for &page in &written {
+            chain.write(page, draw(256) as usize, draw(u64::MAX));
+        }
+        if draw(9) == 0 {
+            chain.options.shadow = Some(Shadow::new(1 << 20));
+        }
+        chain.commit(&written);
+        let id = chain.last.take().expect("a view").id();
+        states.insert(id.0, chain.now.clone());
+        if draw(4) == 0 {
+            chain.store.prune(&keep(20), false).expect("pruned");
+        }
+        if draw(8) == 0 {
+            let ids = ids(&chain.store);
+            let first = draw(ids.len() as u64) as usize;
+            let last = (first + 2 + draw(6) as usize).min(ids.len() - 1);
+            // Of two that are next to each other nothing is taken away.
+            let _ = chain.store.squash(ids[first], ids[last]);
+        }
+        let view = chain.store.view(id);
+        let view = view.unwrap_or_else(|error| panic!("turn {turn}: {error}"));
+        if turn % 20 == 0 {
+            must_be(&view, &chain.now);
+        }
+        chain.last = Some(view);
+    }
+    let report = verify(&chain.store);
+    assert!(report.ok, "{:?}", report.damaged);
+    for id in ids(&chain.store) {
+        must_be(&chain.store.view(id).expect("a view"), &states[&id.0]);
+    }
+}
+
 /// Pages that were differences to pages in between stay so, to what comes before.
 #[test]
 fn squashing_keeps_differences_small() {
