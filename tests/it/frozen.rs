@@ -8,6 +8,7 @@ use pagetide_tests::{
 };
 use serde_json::Value;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Much longer than an answer at once, and shorter than what was waited for a call before.
@@ -176,6 +177,15 @@ fn t43_what_a_ring_of_a_frozen_thread_wrote_is_not_missed() {
     assert_eq!(why, ["registered-ring"], "{report}");
 }
 
+/// Ends the other thread, also when a check fails and this one unwinds.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn t43_a_process_that_is_frozen_again_and_again_loses_nothing() {
     let files = Scratch::new();
@@ -186,12 +196,13 @@ fn t43_a_process_that_is_frozen_again_and_again_loses_nothing() {
             continue;
         };
         let store = TestStore::new();
-        let over = std::sync::atomic::AtomicBool::new(false);
-        let load = std::sync::atomic::Ordering::Relaxed;
+        let over = AtomicBool::new(false);
         std::thread::scope(|scope| {
+            // Also when a check fails: the other thread is waited for.
+            let _end = End(&over);
             scope.spawn(|| {
                 for round in 0_u64.. {
-                    if over.load(load) {
+                    if over.load(Ordering::Relaxed) {
                         break;
                     }
                     group.freeze();
@@ -205,9 +216,13 @@ fn t43_a_process_that_is_frozen_again_and_again_loses_nothing() {
                 let outcome = store.try_checkpoint(pid, &[]);
                 if outcome.code != Some(0) {
                     outcome.refused(&group.how_to_thaw());
+                    let is_there = store.path().join("pagetide-store").exists();
+                    assert!(
+                        is_there || left_in(pid) == 0,
+                        "tracked for a store that is gone"
+                    );
                 }
             }
-            over.store(true, load);
         });
         group.thaw();
         pagetide(["detach", &pid.to_string()]).done();

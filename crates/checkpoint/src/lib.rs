@@ -145,5 +145,5 @@ pub use restore::{
     check_limits, make_room_for_descriptors, paths_of, restore,
 };
 pub use rollback::{RollbackError, RolledBack, roll_back};
-pub use tracking::{Detached, detach};
+pub use tracking::{Detached, detach, is_tracked_for};
 pub use why_full::WhyFull;

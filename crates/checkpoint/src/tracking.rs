@@ -334,6 +334,18 @@ pub struct Detached {
     pub descriptors: usize,
 }
 
+/// True if the process is tracked for this store: whoever takes that away leaves it tracked for none. False of a process that has
+/// ended, or cannot be looked at.
+pub fn is_tracked_for(identity: &ProcessIdentity, store: StoreId) -> bool {
+    let pid = identity.pid;
+    let marks = open_pidfd(pid).and_then(|pidfd| left_behind::marks(pid, &pidfd));
+    let is_own = |found: Found| {
+        let is_of = found.is_of(identity);
+        is_of && found.mark.is_some_and(|mark| mark.content().store == store)
+    };
+    marks.is_ok_and(|marks| marks.into_iter().any(is_own))
+}
+
 /// Removes everything that pagetide left in a process: the registration of its mappings, and the file
 /// descriptors. Whatever store they belong to, and also copies that the process inherited from a parent.
 /// Nothing to remove is no error. The next snapshot of the process is full.

@@ -41,7 +41,9 @@ pub fn run(arguments: &Checkpoint) -> anyhow::Result<ExitCode> {
         return ended_without_store(arguments.pid, &signals);
     };
     let taken = take_all(arguments, &place.store, &examined, &mut schedule, &signals);
-    place.unless_refused(taken)
+    // What could not be taken back from a process that is frozen is gone on with later.
+    let is_tracked = || pagetide::is_tracked_for(&examined.identity, place.store.id());
+    place.unless_refused(taken, is_tracked)
 }
 
 /// The store, made if it is not there. A schedule waits for room for it; none if it ended meanwhile.
@@ -385,9 +387,14 @@ impl Place {
         }
     }
 
-    /// What came of it. If that was refused, the store that was made for it and holds nothing goes away again.
-    fn unless_refused<T>(&self, came: anyhow::Result<T>) -> anyhow::Result<T> {
-        if self.is_new && came.as_ref().is_err_and(failure::is_refused) {
+    /// What came of it. If that was refused, the store that was made for it and holds nothing goes away again, unless the process
+    /// is tracked for it.
+    fn unless_refused<T>(
+        &self,
+        came: anyhow::Result<T>,
+        is_tracked: impl FnOnce() -> bool,
+    ) -> anyhow::Result<T> {
+        if self.is_new && came.as_ref().is_err_and(failure::is_refused) && !is_tracked() {
             self.remove_if_empty();
         }
         came
