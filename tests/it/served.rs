@@ -148,33 +148,40 @@ fn a_server_that_is_silent_is_not_asked() {
     served.wait_until_it("run on", Served::runs);
 }
 
+/// A process with files of a file system that answers nothing any more, and a checkpoint of it that waits for an answer while
+/// the process stands still. `None` if the checkpoint was done without one.
+fn waiting_for_the_server(store: &TestStore, timeout: &str) -> Option<(Served, Background)> {
+    // No list of mounts tells of it any more, so it is asked, and never answers.
+    let mut served = Served::start();
+    served.server.ask("vanish");
+    served.server.ask("silent");
+    let more = ["--mode", "stop", "--add", "--stop-timeout", timeout];
+    let mut running = background(store.checkpoint_words(served.pid(), &more));
+    // It stands still at times; and for good when a request waits, which the kernel tells of whoever made it.
+    let makers = [running.pid(), served.pid()];
+    let since = Instant::now();
+    while thread_states(served.pid()) != ['t'] || !makers.into_iter().any(waits_for_the_server) {
+        let told = || makers.map(|pid| (thread_states(pid), places(pid)));
+        if !running.is_running() {
+            running.wait().done();
+            return None;
+        }
+        assert!(since.elapsed() < PATIENCE, "no request waits: {:?}", told());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Some((served, running))
+}
+
 #[test]
 fn whatever_hangs_nobody_is_held() {
     if !is_root("a file system of one's own") {
         return;
     }
     for (by_signal, timeout) in [(false, "4s"), (true, "300s")] {
-        // No list of mounts tells of it any more, so it is asked, and never answers.
-        let mut served = Served::start();
-        served.server.ask("vanish");
-        served.server.ask("silent");
         let store = TestStore::new();
-        let more = ["--mode", "stop", "--stop-timeout", timeout];
-        let mut running = background(store.checkpoint_words(served.pid(), &more));
-        // It stands still at times; and for good when a request waits, which the kernel tells of whoever made it.
-        let makers = [running.pid(), served.pid()];
-        let since = Instant::now();
-        while thread_states(served.pid()) != ['t'] || !makers.into_iter().any(waits_for_the_server)
-        {
-            let told = || makers.map(|pid| (thread_states(pid), places(pid)));
-            assert!(
-                running.is_running(),
-                "it has ended, and nothing waited: {:?}",
-                running.wait()
-            );
-            assert!(since.elapsed() < PATIENCE, "no request waits: {:?}", told());
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        // Rarely the kernel has an answer of its own, and nothing waits: that is another test.
+        let tries = (0..5).find_map(|_| waiting_for_the_server(&store, timeout));
+        let (mut served, mut running) = tries.expect("a checkpoint that waits for the server");
         if by_signal {
             running.signal(Signal::TERM);
         }
@@ -196,7 +203,7 @@ fn whatever_hangs_nobody_is_held() {
         }
         assert!(served.runs());
         // The next one is as ever.
-        let report = store.checkpoint(served.pid(), &[]);
+        let report = store.checkpoint(served.pid(), &["--add"]);
         assert_eq!(text(&report, "kind"), "full", "{report}");
         served.wait_until_it("run on", Served::runs);
     }
