@@ -4,7 +4,8 @@ use crate::modules::{Modules, packages};
 use crate::{Known, name_of};
 use petgraph::algo::tarjan_scc;
 use petgraph::graphmap::DiGraphMap;
-use syn::{Item, UseTree};
+use syn::visit::{Visit, visit_item, visit_path};
+use syn::{ItemMod, ItemUse, Path, UseTree};
 
 /// The paths that a `use` names, each without its last word if that may be no module.
 fn paths(tree: &UseTree, before: &[String], found: &mut Vec<Vec<String>>) {
@@ -49,15 +50,33 @@ fn resolved(modules: &Modules, module: &[String], path: &[String]) -> Option<Vec
     Some(place)
 }
 
-/// Which file of the crate needs which, by its `use` lines; tests within a file count as others do.
+/// The paths that items name anywhere, in `use` lines or in full. Those in macro calls are not seen.
+#[derive(Default)]
+struct Named(Vec<Vec<String>>);
+
+impl<'a> Visit<'a> for Named {
+    fn visit_item_use(&mut self, line: &'a ItemUse) {
+        paths(&line.tree, &[], &mut self.0);
+    }
+
+    fn visit_path(&mut self, path: &'a Path) {
+        let words = path.segments.iter();
+        self.0.push(words.map(|word| word.ident.to_string()).collect());
+        visit_path(self, path);
+    }
+
+    /// A module within a file is looked at by itself.
+    fn visit_item_mod(&mut self, _: &'a ItemMod) {}
+}
+
+/// Which file of the crate needs which, by the paths it names; tests within a file count as others do.
 fn needs(modules: &Modules) -> Vec<(String, String)> {
     let mut needs = Vec::new();
     for (module, items) in &modules.items {
         for item in items {
-            let Item::Use(line) = item else { continue };
-            let mut named = Vec::new();
-            paths(&line.tree, &[], &mut named);
-            for path in named {
+            let mut named = Named::default();
+            visit_item(&mut named, item);
+            for path in named.0 {
                 let Some(place) = resolved(modules, module, &path) else {
                     continue;
                 };

@@ -243,6 +243,7 @@ fn expected(pid: i32, mappings: usize) -> Duration {
 mod tests {
     use super::*;
     use pagetide_kernel::maps;
+    use pagetide_pages::PageIndex;
 
     fn advice(of: &[(u64, u64, &[&str])]) -> Advice {
         let one = |&(start, end, names): &(u64, u64, &[&str])| {
@@ -261,8 +262,8 @@ mod tests {
     fn mapping(start: u64, end: u64) -> Mapping {
         let (_, mappings) = own();
         Mapping {
-            start: start << 12,
-            end: end << 12,
+            start: SIZE.address_of(PageIndex(start)),
+            end: SIZE.address_of(PageIndex(end)),
             ..mappings[0].clone()
         }
     }

@@ -79,6 +79,7 @@ pub(crate) fn are_many(mappings: usize, most: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::capture::SIZE;
     use pagetide_kernel::maps::MappingName;
     use pagetide_pages::PageRange;
 
@@ -104,7 +105,7 @@ mod tests {
         let left = not_worth_a_mapping(mappings, &fresh);
         left.ranges()
             .iter()
-            .map(|range: &PageRange| range.start().0 << 12)
+            .map(|range: &PageRange| SIZE.address_of(range.start()))
             .collect()
     }
 

@@ -2,7 +2,7 @@
 
 use crate::memo;
 use crate::numa;
-use pagetide_process::KERNEL_STATE_ATTACHMENT;
+use pagetide_process::{Encoding, KERNEL_STATE_ATTACHMENT};
 use pagetide_snapshot::View;
 
 /// The name of the space that holds a process's memory by virtual address, if it is checkpointed alone.
@@ -14,10 +14,10 @@ pub const PROCESS_ATTACHMENT: &str = "process";
 /// The attachment that names the processes of a tree.
 pub const TREE_ATTACHMENT: &str = "tree";
 
-const VERSION: u16 = 2;
+/// Nothing longer was ever written by us.
+type ListEncoding = Encoding<{ 16 << 20 }>;
 
-/// More than this was never written by us.
-const LIMIT_BYTES: usize = 16 << 20;
+const ENCODING: ListEncoding = Encoding::new(2);
 
 /// What the parts of one process are called in a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,35 +71,23 @@ pub struct TreeProcess {
     pub exit_status: i32,
 }
 
-fn config() -> impl bincode::config::Config {
-    bincode::config::standard()
-        .with_little_endian()
-        .with_fixed_int_encoding()
-        .with_limit::<LIMIT_BYTES>()
-}
-
 pub(crate) fn to_bytes(processes: &[TreeProcess]) -> Option<Vec<u8>> {
-    bincode::encode_to_vec((VERSION, processes), config()).ok()
+    ENCODING.encode(&processes)
 }
 
 fn from_bytes(bytes: &[u8]) -> Option<Vec<TreeProcess>> {
-    let (version, rest) = bytes.split_first_chunk::<2>()?;
-    let (processes, used) = match u16::from_le_bytes(*version) {
-        1 => {
-            let (processes, used): (Vec<(i32, i32, bool)>, usize) =
-                bincode::decode_from_slice(rest, config()).ok()?;
-            let process = |(pid, parent, ended)| TreeProcess {
-                pid,
-                parent,
-                ended,
-                exit_status: 0,
-            };
-            (processes.into_iter().map(process).collect(), used)
-        }
-        VERSION => bincode::decode_from_slice(rest, config()).ok()?,
-        _ => return None,
+    let (version, body) = ENCODING.split(bytes).ok()?;
+    if version > 1 {
+        return ListEncoding::decode_body(body).ok();
+    }
+    let processes: Vec<(i32, i32, bool)> = ListEncoding::decode_body(body).ok()?;
+    let process = |(pid, parent, ended)| TreeProcess {
+        pid,
+        parent,
+        ended,
+        exit_status: 0,
     };
-    (used == rest.len()).then_some(processes)
+    Some(processes.into_iter().map(process).collect())
 }
 
 /// The processes of a snapshot of a tree, the one that was named first; `None` if it is of one process
@@ -141,7 +129,7 @@ mod tests {
         for length in 0..bytes.len() {
             assert_eq!(from_bytes(&bytes[..length]), None);
         }
-        let before = bincode::encode_to_vec((1u16, vec![(7i32, 1i32, false)]), config());
+        let before = Encoding::<100>::new(1).encode(&vec![(7i32, 1i32, false)]);
         let before = from_bytes(&before.expect("a short list fits"));
         assert_eq!(before, Some(vec![process(7, 1, None)]), "the first version");
     }

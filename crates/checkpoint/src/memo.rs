@@ -3,15 +3,14 @@
 
 use crate::files::Stamps;
 use pagetide_pages::{PageIndex, PageRange, PageSet};
+use pagetide_process::Encoding;
 use std::collections::HashMap;
 
 /// The name of the attachment.
 pub(crate) const ATTACHMENT: &str = "tracking";
 
-const VERSION: u16 = 1;
-
-/// More than this was never written by us.
-const LIMIT_BYTES: usize = 256 << 20;
+/// Nothing longer was ever written by us.
+const ENCODING: Encoding<{ 256 << 20 }> = Encoding::new(1);
 
 /// See the head of this file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,19 +34,11 @@ pub(crate) type Memos = HashMap<i32, Memo>;
 
 #[derive(bincode::Encode, bincode::Decode)]
 struct OnDisk {
-    version: u16,
     private_copies: Vec<(u64, u64)>,
     settled: Vec<Stamps>,
     buffers: Vec<(u64, u64)>,
     in_flight: Vec<(u64, u64)>,
     unlisted_ring: bool,
-}
-
-fn config() -> impl bincode::config::Config {
-    bincode::config::standard()
-        .with_little_endian()
-        .with_fixed_int_encoding()
-        .with_limit::<LIMIT_BYTES>()
 }
 
 fn pairs(set: &PageSet) -> Vec<(u64, u64)> {
@@ -65,21 +56,19 @@ impl Memo {
     /// the next snapshot remembers nothing and is full.
     pub fn to_bytes(&self) -> Option<Vec<u8>> {
         let on_disk = OnDisk {
-            version: VERSION,
             private_copies: pairs(&self.private_copies),
             settled: self.settled.clone(),
             buffers: pairs(&self.buffers),
             in_flight: pairs(&self.in_flight),
             unlisted_ring: self.unlisted_ring,
         };
-        bincode::encode_to_vec(on_disk, config()).ok()
+        ENCODING.encode(&on_disk)
     }
 
     /// `None` if the bytes are not a memo of a version known here: nothing may be relied on then.
     pub fn from_bytes(bytes: &[u8]) -> Option<Memo> {
-        let (on_disk, used): (OnDisk, usize) = bincode::decode_from_slice(bytes, config()).ok()?;
-        let known = on_disk.version == VERSION && used == bytes.len();
-        known.then(|| Memo {
+        let on_disk: OnDisk = ENCODING.decode(bytes).ok()?;
+        Some(Memo {
             private_copies: set(on_disk.private_copies),
             settled: on_disk.settled,
             buffers: set(on_disk.buffers),

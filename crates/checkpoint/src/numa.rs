@@ -6,18 +6,17 @@
 
 use pagetide_kernel::maps::Mapping;
 use pagetide_kernel::numa_maps::numa_mappings;
+use pagetide_process::Encoding;
 use pagetide_snapshot::View;
 
 /// The name of the attachment of a process that is checkpointed alone.
 pub(crate) const ATTACHMENT: &str = "numa";
 
-const VERSION: u16 = 1;
-
 /// The policy of who has asked for none.
 const DEFAULT: &str = "default";
 
-/// More than this was never written by us.
-const LIMIT_BYTES: usize = 256 << 20;
+/// Nothing longer was ever written by us.
+const ENCODING: Encoding<{ 256 << 20 }> = Encoding::new(1);
 
 /// What the kernel said of one region.
 #[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
@@ -40,19 +39,6 @@ pub struct NumaRegion {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct NumaRecord {
     pub regions: Vec<NumaRegion>,
-}
-
-#[derive(bincode::Encode, bincode::Decode)]
-struct OnDisk {
-    version: u16,
-    regions: Vec<NumaRegion>,
-}
-
-fn config() -> impl bincode::config::Config {
-    bincode::config::standard()
-        .with_little_endian()
-        .with_fixed_int_encoding()
-        .with_limit::<LIMIT_BYTES>()
 }
 
 /// How many nodes of this machine have memory; 1 where the kernel does not tell.
@@ -112,19 +98,12 @@ impl NumaRecord {
         if self.regions.is_empty() {
             return None;
         }
-        let on_disk = OnDisk {
-            version: VERSION,
-            regions: self.regions.clone(),
-        };
-        bincode::encode_to_vec(on_disk, config()).ok()
+        ENCODING.encode(&self.regions)
     }
 
     fn from_bytes(bytes: &[u8]) -> Option<NumaRecord> {
-        let (on_disk, used): (OnDisk, usize) = bincode::decode_from_slice(bytes, config()).ok()?;
-        let known = on_disk.version == VERSION && used == bytes.len();
-        known.then_some(NumaRecord {
-            regions: on_disk.regions,
-        })
+        let regions = ENCODING.decode(bytes).ok()?;
+        Some(NumaRecord { regions })
     }
 }
 

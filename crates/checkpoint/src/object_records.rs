@@ -1,15 +1,14 @@
 //! What a snapshot knows of shared objects besides their pages: the attachment `objects`. It is what is needed to make
 //! them again.
 
+use pagetide_process::Encoding;
 use pagetide_snapshot::View;
 
 /// The name of the attachment.
 pub(crate) const ATTACHMENT: &str = "objects";
 
-const VERSION: u16 = 1;
-
-/// More than this was never written by us.
-const LIMIT_BYTES: usize = 64 << 20;
+/// Nothing longer was ever written by us.
+const ENCODING: Encoding<{ 64 << 20 }> = Encoding::new(1);
 
 /// One object, when it was captured.
 #[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
@@ -30,25 +29,16 @@ pub(crate) struct ObjectRecord {
     pub segment_key: Option<i32>,
 }
 
-fn config() -> impl bincode::config::Config {
-    bincode::config::standard()
-        .with_little_endian()
-        .with_fixed_int_encoding()
-        .with_limit::<LIMIT_BYTES>()
-}
-
 /// The bytes of the attachment; `None` if there is nothing to tell, or more than the limit.
 pub(crate) fn to_bytes(records: &[ObjectRecord]) -> Option<Vec<u8>> {
     match records {
         [] => None,
-        records => bincode::encode_to_vec((VERSION, records), config()).ok(),
+        records => ENCODING.encode(&records),
     }
 }
 
 fn from_bytes(bytes: &[u8]) -> Option<Vec<ObjectRecord>> {
-    let ((version, records), used): ((u16, Vec<ObjectRecord>), usize) =
-        bincode::decode_from_slice(bytes, config()).ok()?;
-    (version == VERSION && used == bytes.len()).then_some(records)
+    ENCODING.decode(bytes).ok()
 }
 
 /// What a snapshot says; nothing if it was taken before there was this attachment.

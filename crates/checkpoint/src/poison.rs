@@ -8,7 +8,7 @@
 use crate::capture::SIZE;
 use pagetide_kernel::userfaultfd::missing::kernel_can_poison;
 use pagetide_pages::PageSet;
-use pagetide_process::{Blocker, BlockerKind};
+use pagetide_process::{Blocker, BlockerKind, Encoding};
 use pagetide_snapshot::{Backing, Region, Sharing, View};
 
 /// The name of the attachment.
@@ -17,10 +17,8 @@ pub(crate) const ATTACHMENT: &str = "poisoned";
 /// The kind of the blocker that names pages which cannot be made so again.
 pub(crate) const KIND: &str = "poisoned";
 
-const VERSION: u16 = 1;
-
-/// More than this was never written by us.
-const LIMIT_BYTES: usize = 64 << 20;
+/// Nothing longer was ever written by us.
+const ENCODING: Encoding<{ 64 << 20 }> = Encoding::new(1);
 
 /// Poisoned memory of one process.
 #[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
@@ -34,25 +32,16 @@ pub struct Poisoned {
     pub end: u64,
 }
 
-fn config() -> impl bincode::config::Config {
-    bincode::config::standard()
-        .with_little_endian()
-        .with_fixed_int_encoding()
-        .with_limit::<LIMIT_BYTES>()
-}
-
 /// The bytes of the attachment; `None` if there is nothing to tell.
 pub(crate) fn to_bytes(poisoned: &[Poisoned]) -> Option<Vec<u8>> {
     match poisoned {
         [] => None,
-        poisoned => bincode::encode_to_vec((VERSION, poisoned), config()).ok(),
+        poisoned => ENCODING.encode(&poisoned),
     }
 }
 
 fn from_bytes(bytes: &[u8]) -> Option<Vec<Poisoned>> {
-    let ((version, poisoned), used): ((u16, Vec<Poisoned>), usize) =
-        bincode::decode_from_slice(bytes, config()).ok()?;
-    (version == VERSION && used == bytes.len()).then_some(poisoned)
+    ENCODING.decode(bytes).ok()
 }
 
 /// The poisoned memory of all processes of a snapshot, by ascending address.

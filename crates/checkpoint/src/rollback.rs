@@ -15,7 +15,7 @@ mod shape;
 use crate::advice::Advice;
 use crate::claim::checkpointed_by;
 use crate::error::TrackingError;
-use crate::files::Files;
+use crate::files::{FileReport, Files};
 use crate::manifest::{MEMORY_SPACE, PROCESS_ATTACHMENT, TREE_ATTACHMENT};
 use crate::mark::Phase;
 use crate::page_tables::PageTables;
@@ -25,12 +25,13 @@ use crate::tracking::Tracking;
 use advice::Advised;
 use contents::{Contents, Now};
 pub use error::RollbackError;
-use pagetide_kernel::maps::{self};
+use pagetide_kernel::maps::{self, Mapping};
 use pagetide_kernel::memory::ProcessMemory;
 use pagetide_kernel::pagemap_scan::Pagemap;
 use pagetide_pages::{PageCount, PageSet};
 use pagetide_process::{
-    ProcessState, RemoteCallError, StopOptions, StoppedProcess, SystemCall, ThreadId, examine,
+    ProcessIdentity, ProcessState, RemoteCallError, StopOptions, StoppedProcess, SystemCall,
+    ThreadId, examine,
 };
 use pagetide_snapshot::{Region, SnapshotId, Store, View};
 use pagetide_tracker::Backend;
@@ -60,25 +61,7 @@ pub fn roll_back(
     options: StopOptions,
 ) -> Result<RolledBack, RollbackError> {
     let identity = examine(pid)?.identity;
-    let id = view.id();
-    if view.attachment(TREE_ATTACHMENT).is_some() {
-        return Err(RollbackError::Tree { id });
-    }
-    let space = view
-        .space_index(MEMORY_SPACE)
-        .ok_or(RollbackError::NotAProcess { id })?;
-    let state = view
-        .attachment(PROCESS_ATTACHMENT)
-        .ok_or(RollbackError::NotAProcess { id })?;
-    let state = ProcessState::from_bytes(state)?;
-    if state.outside.identity != identity {
-        return Err(RollbackError::AnotherProcess {
-            id,
-            was: state.outside.identity.pid,
-            comm: state.outside.comm,
-            pid,
-        });
-    }
+    let (space, state) = found_in(view, &identity)?;
     let changed = changed_since_tracking(&identity, store, view)?;
     let memory = ProcessMemory::open(pid)?;
     let pagemap = Pagemap::of_process(pid)?;
@@ -88,7 +71,7 @@ pub fn roll_back(
     let behind = files.look([(pid, &before[..])]);
 
     let mut stopped = StoppedProcess::stop(&identity, options)?;
-    same_threads(pid, id, stopped.threads(), &state)?;
+    same_threads(pid, view.id(), stopped.threads(), &state)?;
     let mappings = maps::mappings(pid)?;
     // Reads under way may have landed without a trace since the last snapshot: nothing is trusted.
     let by_threads = stopped.rings_of_threads();
@@ -98,15 +81,7 @@ pub fn roll_back(
     let regions = &view.spaces()[space].regions;
     let shape = Shape::plan(&mappings, regions)?;
     shape.check_files(pid)?;
-    let mut empty = PageSet::new();
-    for mapping in mappings.iter().filter(|mapping| mapping.has_file()) {
-        let mut holes = files.holes_in(mapping, &behind);
-        if !mapping.shared {
-            // Where it has copies of its own they show, and not the hole.
-            holes = holes.subtract(&contents::holding(&pagemap, &holes)?);
-        }
-        empty = empty.union(&holes);
-    }
+    let empty = holes_shown(&mappings, &files, &behind, &pagemap)?;
     let probes = Process {
         pid,
         memory: &memory,
@@ -157,6 +132,51 @@ pub fn roll_back(
     })
 }
 
+/// Where a snapshot has the memory of the process `identity`, and what it says of it.
+fn found_in(
+    view: &View,
+    identity: &ProcessIdentity,
+) -> Result<(usize, ProcessState), RollbackError> {
+    let id = view.id();
+    if view.attachment(TREE_ATTACHMENT).is_some() {
+        return Err(RollbackError::Tree { id });
+    }
+    let space = view.space_index(MEMORY_SPACE);
+    let state = view.attachment(PROCESS_ATTACHMENT);
+    let (Some(space), Some(state)) = (space, state) else {
+        return Err(RollbackError::NotAProcess { id });
+    };
+    let state = ProcessState::from_bytes(state)?;
+    if state.outside.identity != *identity {
+        return Err(RollbackError::AnotherProcess {
+            id,
+            was: state.outside.identity.pid,
+            comm: state.outside.comm,
+            pid: identity.pid,
+        });
+    }
+    Ok((space, state))
+}
+
+/// The pages that show holes of files.
+fn holes_shown(
+    mappings: &[Mapping],
+    files: &Files,
+    behind: &FileReport,
+    pagemap: &Pagemap,
+) -> Result<PageSet, RollbackError> {
+    let mut empty = PageSet::new();
+    for mapping in mappings.iter().filter(|mapping| mapping.has_file()) {
+        let mut holes = files.holes_in(mapping, behind);
+        if !mapping.shared {
+            // Where it has copies of its own they show, and not the hole.
+            holes = holes.subtract(&contents::holding(pagemap, &holes)?);
+        }
+        empty = empty.union(&holes);
+    }
+    Ok(empty)
+}
+
 /// Puts advice and locks back, and looks a second time: some of it shows only then.
 fn advise(
     pid: i32,
@@ -200,7 +220,7 @@ fn check_calls(
 /// The pages that differ between the snapshot that tracking counts from and `view`; `None` if nothing
 /// is tracked, or not for this chain.
 fn changed_since_tracking(
-    identity: &pagetide_process::ProcessIdentity,
+    identity: &ProcessIdentity,
     store: &Store,
     view: &View,
 ) -> Result<Option<PageSet>, RollbackError> {

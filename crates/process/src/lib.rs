@@ -8,13 +8,14 @@
 //! target if an operation fails, or if this process is killed in the middle of it.
 //!
 //! ```no_run
+//! use nix::libc;
 //! use pagetide_process::{StopOptions, StoppedProcess, examine};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let examined = examine(4711)?;
 //! let mut stopped = StoppedProcess::stop(&examined.identity, StopOptions::default())?;
 //! let threads = stopped.thread_states()?;
-//! let pid = stopped.remote_calls()?.call(39 /* getpid */, [0; 6])?;
+//! let pid = stopped.remote_calls()?.call(libc::SYS_getpid, [0; 6])?;
 //! assert_eq!(pid, 4711);
 //! stopped.resume()?;
 //! # drop(threads);
@@ -26,6 +27,7 @@ mod blocker;
 mod blocker_kind;
 mod control_groups;
 mod descriptors;
+mod encoded;
 mod examine;
 mod freezer;
 mod guard;
@@ -60,6 +62,7 @@ pub use blocker::Blocker;
 pub use blocker_kind::BlockerKind;
 pub use control_groups::enter_control_groups;
 pub use descriptors::{DescriptorError, FileDescriptor};
+pub use encoded::{Encoding, EncodingError};
 pub use examine::{Examined, NoPrivilege, RefusalError, examine, examine_for_reading};
 pub use freezer::Freezer;
 pub use guard::{Gate, Guard};

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::thread::sleep;
 use std::time::Duration;
 
+use nix::libc;
 use pagetide_kernel::maps::{self, Mapping, MappingName, MapsError};
 use pagetide_kernel::ptrace::{self, ThreadId};
 
@@ -80,17 +81,35 @@ const THREAD: u64 = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_0000;
 const TRIES_FOR_A_NUMBER: u32 = 2000;
 const PAUSE_BETWEEN_TRIES: Duration = Duration::from_millis(5);
 
-const SYS_MMAP: i64 = 9;
-const SYS_MUNMAP: i64 = 11;
-const SYS_MREMAP: i64 = 25;
-const SYS_RSEQ: i64 = 334;
-
 const PROT_READ_WRITE: u64 = 3;
 const MAP_PRIVATE_ANONYMOUS_FIXED: u64 = 0x02 | 0x20 | 0x10_0000;
 const MREMAP_MAYMOVE_FIXED: u64 = 3;
 const RSEQ_FLAG_UNREGISTER: u64 = 1;
 /// No address of a process is higher with four levels of page tables.
 const ADDRESSES_END: u64 = 0x7fff_ffff_f000;
+
+/// The arguments by which rseq(2) forgets an area.
+fn unregister(area: &ptrace::RseqConfiguration) -> [u64; 6] {
+    let size = u64::from(area.size_bytes);
+    let signature = u64::from(area.signature);
+    [area.address, size, RSEQ_FLAG_UNREGISTER, signature, 0, 0]
+}
+
+/// All ranges of addresses but those that stay.
+fn between(stay: impl Iterator<Item = (u64, u64)>) -> Vec<(u64, u64)> {
+    let mut stay: Vec<(u64, u64)> = stay.collect();
+    stay.sort_unstable();
+    stay.push((ADDRESSES_END, ADDRESSES_END));
+    let mut from = 0;
+    let mut gaps = Vec::new();
+    for (start, end) in stay {
+        if start > from {
+            gaps.push((from, start));
+        }
+        from = end;
+    }
+    gaps
+}
 
 /// A process in the making. Dropping it kills it.
 #[derive(Debug)]
@@ -178,36 +197,21 @@ impl NewProcess {
         let mut syscall = self.syscall;
         let mut calls = self.calls(first)?;
         if let Some(area) = area {
-            let arguments = [
-                area.address,
-                u64::from(area.size_bytes),
-                RSEQ_FLAG_UNREGISTER,
-                u64::from(area.signature),
-                0,
-                0,
-            ];
             calls
-                .call(SYS_RSEQ, arguments)
+                .call(libc::SYS_rseq, unregister(&area))
                 .map_err(remote("end restartable sequences"))?;
         }
-        let mut from = 0;
         let of_kernel = present.iter().map(|kept| (kept.start, kept.end));
-        let mut stay: Vec<(u64, u64)> = of_kernel.chain(kept.iter().copied()).collect();
-        stay.sort_unstable();
-        stay.push((ADDRESSES_END, ADDRESSES_END));
-        for (start, end) in stay {
-            if start > from {
-                calls
-                    .call(SYS_MUNMAP, [from, start - from, 0, 0, 0, 0])
-                    .map_err(remote("unmap memory"))?;
-            }
-            from = end;
+        for (start, end) in between(of_kernel.chain(kept.iter().copied())) {
+            calls
+                .call(libc::SYS_munmap, [start, end - start, 0, 0, 0, 0])
+                .map_err(remote("unmap memory"))?;
         }
         for step in moves {
             let length = step.end - step.start;
             calls
                 .call(
-                    SYS_MREMAP,
+                    libc::SYS_mremap,
                     [step.start, length, length, MREMAP_MAYMOVE_FIXED, step.to, 0],
                 )
                 .map_err(remote("move what the kernel maps"))?;
@@ -225,7 +229,7 @@ impl NewProcess {
             0,
         ];
         calls
-            .call(SYS_MMAP, arguments)
+            .call(libc::SYS_mmap, arguments)
             .map_err(remote("map memory"))?;
         calls.finish().map_err(remote("go on"))?;
         self.syscall = syscall;
@@ -290,7 +294,7 @@ impl NewProcess {
         let (pid, scratch) = (self.pid(), self.scratch);
         let mut calls = self.calls(ThreadId::new(pid))?;
         let length = scratch.1 - scratch.0;
-        let done = calls.call(SYS_MUNMAP, [scratch.0, length, 0, 0, 0, 0]);
+        let done = calls.call(libc::SYS_munmap, [scratch.0, length, 0, 0, 0, 0]);
         let finished = calls.finish();
         let done = done.and(finished);
         done.map_err(|source| RebuildError::Remote {

@@ -15,7 +15,10 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use nix::libc;
 use pagetide_kernel::ptrace::Registers;
+
+use crate::syscall_names::SYS_IO_PGETEVENTS;
 
 pub(crate) const EINTR: i64 = 4;
 pub(crate) const ERESTARTSYS: i64 = 512;
@@ -23,41 +26,39 @@ pub(crate) const ERESTARTNOINTR: i64 = 513;
 pub(crate) const ERESTARTNOHAND: i64 = 514;
 pub(crate) const ERESTART_RESTARTBLOCK: i64 = 516;
 
-/// Number of `restart_syscall(2)`, which the kernel itself puts in place of another number.
-const RESTART_SYSCALL: i64 = 219;
 /// Length of the `syscall` instruction, in bytes.
 const SYSCALL_LENGTH: u64 = 2;
 
 /// Calls that say EINTR when a stop wakes them, by number. Those on files do so only for sockets
 /// with a timeout and for FUSE; either way EINTR says that nothing has been read or written.
 const PLAIN_EINTR: [i64; 27] = [
-    0,   // read
-    1,   // write
-    17,  // pread64
-    18,  // pwrite64
-    19,  // readv
-    20,  // writev
-    23,  // select, if it cannot write what is left of its time
-    42,  // connect
-    43,  // accept
-    44,  // sendto
-    45,  // recvfrom
-    46,  // sendmsg
-    47,  // recvmsg
-    65,  // semop
-    128, // rt_sigtimedwait
-    208, // io_getevents
-    220, // semtimedop
-    232, // epoll_wait
-    281, // epoll_pwait
-    270, // pselect6, likewise
-    271, // ppoll, likewise
-    288, // accept4
-    299, // recvmmsg
-    307, // sendmmsg
-    333, // io_pgetevents
-    426, // io_uring_enter
-    441, // epoll_pwait2
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_pread64,
+    libc::SYS_pwrite64,
+    libc::SYS_readv,
+    libc::SYS_writev,
+    libc::SYS_select, // if it cannot write what is left of its time
+    libc::SYS_connect,
+    libc::SYS_accept,
+    libc::SYS_sendto,
+    libc::SYS_recvfrom,
+    libc::SYS_sendmsg,
+    libc::SYS_recvmsg,
+    libc::SYS_semop,
+    libc::SYS_rt_sigtimedwait,
+    libc::SYS_io_getevents,
+    libc::SYS_semtimedop,
+    libc::SYS_epoll_wait,
+    libc::SYS_epoll_pwait,
+    libc::SYS_pselect6, // likewise
+    libc::SYS_ppoll,    // likewise
+    libc::SYS_accept4,
+    libc::SYS_recvmmsg,
+    libc::SYS_sendmmsg,
+    SYS_IO_PGETEVENTS,
+    libc::SYS_io_uring_enter,
+    libc::SYS_epoll_pwait2,
 ];
 
 /// The error a system call left with, as a positive number; `None` outside calls and on success.
@@ -98,7 +99,8 @@ pub(crate) fn entered_anew(registers: &Registers, memory: Option<&File>) -> Regi
         return *registers;
     }
     let number = match registers.orig_rax.cast_signed() {
-        RESTART_SYSCALL => memory.and_then(|memory| loaded_number(registers, memory)),
+        // The kernel itself puts it in place of another number.
+        libc::SYS_restart_syscall => memory.and_then(|memory| loaded_number(registers, memory)),
         _ => Some(registers.orig_rax),
     };
     match number {

@@ -2,6 +2,7 @@
 //! descriptor and no mapping (IORING_SETUP_REGISTERED_FD_ONLY, 6.5), and then nothing in `/proc` shows it: the
 //! thread itself has to ask. Source: io_uring_enter(2), io_uring_register(2).
 
+use nix::libc;
 use pagetide_kernel::ptrace::ThreadId;
 use rustix::io::Errno;
 
@@ -12,8 +13,6 @@ use crate::remote_error::RemoteCallError;
 use crate::stop::StoppedProcess;
 use crate::system_calls::checked;
 
-/// `__NR_io_uring_enter`.
-const IO_URING_ENTER: i64 = 426;
 /// IORING_ENTER_REGISTERED_RING.
 const REGISTERED_RING: u64 = 1 << 4;
 /// IO_RINGFD_REG_MAX: so many a thread can register.
@@ -70,7 +69,10 @@ fn has_none(result: Result<u64, Errno>) -> bool {
 /// ring of that number.
 fn question(number: u32) -> (i64, [u64; 6]) {
     let number = u64::from(number);
-    (IO_URING_ENTER, [number, 0, 0, REGISTERED_RING, 0, 0])
+    (
+        libc::SYS_io_uring_enter,
+        [number, 0, 0, REGISTERED_RING, 0, 0],
+    )
 }
 
 impl StoppedProcess {

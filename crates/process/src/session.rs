@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::libc;
 use rustix::io::Errno;
 
 use pagetide_kernel::ptrace::{self, Event, Options, Registers, ThreadId, WaitReport, XSTATE_ROOM};
@@ -30,8 +31,6 @@ const BYTES_MAX: usize = 64 * 1024;
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an interrupted call may take to come back.
 pub(crate) const INTERRUPT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Number of `clone3(2)`.
-const CLONE3: i64 = 435;
 /// Words of `struct clone_args` up to `cgroup`, and which of them is `set_tid`.
 pub(crate) const CLONE_ARGUMENTS: usize = 11;
 const CLONE_SET_TID: usize = 8;
@@ -204,7 +203,7 @@ impl Session {
         number: Option<i32>,
     ) -> Result<ThreadId, RemoteCallError> {
         let pid = tracees.pid();
-        let call = SystemCall(CLONE3);
+        let call = SystemCall(libc::SYS_clone3);
         self.enter(pid)?;
         let options = Options {
             trace_clone: true,

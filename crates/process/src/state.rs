@@ -14,15 +14,14 @@ use std::time::{Duration, Instant};
 use bincode::{Decode, Encode};
 use pagetide_kernel::ptrace::{REGISTER_COUNT, Registers, ThreadId};
 
+use crate::encoded::{Encoding, EncodingError};
 use crate::identity::ProcessIdentity;
 use crate::proc_files::{Stat, Status};
 use crate::stop::StoppedProcess;
 use crate::thread_state::{ThreadState, ThreadStateError};
 
-const MAGIC: [u8; 4] = *b"PTPS";
-const VERSION: u32 = 1;
-/// Most bytes a state may decode to: some ten thousand threads.
-const DECODE_LIMIT_BYTES: usize = 64 << 20;
+/// Some ten thousand threads, and no more.
+const ENCODING: Encoding<{ 64 << 20 }> = Encoding::with_magic(*b"PTPS", 1);
 
 /// What a process is, apart from memory and files.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -139,6 +138,17 @@ pub enum StateDecodeError {
     },
 }
 
+impl From<EncodingError> for StateDecodeError {
+    fn from(error: EncodingError) -> Self {
+        match error {
+            EncodingError::Other => Self::NotAState,
+            EncodingError::NewerVersion { found, known } => Self::NewerVersion { found, known },
+            EncodingError::Damaged(source) => Self::Damaged(source),
+            EncodingError::TrailingBytes { count } => Self::TrailingBytes { count },
+        }
+    }
+}
+
 impl OutsideState {
     /// Reads it. Needs ptrace access to the process, which need not be stopped.
     pub fn read(identity: &ProcessIdentity) -> Result<Self, StateReadError> {
@@ -239,52 +249,14 @@ impl ProcessState {
     /// # Panics
     /// Never: nothing in it fails to encode into memory.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = MAGIC.to_vec();
-        bytes.extend_from_slice(&VERSION.to_le_bytes());
-        let body = bincode::encode_to_vec(StateV1::from(self), configuration())
-            .expect("a vector takes all bytes, and no field can fail to encode");
-        bytes.extend_from_slice(&body);
-        bytes
+        let bytes = ENCODING.encode(&StateV1::from(self));
+        bytes.expect("a vector takes all bytes, and no field can fail to encode")
     }
 
     /// From bytes that [`Self::to_bytes`] of this or an earlier version made.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, StateDecodeError> {
-        let (magic, rest) = bytes
-            .split_first_chunk::<4>()
-            .ok_or(StateDecodeError::NotAState)?;
-        if *magic != MAGIC {
-            return Err(StateDecodeError::NotAState);
-        }
-        let (version, body) = rest
-            .split_first_chunk::<4>()
-            .ok_or(StateDecodeError::NotAState)?;
-        match u32::from_le_bytes(*version) {
-            0 => Err(StateDecodeError::NotAState),
-            VERSION => decode_v1(body),
-            found => Err(StateDecodeError::NewerVersion {
-                found,
-                known: VERSION,
-            }),
-        }
+        ENCODING.decode::<StateV1>(bytes)?.into_state()
     }
-}
-
-fn configuration() -> impl bincode::config::Config {
-    bincode::config::standard()
-        .with_little_endian()
-        .with_fixed_int_encoding()
-        .with_limit::<DECODE_LIMIT_BYTES>()
-}
-
-fn decode_v1(body: &[u8]) -> Result<ProcessState, StateDecodeError> {
-    let (state, length): (StateV1, usize) =
-        bincode::decode_from_slice(body, configuration()).map_err(StateDecodeError::Damaged)?;
-    if length != body.len() {
-        return Err(StateDecodeError::TrailingBytes {
-            count: body.len() - length,
-        });
-    }
-    state.into_state()
 }
 
 #[derive(Encode, Decode)]

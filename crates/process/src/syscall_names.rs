@@ -1,6 +1,12 @@
-//! Names of the system calls that are likely to be run in a target, for messages.
+//! Names of the system calls that are likely to be run in a target, for messages. Their numbers are those of the `libc` crate,
+//! here and everywhere, but for one that it lacks.
 
 use std::fmt;
+
+use nix::libc;
+
+/// The number of io_pgetevents(2), which `libc` 0.2.191 lacks for x86-64.
+pub(crate) const SYS_IO_PGETEVENTS: i64 = 333;
 
 /// A system call of x86-64, shown by name if it is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,73 +21,41 @@ impl fmt::Display for SystemCall {
     }
 }
 
-fn name(number: i64) -> Option<&'static str> {
-    Some(match number {
-        0 => "read",
-        1 => "write",
-        2 => "open",
-        3 => "close",
-        8 => "lseek",
-        9 => "mmap",
-        10 => "mprotect",
-        11 => "munmap",
-        12 => "brk",
-        13 => "rt_sigaction",
-        14 => "rt_sigprocmask",
-        16 => "ioctl",
-        25 => "mremap",
-        26 => "msync",
-        28 => "madvise",
-        32 => "dup",
-        33 => "dup2",
-        36 => "getitimer",
-        38 => "setitimer",
-        39 => "getpid",
-        41 => "socket",
-        56 => "clone",
-        57 => "fork",
-        72 => "fcntl",
-        77 => "ftruncate",
-        80 => "chdir",
-        95 => "umask",
-        116 => "setgroups",
-        117 => "setresuid",
-        119 => "setresgid",
-        122 => "setfsuid",
-        123 => "setfsgid",
-        126 => "capset",
-        129 => "rt_sigqueueinfo",
-        131 => "sigaltstack",
-        135 => "personality",
-        154 => "modify_ldt",
-        157 => "prctl",
-        158 => "arch_prctl",
-        186 => "gettid",
-        218 => "set_tid_address",
-        222 => "timer_create",
-        223 => "timer_settime",
-        224 => "timer_gettime",
-        225 => "timer_getoverrun",
-        226 => "timer_delete",
-        238 => "set_mempolicy",
-        239 => "get_mempolicy",
-        257 => "openat",
-        273 => "set_robust_list",
-        274 => "get_robust_list",
-        292 => "dup3",
-        297 => "rt_tgsigqueueinfo",
-        298 => "perf_event_open",
-        302 => "prlimit64",
-        319 => "memfd_create",
-        321 => "bpf",
-        323 => "userfaultfd",
-        325 => "mlock2",
-        334 => "rseq",
-        434 => "pidfd_open",
-        435 => "clone3",
-        436 => "close_range",
-        438 => "pidfd_getfd",
-        440 => "process_madvise",
-        _ => return None,
-    })
+macro_rules! names {
+    ($($number:ident)*) => {
+        /// The name of a call, if it is one of these.
+        fn name(number: i64) -> Option<&'static str> {
+            let name = match number {
+                $(libc::$number => stringify!($number),)*
+                _ => return None,
+            };
+            name.strip_prefix("SYS_")
+        }
+    };
+}
+
+names! {
+    SYS_read SYS_write SYS_open SYS_close SYS_lseek SYS_mmap SYS_mprotect SYS_munmap SYS_brk
+    SYS_rt_sigaction SYS_rt_sigprocmask SYS_ioctl SYS_mremap SYS_msync SYS_madvise SYS_dup
+    SYS_dup2 SYS_getitimer SYS_setitimer SYS_getpid SYS_socket SYS_clone SYS_fork SYS_fcntl
+    SYS_ftruncate SYS_chdir SYS_umask SYS_setgroups SYS_setresuid SYS_setresgid SYS_setfsuid
+    SYS_setfsgid SYS_capset SYS_rt_sigqueueinfo SYS_sigaltstack SYS_personality SYS_modify_ldt
+    SYS_prctl SYS_arch_prctl SYS_gettid SYS_set_tid_address SYS_timer_create SYS_timer_settime
+    SYS_timer_gettime SYS_timer_getoverrun SYS_timer_delete SYS_set_mempolicy SYS_get_mempolicy
+    SYS_openat SYS_set_robust_list SYS_get_robust_list SYS_dup3 SYS_rt_tgsigqueueinfo
+    SYS_perf_event_open SYS_prlimit64 SYS_memfd_create SYS_bpf SYS_userfaultfd SYS_mlock2 SYS_rseq
+    SYS_pidfd_open SYS_clone3 SYS_close_range SYS_pidfd_getfd SYS_process_madvise SYS_fchdir
+    SYS_chroot SYS_epoll_ctl SYS_openat2 SYS_keyctl SYS_munlock SYS_mlock SYS_io_uring_enter
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_is_shown_by_its_name() {
+        assert_eq!(SystemCall(9).to_string(), "mmap");
+        assert_eq!(SystemCall(437).to_string(), "openat2");
+        assert_eq!(SystemCall(9999).to_string(), "system call 9999");
+    }
 }

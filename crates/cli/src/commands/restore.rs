@@ -9,7 +9,7 @@ use crate::output::{self, Page};
 use crate::signals::Signals;
 use crate::wrong::Wrong;
 use behind::Behind;
-use pagetide::{Filling, RestoreOptions};
+use pagetide::{Filling, RestoreOptions, Restored};
 use pagetide_kernel::pidfd::PidFd;
 use pagetide_process::TcpChoice;
 use pagetide_snapshot::View;
@@ -65,47 +65,10 @@ pub fn run(arguments: &Restore) -> anyhow::Result<ExitCode> {
     }
     pagetide::make_room_for_descriptors();
     let signals = Signals::catch()?;
-    let mut options = RestoreOptions::default();
-    options.new_pid = arguments.new_pid;
-    options.stopped = arguments.stopped;
-    options.lazy = arguments.lazy;
-    options.accept.clone_from(&arguments.accept);
-    options.allow.clone_from(&arguments.allow);
-    options.tcp = match arguments.tcp {
-        TcpName::Restore => TcpChoice::Restore,
-        TcpName::Reset => TcpChoice::Reset,
-    };
-    // It would keep the streams of a command that has ended.
-    options.without_streams = arguments.detach;
-    options.stop = stop_options();
-    let done = pagetide::restore(&store, &view, &options)?;
+    let done = pagetide::restore(&store, &view, &options_of(arguments))?;
     // It is our child; it may have ended.
     let process = PidFd::open(done.pid).ok();
-    let answer = Answer {
-        pid: done.pid,
-        at: view.id().0,
-        processes: done.pids.len(),
-        lazy: arguments.lazy,
-        restored_pages: done.restored_pages.0,
-        first_instruction_us: output::microseconds(done.first_instruction),
-        not_tracked: done.not_tracked,
-        notes: done.notes,
-    };
-    if arguments.json {
-        output::json(&answer)?;
-    } else {
-        // Standard output is the process's now.
-        output::note!(
-            "process {} is back as of snapshot {}: {} pages written, running after {}",
-            answer.pid,
-            answer.at,
-            answer.restored_pages,
-            output::duration(done.first_instruction)
-        );
-        for note in &answer.notes {
-            output::note_line(note);
-        }
-    }
+    tell(arguments, view.id().0, &done)?;
     if let Some(behind) = behind {
         behind.done()?;
     }
@@ -126,6 +89,50 @@ pub fn run(arguments: &Restore) -> anyhow::Result<ExitCode> {
             Ok(filled.map_or(ExitCode::FAILURE, |()| code))
         }
     }
+}
+
+fn options_of(arguments: &Restore) -> RestoreOptions {
+    let mut options = RestoreOptions::default();
+    options.new_pid = arguments.new_pid;
+    options.stopped = arguments.stopped;
+    options.lazy = arguments.lazy;
+    options.accept.clone_from(&arguments.accept);
+    options.allow.clone_from(&arguments.allow);
+    options.tcp = match arguments.tcp {
+        TcpName::Restore => TcpChoice::Restore,
+        TcpName::Reset => TcpChoice::Reset,
+    };
+    // It would keep the streams of a command that has ended.
+    options.without_streams = arguments.detach;
+    options.stop = stop_options();
+    options
+}
+
+/// Tells what a restore has done.
+fn tell(arguments: &Restore, at: u64, done: &Restored) -> anyhow::Result<()> {
+    if arguments.json {
+        return output::json(&Answer {
+            pid: done.pid,
+            at,
+            processes: done.pids.len(),
+            lazy: arguments.lazy,
+            restored_pages: done.restored_pages.0,
+            first_instruction_us: output::microseconds(done.first_instruction),
+            not_tracked: done.not_tracked.clone(),
+            notes: done.notes.clone(),
+        });
+    }
+    // Standard output is the process's now.
+    output::note!(
+        "process {} is back as of snapshot {at}: {} pages written, running after {}",
+        done.pid,
+        done.restored_pages.0,
+        output::duration(done.first_instruction)
+    );
+    for note in &done.notes {
+        output::note_line(note);
+    }
+    Ok(())
 }
 
 /// Waits until all memory is there. A signal to us is passed on to the process, but for one that is left to itself.

@@ -177,10 +177,8 @@ fn numa(view: &View) -> Vec<NumaAnswer> {
     members_of(view).into_iter().flat_map(of_member).collect()
 }
 
-pub fn run(options: &StoreAt) -> anyhow::Result<()> {
-    let store = open_store(&options.store)?;
-    let view = view_at(&store, options.at)?;
-    let answer = Answer {
+fn answer(view: &View) -> Answer {
+    Answer {
         id: view.id().0,
         parent: view.info().parent.map(|id| id.0),
         spaces: view
@@ -204,12 +202,22 @@ pub fn run(options: &StoreAt) -> anyhow::Result<()> {
                 length_bytes: attachment.bytes.len() as u64,
             })
             .collect(),
-        numa: numa(&view),
-        poisoned: poisoned(&poisoned_of(&view), None),
-    };
-    if options.json {
-        return output::json(&answer);
+        numa: numa(view),
+        poisoned: poisoned(&poisoned_of(view), None),
     }
+}
+
+pub fn run(options: &StoreAt) -> anyhow::Result<()> {
+    let store = open_store(&options.store)?;
+    let answer = answer(&view_at(&store, options.at)?);
+    match options.json {
+        true => output::json(&answer),
+        false => page(&answer).print(),
+    }
+}
+
+/// The answer for people.
+fn page(answer: &Answer) -> Page {
     let mut page = Page::new();
     page.line(match answer.parent {
         Some(parent) => format!("snapshot {}, a delta to {parent}", answer.id),
@@ -261,5 +269,5 @@ pub fn run(options: &StoreAt) -> anyhow::Result<()> {
         let size = output::bytes(attachment.length_bytes);
         page.line(format!("attachment {}, {size}", attachment.name));
     }
-    page.print()
+    page
 }

@@ -1,8 +1,9 @@
 //! Putting a kernel state into a process that is being built, in four steps.
 
+use nix::libc;
 use pagetide_kernel::ptrace::ThreadId;
 
-use crate::kernel_state::calls::{Caller, KEYCTL, PERSONALITY, PRCTL};
+use crate::kernel_state::calls::Caller;
 use crate::kernel_state::error::KernelStateApplyError;
 use crate::kernel_state::signals::For;
 use crate::kernel_state::timers::TimerBatch;
@@ -45,7 +46,7 @@ impl KernelState {
         };
         let [user, group] = [credentials.uids[3], credentials.gids[3]].map(u64::from);
         let arguments = [KEYCTL_CHOWN, SESSION_KEYRING, user, group, 0, 0];
-        caller.try_call("session keyring", KEYCTL, arguments)?;
+        caller.try_call("session keyring", libc::SYS_keyctl, arguments)?;
         Ok(())
     }
 
@@ -63,7 +64,7 @@ impl KernelState {
         };
         let mut name: Vec<u8> = state.name.iter().copied().take(NAME_BYTES - 1).collect();
         name.push(0);
-        caller.call_with("name", PRCTL, &mut name, &|address| {
+        caller.call_with("name", libc::SYS_prctl, &mut name, &|address| {
             [PR_SET_NAME, address, 0, 0, 0, 0]
         })?;
         thread_addresses::apply_stack(state.alternate_stack, caller)?;
@@ -75,7 +76,11 @@ impl KernelState {
         memory_policy::apply(&state.memory_policy, caller)?;
         processor::apply(&state.processor, thread, caller)?;
         let personality = u64::from(state.personality);
-        caller.call("personality", PERSONALITY, [personality, 0, 0, 0, 0, 0])?;
+        caller.call(
+            "personality",
+            libc::SYS_personality,
+            [personality, 0, 0, 0, 0, 0],
+        )?;
         scheduling::apply(&state.scheduling, thread, caller)
     }
 

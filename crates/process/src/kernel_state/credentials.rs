@@ -1,13 +1,12 @@
 //! Who a thread is and what it may do. The kernel keeps it by thread, and so do we.
 
 use bincode::{Decode, Encode};
+use nix::libc;
 use pagetide_kernel::acting::Actor;
 use pagetide_kernel::ptrace::ThreadId;
 
 use crate::kernel_state::ask::Question;
-use crate::kernel_state::calls::{
-    CAPSET, Caller, PRCTL, SETFSGID, SETFSUID, SETGROUPS, SETRESGID, SETRESUID,
-};
+use crate::kernel_state::calls::Caller;
 use crate::kernel_state::error::KernelStateApplyError;
 use crate::proc_files::Status;
 
@@ -90,7 +89,7 @@ fn four(status: &Status, key: &str) -> [u32; 4] {
 }
 
 pub(super) fn securebits_question() -> Question {
-    Question::number(PRCTL, [PR_GET_SECUREBITS, 0, 0, 0, 0, 0])
+    Question::number(libc::SYS_prctl, [PR_GET_SECUREBITS, 0, 0, 0, 0, 0])
 }
 
 /// Makes the thread what it was. Each step needs a right that a later one may take away. Nothing is done to a thread
@@ -145,7 +144,7 @@ fn set_capabilities(
             bytes.extend_from_slice(&bytes_of_set[half * 4..half * 4 + 4]);
         }
     }
-    caller.call_with("capabilities", CAPSET, &mut bytes, &|address| {
+    caller.call_with("capabilities", libc::SYS_capset, &mut bytes, &|address| {
         [address, address + 8, 0, 0, 0, 0]
     })?;
     Ok(())
@@ -165,15 +164,18 @@ fn set_groups(
         let count = u64::try_from(wanted.groups.len()).unwrap_or(u64::MAX);
         // An address is taken of something, even if nothing is read from there.
         bytes.resize(bytes.len().max(4), 0);
-        caller.call_with("supplementary groups", SETGROUPS, &mut bytes, &|address| {
-            [count, address, 0, 0, 0, 0]
-        })?;
+        caller.call_with(
+            "supplementary groups",
+            libc::SYS_setgroups,
+            &mut bytes,
+            &|address| [count, address, 0, 0, 0, 0],
+        )?;
     }
     if present.gids != wanted.gids {
         let what = "group ids";
         let [real, effective, saved, file_system] = wanted.gids.map(u64::from);
-        caller.call(what, SETRESGID, [real, effective, saved, 0, 0, 0])?;
-        caller.call(what, SETFSGID, [file_system, 0, 0, 0, 0, 0])?;
+        caller.call(what, libc::SYS_setresgid, [real, effective, saved, 0, 0, 0])?;
+        caller.call(what, libc::SYS_setfsgid, [file_system, 0, 0, 0, 0, 0])?;
     }
     Ok(())
 }
@@ -181,8 +183,8 @@ fn set_groups(
 fn set_users(wanted: [u32; 4], caller: &mut Caller<'_>) -> Result<(), KernelStateApplyError> {
     let what = "user ids";
     let [real, effective, saved, file_system] = wanted.map(u64::from);
-    caller.call(what, SETRESUID, [real, effective, saved, 0, 0, 0])?;
-    caller.call(what, SETFSUID, [file_system, 0, 0, 0, 0, 0])?;
+    caller.call(what, libc::SYS_setresuid, [real, effective, saved, 0, 0, 0])?;
+    caller.call(what, libc::SYS_setfsuid, [file_system, 0, 0, 0, 0, 0])?;
     Ok(())
 }
 

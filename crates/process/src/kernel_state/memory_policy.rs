@@ -1,9 +1,10 @@
 //! On which NUMA nodes a thread wants its memory: `set_mempolicy(2)`. A kernel without NUMA has no such thing.
 
 use bincode::{Decode, Encode};
+use nix::libc;
 
 use crate::kernel_state::ask::{Answer, Question};
-use crate::kernel_state::calls::{Caller, GET_MEMPOLICY, SET_MEMPOLICY};
+use crate::kernel_state::calls::Caller;
 use crate::kernel_state::error::KernelStateApplyError;
 
 /// As many nodes as any kernel for x86-64 is built for.
@@ -25,7 +26,8 @@ pub struct MemoryPolicy {
 pub(super) fn question() -> Question {
     let length = 8 + NODE_WORDS * 8;
     let nodes = u64::try_from(NODES).unwrap_or(0);
-    Question::bytes(GET_MEMPOLICY, [0, 0, nodes, 0, 0, 0], 0, length).and_pointer(1, MODE_BYTES)
+    Question::bytes(libc::SYS_get_mempolicy, [0, 0, nodes, 0, 0, 0], 0, length)
+        .and_pointer(1, MODE_BYTES)
 }
 
 pub(super) fn answered(answer: &Answer) -> MemoryPolicy {
@@ -47,7 +49,7 @@ pub(super) fn apply(
     let mode = u64::from(policy.mode);
     if policy.nodes.is_empty() {
         // Fails only on a kernel without NUMA, or for a mode that needs nodes.
-        let set = caller.try_call(what, SET_MEMPOLICY, [mode, 0, 0, 0, 0, 0])?;
+        let set = caller.try_call(what, libc::SYS_set_mempolicy, [mode, 0, 0, 0, 0, 0])?;
         if set.is_some() || policy.mode == 0 {
             return Ok(());
         }
@@ -58,7 +60,7 @@ pub(super) fn apply(
     }
     // The kernel takes one bit less than it is told.
     let nodes = u64::try_from(NODES).unwrap_or(0) + 1;
-    caller.call_with(what, SET_MEMPOLICY, &mut bytes, &|address| {
+    caller.call_with(what, libc::SYS_set_mempolicy, &mut bytes, &|address| {
         [mode, address, nodes, 0, 0, 0]
     })?;
     Ok(())

@@ -1,10 +1,11 @@
 //! What a thread may do with the processor, and what becomes of it when the processor errs.
 
 use bincode::{Decode, Encode};
+use nix::libc;
 use pagetide_kernel::ptrace::ThreadId;
 
 use crate::kernel_state::ask::{Answer, Question};
-use crate::kernel_state::calls::{ARCH_PRCTL, Caller, PRCTL};
+use crate::kernel_state::calls::Caller;
 use crate::kernel_state::error::KernelStateApplyError;
 use crate::proc_files::Status;
 
@@ -44,9 +45,9 @@ pub struct ProcessorSwitches {
 /// The three that the thread itself has to ask.
 pub(super) fn questions() -> [Question; 3] {
     [
-        Question::bytes(PRCTL, [PR_GET_TSC, 0, 0, 0, 0, 0], 1, 4),
-        Question::number(ARCH_PRCTL, [ARCH_GET_CPUID, 0, 0, 0, 0, 0]),
-        Question::number(PRCTL, [PR_MCE_KILL_GET, 0, 0, 0, 0, 0]),
+        Question::bytes(libc::SYS_prctl, [PR_GET_TSC, 0, 0, 0, 0, 0], 1, 4),
+        Question::number(libc::SYS_arch_prctl, [ARCH_GET_CPUID, 0, 0, 0, 0, 0]),
+        Question::number(libc::SYS_prctl, [PR_MCE_KILL_GET, 0, 0, 0, 0, 0]),
     ]
 }
 
@@ -109,10 +110,10 @@ pub(super) fn apply(
     let what = "use of CPUID";
     let args = |enabled: bool| [ARCH_SET_CPUID, u64::from(enabled), 0, 0, 0, 0];
     if wanted.cpuid_faults {
-        caller.call(what, ARCH_PRCTL, args(false))?;
+        caller.call(what, libc::SYS_arch_prctl, args(false))?;
     } else {
         // Refused by processors on which it cannot be forbidden.
-        caller.try_call(what, ARCH_PRCTL, args(true))?;
+        caller.try_call(what, libc::SYS_arch_prctl, args(true))?;
     }
     if wanted.machine_check_kill != PR_MCE_KILL_DEFAULT {
         let args = [PR_MCE_KILL_SET, u64::from(wanted.machine_check_kill)];

@@ -1,5 +1,6 @@
 //! Reading a kernel state, in the stop: from outside what can be, the rest by each thread itself.
 
+use nix::libc;
 use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
@@ -12,7 +13,6 @@ use pagetide_kernel::scheduling::SchedulingAttributes;
 
 use crate::blocker::Blocker;
 use crate::kernel_state::ask::{Answer, Asked, Question, Told, ask_one, ask_together, fit_at_once};
-use crate::kernel_state::calls::{MODIFY_LDT, PRCTL};
 use crate::kernel_state::credentials::{self, Credentials};
 use crate::kernel_state::error::KernelStateError;
 use crate::kernel_state::switches::{self, ProcessSwitches};
@@ -408,7 +408,7 @@ fn thread_questions() -> Vec<Question> {
     let mut questions = vec![
         thread_addresses::stack_question(),
         thread_addresses::tid_address_question(),
-        Question::bytes(PRCTL, [PR_GET_PDEATHSIG, 0, 0, 0, 0, 0], 1, 4),
+        Question::bytes(libc::SYS_prctl, [PR_GET_PDEATHSIG, 0, 0, 0, 0, 0], 1, 4),
         credentials::securebits_question(),
         scheduling::slack_question(),
         memory_policy::question(),
@@ -452,7 +452,12 @@ impl ProcessParts {
     fn questions(&self) -> Vec<Question> {
         let mut questions = switches::questions().to_vec();
         let args = [0, 0, 8, 0, 0, 0];
-        questions.push(Question::bytes(MODIFY_LDT, args, 1, LDT_ENTRY_BYTES));
+        questions.push(Question::bytes(
+            libc::SYS_modify_ldt,
+            args,
+            1,
+            LDT_ENTRY_BYTES,
+        ));
         questions.extend((0..3).map(timers::interval_question));
         let signals = signals::signals_to_ask(&self.status);
         questions.extend(signals.into_iter().map(signals::action_question));

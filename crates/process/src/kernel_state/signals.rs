@@ -1,12 +1,11 @@
 //! What a process does about signals, and which ones wait.
 
 use bincode::{Decode, Encode};
+use nix::libc;
 use pagetide_kernel::ptrace::{SIGNAL_INFO_BYTES, SignalInfo};
 
 use crate::kernel_state::ask::{Answer, Question};
-use crate::kernel_state::calls::{
-    Caller, GETPID, GETTID, RT_SIGACTION, RT_SIGQUEUEINFO, RT_TGSIGQUEUEINFO, signed,
-};
+use crate::kernel_state::calls::{Caller, signed};
 use crate::kernel_state::error::KernelStateApplyError;
 use crate::proc_files::Status;
 
@@ -123,7 +122,7 @@ pub(super) fn signals_to_ask(status: &Status) -> Vec<i32> {
 
 pub(super) fn action_question(signal: i32) -> Question {
     let args = [signed(signal), 0, 0, SET_BYTES, 0, 0];
-    Question::bytes(RT_SIGACTION, args, 2, ACTION_BYTES)
+    Question::bytes(libc::SYS_rt_sigaction, args, 2, ACTION_BYTES)
 }
 
 pub(super) fn action_answered(signal: i32, answer: &Answer) -> SignalAction {
@@ -175,9 +174,12 @@ fn apply_action(
         bytes.extend_from_slice(&word.to_le_bytes());
     }
     let signal = signed(action.signal);
-    caller.call_with("signal actions", RT_SIGACTION, &mut bytes, &|address| {
-        [signal, address, 0, SET_BYTES, 0, 0]
-    })?;
+    caller.call_with(
+        "signal actions",
+        libc::SYS_rt_sigaction,
+        &mut bytes,
+        &|address| [signal, address, 0, SET_BYTES, 0, 0],
+    )?;
     Ok(())
 }
 
@@ -199,8 +201,8 @@ pub(super) fn apply_pending(
         return Ok(());
     }
     let what = "pending signals";
-    let pid = caller.call(what, GETPID, [0; 6])?;
-    let tid = caller.call(what, GETTID, [0; 6])?;
+    let pid = caller.call(what, libc::SYS_getpid, [0; 6])?;
+    let tid = caller.call(what, libc::SYS_gettid, [0; 6])?;
     // A stop is last: it takes effect at the next chance. A process that was being killed is not killed again.
     let (stops, others): (Vec<_>, Vec<_>) = signals
         .iter()
@@ -210,12 +212,16 @@ pub(super) fn apply_pending(
         let signal = signed(pending.signal());
         let mut info = pending.info;
         match whose {
-            For::Thread => caller.call_with(what, RT_TGSIGQUEUEINFO, &mut info, &|address| {
-                [pid, tid, signal, address, 0, 0]
-            })?,
-            For::Process => caller.call_with(what, RT_SIGQUEUEINFO, &mut info, &|address| {
-                [pid, signal, address, 0, 0, 0]
-            })?,
+            For::Thread => {
+                caller.call_with(what, libc::SYS_rt_tgsigqueueinfo, &mut info, &|address| {
+                    [pid, tid, signal, address, 0, 0]
+                })?
+            }
+            For::Process => {
+                caller.call_with(what, libc::SYS_rt_sigqueueinfo, &mut info, &|address| {
+                    [pid, signal, address, 0, 0, 0]
+                })?
+            }
         };
     }
     Ok(())

@@ -1,5 +1,6 @@
 //! What is on or off for a whole process, and its limits.
 
+use nix::libc;
 use std::fs;
 use std::io;
 
@@ -7,7 +8,7 @@ use bincode::{Decode, Encode};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use crate::kernel_state::ask::{Answer, Question};
-use crate::kernel_state::calls::{Caller, PRCTL, PRLIMIT, UMASK};
+use crate::kernel_state::calls::Caller;
 use crate::kernel_state::error::KernelStateApplyError;
 use crate::system_calls::Batch;
 
@@ -58,10 +59,15 @@ pub struct ResourceLimit {
 
 /// The five that the process itself has to ask.
 pub(super) fn questions() -> [Question; 5] {
-    let ask = |request| Question::number(PRCTL, [request, 0, 0, 0, 0, 0]);
+    let ask = |request| Question::number(libc::SYS_prctl, [request, 0, 0, 0, 0, 0]);
     [
         ask(PR_GET_DUMPABLE),
-        Question::bytes(PRCTL, [PR_GET_CHILD_SUBREAPER, 0, 0, 0, 0, 0], 1, 4),
+        Question::bytes(
+            libc::SYS_prctl,
+            [PR_GET_CHILD_SUBREAPER, 0, 0, 0, 0, 0],
+            1,
+            4,
+        ),
         ask(PR_GET_THP_DISABLE),
         ask(PR_GET_MEMORY_MERGE),
         ask(PR_GET_MDWE),
@@ -88,7 +94,11 @@ pub(super) fn apply(
     pid: i32,
     caller: &mut Caller<'_>,
 ) -> Result<(), KernelStateApplyError> {
-    caller.call("umask", UMASK, [u64::from(wanted.umask), 0, 0, 0, 0, 0])?;
+    caller.call(
+        "umask",
+        libc::SYS_umask,
+        [u64::from(wanted.umask), 0, 0, 0, 0, 0],
+    )?;
     let subreaper = u64::from(wanted.child_subreaper);
     caller.prctl("child subreaper", PR_SET_CHILD_SUBREAPER, [subreaper, 0])?;
     let thp = u64::from(wanted.thp_disabled);
@@ -98,10 +108,10 @@ pub(super) fn apply(
     let merge = u64::from(wanted.memory_merge);
     let args = [PR_SET_MEMORY_MERGE, merge, 0, 0, 0, 0];
     if wanted.memory_merge {
-        caller.call(what, PRCTL, args)?;
+        caller.call(what, libc::SYS_prctl, args)?;
     } else {
         // Kernels before 6.4 do not know it.
-        caller.try_call(what, PRCTL, args)?;
+        caller.try_call(what, libc::SYS_prctl, args)?;
     }
     let failed = caller.refused("OOM score");
     write_if_other(pid, "oom_score_adj", wanted.oom_score_adj.to_string()).map_err(failed)?;
@@ -184,7 +194,7 @@ pub(super) fn apply_limits(
         }
         let bytes = [limit.soft.to_le_bytes(), limit.hard.to_le_bytes()].concat();
         let resource = u64::try_from(resource).unwrap_or(u64::MAX);
-        batch.push_with(PRLIMIT, [0, resource, 0, 0, 0, 0], 2, &bytes);
+        batch.push_with(libc::SYS_prlimit64, [0, resource, 0, 0, 0, 0], 2, &bytes);
     }
     let applied = caller.calls.call_all(batch);
     applied.map_err(|(_, source)| caller.failed("resource limits")(source))

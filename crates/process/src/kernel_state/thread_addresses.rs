@@ -1,14 +1,13 @@
 //! Addresses in its memory that a thread has told the kernel.
 
 use bincode::{Decode, Encode};
+use nix::libc;
 use pagetide_kernel::ptrace::RseqConfiguration;
 use pagetide_kernel::robust_list::RobustList;
 use rustix::io::Errno;
 
 use crate::kernel_state::ask::{Answer, Question};
-use crate::kernel_state::calls::{
-    Caller, PRCTL, RSEQ, SET_ROBUST_LIST, SET_TID_ADDRESS, SIGALTSTACK,
-};
+use crate::kernel_state::calls::Caller;
 use crate::kernel_state::error::KernelStateApplyError;
 use crate::remote_error::RemoteCallError;
 
@@ -70,7 +69,7 @@ impl From<RseqConfiguration> for RseqRegistration {
 }
 
 pub(super) fn stack_question() -> Question {
-    Question::bytes(SIGALTSTACK, [0; 6], 1, 24)
+    Question::bytes(libc::SYS_sigaltstack, [0; 6], 1, 24)
 }
 
 pub(super) fn stack_answered(answer: &Answer) -> AlternateStack {
@@ -83,7 +82,7 @@ pub(super) fn stack_answered(answer: &Answer) -> AlternateStack {
 
 /// Needs a kernel with CONFIG_CHECKPOINT_RESTORE; no answer else.
 pub(super) fn tid_address_question() -> Question {
-    Question::bytes(PRCTL, [PR_GET_TID_ADDRESS, 0, 0, 0, 0, 0], 1, 8)
+    Question::bytes(libc::SYS_prctl, [PR_GET_TID_ADDRESS, 0, 0, 0, 0, 0], 1, 8)
 }
 
 pub(super) fn apply_stack(
@@ -96,7 +95,7 @@ pub(super) fn apply_stack(
     bytes[16..].copy_from_slice(&stack.size_bytes.to_le_bytes());
     caller.call_with(
         "alternate signal stack",
-        SIGALTSTACK,
+        libc::SYS_sigaltstack,
         &mut bytes,
         &|address| [address, 0, 0, 0, 0, 0],
     )?;
@@ -108,7 +107,7 @@ pub(super) fn apply_robust_list(
     caller: &mut Caller<'_>,
 ) -> Result<(), KernelStateApplyError> {
     let args = [list.head, list.length_bytes, 0, 0, 0, 0];
-    caller.call("robust list", SET_ROBUST_LIST, args)?;
+    caller.call("robust list", libc::SYS_set_robust_list, args)?;
     Ok(())
 }
 
@@ -116,7 +115,11 @@ pub(super) fn apply_tid_address(
     address: u64,
     caller: &mut Caller<'_>,
 ) -> Result<(), KernelStateApplyError> {
-    caller.call("tid address", SET_TID_ADDRESS, [address, 0, 0, 0, 0, 0])?;
+    caller.call(
+        "tid address",
+        libc::SYS_set_tid_address,
+        [address, 0, 0, 0, 0, 0],
+    )?;
     Ok(())
 }
 
@@ -129,7 +132,7 @@ pub(super) fn apply_rseq(
     let size = u64::from(rseq.size_bytes);
     let (flags, signature) = (u64::from(rseq.flags), u64::from(rseq.signature));
     let args = [rseq.address, size, flags, signature, 0, 0];
-    match caller.calls.call(RSEQ, args) {
+    match caller.calls.call(libc::SYS_rseq, args) {
         Ok(_) => Ok(()),
         // The very same is registered already.
         Err(RemoteCallError::Failed { errno, .. }) if errno == Errno::BUSY => Ok(()),

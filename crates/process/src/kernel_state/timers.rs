@@ -4,13 +4,11 @@
 //! `PR_TIMER_CREATE_RESTORE_IDS` (Linux 6.15), else by making and deleting timers until the number comes.
 
 use bincode::{Decode, Encode};
+use nix::libc;
 use pagetide_kernel::ptrace::ThreadId;
 
 use crate::kernel_state::ask::{Answer, Question};
-use crate::kernel_state::calls::{
-    Caller, GETITIMER, GETTID, PRCTL, SETITIMER, TIMER_CREATE, TIMER_DELETE, TIMER_GETOVERRUN,
-    TIMER_GETTIME, TIMER_SETTIME, signed,
-};
+use crate::kernel_state::calls::{Caller, signed};
 use crate::kernel_state::error::KernelStateApplyError;
 use crate::kernel_state::signals::PendingSignal;
 use crate::system_calls::SystemCalls;
@@ -69,7 +67,7 @@ pub struct PosixTimer {
 }
 
 pub(super) fn interval_question(which: u64) -> Question {
-    Question::bytes(GETITIMER, [which, 0, 0, 0, 0, 0], 1, TIMER_BYTES)
+    Question::bytes(libc::SYS_getitimer, [which, 0, 0, 0, 0, 0], 1, TIMER_BYTES)
 }
 
 pub(super) fn interval_answered(answer: &Answer) -> IntervalTimer {
@@ -101,9 +99,12 @@ pub(super) fn apply_interval(
         remaining_us = timer.interval_us;
     }
     let mut bytes = timer_bytes(timer.interval_us, remaining_us, 1_000_000);
-    caller.call_with("interval timers", SETITIMER, &mut bytes, &|address| {
-        [which, address, 0, 0, 0, 0]
-    })?;
+    caller.call_with(
+        "interval timers",
+        libc::SYS_setitimer,
+        &mut bytes,
+        &|address| [which, address, 0, 0, 0, 0],
+    )?;
     Ok(())
 }
 
@@ -225,8 +226,8 @@ pub(super) fn settle(timer: &mut PosixTimer, pid: i32, threads: &[i32]) -> Resul
 pub(super) fn posix_questions(timer: &PosixTimer) -> [Question; 2] {
     let args = [signed(timer.id), 0, 0, 0, 0, 0];
     [
-        Question::bytes(TIMER_GETTIME, args, 1, TIMER_BYTES),
-        Question::number(TIMER_GETOVERRUN, args),
+        Question::bytes(libc::SYS_timer_gettime, args, 1, TIMER_BYTES),
+        Question::number(libc::SYS_timer_getoverrun, args),
     ]
 }
 
@@ -329,7 +330,7 @@ impl<'a> TimerBatch<'a> {
 /// False if the kernel does not know it.
 fn switch_restoring(on: bool, caller: &mut Caller<'_>) -> Result<bool, KernelStateApplyError> {
     let args = [PR_TIMER_CREATE_RESTORE_IDS, u64::from(on), 0, 0, 0, 0];
-    let result = caller.try_call("POSIX timers", PRCTL, args)?;
+    let result = caller.try_call("POSIX timers", libc::SYS_prctl, args)?;
     Ok(result.is_some())
 }
 
@@ -341,7 +342,7 @@ fn create_one(timer: &PosixTimer, caller: &mut Caller<'_>) -> Result<i32, Kernel
     bytes[12..16].copy_from_slice(&timer.notify.to_le_bytes());
     let mut clock = timer.clock;
     if timer.maker().is_some() {
-        let own = caller.call("POSIX timers", GETTID, [0; 6])?;
+        let own = caller.call("POSIX timers", libc::SYS_gettid, [0; 6])?;
         let own = i32::try_from(own).unwrap_or(0);
         if timer.notify_thread != 0 {
             bytes[16..20].copy_from_slice(&own.to_le_bytes());
@@ -354,9 +355,12 @@ fn create_one(timer: &PosixTimer, caller: &mut Caller<'_>) -> Result<i32, Kernel
     let number = SIGEVENT_BYTES..SIGEVENT_BYTES + 4;
     bytes[number.clone()].copy_from_slice(&timer.id.to_le_bytes());
     let clock = signed(clock);
-    caller.call_with("POSIX timers", TIMER_CREATE, &mut bytes, &|address| {
-        [clock, address, address + 64, 0, 0, 0]
-    })?;
+    caller.call_with(
+        "POSIX timers",
+        libc::SYS_timer_create,
+        &mut bytes,
+        &|address| [clock, address, address + 64, 0, 0, 0],
+    )?;
     let number = bytes[number].first_chunk().copied();
     Ok(number.map_or(-1, i32::from_le_bytes))
 }
@@ -370,7 +374,11 @@ fn create_in_order(
         if got == timer.id {
             return Ok(());
         }
-        caller.call("POSIX timers", TIMER_DELETE, [signed(got), 0, 0, 0, 0, 0])?;
+        caller.call(
+            "POSIX timers",
+            libc::SYS_timer_delete,
+            [signed(got), 0, 0, 0, 0, 0],
+        )?;
         if got > timer.id {
             break;
         }
@@ -389,9 +397,12 @@ pub(super) fn arm(
     for timer in timers.iter().filter(|timer| timer.remaining_ns != 0) {
         let mut bytes = timer_bytes(timer.interval_ns, timer.remaining_ns, 1_000_000_000);
         let id = signed(timer.id);
-        caller.call_with("POSIX timers", TIMER_SETTIME, &mut bytes, &|address| {
-            [id, 0, address, 0, 0, 0]
-        })?;
+        caller.call_with(
+            "POSIX timers",
+            libc::SYS_timer_settime,
+            &mut bytes,
+            &|address| [id, 0, address, 0, 0, 0],
+        )?;
     }
     Ok(())
 }

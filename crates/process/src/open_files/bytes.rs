@@ -4,14 +4,13 @@
 
 use std::collections::HashSet;
 
+use crate::encoded::{Encoding, EncodingError};
+
 use super::model::{Description, DescriptorTable, Kind, OpenFiles};
 use super::path::PathIdentity;
 
-const MAGIC: [u8; 4] = *b"PTOF";
-const VERSION: u32 = 1;
-/// Most bytes that open files may decode to: what is stored of files without names, and as much again of pipes and sockets, and
-/// some million descriptors.
-const DECODE_LIMIT_BYTES: usize = 256 << 20;
+/// What is stored of files without names, as much again of pipes and sockets, and some million descriptors, and no more.
+const ENCODING: Encoding<{ 256 << 20 }> = Encoding::with_magic(*b"PTOF", 1);
 /// No descriptor is greater: `NR_OPEN_MAX` of the kernel.
 const NUMBER_MAX: i32 = 0x3fff_ffff;
 
@@ -47,39 +46,34 @@ pub enum OpenFilesDecodeError {
     },
 }
 
+impl From<EncodingError> for OpenFilesDecodeError {
+    fn from(error: EncodingError) -> Self {
+        match error {
+            EncodingError::Other => Self::NotOpenFiles,
+            EncodingError::NewerVersion { found, known } => Self::NewerVersion { found, known },
+            EncodingError::Damaged(source) => Self::Damaged(source),
+            EncodingError::TrailingBytes { count } => Self::TrailingBytes { count },
+        }
+    }
+}
+
 impl OpenFiles {
     /// As bytes, for [`Self::from_bytes`].
     ///
     /// # Panics
     /// Never: nothing in it fails to encode into memory.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = MAGIC.to_vec();
-        bytes.extend_from_slice(&VERSION.to_le_bytes());
-        let body = bincode::encode_to_vec(self, configuration())
-            .expect("a vector takes all bytes, and no field can fail to encode");
-        bytes.extend_from_slice(&body);
-        bytes
+        let bytes = ENCODING.encode(self);
+        bytes.expect("a vector takes all bytes, and no field can fail to encode")
     }
 
     /// From bytes that [`Self::to_bytes`] of this or an earlier version made. What it returns has no index out of range and no
     /// path that cannot be one.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, OpenFilesDecodeError> {
-        let (magic, rest) = bytes
-            .split_first_chunk()
-            .ok_or(OpenFilesDecodeError::NotOpenFiles)?;
-        let (version, body) = rest
-            .split_first_chunk()
-            .ok_or(OpenFilesDecodeError::NotOpenFiles)?;
-        if *magic != MAGIC {
-            return Err(OpenFilesDecodeError::NotOpenFiles);
-        }
-        match u32::from_le_bytes(*version) {
-            0 => Err(OpenFilesDecodeError::NotOpenFiles),
-            VERSION => decode(body),
-            found => Err(OpenFilesDecodeError::NewerVersion {
-                found,
-                known: VERSION,
-            }),
+        let files: Self = ENCODING.decode(bytes)?;
+        match files.check() {
+            Err(what) => Err(OpenFilesDecodeError::Impossible { what }),
+            Ok(()) => Ok(files),
         }
     }
 
@@ -183,25 +177,4 @@ fn is_path(at: &PathIdentity) -> bool {
 
 fn is_number(number: i32) -> bool {
     (0..=NUMBER_MAX).contains(&number)
-}
-
-fn configuration() -> impl bincode::config::Config {
-    bincode::config::standard()
-        .with_little_endian()
-        .with_fixed_int_encoding()
-        .with_limit::<DECODE_LIMIT_BYTES>()
-}
-
-fn decode(body: &[u8]) -> Result<OpenFiles, OpenFilesDecodeError> {
-    let (files, length): (OpenFiles, usize) =
-        bincode::decode_from_slice(body, configuration()).map_err(OpenFilesDecodeError::Damaged)?;
-    if length != body.len() {
-        return Err(OpenFilesDecodeError::TrailingBytes {
-            count: body.len() - length,
-        });
-    }
-    files
-        .check()
-        .map_err(|what| OpenFilesDecodeError::Impossible { what })?;
-    Ok(files)
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use nix::libc;
 use rustix::fs::{OFlags, ResolveFlags};
 
 use crate::system_calls::SystemCalls;
@@ -13,15 +14,6 @@ use super::model::{Descriptor, Kind, OpenFiles};
 use super::place::{Placing, argument};
 use super::process_file::{ProcessFile, ProcessFileKind};
 use super::reopen::Reopened;
-
-/// System calls by number: `asm/unistd_64.h`.
-mod number {
-    pub(super) const CLOSE: i64 = 3;
-    pub(super) const LSEEK: i64 = 8;
-    pub(super) const FCNTL: i64 = 72;
-    pub(super) const PIDFD_OPEN: i64 = 434;
-    pub(super) const OPENAT2: i64 = 437;
-}
 
 const F_DUPFD_CLOEXEC: u64 = 1030;
 /// No others go with O_PATH: openat2(2).
@@ -139,12 +131,12 @@ impl Placing<'_> {
                 let length = bytes.len() as u64;
                 bytes.append(&mut path);
                 let args = |address| [0, address + length, address, length, 0, 0];
-                self.calls.call_with(number::OPENAT2, &mut bytes, &args)
+                self.calls.call_with(libc::SYS_openat2, &mut bytes, &args)
             }
             _ => {
                 let flags = u64::from(status_flags & FLAGS_OF_PIDFD);
                 let args = [argument(pid), flags, 0, 0, 0, 0];
-                self.calls.call(number::PIDFD_OPEN, args)
+                self.calls.call(libc::SYS_pidfd_open, args)
             }
         };
         let what = || format!("open what refers to process {} (formerly)", file.pid);
@@ -154,7 +146,7 @@ impl Placing<'_> {
             && position != 0
         {
             let args = [argument(opened), position, 0, 0, 0, 0];
-            let result = self.calls.call(number::LSEEK, args);
+            let result = self.calls.call(libc::SYS_lseek, args);
             result.map_err(|source| self.failed(what(), source))?;
         }
         Ok(opened)
@@ -162,7 +154,7 @@ impl Placing<'_> {
 
     fn duplicate_above(&mut self, file: i32, least: i32) -> Result<i32, ReopenError> {
         let args = [argument(file), F_DUPFD_CLOEXEC, argument(least), 0, 0, 0];
-        let result = self.calls.call(number::FCNTL, args);
+        let result = self.calls.call(libc::SYS_fcntl, args);
         let result =
             result.map_err(|source| self.failed(format!("copy descriptor {file}"), source));
         Ok(as_descriptor(result?))
@@ -171,7 +163,7 @@ impl Placing<'_> {
     fn close_one(&mut self, file: i32) -> Result<(), ReopenError> {
         let result = self
             .calls
-            .call(number::CLOSE, [argument(file), 0, 0, 0, 0, 0]);
+            .call(libc::SYS_close, [argument(file), 0, 0, 0, 0, 0]);
         result.map_err(|source| self.failed(format!("close descriptor {file}"), source))?;
         Ok(())
     }

@@ -2,23 +2,14 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use nix::libc;
+
 use crate::remote_error::RemoteCallError;
 use crate::system_calls::{Batch, SystemCalls};
 
 use super::error::ReopenError;
 use super::model::{DescriptorTable, Kind, OpenFiles};
 use super::reopen::Reopened;
-
-/// System calls by number: `asm/unistd_64.h`.
-mod number {
-    pub(super) const FCNTL: i64 = 72;
-    pub(super) const CHDIR: i64 = 80;
-    pub(super) const FCHDIR: i64 = 81;
-    pub(super) const CHROOT: i64 = 161;
-    pub(super) const EPOLL_CTL: i64 = 233;
-    pub(super) const DUP3: i64 = 292;
-    pub(super) const CLOSE_RANGE: i64 = 436;
-}
 
 const EPOLL_CTL_ADD: u64 = 1;
 const F_SETLK: u64 = 6;
@@ -128,7 +119,7 @@ impl Placing<'_> {
     ) -> Result<(), ReopenError> {
         let flags = if close_on_exec { O_CLOEXEC } else { 0 };
         let args = [argument(from), argument(to), flags, 0, 0, 0];
-        self.call(number::DUP3, args, &|| format!("have descriptor {to}"))?;
+        self.call(libc::SYS_dup3, args, &|| format!("have descriptor {to}"))?;
         Ok(())
     }
 
@@ -136,7 +127,7 @@ impl Placing<'_> {
     fn put_all(&mut self, table: &DescriptorTable, reopened: &Reopened) -> Result<(), ReopenError> {
         let (mut batch, mut numbers) = (Batch::default(), Vec::new());
         let close = |batch: &mut Batch, numbers: &mut Vec<_>, from: i32, last: u64| {
-            batch.push(number::CLOSE_RANGE, [argument(from), last, 0, 0, 0, 0]);
+            batch.push(libc::SYS_close_range, [argument(from), last, 0, 0, 0, 0]);
             numbers.push(None);
         };
         let mut free_from = 0;
@@ -147,7 +138,7 @@ impl Placing<'_> {
             };
             let flags = if entry.close_on_exec { O_CLOEXEC } else { 0 };
             let places = [file.as_raw_fd(), entry.number].map(argument);
-            batch.push(number::DUP3, [places[0], places[1], flags, 0, 0, 0]);
+            batch.push(libc::SYS_dup3, [places[0], places[1], flags, 0, 0, 0]);
             numbers.push(Some(entry.number));
             if free_from < entry.number {
                 close(
@@ -186,7 +177,7 @@ impl Placing<'_> {
                 0,
             ]
         };
-        let result = self.calls.call_with(number::EPOLL_CTL, event, &args);
+        let result = self.calls.call_with(libc::SYS_epoll_ctl, event, &args);
         result.map_err(|source| self.failed(format!("wait for descriptor {file}"), source))?;
         Ok(())
     }
@@ -197,7 +188,7 @@ impl Placing<'_> {
             let args = |address| [address, 0, 0, 0, 0, 0];
             let result = self
                 .calls
-                .call_with(number::CHROOT, &mut b".\0".to_owned(), &args);
+                .call_with(libc::SYS_chroot, &mut b".\0".to_owned(), &args);
             result
                 .map_err(|source| self.failed(String::from("change its root directory"), source))?;
         }
@@ -207,7 +198,7 @@ impl Placing<'_> {
                 let args = |address| [address, 0, 0, 0, 0, 0];
                 let result = self
                     .calls
-                    .call_with(number::CHDIR, &mut b"/\0".to_owned(), &args);
+                    .call_with(libc::SYS_chdir, &mut b"/\0".to_owned(), &args);
                 result
                     .map_err(|source| self.failed(String::from("change its directory"), source))?;
                 Ok(())
@@ -217,7 +208,7 @@ impl Placing<'_> {
 
     fn change_directory(&mut self, directory: &OwnedFd) -> Result<(), ReopenError> {
         let args = [argument(directory.as_raw_fd()), 0, 0, 0, 0, 0];
-        self.call(number::FCHDIR, args, &|| {
+        self.call(libc::SYS_fchdir, args, &|| {
             String::from("change its directory")
         })?;
         Ok(())
@@ -240,7 +231,7 @@ impl Placing<'_> {
                 }
             })?;
             let args = |address| [argument(number), F_SETLK, address, 0, 0, 0];
-            let result = self.calls.call_with(number::FCNTL, &mut bytes, &args);
+            let result = self.calls.call_with(libc::SYS_fcntl, &mut bytes, &args);
             result.map_err(|source| self.failed(what(), source))?;
         }
         Ok(())

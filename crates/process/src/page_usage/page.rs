@@ -80,23 +80,14 @@ fn explain(pid: i32, address: u64, sources: &mut Sources) -> Result<ExplainedPag
     let nature = Nature::of(&counted);
     let page = PageRange::single(PageSize::KIB_4.index_of(address));
     let in_page_tables = address < 1 << 63;
-    let mut entry = PagemapEntry(0);
-    let mut categories = None;
-    let mut registered = false;
-    if in_page_tables {
-        entry = sources
-            .pagemap
-            .entries(page)?
-            .first()
-            .copied()
-            .unwrap_or(entry);
-        registered = is_registered(sources, page)?;
-        let span = spans(sources, page)?
-            .first()
-            .and_then(|span| span.categories);
-        let knows = !sources.categories.is_empty();
-        categories = knows.then(|| span.unwrap_or(Categories::empty()));
-    }
+    let Entry {
+        entry,
+        categories,
+        registered,
+    } = match in_page_tables {
+        true => Entry::read(page, sources)?,
+        false => Entry::none(),
+    };
     let frame = entry.frame_number();
     let frames = match frame {
         Some(frame) => sources.look_up(&[frame])?,
@@ -133,25 +124,12 @@ fn explain(pid: i32, address: u64, sources: &mut Sources) -> Result<ExplainedPag
         flags: counted.flags,
         mapping: counted.mapping,
     };
-    match numa_mappings(pid) {
-        Ok(lines) => {
-            let line = lines
-                .into_iter()
-                .find(|line| line.start == explained.mapping.start);
-            if let Some(line) = line {
-                explained.numa_policy = Some(line.policy);
-            }
-        }
-        Err(error) => sources.numa_unavailable(&error),
-    }
+    explained.numa_policy = policy_of(pid, &explained.mapping, sources);
     if in_page_tables {
-        match nodes_of(pid, &[page.start()]) {
-            Ok(nodes) => match nodes.first() {
-                Some(Ok(node)) => explained.numa_node = Some(node.0),
-                Some(Err(errno)) => explained.no_numa_node = Some(*errno),
-                None => {}
-            },
-            Err(error) => sources.lacks("numa-node", told(&error)),
+        match node_of(pid, page, sources) {
+            Some(Ok(node)) => explained.numa_node = Some(node),
+            Some(Err(errno)) => explained.no_numa_node = Some(errno),
+            None => {}
         }
         explained.object = object::state(pid, sources, &explained.mapping, page);
     }
@@ -166,6 +144,53 @@ fn explain(pid: i32, address: u64, sources: &mut Sources) -> Result<ExplainedPag
     }
     explained.unavailable = std::mem::take(&mut sources.unavailable);
     Ok(explained)
+}
+
+/// The NUMA policy of a mapping.
+fn policy_of(pid: i32, mapping: &Mapping, sources: &mut Sources) -> Option<String> {
+    let lines = numa_mappings(pid).map_err(|error| sources.numa_unavailable(&error));
+    let mut lines = lines.ok()?.into_iter();
+    Some(lines.find(|line| line.start == mapping.start)?.policy)
+}
+
+/// The NUMA node of a page, or why it has none.
+fn node_of(pid: i32, page: PageRange, sources: &mut Sources) -> Option<Result<u32, PageErrno>> {
+    let nodes = nodes_of(pid, &[page.start()]);
+    let nodes = nodes.map_err(|error| sources.lacks("numa-node", told(&error)));
+    Some(nodes.ok()?.first().copied()?.map(|node| node.0))
+}
+
+/// What the page tables say of one page.
+struct Entry {
+    entry: PagemapEntry,
+    /// `None` if the kernel cannot tell them.
+    categories: Option<Categories>,
+    /// Its mapping is registered for write protection.
+    registered: bool,
+}
+
+impl Entry {
+    fn read(page: PageRange, sources: &mut Sources) -> Result<Self, PageUsageError> {
+        let entries = sources.pagemap.entries(page)?;
+        let registered = is_registered(sources, page)?;
+        let spans = spans(sources, page)?;
+        let found = spans.first().and_then(|span| span.categories);
+        let knows = !sources.categories.is_empty();
+        Ok(Self {
+            entry: entries.first().copied().unwrap_or(PagemapEntry(0)),
+            categories: knows.then(|| found.unwrap_or(Categories::empty())),
+            registered,
+        })
+    }
+
+    /// Of what is in no page table of the process.
+    fn none() -> Self {
+        Self {
+            entry: PagemapEntry(0),
+            categories: None,
+            registered: false,
+        }
+    }
 }
 
 /// Whether there is nothing at the page. A marker is no content.

@@ -9,9 +9,11 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
+use nix::libc;
 use pagetide_kernel::ptrace::Registers;
 
 use crate::restart::{EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND};
+use crate::syscall_names::SYS_IO_PGETEVENTS;
 
 /// One of the six registers with the arguments of a system call, by its place among them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,29 +100,29 @@ impl Limit {
             ..limit(argument, form)
         };
         Some(match call {
-            7 /* poll */ => limit(2, Form::Milliseconds),
-            23 /* select */ => or_rest(4, Form::Timeval),
-            35 /* nanosleep */ => limit(0, Form::Timespec),
-            128 /* rt_sigtimedwait */ => limit(2, Form::Timespec),
-            202 /* futex, FUTEX_WAIT */ if second & !(FUTEX_PRIVATE | FUTEX_CLOCK_REALTIME) == 0 => {
+            libc::SYS_poll => limit(2, Form::Milliseconds),
+            libc::SYS_select => or_rest(4, Form::Timeval),
+            libc::SYS_nanosleep => limit(0, Form::Timespec),
+            libc::SYS_rt_sigtimedwait => limit(2, Form::Timespec),
+            libc::SYS_futex /* FUTEX_WAIT */ if second & !(FUTEX_PRIVATE | FUTEX_CLOCK_REALTIME) == 0 => {
                 limit(3, Form::Timespec)
             }
-            208 | 333 /* io_getevents, io_pgetevents */ => limit(4, Form::Timespec),
-            220 /* semtimedop */ => limit(3, Form::Timespec),
-            230 /* clock_nanosleep */ if second == 0 && CLOCKS.contains(&first) => {
+            libc::SYS_io_getevents | SYS_IO_PGETEVENTS => limit(4, Form::Timespec),
+            libc::SYS_semtimedop => limit(3, Form::Timespec),
+            libc::SYS_clock_nanosleep if second == 0 && CLOCKS.contains(&first) => {
                 limit(2, Form::Timespec)
             }
-            232 | 281 /* epoll_wait, epoll_pwait */ => limit(3, Form::Milliseconds),
-            270 /* pselect6 */ => or_rest(4, Form::Timespec),
-            271 /* ppoll */ => or_rest(2, Form::Timespec),
-            426 /* io_uring_enter */
+            libc::SYS_epoll_wait | libc::SYS_epoll_pwait => limit(3, Form::Milliseconds),
+            libc::SYS_pselect6 => or_rest(4, Form::Timespec),
+            libc::SYS_ppoll => or_rest(2, Form::Timespec),
+            libc::SYS_io_uring_enter
                 if fourth & (IORING_ENTER_EXT_ARG | IORING_ENTER_OTHER_TIMES)
                     == IORING_ENTER_EXT_ARG
                     && sixth == RING_ARGUMENT_BYTES as u64 =>
             {
                 limit(4, Form::RingArgument)
             }
-            441 /* epoll_pwait2 */ => limit(3, Form::Timespec),
+            libc::SYS_epoll_pwait2 => limit(3, Form::Timespec),
             _ => return None,
         })
     }
@@ -216,20 +218,20 @@ mod tests {
             let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8"));
             (word(0), word(8))
         };
-        assert_eq!(words(128), (1, 500_000_001));
-        assert_eq!(words(23), (1, 500_001));
+        assert_eq!(words(libc::SYS_rt_sigtimedwait), (1, 500_000_001));
+        assert_eq!(words(libc::SYS_select), (1, 500_001));
     }
 
     #[test]
     fn calls_that_wait_for_a_moment_are_left_alone() {
         for (call, arguments) in [
-            (230, [1, 1, 0, 0, 0, 0]),
-            (230, [2, 0, 0, 0, 0, 0]),
-            (202, [0, 9, 0, 0, 0, 0]),
-            (426, [0, 0, 1, 1, 0, 0]),
-            (426, [0, 0, 1, 1 | 8 | 32, 0, 24]),
-            (299, [0; 6]),
-            (0, [0; 6]),
+            (libc::SYS_clock_nanosleep, [1, 1, 0, 0, 0, 0]),
+            (libc::SYS_clock_nanosleep, [2, 0, 0, 0, 0, 0]),
+            (libc::SYS_futex, [0, 9, 0, 0, 0, 0]),
+            (libc::SYS_io_uring_enter, [0, 0, 1, 1, 0, 0]),
+            (libc::SYS_io_uring_enter, [0, 0, 1, 1 | 8 | 32, 0, 24]),
+            (libc::SYS_recvmmsg, [0; 6]),
+            (libc::SYS_read, [0; 6]),
         ] {
             assert_eq!(Limit::of(call, &arguments), None, "{call} {arguments:?}");
         }
@@ -238,7 +240,7 @@ mod tests {
     #[test]
     fn a_negative_number_of_milliseconds_is_for_ever() {
         let arguments = [3, 0, 1, 0xffff_ffff, 0, 0];
-        let limit = Limit::of(232, &arguments).expect("it has a time");
+        let limit = Limit::of(libc::SYS_epoll_wait, &arguments).expect("it has a time");
         assert_eq!(limit.time(&arguments, None), None);
     }
 }

@@ -16,6 +16,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use nix::libc;
 use pagetide_kernel::pidfd::PidFd;
 use pagetide_kernel::ptrace::ThreadId;
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_timeout};
@@ -31,10 +32,18 @@ const NOTE_BYTES: usize = 8 + 8 + 4 + 4 + 8 + 4;
 /// The option that limits a call, by the call's number.
 fn option_of(call: i64) -> Option<Timeout> {
     match call {
-        // read, readv, accept, recvfrom, recvmsg, accept4
-        0 | 19 | 43 | 45 | 47 | 288 => Some(Timeout::Recv),
-        // write, writev, connect, sendto, sendmsg, sendmmsg
-        1 | 20 | 42 | 44 | 46 | 307 => Some(Timeout::Send),
+        libc::SYS_read
+        | libc::SYS_readv
+        | libc::SYS_accept
+        | libc::SYS_accept4
+        | libc::SYS_recvfrom
+        | libc::SYS_recvmsg => Some(Timeout::Recv),
+        libc::SYS_write
+        | libc::SYS_writev
+        | libc::SYS_connect
+        | libc::SYS_sendto
+        | libc::SYS_sendmsg
+        | libc::SYS_sendmmsg => Some(Timeout::Send),
         _ => None,
     }
 }

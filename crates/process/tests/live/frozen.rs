@@ -7,7 +7,8 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use crate::harness::{GETPID, PATIENCE, Target, wait_until};
+use crate::harness::{PATIENCE, Target, wait_until};
+use nix::libc;
 use pagetide_kernel::cgroups::CgroupMount;
 use pagetide_process::{
     KernelState, RefusalError, RemoteCallError, StopError, StopOptions, StoppedProcess, examine,
@@ -15,7 +16,6 @@ use pagetide_process::{
 
 /// Shorter than any wait that was made for a call before, and much longer than an answer at once.
 const AT_ONCE: Duration = Duration::from_secs(9);
-const USERFAULTFD: i64 = 323;
 /// O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY
 const FLAGS: u64 = 0o2_004_001;
 
@@ -192,10 +192,12 @@ fn call_in_frozen(test: &str, is_unified: bool) -> Option<(Target, ControlGroup)
     let mut stopped = target.stop();
     let mut calls = stopped.remote_calls().unwrap();
     assert!(calls.survives_our_death());
-    calls.call(GETPID, [0; 6]).unwrap();
+    calls.call(libc::SYS_getpid, [0; 6]).unwrap();
     group.freeze();
     let since = Instant::now();
-    let error = calls.call(USERFAULTFD, [FLAGS, 0, 0, 0, 0, 0]).unwrap_err();
+    let error = calls
+        .call(libc::SYS_userfaultfd, [FLAGS, 0, 0, 0, 0, 0])
+        .unwrap_err();
     assert!(is_frozen(&error), "{error}");
     group.assert_named(&error.to_string());
     drop(calls);

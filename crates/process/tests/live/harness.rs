@@ -10,6 +10,7 @@ use std::sync::{Mutex, OnceLock};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use nix::libc;
 use pagetide_process::{ProcessIdentity, StopOptions, StoppedProcess};
 
 /// Longer than anything here takes on a busy machine; reached only by a hang.
@@ -183,15 +184,13 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-pub const GETPID: i64 = 39;
-
 /// One stop with one call run in the target, as a checkpoint does it.
 pub fn stop_call_resume(target: &Target) {
     let mut stopped = target.stop();
     let pid = stopped
         .remote_calls()
         .unwrap()
-        .call(GETPID, [0; 6])
+        .call(libc::SYS_getpid, [0; 6])
         .unwrap();
     assert_eq!(pid, u64::from(target.pid().cast_unsigned()));
     stopped.resume().unwrap();

@@ -4,6 +4,8 @@
 use std::thread::sleep;
 use std::time::Duration;
 
+use nix::libc;
+
 use crate::harness::{Target, kill, stop_call_resume};
 
 #[derive(Debug)]
@@ -81,7 +83,11 @@ fn a_sleep_does_not_begin_anew_at_each_stop() {
         if let Ok(mut stopped) =
             pagetide_process::StoppedProcess::stop(&target.identity(), crate::harness::patient())
         {
-            stopped.remote_calls().unwrap().call(39, [0; 6]).unwrap();
+            stopped
+                .remote_calls()
+                .unwrap()
+                .call(libc::SYS_getpid, [0; 6])
+                .unwrap();
         }
         stops += 1;
         assert!(stops < 2000, "it sleeps for ever");
@@ -163,7 +169,7 @@ fn a_signal_sent_while_stopped_ends_the_wait_afterwards() {
         let mut stopped = target.stop();
         kill(target.pid(), "USR1");
         let mut calls = stopped.remote_calls().unwrap();
-        calls.call(39, [0; 6]).unwrap();
+        calls.call(libc::SYS_getpid, [0; 6]).unwrap();
         calls.finish().unwrap();
         stopped.resume().unwrap();
         let outcome = outcome(&target.line());
@@ -194,7 +200,7 @@ fn semaphores_are_waited_for_without_eintr() {
         .stop()
         .remote_calls()
         .unwrap()
-        .call(66, [id, 0, 0, 0, 0, 0])
+        .call(libc::SYS_semctl, [id, 0, 0, 0, 0, 0])
         .unwrap();
     let outcome = outcome(&target.line());
     assert_eq!((outcome.result, outcome.errno), (-1, 43), "{outcome:?}");

@@ -4,21 +4,20 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use nix::libc;
 use pagetide_process::{RemoteCallError, StoppedProcess};
 use rustix::io::Errno;
 
-use crate::harness::{GETPID, Target};
+use crate::harness::Target;
 
-const MMAP: i64 = 9;
-const MUNMAP: i64 = 11;
-const CLOSE: i64 = 3;
 const MEMFD_CREATE: i64 = 319;
-const USERFAULTFD: i64 = 323;
 
 fn map_private(stopped: &mut StoppedProcess) -> u64 {
     let minus_one = u64::MAX;
     let mut calls = stopped.remote_calls().unwrap();
-    calls.call(MMAP, [0, 8192, 3, 0x22, minus_one, 0]).unwrap()
+    calls
+        .call(libc::SYS_mmap, [0, 8192, 3, 0x22, minus_one, 0])
+        .unwrap()
 }
 
 fn maps(pid: i32) -> String {
@@ -32,11 +31,13 @@ fn results_are_those_of_the_kernel() {
     let mut calls = stopped.remote_calls().unwrap();
     for _ in 0..100 {
         assert_eq!(
-            calls.call(GETPID, [0; 6]).unwrap(),
+            calls.call(libc::SYS_getpid, [0; 6]).unwrap(),
             u64::from(target.pid().cast_unsigned())
         );
     }
-    let error = calls.call(CLOSE, [987_654, 0, 0, 0, 0, 0]).unwrap_err();
+    let error = calls
+        .call(libc::SYS_close, [987_654, 0, 0, 0, 0, 0])
+        .unwrap_err();
     assert_eq!(error.to_string(), "close failed inside the process");
     assert!(matches!(
         error,
@@ -66,7 +67,9 @@ fn all_six_arguments_arrive() {
     let address = map_private(&mut stopped);
     assert!(maps(target.pid()).contains(&format!("{address:08x}-")));
     let mut calls = stopped.remote_calls().unwrap();
-    calls.call(MUNMAP, [address, 8192, 0, 0, 0, 0]).unwrap();
+    calls
+        .call(libc::SYS_munmap, [address, 8192, 0, 0, 0, 0])
+        .unwrap();
     calls.finish().unwrap();
     assert_eq!(maps(target.pid()), before);
 }
@@ -119,7 +122,9 @@ fn memory_and_registers_are_as_before_after_a_session() {
         let mut calls = stopped.remote_calls().unwrap();
         assert!(calls.survives_our_death());
         calls
-            .with_bytes(b"/dev/null\0", |calls, _| calls.call(GETPID, [0; 6]))
+            .with_bytes(b"/dev/null\0", |calls, _| {
+                calls.call(libc::SYS_getpid, [0; 6])
+            })
             .unwrap();
         calls.finish().unwrap();
         let after = snapshot(&stopped);
@@ -135,12 +140,14 @@ fn a_userfaultfd_can_be_made_and_taken_out() {
     let mut calls = stopped.remote_calls().unwrap();
     // O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY
     let number = calls
-        .call(USERFAULTFD, [0o2_004_001, 0, 0, 0, 0, 0])
+        .call(libc::SYS_userfaultfd, [0o2_004_001, 0, 0, 0, 0, 0])
         .unwrap();
     calls.finish().unwrap();
     let taken = stopped.take_fd(i32::try_from(number).unwrap());
     let mut calls = stopped.remote_calls().unwrap();
-    calls.call(CLOSE, [number, 0, 0, 0, 0, 0]).unwrap();
+    calls
+        .call(libc::SYS_close, [number, 0, 0, 0, 0, 0])
+        .unwrap();
     calls.finish().unwrap();
     taken.unwrap();
 }
@@ -152,9 +159,9 @@ fn a_call_that_does_not_return_is_interrupted_and_the_target_goes_on() {
     let mut stopped = target.stop();
     let mut calls = stopped.remote_calls().unwrap();
     // pause(2)
-    let error = calls.call(34, [0; 6]).unwrap_err();
+    let error = calls.call(libc::SYS_pause, [0; 6]).unwrap_err();
     assert!(matches!(error, RemoteCallError::TimedOut { .. }), "{error}");
-    calls.call(GETPID, [0; 6]).unwrap();
+    calls.call(libc::SYS_getpid, [0; 6]).unwrap();
     calls.finish().unwrap();
     stopped.resume().unwrap();
     assert!(target.ask_number() >= before);

@@ -1,10 +1,9 @@
 //! Prevents: a target killed by its own seccomp filter for a call of ours.
 
+use nix::libc;
 use pagetide_process::RemoteCallError;
 
-use crate::harness::{GETPID, Target};
-
-const USERFAULTFD: i64 = 323;
+use crate::harness::Target;
 
 #[test]
 fn a_call_that_the_filter_kills_for_is_not_made() {
@@ -12,9 +11,13 @@ fn a_call_that_the_filter_kills_for_is_not_made() {
         let mut target = Target::start("filtered", &[how]);
         let mut stopped = target.stop();
         let mut calls = stopped.remote_calls().unwrap();
-        assert!(!calls.would_be_allowed(USERFAULTFD, [0; 6]).unwrap());
-        assert!(calls.would_be_allowed(GETPID, [0; 6]).unwrap());
-        let error = calls.call(USERFAULTFD, [0; 6]).unwrap_err();
+        assert!(
+            !calls
+                .would_be_allowed(libc::SYS_userfaultfd, [0; 6])
+                .unwrap()
+        );
+        assert!(calls.would_be_allowed(libc::SYS_getpid, [0; 6]).unwrap());
+        let error = calls.call(libc::SYS_userfaultfd, [0; 6]).unwrap_err();
         assert!(
             matches!(error, RemoteCallError::ForbiddenBySeccomp { .. }),
             "{error}"
@@ -24,7 +27,7 @@ fn a_call_that_the_filter_kills_for_is_not_made() {
             "a seccomp filter of the process forbids userfaultfd"
         );
         assert_eq!(
-            calls.call(GETPID, [0; 6]).unwrap(),
+            calls.call(libc::SYS_getpid, [0; 6]).unwrap(),
             u64::from(target.pid().cast_unsigned())
         );
         calls.finish().unwrap();
@@ -39,9 +42,11 @@ fn a_lenient_filter_is_no_hindrance() {
     let mut stopped = target.stop();
     let mut calls = stopped.remote_calls().unwrap();
     let number = calls
-        .call(USERFAULTFD, [0o2_004_001, 0, 0, 0, 0, 0])
+        .call(libc::SYS_userfaultfd, [0o2_004_001, 0, 0, 0, 0, 0])
         .unwrap();
-    calls.call(3, [number, 0, 0, 0, 0, 0]).unwrap();
+    calls
+        .call(libc::SYS_close, [number, 0, 0, 0, 0, 0])
+        .unwrap();
     calls.finish().unwrap();
     stopped.resume().unwrap();
     assert_eq!(target.ask(), "alive");
@@ -52,8 +57,8 @@ fn the_strict_mode_is_refused() {
     let mut target = Target::start("filtered", &["strict"]);
     let mut stopped = target.stop();
     let mut calls = stopped.remote_calls().unwrap();
-    assert!(!calls.would_be_allowed(GETPID, [0; 6]).unwrap());
-    let error = calls.call(GETPID, [0; 6]).unwrap_err();
+    assert!(!calls.would_be_allowed(libc::SYS_getpid, [0; 6]).unwrap());
+    let error = calls.call(libc::SYS_getpid, [0; 6]).unwrap_err();
     assert!(
         matches!(error, RemoteCallError::SeccompStrict { .. }),
         "{error}"

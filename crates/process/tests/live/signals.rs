@@ -5,7 +5,9 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
-use crate::harness::{GETPID, Target, kill, stop_call_resume, wait_until};
+use nix::libc;
+
+use crate::harness::{Target, kill, stop_call_resume, wait_until};
 
 /// Queues `count` real-time signals to a process with sigqueue(3), from a process of its own.
 fn storm(pid: i32, count: u32) -> std::process::Child {
@@ -31,7 +33,7 @@ fn counts_are_exact(threads: &str) {
         let mut stopped = target.stop();
         let mut calls = stopped.remote_calls().unwrap();
         for _ in 0..3 {
-            calls.call(GETPID, [0; 6]).unwrap();
+            calls.call(libc::SYS_getpid, [0; 6]).unwrap();
         }
         calls.finish().unwrap();
         stopped.resume().unwrap();
@@ -60,9 +62,9 @@ fn signals_that_come_during_a_session_are_delivered_once_after_it() {
         for round in 1..=20 {
             let mut stopped = target.stop();
             let mut calls = stopped.remote_calls().unwrap();
-            calls.call(GETPID, [0; 6]).unwrap();
+            calls.call(libc::SYS_getpid, [0; 6]).unwrap();
             assert!(storm(target.pid(), 5).wait().unwrap().success());
-            calls.call(GETPID, [0; 6]).unwrap();
+            calls.call(libc::SYS_getpid, [0; 6]).unwrap();
             calls.finish().unwrap();
             stopped.resume().unwrap();
             wait_until("signals", || target.ask_number() >= round * 5);
@@ -77,10 +79,10 @@ fn a_sigstop_during_a_session_stops_the_process_after_it() {
         let mut target = Target::start("signals", &[threads]);
         let mut stopped = target.stop();
         let mut calls = stopped.remote_calls().unwrap();
-        calls.call(GETPID, [0; 6]).unwrap();
+        calls.call(libc::SYS_getpid, [0; 6]).unwrap();
         kill(target.pid(), "STOP");
         for _ in 0..5 {
-            calls.call(GETPID, [0; 6]).unwrap();
+            calls.call(libc::SYS_getpid, [0; 6]).unwrap();
         }
         calls.finish().unwrap();
         stopped.resume().unwrap();
@@ -99,11 +101,11 @@ fn sigstop_and_sigcont_during_a_session_leave_the_process_running() {
         for _ in 0..10 {
             let mut stopped = target.stop();
             let mut calls = stopped.remote_calls().unwrap();
-            calls.call(GETPID, [0; 6]).unwrap();
+            calls.call(libc::SYS_getpid, [0; 6]).unwrap();
             kill(target.pid(), "STOP");
-            calls.call(GETPID, [0; 6]).unwrap();
+            calls.call(libc::SYS_getpid, [0; 6]).unwrap();
             kill(target.pid(), "CONT");
-            calls.call(GETPID, [0; 6]).unwrap();
+            calls.call(libc::SYS_getpid, [0; 6]).unwrap();
             calls.finish().unwrap();
             stopped.resume().unwrap();
             assert_eq!(target.ask_number(), 0);
@@ -117,10 +119,12 @@ fn a_sigkill_during_a_session_is_an_error_and_no_hang() {
         let mut target = Target::start("signals", &[threads]);
         let mut stopped = target.stop();
         let mut calls = stopped.remote_calls().unwrap();
-        calls.call(GETPID, [0; 6]).unwrap();
+        calls.call(libc::SYS_getpid, [0; 6]).unwrap();
         kill(target.pid(), "KILL");
-        wait_until("the error", || calls.call(GETPID, [0; 6]).is_err());
-        let error = calls.call(GETPID, [0; 6]).unwrap_err();
+        wait_until("the error", || {
+            calls.call(libc::SYS_getpid, [0; 6]).is_err()
+        });
+        let error = calls.call(libc::SYS_getpid, [0; 6]).unwrap_err();
         assert!(
             matches!(
                 error,

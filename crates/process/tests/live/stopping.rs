@@ -4,6 +4,7 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use nix::libc;
 use pagetide_process::{StopError, StopOptions, StoppedProcess};
 
 use crate::harness::{Target, kill, state_of, wait_until};
@@ -85,7 +86,11 @@ fn a_process_in_group_stop_stays_in_it_and_heeds_sigcont() {
     for _ in 0..20 {
         let mut stopped = target.stop();
         assert_eq!(stopped.group_stop(), Some(19));
-        stopped.remote_calls().unwrap().call(39, [0; 6]).unwrap();
+        stopped
+            .remote_calls()
+            .unwrap()
+            .call(libc::SYS_getpid, [0; 6])
+            .unwrap();
         stopped.resume().unwrap();
         target.wait_for_state('T');
     }

@@ -5,9 +5,10 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use nix::libc;
 use pagetide_process::{ProcessIdentity, StopOptions, StoppedProcess};
 
-use crate::harness::{GETPID, Target};
+use crate::harness::Target;
 
 const TARGET: &str = "PAGETIDE_TEST_TARGET";
 
@@ -24,7 +25,9 @@ fn disturb(pid: i32, forever: bool) {
         assert!(calls.survives_our_death());
         for _ in 0..4 {
             calls
-                .with_bytes(b"some bytes\0", |calls, _| calls.call(GETPID, [0; 6]))
+                .with_bytes(b"some bytes\0", |calls, _| {
+                    calls.call(libc::SYS_getpid, [0; 6])
+                })
                 .unwrap();
         }
         calls.finish().unwrap();

@@ -6,7 +6,7 @@ use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet};
 use pagetide_snapshot::{Backing, Capture, PageState, Region, Sharing, View};
 
 /// What the newest deltas wrote is there from the beginning, up to so much.
-const WRITTEN_LAST: PageCount = PageCount((16 << 20) / 4096);
+const WRITTEN_LAST: PageCount = PageCount((16 << 20) / SIZE.bytes());
 /// A region with fewer pages is filled at once.
 const FEW: PageCount = PageCount(16);
 /// Around a stack pointer: below it, and above.

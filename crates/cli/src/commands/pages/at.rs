@@ -53,10 +53,30 @@ struct SwapAnswer {
     marks: Option<Vec<&'static str>>,
 }
 
+impl SwapAnswer {
+    fn told(&self) -> String {
+        match (&self.marks, self.swap_type, self.offset) {
+            (Some(marks), _, _) => format!("marker: {}", marks.join(", ")),
+            (None, Some(area), Some(at)) => format!("{}, type {area}, offset {at:#x}", self.kind),
+            _ => self.kind.to_owned(),
+        }
+    }
+}
+
 #[derive(Serialize)]
 struct CgroupAnswer {
     inode: u64,
     path: Option<String>,
+}
+
+impl CgroupAnswer {
+    fn told(&self) -> String {
+        match (&self.path, self.inode) {
+            (Some(path), _) => path.clone(),
+            (None, 0) => "none".to_owned(),
+            (None, inode) => format!("inode {inode}, not to be seen from here"),
+        }
+    }
 }
 
 pub fn run(pid: i32, address: Address, json: bool) -> anyhow::Result<()> {
@@ -165,17 +185,7 @@ fn page(answer: &Answer, flags: Option<PageFlags>) -> Page {
         line("frame", format!("{frame:#x}"));
     }
     if let Some(swap) = &answer.swap {
-        let value = match (swap.swap_type, swap.offset) {
-            _ if swap.marks.is_some() => {
-                format!(
-                    "marker: {}",
-                    swap.marks.as_deref().unwrap_or_default().join(", ")
-                )
-            }
-            (Some(area), Some(at)) => format!("{}, type {area}, offset {at:#x}", swap.kind),
-            _ => swap.kind.to_owned(),
-        };
-        line("swap entry", value);
+        line("swap entry", swap.told());
     }
     if let Some(object) = answer.object {
         let value = match object {
@@ -189,12 +199,7 @@ fn page(answer: &Answer, flags: Option<PageFlags>) -> Page {
         line("mapped", format!("{count} times"));
     }
     if let Some(cgroup) = &answer.memory_cgroup {
-        let value = match (&cgroup.path, cgroup.inode) {
-            (Some(path), _) => path.clone(),
-            (None, 0) => "none".to_owned(),
-            (None, inode) => format!("inode {inode}, not to be seen from here"),
-        };
-        line("memory cgroup", value);
+        line("memory cgroup", cgroup.told());
     }
     if let Some(policy) = &answer.numa_policy {
         line("NUMA policy", policy.clone());

@@ -27,6 +27,15 @@ pub(super) struct Waiting {
     pub control_cut: bool,
 }
 
+impl Waiting {
+    /// Forgets the empty messages at the end: to the program they are no different from the end.
+    fn drop_empty_ends(&mut self) {
+        let mut messages = self.messages.iter();
+        let last = messages.rposition(|message| !message.bytes.is_empty());
+        self.messages.truncate(last.map_or(0, |last| last + 1));
+    }
+}
+
 /// SO_PEEK_OFF as it was, which is put back when this is dropped.
 pub(super) struct PeekOffset<'a> {
     socket: BorrowedFd<'a>,
@@ -131,12 +140,7 @@ pub(super) fn look(
         });
     }
     if kept == Kept::MessagesThatEnd {
-        // To the program these are no different from the end.
-        let last = waiting
-            .messages
-            .iter()
-            .rposition(|message| !message.bytes.is_empty());
-        waiting.messages.truncate(last.map_or(0, |last| last + 1));
+        waiting.drop_empty_ends();
     }
     if kept == Kept::Messages && waiting.messages.is_empty() {
         offset.move_to(-1)?;
