@@ -179,22 +179,6 @@ impl Background {
         }
     }
 
-    /// Waits for a snapshot that began after this call, of a scheduled checkpoint into `store`.
-    #[track_caller]
-    pub fn taken_from_now_on(&mut self, store: &crate::store::TestStore) -> u64 {
-        // The one after the newest may be under way already.
-        let newest = store
-            .log()
-            .last()
-            .map_or(0, |line| crate::json::number(line, "id"));
-        loop {
-            let id = self.next_id();
-            if id >= newest + 2 {
-                return id;
-            }
-        }
-    }
-
     /// Sends it a signal.
     pub fn signal(&mut self, signal: Signal) {
         let pid = Pid::from_child(self.child());

@@ -3,7 +3,7 @@
 use crate::frozen::Frozen;
 use crate::image::Image;
 use crate::json::{list, text};
-use crate::run::{Outcome, pagetide};
+use crate::run::{Background, Outcome, pagetide};
 use crate::scratch::Scratch;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -201,5 +201,19 @@ impl TestStore {
     pub fn log(&self) -> Vec<Value> {
         let answer = pagetide(["log", &self.text(), "--json"]).done().json();
         crate::json::list(&answer, "snapshots").to_vec()
+    }
+
+    /// Waits for a snapshot that began after this call, of checkpoints into it on a schedule: its id.
+    #[track_caller]
+    pub fn taken_from_now_on(&self, schedule: &mut Background) -> u64 {
+        // The one after the newest may be under way already.
+        let log = self.log();
+        let newest = log.last().map_or(0, |line| crate::json::number(line, "id"));
+        loop {
+            let id = schedule.next_id();
+            if id >= newest + 2 {
+                return id;
+            }
+        }
     }
 }

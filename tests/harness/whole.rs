@@ -6,6 +6,7 @@
 //! be seen from outside (signal handlers, alternate stacks, itimers, the time a timer has left) is not here; the programs that
 //! are restored prove it by going on.
 
+mod facts;
 mod left_out;
 mod mappings;
 mod proc;
@@ -13,10 +14,8 @@ mod witness;
 
 use crate::frozen::Frozen;
 use crate::image::Image;
+use facts::Facts;
 use std::collections::{BTreeMap, BTreeSet};
-
-/// Names of things of processes, and what each is.
-type Facts = BTreeMap<String, String>;
 
 /// Everything of one process, or of several that belong together.
 pub struct Whole {

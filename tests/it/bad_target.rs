@@ -319,7 +319,7 @@ fn a_process_that_executes_another_program_is_followed_by_a_full_snapshot() {
     for _ in 0..4 {
         assert_eq!(target.ask(&execute), "ready");
         target.ask("noise 7 7 7");
-        snapshots.taken_from_now_on(&store);
+        store.taken_from_now_on(&mut snapshots);
     }
     snapshots.signal(rustix::process::Signal::INT);
     snapshots.wait().exits_with(130);

@@ -79,7 +79,7 @@ fn scheduled(name: &str, more: &[&str]) {
         let frozen = target.freeze();
         let stop = digests.len();
         let early = (stop % 2 == 1).then(|| checkpoints.image_of(&frozen));
-        let id = checkpoints.taken_from_now_on(&store);
+        let id = store.taken_from_now_on(&mut checkpoints);
         let truth = early.unwrap_or_else(|| checkpoints.image_of(&frozen));
         frozen.assert_still_stopped();
         drop(frozen);

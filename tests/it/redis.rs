@@ -121,7 +121,7 @@ fn fifty_snapshots_under_load() {
         let mut compared = Vec::new();
         for stop in 0..3 {
             let frozen = redis.target.freeze();
-            let id = checkpoints.taken_from_now_on(&store);
+            let id = store.taken_from_now_on(&mut checkpoints);
             let truth = checkpoints.image_of(&frozen);
             // Between this and the next nothing ran, so nothing was written.
             let idle = checkpoints.next_line().expect("another snapshot");

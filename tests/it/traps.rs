@@ -272,7 +272,7 @@ fn t06_exec_under_a_schedule() {
     for round in 0..3 {
         assert_eq!(target.ask("write"), "done");
         let frozen = target.freeze();
-        let id = checkpoints.taken_from_now_on(&store);
+        let id = store.taken_from_now_on(&mut checkpoints);
         store.assert_equals(
             id,
             &checkpoints.image_of(&frozen),
@@ -284,7 +284,7 @@ fn t06_exec_under_a_schedule() {
         assert_eq!(target.line(), "ready");
     }
     let frozen = target.freeze();
-    let id = checkpoints.taken_from_now_on(&store);
+    let id = store.taken_from_now_on(&mut checkpoints);
     store.assert_equals(id, &checkpoints.image_of(&frozen), "after the last exec");
     drop(frozen);
     checkpoints.signal(Signal::INT);

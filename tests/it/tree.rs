@@ -284,7 +284,7 @@ fn orphans_stay_once_they_are_known() {
     let mut schedule = background(store.checkpoint_words(root, &every));
     schedule.next_id();
     target.ask(&format!("end {parent}"));
-    schedule.taken_from_now_on(&store);
+    store.taken_from_now_on(&mut schedule);
     let line = schedule.next_line().expect("one more");
     assert_eq!(number(&line, "processes"), 3, "{line}");
     assert_eq!(text(&line, "kind"), "delta", "{line}");

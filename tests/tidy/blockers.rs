@@ -1,11 +1,12 @@
 //! docs/BLOCKERS.md lists each kind of blocker, and no others.
 
+use crate::files::{text_of, top};
 use pagetide::process::BlockerKind;
 use std::collections::BTreeSet;
 
 #[test]
 fn each_kind_of_blocker_has_its_row_and_each_row_its_kind() {
-    let page = crate::text_of(&crate::top().join("docs/BLOCKERS.md"));
+    let page = text_of(&top().join("docs/BLOCKERS.md"));
     let rows = page.lines().filter_map(|line| {
         let (name, rest) = line.strip_prefix("| `")?.split_once("` | ")?;
         let (what, advice) = rest.strip_suffix(" |")?.split_once(" | ")?;

@@ -1,11 +1,12 @@
 //! Imports run one way: no file needs one that needs it.
 
+use crate::files::name_of;
+use crate::known::Known;
 use crate::modules::{Modules, packages};
-use crate::{Known, name_of};
 use petgraph::algo::tarjan_scc;
 use petgraph::graphmap::DiGraphMap;
 use syn::visit::{Visit, visit_item, visit_path};
-use syn::{ItemMod, ItemUse, Path, UseTree};
+use syn::{ItemMod, ItemUse, Path, UseTree, Visibility};
 
 /// The paths that a `use` names, each without its last word if that may be no module.
 fn paths(tree: &UseTree, before: &[String], found: &mut Vec<Vec<String>>) {
@@ -60,10 +61,17 @@ impl<'a> Visit<'a> for Named {
     }
 
     fn visit_path(&mut self, path: &'a Path) {
-        let words = path.segments.iter();
-        self.0.push(words.map(|word| word.ident.to_string()).collect());
+        // One word alone is a name in the same file, and most often a variable's.
+        if path.segments.len() > 1 {
+            let words = path.segments.iter();
+            self.0
+                .push(words.map(|word| word.ident.to_string()).collect());
+        }
         visit_path(self, path);
     }
+
+    /// `pub(in super)` needs nothing of what it names.
+    fn visit_visibility(&mut self, _: &'a Visibility) {}
 
     /// A module within a file is looked at by itself.
     fn visit_item_mod(&mut self, _: &'a ItemMod) {}

@@ -1,6 +1,6 @@
 //! What the errors say of themselves, read out of their `is_refusal` and `advice`: the exit status of each and what to do about it.
 
-use crate::text_of;
+use crate::files::text_of;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use syn::visit::{self, Visit};

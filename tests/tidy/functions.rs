@@ -1,6 +1,7 @@
 //! Functions are short enough to be seen at once.
 
-use crate::{Known, name_of, parsed, sources};
+use crate::files::{name_of, parsed, sources};
+use crate::known::Known;
 use proc_macro2::Span;
 use syn::spanned::Spanned;
 use syn::visit::Visit;

@@ -1,6 +1,7 @@
 //! `known.txt`: what is not as it should be yet. A line each: the kind, the name, and where it has one, its size. What is not
 //! listed fails the test; so does what is listed and has become better, until its line is changed.
 
+use crate::files::{text_of, top};
 use std::collections::BTreeMap;
 
 /// What is known of one kind.
@@ -12,7 +13,7 @@ pub struct Known {
 impl Known {
     /// The lines of this kind.
     pub fn read(kind: &'static str) -> Known {
-        let text = crate::text_of(&crate::top().join("tests/tidy/known.txt"));
+        let text = text_of(&top().join("tests/tidy/known.txt"));
         let lines = text.lines().filter(|line| !line.starts_with('#'));
         let words = lines.map(|line| line.split_whitespace().collect::<Vec<_>>());
         let sizes = words

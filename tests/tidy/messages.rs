@@ -2,7 +2,7 @@
 //! written anew by `PAGETIDE_WRITE_MESSAGES=1 cargo test -p pagetide-tests --test tidy messages`.
 
 use crate::classes::Classes;
-use crate::{name_of, parsed, sources, text_of, top};
+use crate::files::{name_of, parsed, sources, text_of, top};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use syn::visit::{self, Visit};

@@ -1,6 +1,6 @@
 //! The files of a crate as its modules: which there are, and that there are no others.
 
-use crate::{name_of, parsed, sources, top};
+use crate::files::{name_of, parsed, sources, top};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use syn::Item;

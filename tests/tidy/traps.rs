@@ -1,6 +1,6 @@
 //! docs/KERNEL.md and the tests agree: each row says which test holds it, and each test of a trap has its row.
 
-use crate::{parsed, sources, text_of, top};
+use crate::files::{parsed, sources, text_of, top};
 use std::collections::{BTreeMap, BTreeSet};
 use syn::visit::Visit;
 

@@ -3,8 +3,8 @@
 
 #![allow(unsafe_code)]
 
+use crate::report::{Row, median, milliseconds, ratio};
 use crate::target::{MIB, PAGE, fill, scatter};
-use crate::{Row, median, milliseconds, ratio};
 use pagetide::{OwnMemory, OwnMemoryOptions, OwnRegion, OwnTracker, OwnTrackerOptions, Placement};
 use pagetide_kernel::pagemap_scan::{Categories, Pagemap, ScanFlags, ScanRequest, ScannedRange};
 use pagetide_kernel::userfaultfd::WriteProtector;

@@ -3,8 +3,8 @@
 
 #![allow(unsafe_code)]
 
+use crate::report::{Row, median, ratio};
 use crate::target::{PAGE, Target, fill, scatter};
-use crate::{Row, median, ratio};
 use pagetide::{Checkpointer, Options, Request, Residence};
 use pagetide_kernel::maps;
 use pagetide_kernel::pagemap_scan::{Categories, Pagemap, ScanRequest, ScannedRange};

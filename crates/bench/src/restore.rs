@@ -1,8 +1,8 @@
 //! A process of one gigabyte, and of four, started again: with all its memory before its first instruction, and with most of
 //! it after that; beside a memcpy of as much into fresh memory.
 
+use crate::report::{Row, median, milliseconds, ratio};
 use crate::target::{Target, fill};
-use crate::{Row, median, milliseconds, ratio};
 use anyhow::Context;
 use pagetide::{Checkpointer, Options, Request, Residence, RestoreOptions};
 use pagetide_snapshot::{Store, View};

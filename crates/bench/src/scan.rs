@@ -1,7 +1,7 @@
 //! Finding the written pages of a gigabyte of own memory: a harvest against a bare PAGEMAP_SCAN loop.
 
+use crate::report::{Row, median, milliseconds, ratio};
 use crate::target::{MIB, fill, scatter};
-use crate::{Row, median, milliseconds, ratio};
 use pagetide_kernel::pagemap_scan::{Categories, Pagemap, ScanFlags, ScanRequest, ScannedRange};
 use pagetide_pages::{PageRange, PageSize};
 use pagetide_tracker::{Tracker, WpAsync};

@@ -1,6 +1,6 @@
 //! What a delta costs of pages in which a few bytes were written: as differences, and as whole pages beside it.
 
-use crate::{Row, median, rate};
+use crate::report::{Row, median, rate};
 use anyhow::Context;
 use pagetide_pages::{PageCount, PageIndex, PageRange, PageSize};
 use pagetide_snapshot::{
@@ -40,14 +40,14 @@ pub fn measure() -> anyhow::Result<Vec<Row>> {
             what: "delta, all pages new, with a shadow",
             ours: cost_in_words(&compared),
             limit: format!("without: {}", cost_in_words(&plain)),
-            ratio: crate::ratio(plain.time, compared.time),
+            ratio: crate::report::ratio(plain.time, compared.time),
             bar: ">= 0.95",
         },
         Row {
             what: "reading a snapshot that is 64 deltas, 8 bytes in each tenth page",
             ours: rate((PAGES * PAGE_BYTES) as u64, chain),
             limit: format!("full: {}", rate((PAGES * PAGE_BYTES) as u64, full)),
-            ratio: crate::ratio(chain, full),
+            ratio: crate::report::ratio(chain, full),
             bar: "<= 1.25",
         },
     ])

@@ -1,7 +1,7 @@
 //! How fast snapshots of a gigabyte are stored, how large deltas are, and how much memory it takes.
 
+use crate::report::{Row, cores, median, rate, ratio};
 use crate::target::{MIB, Target, fill};
-use crate::{Row, cores, median, rate, ratio};
 use anyhow::Context;
 use pagetide::{Checkpointer, Options, Request, Residence};
 use pagetide_snapshot::Store;

@@ -1,9 +1,9 @@
 //! How long a process of a gigabyte is stopped for a delta when 1 % of it was written, in both modes,
 //! against a scan and a copy of the same pages with nothing around them, and against fork(2).
 
+use crate::report::{Row, median, milliseconds, ratio};
 use crate::scan::Tracked;
 use crate::target::{MIB, Target, scatter};
-use crate::{Row, median, milliseconds, ratio};
 use pagetide::{Checkpointer, Mode, Options, Request, Residence};
 use pagetide_snapshot::Store;
 use std::hint::black_box;

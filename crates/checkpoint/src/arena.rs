@@ -31,16 +31,16 @@ pub(crate) struct Arena {
 }
 
 /// Ranges that are still to be copied, consumed from the front.
-pub(crate) struct Wanted<'a> {
+pub(crate) struct RangeQueue<'a> {
     ranges: &'a [PageRange],
     /// How much of the first range is copied already.
     done: PageCount,
 }
 
-impl<'a> Wanted<'a> {
-    pub fn new(ranges: &'a [PageRange]) -> Wanted<'a> {
+impl<'a> RangeQueue<'a> {
+    pub fn new(ranges: &'a [PageRange]) -> RangeQueue<'a> {
         let done = PageCount(0);
-        Wanted { ranges, done }
+        RangeQueue { ranges, done }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -108,7 +108,7 @@ impl Arena {
 
     /// Room for as many of the `wanted` pages as fit side by side, but for at least one; `None` if the
     /// limit is met and the arena must be emptied first. `wanted` must not be empty.
-    pub fn take(&mut self, wanted: &mut Wanted<'_>) -> Option<Batch<'_>> {
+    pub fn take(&mut self, wanted: &mut RangeQueue<'_>) -> Option<Batch<'_>> {
         let page = self.page_size.len();
         if self.open_chunks == 0 || CHUNK_BYTES - self.taken < page {
             if self.open_chunks == self.limit_chunks {
@@ -181,7 +181,7 @@ mod tests {
             PageRange::with_count(PageIndex(7), PageCount(2)),
             PageRange::with_count(PageIndex(100), PageCount(2000)),
         ];
-        let mut wanted = Wanted::new(&pages);
+        let mut wanted = RangeQueue::new(&pages);
         let batch = arena.take(&mut wanted).expect("an empty arena has room");
         assert_eq!(batch.bytes.len(), CHUNK_BYTES);
         assert_eq!(batch.ranges[0], pages[0]);
@@ -211,7 +211,7 @@ mod tests {
             arena.open_space(space);
             if space != 5 {
                 let page = [PageRange::single(PageIndex(space as u64))];
-                let batch = arena.take(&mut Wanted::new(&page)).expect("room");
+                let batch = arena.take(&mut RangeQueue::new(&page)).expect("room");
                 batch.bytes.fill(space as u8);
             }
         }

@@ -6,7 +6,7 @@
 //! long range of memory is read, the kernel is asked which of its pages hold anything, because reading a
 //! page that was never touched would make the kernel map or even allocate it.
 
-use crate::arena::{Arena, Wanted};
+use crate::arena::{Arena, RangeQueue};
 use pagetide_kernel::memory::{MemoryError, ProcessMemory};
 use pagetide_kernel::pagemap_scan::{Categories, Pagemap, ScanError, ScanRequest, ScannedRange};
 use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet, PageSize};
@@ -47,7 +47,7 @@ pub enum CaptureError {
 }
 
 /// What the copying needs to know of where pages come from.
-pub(crate) struct Source<'a> {
+pub(crate) struct PageSource<'a> {
     pub memory: &'a ProcessMemory,
     pub pagemap: &'a Pagemap,
     /// The hash that a page has in the parent, if there is a parent and the page is in it.
@@ -117,7 +117,7 @@ impl<'a> Copied<'a> {
     {
         let mut scratch = std::mem::take(&mut self.scratch);
         let mut kept = Vec::new();
-        let mut wanted = Wanted::new(ranges);
+        let mut wanted = RangeQueue::new(ranges);
         let mut pieces = Vec::new();
         while !wanted.is_empty() {
             let mut room = COMPARE_AT_ONCE;
@@ -156,7 +156,7 @@ impl<'a> Copied<'a> {
     fn keep(&mut self, page: PageIndex, bytes: &[u8]) -> Result<(), CaptureError> {
         let one = [PageRange::single(page)];
         loop {
-            if let Some(batch) = self.arena.take(&mut Wanted::new(&one)) {
+            if let Some(batch) = self.arena.take(&mut RangeQueue::new(&one)) {
                 batch.bytes.copy_from_slice(bytes);
                 return Ok(());
             }
@@ -172,7 +172,7 @@ impl<'a> Copied<'a> {
     }
 }
 
-impl Source<'_> {
+impl PageSource<'_> {
     /// Copies `pages` of private memory, asking first what long ranges hold: what holds nothing is
     /// zero. `anonymous` are the pages where that is so; elsewhere a page that is not in memory still
     /// has content.
@@ -231,7 +231,7 @@ impl Source<'_> {
 
     /// Copies `ranges`, ascending, into the arena.
     fn copy(&self, ranges: &[PageRange], copied: &mut Copied<'_>) -> Result<(), CaptureError> {
-        let mut wanted = Wanted::new(ranges);
+        let mut wanted = RangeQueue::new(ranges);
         while !wanted.is_empty() {
             let Some(batch) = copied.arena.take(&mut wanted) else {
                 copied.spill()?;

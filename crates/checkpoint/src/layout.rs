@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 
 /// How changes of a mapping's pages are found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Watch {
+pub(crate) enum ChangeDetection {
     /// Private anonymous memory: the tracker knows all that is written.
     Track,
     /// A private mapping of a file. The process's own copies are found in its page tables and compared; the
@@ -31,16 +31,16 @@ pub(crate) enum Watch {
 }
 
 /// How to watch `mapping`, if a tracker may.
-pub(crate) fn watch(mapping: &Mapping) -> Watch {
+pub(crate) fn watch(mapping: &Mapping) -> ChangeDetection {
     let accessible = mapping.read || mapping.write || mapping.execute;
     match &mapping.name {
-        MappingName::KernelData(_) => Watch::Leave(NotCapturedBecause::KernelData),
-        MappingName::Vdso => Watch::Compare,
-        _ if mapping.shared => Watch::Compare,
-        _ if is_anonymous_huge(mapping) => Watch::CompareHeld,
-        _ if mapping.has_file() => Watch::OverFile,
-        _ if !accessible => Watch::Reserved,
-        _ => Watch::Track,
+        MappingName::KernelData(_) => ChangeDetection::Leave(NotCapturedBecause::KernelData),
+        MappingName::Vdso => ChangeDetection::Compare,
+        _ if mapping.shared => ChangeDetection::Compare,
+        _ if is_anonymous_huge(mapping) => ChangeDetection::CompareHeld,
+        _ if mapping.has_file() => ChangeDetection::OverFile,
+        _ if !accessible => ChangeDetection::Reserved,
+        _ => ChangeDetection::Track,
     }
 }
 
@@ -205,7 +205,7 @@ pub(crate) enum Tracked {
 /// The mappings of a process, sorted by how they are watched.
 pub(crate) struct Layout {
     pub mappings: Vec<Mapping>,
-    pub watch: Vec<Watch>,
+    pub watch: Vec<ChangeDetection>,
     /// Private mappings of which the tracker knows what is written, as the kernel lists them. Large reservations are
     /// among them: what is made accessible of them later then joins what is accessible already.
     pub tracked: Vec<PageRange>,
@@ -232,24 +232,26 @@ impl Layout {
         for mapping in &layout.mappings {
             let mut watch = watch(mapping);
             let pages = mapping.pages();
-            if watch == Watch::Reserved && holds(pages) {
-                watch = Watch::Track;
+            if watch == ChangeDetection::Reserved && holds(pages) {
+                watch = ChangeDetection::Track;
             }
-            if watch == Watch::Compare && mapping.shared && is_object(mapping) {
-                watch = Watch::Object;
+            if watch == ChangeDetection::Compare && mapping.shared && is_object(mapping) {
+                watch = ChangeDetection::Object;
             }
-            if matches!(watch, Watch::Track) {
+            if matches!(watch, ChangeDetection::Track) {
                 layout.anonymous.insert(pages);
             }
             match watch {
-                Watch::Reserved => {
+                ChangeDetection::Reserved => {
                     layout.reserved.insert(pages);
                     if tracked == Tracked::Reservations && pages.count() >= RESERVATION {
                         layout.tracked.push(pages);
                     }
                 }
-                Watch::Track if tracked == Tracked::Nothing => watch = Watch::Compare,
-                Watch::Track => layout.tracked.push(pages),
+                ChangeDetection::Track if tracked == Tracked::Nothing => {
+                    watch = ChangeDetection::Compare
+                }
+                ChangeDetection::Track => layout.tracked.push(pages),
                 _ => {}
             }
             layout.watch.push(watch);
@@ -257,17 +259,19 @@ impl Layout {
         layout
     }
 
-    pub fn each(&self) -> impl Iterator<Item = (&Mapping, Watch)> {
+    pub fn each(&self) -> impl Iterator<Item = (&Mapping, ChangeDetection)> {
         self.mappings.iter().zip(self.watch.iter().copied())
     }
 
     /// The mappings whose content is that of a shared object.
     pub fn each_object(&self) -> impl Iterator<Item = &Mapping> {
-        let objects = self.each().filter(|(_, watch)| *watch == Watch::Object);
+        let objects = self
+            .each()
+            .filter(|(_, watch)| *watch == ChangeDetection::Object);
         objects.map(|(mapping, _)| mapping)
     }
 
-    pub fn set(&self, wanted: impl Fn(&Mapping, Watch) -> bool) -> PageSet {
+    pub fn set(&self, wanted: impl Fn(&Mapping, ChangeDetection) -> bool) -> PageSet {
         self.each()
             .filter(|(mapping, watch)| wanted(mapping, *watch))
             .map(|(mapping, _)| mapping.pages())

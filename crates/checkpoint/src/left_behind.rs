@@ -15,7 +15,7 @@ use std::os::unix::fs::MetadataExt;
 const UFFD_LINK: &str = "anon_inode:[userfaultfd]";
 
 /// One mark in a process.
-pub(crate) struct Found {
+pub(crate) struct MarkInProcess {
     /// `None`: a memfd of its name with nothing in it, because the call that created it was given up on.
     pub mark: Option<Mark>,
     pub number: i32,
@@ -23,7 +23,7 @@ pub(crate) struct Found {
     pub uffd: Option<i32>,
 }
 
-impl Found {
+impl MarkInProcess {
     /// True if it is of this very process, and not inherited from its parent.
     pub fn is_of(&self, identity: &ProcessIdentity) -> bool {
         let is_of = |mark: &Mark| mark.content().process == *identity;
@@ -36,7 +36,7 @@ impl Found {
 }
 
 /// All marks in a process, its own and those inherited from a parent.
-pub(crate) fn marks(pid: i32, pidfd: &PidFd) -> Result<Vec<Found>, TrackingError> {
+pub(crate) fn marks(pid: i32, pidfd: &PidFd) -> Result<Vec<MarkInProcess>, TrackingError> {
     let links: Vec<(i32, String)> = links(pid).collect();
     let mut found = Vec::new();
     for &(number, _) in links.iter().filter(|(_, link)| link == MEMFD_LINK) {
@@ -48,7 +48,7 @@ pub(crate) fn marks(pid: i32, pidfd: &PidFd) -> Result<Vec<Found>, TrackingError
         let mark = Mark::read(memfd).map_err(|source| TrackingError::Mark { pid, source })?;
         if mark.is_some() || is_empty {
             let uffd = mark.as_ref().and_then(|mark| uffd_of(pid, mark, &links));
-            found.push(Found { mark, number, uffd });
+            found.push(MarkInProcess { mark, number, uffd });
         }
     }
     Ok(found)
@@ -105,5 +105,5 @@ fn links(pid: i32) -> impl Iterator<Item = (i32, String)> {
 pub(crate) fn own_descriptors(pid: i32) -> Vec<i32> {
     let found = PidFd::open(pid).map(|pidfd| marks(pid, &pidfd).unwrap_or_default());
     let found = found.unwrap_or_default();
-    found.iter().flat_map(Found::numbers).collect()
+    found.iter().flat_map(MarkInProcess::numbers).collect()
 }

@@ -61,16 +61,16 @@ use crate::arena::Arena;
 use crate::capture::{CaptureError, SIZE};
 use crate::compared::ComparedBecause;
 use crate::report::NotTracked;
-use hand_over::Begun;
-use layer::{Layer, Next, Said};
-use line::{Last, Line, Making};
+use hand_over::CaptureStart;
+use layer::{CaptureFigures, CarryOver, Layer};
+use line::{LastSnapshot, Line, Making};
 use pagetide_pages::{PageCount, PageIndex, PageSet};
 use pagetide_snapshot::{Region, SnapshotWriter, Space, Store, View, WriteError, WriteOptions};
 use placement::Places;
 use put_back::PutBack;
 use std::sync::Arc;
 use std::time::Instant;
-use watched::{Observed, Since, Taken, Watched};
+use watched::{Observed, Reference, Taken, Watched};
 use worker::Worker;
 
 /// A ring of buffers that was made before a capture has to be known of by the next but one: making it counts as a write,
@@ -123,7 +123,7 @@ pub struct OwnMemory {
     worker: Arc<Worker>,
     space: String,
     /// What captures remember that are not known to be stored, by number.
-    recent: Vec<(u64, Arc<Next>)>,
+    recent: Vec<(u64, Arc<CarryOver>)>,
     watched: Watched,
 }
 
@@ -343,7 +343,7 @@ impl OwnMemory {
         let mut only = None;
         if let Some(known) = known {
             let last = self.line.last();
-            let observed = self.watched.observe(&Since {
+            let observed = self.watched.observe(&Reference {
                 next: last.next.as_deref(),
                 has_buffer_rings: last.has_buffer_rings,
                 is_doubtful: last.is_doubtful,
@@ -392,7 +392,7 @@ impl OwnMemory {
     }
 
     /// What was before a capture that begins, as far as it is not stored.
-    fn basis(&mut self, begun: &Begun) -> Last {
+    fn basis(&mut self, begun: &CaptureStart) -> LastSnapshot {
         let before = begun.before.and_then(|number| {
             let found = self.recent.iter().find(|(other, _)| *other == number);
             found.map(|(_, next)| Arc::clone(next))
@@ -415,9 +415,9 @@ impl OwnMemory {
     }
 
     /// Harvests and copies.
-    fn take(&mut self, begun: &Begun) -> Result<Layer, OwnMemoryError> {
+    fn take(&mut self, begun: &CaptureStart) -> Result<Layer, OwnMemoryError> {
         let last = self.basis(begun);
-        let observed = self.watched.observe(&Since {
+        let observed = self.watched.observe(&Reference {
             next: last.next.as_deref(),
             has_buffer_rings: last.has_buffer_rings,
             is_doubtful: last.is_doubtful,
@@ -441,7 +441,7 @@ impl OwnMemory {
         let (writer, below, taken) = (overflow.writer, overflow.below, taken?);
         let touched = observed.touched();
         let layout = observed.harvest.layout();
-        let said = Said {
+        let said = CaptureFigures {
             mapped_anew: match last.next {
                 Some(_) => layout.fresh.clone(),
                 None => PageSet::new(),
@@ -451,7 +451,7 @@ impl OwnMemory {
             guards: taken.guards,
             compared_because: observed.plan.compared_because,
             not_tracked: self.not_tracked(&layout.refused),
-            ..Said::default()
+            ..CaptureFigures::default()
         };
         Ok(Layer {
             arena,
@@ -464,7 +464,7 @@ impl OwnMemory {
             harvest: observed.harvest,
             told: observed.told,
             attachments: Vec::new(),
-            next: Arc::new(Next {
+            next: Arc::new(CarryOver {
                 memo: observed.plan.memo,
                 lengths: observed.lengths,
                 touched,

@@ -3,7 +3,7 @@
 
 use crate::capture::SIZE;
 use crate::files::{self, FileReport, Stamps};
-use crate::layout::{self, Watch};
+use crate::layout::{self, ChangeDetection};
 use crate::memo::Memo;
 use pagetide_kernel::maps::Mapping;
 use pagetide_pages::PageSet;
@@ -43,7 +43,7 @@ pub(crate) fn unchanged_files(
     let earlier: HashSet<&Stamps> = memo.settled.iter().collect();
     let over_file = mappings
         .iter()
-        .filter(|mapping| layout::watch(mapping) == Watch::OverFile);
+        .filter(|mapping| layout::watch(mapping) == ChangeDetection::OverFile);
     let unchanged: PageSet = over_file
         .clone()
         .filter(|mapping| report.unchanged_since(mapping, &earlier))

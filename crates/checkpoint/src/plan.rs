@@ -58,11 +58,11 @@ pub(crate) struct Evidence<'a> {
     /// Pages that an earlier stop for this snapshot copied.
     pub again: &'a PageSet,
     /// What the parent says; `None` for a full snapshot.
-    pub then: Option<Then<'a>>,
+    pub then: Option<ParentEvidence<'a>>,
 }
 
 /// What the parent says of the pages of the process.
-pub(crate) struct Then<'a> {
+pub(crate) struct ParentEvidence<'a> {
     /// Buffers that the kernel might have written to unseen.
     pub buffers: &'a PageSet,
     /// Pages that something was on its way into.
@@ -300,7 +300,7 @@ mod tests {
                 of(|page| page.in_flight_then),
                 of(|page| page.copy_then),
             ];
-            let then = Then {
+            let then = ParentEvidence {
                 buffers: &buffers_then,
                 in_flight: &in_flight,
                 copies: &copies_then,

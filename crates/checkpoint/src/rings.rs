@@ -163,13 +163,13 @@ fn has_queues(of_rings: &[&Mapping], inode: u64) -> bool {
 }
 
 /// What the kernel tells of one ring.
-struct Told {
+struct RingInfo {
     inode: u64,
     buffers: PageSet,
 }
 
 /// `None` if it tells nothing, because the ring is busy in a system call each time it is asked.
-fn told_of(pid: i32, ring: i32) -> Option<Told> {
+fn told_of(pid: i32, ring: i32) -> Option<RingInfo> {
     let info = Path::new("/proc")
         .join(pid.to_string())
         .join("fdinfo")
@@ -177,7 +177,7 @@ fn told_of(pid: i32, ring: i32) -> Option<Told> {
     for _ in 0..1000 {
         let text = fs::read_to_string(&info).ok()?;
         if let Some((inode, buffers)) = inode_in(&text).zip(buffers_in(&text)) {
-            return Some(Told { inode, buffers });
+            return Some(RingInfo { inode, buffers });
         }
         std::thread::yield_now();
     }

@@ -23,7 +23,7 @@ use crate::probes::Process;
 use crate::rings::{self, Depth};
 use crate::tracking::Tracking;
 use advice::Advised;
-use contents::{Contents, Now};
+use contents::{Contents, LiveMemory};
 pub use error::RollbackError;
 use pagetide_kernel::maps::{self, Mapping};
 use pagetide_kernel::memory::ProcessMemory;
@@ -92,7 +92,7 @@ pub fn roll_back(
         mappings: &mappings,
         files: &files,
     };
-    let now = Now {
+    let now = LiveMemory {
         memory: &memory,
         pagemap: &pagemap,
         mappings: &mappings,
@@ -113,14 +113,7 @@ pub fn roll_back(
         .and_then(|()| contents.apply(pid, &mut stopped, view, space, &now))
         .and_then(|()| advise(pid, &mut stopped, &advised, regions))
         .and_then(|()| Ok(stopped.set_thread_states(&state.threads)?));
-    if let Err(source) = put_back {
-        // It may have been killed, which is as good.
-        let _ = stopped.signal(rustix::process::Signal::STOP);
-        return Err(RollbackError::Partly {
-            pid,
-            source: Box::new(source),
-        });
-    }
+    put_back.map_err(|source| left_partly(&mut stopped, source))?;
     let notes = advice::left(pid, regions)?;
     let since = stopped.since();
     stopped.resume()?;
@@ -130,6 +123,16 @@ pub fn roll_back(
         stop: since.elapsed(),
         notes,
     })
+}
+
+/// Leaves a process that is put back in part only stopped: it is not what it was, and not what it should be.
+fn left_partly(stopped: &mut StoppedProcess, source: RollbackError) -> RollbackError {
+    // It may have been killed, which is as good.
+    let _ = stopped.signal(rustix::process::Signal::STOP);
+    RollbackError::Partly {
+        pid: stopped.identity().pid,
+        source: Box::new(source),
+    }
 }
 
 /// Where a snapshot has the memory of the process `identity`, and what it says of it.

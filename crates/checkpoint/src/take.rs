@@ -42,7 +42,7 @@ use pagetide_snapshot::{SnapshotId, SnapshotKind, Store, View, WriteCounters, Wr
 use precopy::Precopied;
 use standstill::{Instantaneous, ObjectPages};
 use std::time::{Duration, Instant};
-use window::Stopped;
+use window::WindowResult;
 
 /// One snapshot to be taken: of whom, into which store, and how.
 pub(crate) struct Take<'a> {
@@ -243,7 +243,7 @@ fn report(
 ) -> Report {
     let info = view.info();
     let stopped = || found.members.iter().flatten();
-    let count = |set: fn(&Stopped) -> PageCount| stopped().map(set).sum::<PageCount>();
+    let count = |set: fn(&WindowResult) -> PageCount| stopped().map(set).sum::<PageCount>();
     let objects = || found.object_pages.iter();
     let in_objects: PageCount = objects().map(|pages| pages.copied).sum();
     let file_pages = |pages: &ObjectPages| PageCount(pages.in_file.len() as u64);

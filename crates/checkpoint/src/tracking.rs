@@ -3,7 +3,7 @@
 
 use crate::error::TrackingError;
 use crate::growth;
-use crate::left_behind::{self, Found};
+use crate::left_behind::{self, MarkInProcess};
 use crate::mark::{MEMFD_NAME, Mark, MarkContent, Phase};
 use crate::page_table_limit;
 use pagetide_kernel::maps::{self, Mapping};
@@ -65,7 +65,7 @@ impl Tracking {
         let own = left_behind::marks(pid, &pidfd)?
             .into_iter()
             .find(|found| found.mark.is_some() && found.is_of(identity));
-        let Some(Found {
+        let Some(MarkInProcess {
             mark: Some(mark),
             uffd,
             ..
@@ -136,7 +136,7 @@ impl Tracking {
         if !stale.is_empty() {
             close_in(stopped, &stale).map_err(|source| TrackingError::Remote { pid, source })?;
         }
-        let mut left = Left::default();
+        let mut left = Footprint::default();
         let begun = (|| {
             let remote = |source| TrackingError::Remote { pid, source };
             let mut calls = stopped.remote_calls().map_err(remote)?;
@@ -169,7 +169,7 @@ impl Tracking {
     ) -> Result<Tracking, TrackingError> {
         let pid = identity.pid;
         let pidfd = open_pidfd(pid)?;
-        let mut left = Left::default();
+        let mut left = Footprint::default();
         let mark = create(calls, &pidfd, identity, (backend, store), &mut left)?;
         let limit = page_table_limit::of(pid, None);
         watch(&pidfd, pid, backend, mark, limit)
@@ -214,7 +214,7 @@ impl Tracking {
 fn stale_descriptors(identity: &ProcessIdentity, pidfd: &PidFd) -> Result<Vec<i32>, TrackingError> {
     let all = left_behind::marks(identity.pid, pidfd)?;
     let own = all.iter().filter(|found| found.is_of(identity));
-    let mut numbers: Vec<i32> = own.flat_map(Found::numbers).collect();
+    let mut numbers: Vec<i32> = own.flat_map(MarkInProcess::numbers).collect();
     numbers.sort_unstable();
     numbers.dedup();
     Ok(numbers)
@@ -222,12 +222,12 @@ fn stale_descriptors(identity: &ProcessIdentity, pidfd: &PidFd) -> Result<Vec<i3
 
 /// What a beginning has put into a process so far.
 #[derive(Default)]
-struct Left {
+struct Footprint {
     uffd: Option<i32>,
     memfd: Option<i32>,
 }
 
-impl Left {
+impl Footprint {
     fn numbers(&self) -> Vec<i32> {
         [self.uffd, self.memfd].into_iter().flatten().collect()
     }
@@ -240,7 +240,7 @@ fn create(
     pidfd: &PidFd,
     identity: &ProcessIdentity,
     (backend, store): (Backend, StoreId),
-    left: &mut Left,
+    left: &mut Footprint,
 ) -> Result<Mark, TrackingError> {
     let pid = identity.pid;
     let remote = |source| TrackingError::Remote { pid, source };
@@ -321,7 +321,7 @@ pub(crate) fn is_tracked(pid: i32) -> bool {
     };
     let found = open_pidfd(pid).and_then(|pidfd| left_behind::marks(pid, &pidfd));
     found.is_ok_and(|found| {
-        let of_this = |found: &Found| found.mark.is_some() && found.is_of(&identity);
+        let of_this = |found: &MarkInProcess| found.mark.is_some() && found.is_of(&identity);
         found.iter().any(of_this)
     })
 }
@@ -339,7 +339,7 @@ pub struct Detached {
 pub fn is_tracked_for(identity: &ProcessIdentity, store: StoreId) -> bool {
     let pid = identity.pid;
     let marks = open_pidfd(pid).and_then(|pidfd| left_behind::marks(pid, &pidfd));
-    let is_own = |found: Found| {
+    let is_own = |found: MarkInProcess| {
         let is_of = found.is_of(identity);
         is_of && found.mark.is_some_and(|mark| mark.content().store == store)
     };
@@ -367,7 +367,7 @@ pub fn detach(identity: &ProcessIdentity, options: StopOptions) -> Result<Detach
             unregister(pid, fetch(&pidfd, pid, uffd)?);
         }
     }
-    let numbers: Vec<i32> = found.iter().flat_map(Found::numbers).collect();
+    let numbers: Vec<i32> = found.iter().flat_map(MarkInProcess::numbers).collect();
     let mut stopped = StoppedProcess::stop(identity, options)?;
     let closed = close_in(&mut stopped, &numbers);
     stopped.resume()?;

@@ -8,7 +8,7 @@ use std::io;
 
 /// Arguments of mmap(2).
 #[derive(Clone, Copy, Debug)]
-pub struct Wanted {
+pub struct MapArguments {
     /// Where; whole pages.
     pub address: u64,
     /// How many bytes; whole pages.
@@ -29,7 +29,7 @@ pub struct Inherited {
 
 impl Inherited {
     /// Maps memory where nothing is. EEXIST: something of this process is there.
-    pub fn map(&mut self, wanted: &Wanted) -> io::Result<()> {
+    pub fn map(&mut self, wanted: &MapArguments) -> io::Result<()> {
         let (descriptor, offset) = wanted.file.unwrap_or((-1, 0));
         let place = libc::MAP_FIXED | libc::MAP_FIXED_NOREPLACE;
         // SAFETY: with MAP_FIXED_NOREPLACE and without MAP_FIXED nothing that is mapped is touched, and no reference leads to
@@ -75,7 +75,7 @@ mod tests {
 
     #[test]
     fn it_is_mapped_where_nothing_is_and_goes_with_its_owner() {
-        let wanted = Wanted {
+        let wanted = MapArguments {
             address: 0x1357_0000_0000,
             length: 4 * PAGE,
             protection: libc::PROT_READ | libc::PROT_WRITE,

@@ -21,12 +21,12 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, Ordering};
 const NONE: i32 = -1;
 
 /// A place for the number of a descriptor, in a list that only grows. A forked child walks it, so it has no lock.
-struct Place {
+struct Slot {
     number: AtomicI32,
-    next: Option<&'static Place>,
+    next: Option<&'static Slot>,
 }
 
-static PLACES: AtomicPtr<Place> = AtomicPtr::new(std::ptr::null_mut());
+static PLACES: AtomicPtr<Slot> = AtomicPtr::new(std::ptr::null_mut());
 
 /// What withheld numbers lead to in a child.
 static NOTHING: AtomicI32 = AtomicI32::new(NONE);
@@ -38,7 +38,7 @@ static FORKS: AtomicBool = AtomicBool::new(false);
 /// process, too: at no moment can a child get what it led to. So it must be dropped before the descriptor is
 /// closed, and after its last use.
 pub struct Withheld {
-    place: &'static Place,
+    place: &'static Slot,
     number: i32,
 }
 
@@ -100,15 +100,15 @@ extern "C" fn forks_again() {
     FORKS.store(false, Ordering::Release);
 }
 
-fn places() -> impl Iterator<Item = &'static Place> {
+fn places() -> impl Iterator<Item = &'static Slot> {
     // SAFETY: the pointer is null or that of a place that was leaked, and so lives as long as the process.
     let first = unsafe { PLACES.load(Ordering::Acquire).as_ref() };
     std::iter::successors(first, |place| place.next)
 }
 
-fn add_place(number: i32) -> &'static Place {
+fn add_place(number: i32) -> &'static Slot {
     let mut first = PLACES.load(Ordering::Acquire);
-    let place = Box::leak(Box::new(Place {
+    let place = Box::leak(Box::new(Slot {
         number: AtomicI32::new(number),
         next: None,
     }));

@@ -88,7 +88,7 @@ impl StoppedProcess {
         })?;
         let alarm = keeper.handle();
         self.tracer().begin(move |tracees| {
-            Watch::over(tracees, kept, is_group_stopped, keeper, gate).run(&seen);
+            GuardState::over(tracees, kept, is_group_stopped, keeper, gate).run(&seen);
             seen.store(OVER, Ordering::Release);
         });
         Ok(Guard {
@@ -131,7 +131,7 @@ impl Drop for Guard {
 }
 
 /// What the guard's thread knows.
-struct Watch {
+struct GuardState {
     kept: ThreadId,
     kept_has_ended: bool,
     known: HashSet<ThreadId>,
@@ -147,7 +147,7 @@ struct Watch {
     gate: Arc<dyn Gate>,
 }
 
-impl Watch {
+impl GuardState {
     /// Takes the threads over, and lets them run, or leaves them in their group-stop.
     fn over(
         tracees: &mut Tracees,
@@ -155,7 +155,7 @@ impl Watch {
         is_group_stopped: bool,
         keeper: Keeper,
         gate: Arc<dyn Gate>,
-    ) -> Watch {
+    ) -> GuardState {
         let known: HashSet<ThreadId> = tracees.give_away().into_iter().collect();
         for &thread in &known {
             // Whoever was killed meanwhile reports its end.
@@ -168,7 +168,7 @@ impl Watch {
             };
             gone_on.ok();
         }
-        Watch {
+        GuardState {
             kept,
             kept_has_ended: false,
             known,

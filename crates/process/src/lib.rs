@@ -81,7 +81,7 @@ pub use open_files::{
     ProcessFileKind, ReopenChoices, ReopenError, Reopened, Run, SignalfdState, SocketError,
     SocketState, StandardStream, StoredObject, TcpChoice, TerminalState, TimerfdState, Watch,
 };
-pub use opener::{Created, FileIdentity, Found, Name, OpenError, Opener, Openers, is_allowed};
+pub use opener::{Created, FileIdentity, Name, OpenError, Opener, Openers, PathTarget, is_allowed};
 pub use page_usage::{
     ExplainedPage, ObjectState, PageUsage, PageUsageError, RegionUsage, SharedFrames, SharedRange,
     SharedRegion, SwapEntry, SwapKind, Unavailable, Usage, explain_page, page_sources, page_usage,

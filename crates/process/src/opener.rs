@@ -204,7 +204,7 @@ impl Opener {
 
     /// Looks up a path, without opening what is there, and without following a link at its end. If the process may not,
     /// the file has to be the one it had.
-    pub fn find(&self, path: &Path, was: Option<FileIdentity>) -> Result<Found, OpenError> {
+    pub fn find(&self, path: &Path, was: Option<FileIdentity>) -> Result<PathTarget, OpenError> {
         let found = self.look(path, was, None)?;
         self.check_allowed(|| found.resolved())?;
         Ok(found)
@@ -217,7 +217,7 @@ impl Opener {
         path: &Path,
         was: Option<FileIdentity>,
         flags: OFlags,
-    ) -> Result<Found, OpenError> {
+    ) -> Result<PathTarget, OpenError> {
         // Nothing is opened that is not allowed.
         let early = self.inner.allowed.is_empty().then_some(flags | ALWAYS);
         let found = self.look(path, was, early)?;
@@ -230,7 +230,7 @@ impl Opener {
         path: &Path,
         was: Option<FileIdentity>,
         early: Option<OFlags>,
-    ) -> Result<Found, OpenError> {
+    ) -> Result<PathTarget, OpenError> {
         let user = self.user();
         let wanted = path.to_owned();
         let look = move || {
@@ -255,7 +255,7 @@ impl Opener {
             other => other?,
         };
         let stat = fstat(&file)?;
-        Ok(Found {
+        Ok(PathTarget {
             opener: self.clone(),
             path: path.to_owned(),
             is_the_same: was == Some(identity(&stat)),
@@ -266,7 +266,7 @@ impl Opener {
     }
 
     /// A directory, and the name of what `path` leads to in there.
-    pub(crate) fn find_parent(&self, path: &Path) -> Result<(Found, OsString), OpenError> {
+    pub(crate) fn find_parent(&self, path: &Path) -> Result<(PathTarget, OsString), OpenError> {
         let name = path.file_name().ok_or(Errno::INVAL)?;
         let directory = path.parent().unwrap_or(Path::new("/"));
         let found = self.look(directory, None, None)?;
@@ -278,8 +278,8 @@ impl Opener {
     }
 
     /// What another opener has found, for what is done with it from here on.
-    pub(crate) fn find_again(&self, found: &Found) -> Result<Found, OpenError> {
-        Ok(Found {
+    pub(crate) fn find_again(&self, found: &PathTarget) -> Result<PathTarget, OpenError> {
+        Ok(PathTarget {
             opener: self.clone(),
             path: found.path.clone(),
             file: found.copy()?,
@@ -392,7 +392,7 @@ fn link_of(file: impl AsFd) -> String {
 
 /// What a path leads to, not opened yet.
 #[derive(Debug)]
-pub struct Found {
+pub struct PathTarget {
     opener: Opener,
     path: PathBuf,
     /// Opened with O_PATH.
@@ -419,7 +419,7 @@ fn open_early(file: &OwnedFd, flags: OFlags) -> Option<Opened> {
     is_harmless.then(|| (flags, open(link_of(file), flags, Mode::empty())))
 }
 
-impl Found {
+impl PathTarget {
     /// Its type.
     pub fn kind(&self) -> FileType {
         FileType::from_raw_mode(self.stat.st_mode)
@@ -513,7 +513,7 @@ impl Found {
     }
 }
 
-impl AsFd for Found {
+impl AsFd for PathTarget {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
@@ -531,13 +531,13 @@ pub struct Created {
 /// A name in a directory, for a file that was made.
 #[derive(Debug)]
 pub struct Name {
-    directory: Found,
+    directory: PathTarget,
     name: OsString,
     which: FileIdentity,
 }
 
 impl Name {
-    pub(crate) fn new(directory: Found, name: OsString, which: FileIdentity) -> Self {
+    pub(crate) fn new(directory: PathTarget, name: OsString, which: FileIdentity) -> Self {
         Self {
             directory,
             name,

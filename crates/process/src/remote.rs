@@ -93,7 +93,7 @@ impl<'a> RemoteCalls<'a> {
                 session.free_below(),
                 seccomp,
             );
-            tracees.session = Some(session);
+            tracees.hold_session(session);
             Ok(summary)
         });
         let (thread, survives_our_death, behind_syscall, free_below, seccomp) = begun?;
@@ -122,7 +122,7 @@ impl<'a> RemoteCalls<'a> {
             .ok_or(RemoteCallError::NoLanding { pid })?;
         stopped.tracer().run(move |tracees| {
             let session = Session::in_new(tracees.pid(), thread, syscall, scratch, memory)?;
-            tracees.session = Some(session);
+            tracees.hold_session(session);
             Ok(())
         })?;
         Ok(Self {
@@ -269,7 +269,7 @@ impl<'a> RemoteCalls<'a> {
     fn end(&self) -> Result<(), RemoteCallError> {
         self.stopped
             .tracer()
-            .run(|tracees| match tracees.session.take() {
+            .run(|tracees| match tracees.take_session::<Session>() {
                 Some(session) => session.end(tracees),
                 None => Ok(()),
             })
@@ -280,12 +280,13 @@ impl<'a> RemoteCalls<'a> {
         work: impl FnOnce(&mut Session, &mut Tracees) -> Result<R, RemoteCallError> + Send + 'static,
     ) -> Result<R, RemoteCallError> {
         self.stopped.tracer().run(move |tracees| {
-            let mut session = tracees.session.take().ok_or(RemoteCallError::Over)?;
+            let session = tracees.take_session::<Session>();
+            let mut session = session.ok_or(RemoteCallError::Over)?;
             let result = work(&mut session, tracees);
             match &result {
                 Err(RemoteCallError::Gone { .. }) => {}
                 _ if session.lost => {}
-                _ => tracees.session = Some(session),
+                _ => tracees.hold_session(session),
             }
             result
         })

@@ -23,7 +23,7 @@ use crate::rseq::Whereabouts;
 use crate::seizing::is_gone;
 use crate::self_healing::{self, Frame, RED_ZONE, ThreadParts};
 use crate::syscall_names::SystemCall;
-use crate::tracees::{SessionReport, Tracees};
+use crate::tracees::{OpenSession, SessionReport, Tracees};
 
 /// Most bytes that `RemoteCalls::with_bytes` takes.
 const BYTES_MAX: usize = 64 * 1024;
@@ -97,6 +97,13 @@ impl Candidate {
             !restart::is_restart_block(&self.registers),
             !restart::will_restart(&self.registers),
         )
+    }
+}
+
+impl OpenSession for Session {
+    fn give_back(self: Box<Self>, tracees: &mut Tracees) {
+        // All else is let go whether or not this thread can be made what it was.
+        self.end(tracees).ok();
     }
 }
 

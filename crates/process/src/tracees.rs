@@ -1,6 +1,8 @@
 //! The threads of the target and what each of them is doing, seen from the tracing thread: stopping
 //! all of them, and letting all of them go. It writes no register and runs no call.
 
+use std::any::Any;
+use std::fmt::Debug;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -53,6 +55,12 @@ pub(crate) enum StopFailure {
     Proc(io::Error),
 }
 
+/// A remote call session, as far as letting go has to know it.
+pub(crate) trait OpenSession: Any + Debug + Send {
+    /// Makes its thread what it was, as well as that is still possible.
+    fn give_back(self: Box<Self>, tracees: &mut Tracees);
+}
+
 /// The threads of the target, seen from the tracing thread.
 #[derive(Debug)]
 pub(crate) struct Tracees {
@@ -69,7 +77,7 @@ pub(crate) struct Tracees {
     /// What its threads waited for before they were stopped.
     pub(crate) waits: Waits,
     /// Set while a remote call session holds a thread whose registers are not its own.
-    pub(crate) session: Option<crate::session::Session>,
+    session: Option<Box<dyn OpenSession>>,
 }
 
 /// Denials that may be due to a change under way.
@@ -390,6 +398,18 @@ impl Tracees {
         self.ending
     }
 
+    /// Keeps a session that holds a thread.
+    pub(crate) fn hold_session(&mut self, session: impl OpenSession) {
+        self.session = Some(Box::new(session));
+    }
+
+    /// The session that holds a thread.
+    pub(crate) fn take_session<S: OpenSession>(&mut self) -> Option<S> {
+        let session: Box<dyn Any> = self.session.take()?;
+        // There is one kind of session.
+        session.downcast().ok().map(|session| *session)
+    }
+
     /// The threads that are stopped, which are somebody else's business from now on.
     pub(crate) fn give_away(&mut self) -> Vec<ThreadId> {
         let stopped = self.stopped();
@@ -401,7 +421,7 @@ impl Tracees {
     /// one ran.
     pub(crate) fn let_all_go(&mut self) -> bool {
         if let Some(session) = self.session.take() {
-            session.end(self).ok();
+            session.give_back(self);
         }
         // A newborn that has not reported, or a thread that has just stopped, can be let go in
         // the proper way, too.

@@ -13,15 +13,15 @@ use std::sync::Arc;
 
 /// The place of a stored page: the number of the layer, that of the frame in it, and the position in the frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Source {
+pub struct FramePlace {
     pub layer: u32,
     pub frame: usize,
     pub position: u64,
 }
 
-impl Source {
+impl FramePlace {
     /// No place at all, for pages of which the store has no bytes.
-    pub const NONE: Source = Source {
+    pub const NONE: FramePlace = FramePlace {
         layer: u32::MAX,
         frame: 0,
         position: 0,
@@ -31,14 +31,14 @@ impl Source {
 /// Where pages that follow one another come from: in each place they follow one another, too.
 #[derive(Clone, Debug)]
 pub struct Sources {
-    pub whole: Source,
+    pub whole: FramePlace,
     /// The differences to that, the newest first.
-    pub differences: Vec<Source>,
+    pub differences: Vec<FramePlace>,
 }
 
 impl Sources {
     /// Where the pages themselves are stored.
-    pub fn newest(&self) -> Source {
+    pub fn newest(&self) -> FramePlace {
         self.differences.first().copied().unwrap_or(self.whole)
     }
 }
@@ -55,7 +55,7 @@ impl Inner {
             let number = kept.frame_of(ordinal);
             let frame = &kept.frames[number];
             let position = ordinal - frame.first_ordinal;
-            let source = Source {
+            let source = FramePlace {
                 layer,
                 frame: number,
                 position,
@@ -104,7 +104,7 @@ impl Inner {
 
     fn differences(
         &self,
-        source: &Source,
+        source: &FramePlace,
         page_bytes: usize,
         reader: &mut FrameReader,
     ) -> Result<Arc<Differences>, ReadError> {

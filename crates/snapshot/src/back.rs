@@ -9,7 +9,7 @@ use crate::beneath::Beneath;
 use crate::differences::DEPTH_MAX;
 use crate::format::index::{Index, Run};
 use crate::format::metadata::captured;
-use crate::kept::Kept;
+use crate::kept::CompactIndex;
 use crate::layer::Layer;
 use crate::model::{Capture, PageState, Region, Space};
 use crate::runs::{self, Resolved};
@@ -71,11 +71,16 @@ impl Back {
     }
 
     /// Passes a snapshot with these spaces; `layer` makes of what is needed of its index what is kept.
-    pub fn step(&mut self, spaces: &[Space], index: Index, layer: impl FnOnce(Kept) -> Layer) {
+    pub fn step(
+        &mut self,
+        spaces: &[Space],
+        index: Index,
+        layer: impl FnOnce(CompactIndex) -> Layer,
+    ) {
         let number = self.layers.len() as u32;
         let own: HashMap<_, _> = spaces.iter().map(key).zip(0u32..).collect();
         let mut needed: Vec<Range<u64>> = Vec::new();
-        let all = Kept::all(index.frames, index.hashes);
+        let all = CompactIndex::all(index.frames, index.hashes);
         for (space, one) in self.spaces.iter().zip(&mut self.looked_for) {
             // A space that was not there has nothing from before.
             let Some(&position) = own.get(&key(space)) else {
@@ -137,7 +142,7 @@ impl LookedFor {
 
     /// Takes of a run what is looked for, and notes which stored pages or hashes that are. Which of its pages are differences
     /// `kept` knows.
-    fn take(&mut self, run: &Run, number: u32, kept: &Kept, needed: &mut Vec<Range<u64>>) {
+    fn take(&mut self, run: &Run, number: u32, kept: &CompactIndex, needed: &mut Vec<Range<u64>>) {
         let layer = if run.state.is_hashed() { number } else { 0 };
         let whole = Resolved {
             pages: run.pages,
@@ -158,7 +163,7 @@ impl LookedFor {
         }
     }
 
-    fn take_part(&mut self, part: Resolved, kept: &Kept, needed: &mut Vec<Range<u64>>) {
+    fn take_part(&mut self, part: Resolved, kept: &CompactIndex, needed: &mut Vec<Range<u64>>) {
         // What this file has differences to is in an older one.
         let mut below: Vec<(PageRange, usize)> = Vec::new();
         for (pages, level) in cut_out(&mut self.open, part.pages) {

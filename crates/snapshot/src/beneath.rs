@@ -2,7 +2,7 @@
 //! whole. Each is a list of runs like that of the view itself.
 
 use crate::format::metadata::captured;
-use crate::kept::Kept;
+use crate::kept::CompactIndex;
 use crate::model::{PageState, Space};
 use crate::runs::{self, Resolved};
 use pagetide_pages::{PageCount, PageRange};
@@ -12,7 +12,10 @@ pub type Beneath = Vec<Vec<Resolved>>;
 
 impl Resolved {
     /// Those of its pages that are differences, if `kept` is of the file they are in.
-    pub fn differing<'k>(&self, kept: &'k Kept) -> impl Iterator<Item = PageRange> + use<'k> {
+    pub fn differing<'k>(
+        &self,
+        kept: &'k CompactIndex,
+    ) -> impl Iterator<Item = PageRange> + use<'k> {
         let stored = match self.state {
             PageState::Data => self.ordinal..self.ordinal + self.pages.count().0,
             _ => 0..0,
@@ -31,7 +34,7 @@ pub fn resolve(
     (base, base_beneath): (&[Resolved], &Beneath),
     space: &Space,
     top: &[Resolved],
-    kept: &Kept,
+    kept: &CompactIndex,
 ) -> Beneath {
     let own: Vec<PageRange> = top.iter().flat_map(|run| run.differing(kept)).collect();
     if own.is_empty() && base_beneath.is_empty() {

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 
 /// Where the bytes of a page are.
 #[derive(Clone, Copy)]
-pub enum Place {
+pub enum ContentPlace {
     /// In the stored page of this number.
     Stored(u64),
     /// In the page at this position of those that wait for their frame to fill.
@@ -44,10 +44,13 @@ impl Known {
     }
 
     /// Where a page with this hash is.
-    pub fn place(&self, page_bytes: usize, hash: PageHash) -> Option<Place> {
+    pub fn place(&self, page_bytes: usize, hash: PageHash) -> Option<ContentPlace> {
         let places = self.sizes.get(&page_bytes)?;
-        let waiting = places.waiting.get(&hash).map(|&at| Place::Waiting(at));
-        waiting.or_else(|| places.stored.get(&hash).map(|&at| Place::Stored(at)))
+        let waiting = places
+            .waiting
+            .get(&hash)
+            .map(|&at| ContentPlace::Waiting(at));
+        waiting.or_else(|| places.stored.get(&hash).map(|&at| ContentPlace::Stored(at)))
     }
 
     /// The page of this hash is the stored page `ordinal`, and waits no longer.

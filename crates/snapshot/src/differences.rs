@@ -20,26 +20,26 @@ pub enum Difference {
 }
 
 /// Differences that wait for their frame to be made: all of one kind, of pages of one size.
-pub enum Gathered {
-    Words(words::Gathered),
-    Patches(patches::Gathered),
+pub enum DifferenceBatch {
+    Words(words::WordBatch),
+    Patches(patches::PatchBatch),
 }
 
-impl Gathered {
+impl DifferenceBatch {
     /// For differences like this one.
-    pub fn of(difference: &Difference) -> Gathered {
+    pub fn of(difference: &Difference) -> DifferenceBatch {
         match difference {
-            Difference::Words(_) => Gathered::Words(words::Gathered::default()),
-            Difference::Patch(_) => Gathered::Patches(patches::Gathered::default()),
+            Difference::Words(_) => DifferenceBatch::Words(words::WordBatch::default()),
+            Difference::Patch(_) => DifferenceBatch::Patches(patches::PatchBatch::default()),
         }
     }
 
     pub fn push(&mut self, parent: PageHash, difference: &Difference) {
         match (self, difference) {
-            (Gathered::Words(all), Difference::Words(words)) => all.push(parent, words),
-            (Gathered::Patches(all), Difference::Patch(patch)) => all.push(parent, patch),
-            (Gathered::Words(_), Difference::Patch(_))
-            | (Gathered::Patches(_), Difference::Words(_)) => {
+            (DifferenceBatch::Words(all), Difference::Words(words)) => all.push(parent, words),
+            (DifferenceBatch::Patches(all), Difference::Patch(patch)) => all.push(parent, patch),
+            (DifferenceBatch::Words(_), Difference::Patch(_))
+            | (DifferenceBatch::Patches(_), Difference::Words(_)) => {
                 unreachable!("differences wait with those of their kind")
             }
         }
@@ -48,8 +48,8 @@ impl Gathered {
     /// Whether a frame should have no more.
     pub fn is_full(&self, page_bytes: usize) -> bool {
         match self {
-            Gathered::Words(words) => words.is_full(page_bytes),
-            Gathered::Patches(patches) => patches.is_full(page_bytes),
+            DifferenceBatch::Words(words) => words.is_full(page_bytes),
+            DifferenceBatch::Patches(patches) => patches.is_full(page_bytes),
         }
     }
 
@@ -59,8 +59,8 @@ impl Gathered {
         compress: impl FnOnce(&[u8]) -> io::Result<Vec<u8>>,
     ) -> io::Result<(Vec<u8>, u16)> {
         match self {
-            Gathered::Words(words) => Ok((words.encode(compress)?, ENCODING_WORDS)),
-            Gathered::Patches(patches) => Ok((patches.encode(), ENCODING_PATCHES)),
+            DifferenceBatch::Words(words) => Ok((words.encode(compress)?, ENCODING_WORDS)),
+            DifferenceBatch::Patches(patches) => Ok((patches.encode(), ENCODING_PATCHES)),
         }
     }
 }

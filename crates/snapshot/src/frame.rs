@@ -1,7 +1,7 @@
 //! One frame: some pages to stored bytes and back. Not which pages they are, nor where they lie.
 
 use crate::decompress::{Decompress, Wherever};
-use crate::differences::{Differences, Gathered};
+use crate::differences::{DifferenceBatch, Differences};
 use crate::format::index::Frame;
 use crate::format::{ENCODING_RAW, ENCODING_ZSTD, FormatError, damaged};
 use crate::options::Compression;
@@ -79,7 +79,10 @@ impl FrameEncoder {
     }
 
     /// The frame for differences.
-    pub fn encode_differences(&mut self, gathered: &Gathered) -> io::Result<EncodedFrame<'static>> {
+    pub fn encode_differences(
+        &mut self,
+        gathered: &DifferenceBatch,
+    ) -> io::Result<EncodedFrame<'static>> {
         let (stored, encoding) = gathered.encode(|columns| self.compressor.compress(columns))?;
         Ok(EncodedFrame::new(Cow::Owned(stored), encoding))
     }

@@ -20,7 +20,7 @@ pub struct FrameCache {
 }
 
 /// The pages of a frame, and when they were last asked for.
-pub type Kept = (Arc<Vec<u8>>, u64);
+pub type CachedFrame = (Arc<Vec<u8>>, u64);
 
 #[derive(Default)]
 pub struct CacheState {
@@ -28,7 +28,7 @@ pub struct CacheState {
     pub bytes: usize,
     pub clock: u64,
     /// By layer and number, with the time of the last use.
-    pub frames: HashMap<(u32, usize), Kept>,
+    pub frames: HashMap<(u32, usize), CachedFrame>,
     pub reader: FrameReader,
 }
 

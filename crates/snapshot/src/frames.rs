@@ -2,8 +2,8 @@
 //! each page in them gets its number. Pages that do not fill a frame wait here, those of all spaces
 //! with one page size together: memory is bounded however many spaces there are.
 
-use crate::dedup::{Known, Place};
-use crate::differences::{Difference, Gathered};
+use crate::dedup::{ContentPlace, Known};
+use crate::differences::{Difference, DifferenceBatch};
 use crate::format::index::{Frame, is_of_differences};
 use crate::frame::{EncodedFrame, FrameEncoder};
 use crate::model::{PageHash, PageState};
@@ -30,13 +30,13 @@ impl From<io::Error> for FrameError {
 
 /// A page that was put: where, and when.
 #[derive(Clone, Copy)]
-pub struct Put {
+pub struct PutPage {
     pub space: usize,
     pub page: PageIndex,
     pub sequence: u64,
 }
 
-impl Put {
+impl PutPage {
     /// What is to be noted of it if its bytes are the stored page `ordinal`.
     fn entry(self, ordinal: u64) -> Entry {
         Entry {
@@ -56,15 +56,15 @@ pub type Log<'l> = dyn FnMut(usize, Entry) + 'l;
 #[derive(Default)]
 struct Waiting {
     raw: Vec<u8>,
-    pages: Vec<(Put, PageHash)>,
+    pages: Vec<(PutPage, PageHash)>,
     /// Pages that have the bytes of the one at this position.
-    same: Vec<(usize, Put)>,
+    same: Vec<(usize, PutPage)>,
 }
 
 /// Pages of one size that are stored as differences of one kind, and wait for others.
-struct Differing {
-    gathered: Gathered,
-    pages: Vec<(Put, PageHash)>,
+struct DifferenceQueue {
+    gathered: DifferenceBatch,
+    pages: Vec<(PutPage, PageHash)>,
 }
 
 /// The frames, and the file they go to.
@@ -76,7 +76,7 @@ pub struct Frames {
     length: u64,
     waiting: BTreeMap<usize, Waiting>,
     /// By size, and whether they are words.
-    differing: BTreeMap<(usize, bool), Differing>,
+    differing: BTreeMap<(usize, bool), DifferenceQueue>,
     known: Option<Known>,
 }
 
@@ -128,7 +128,7 @@ impl Frames {
         &mut self,
         page_bytes: usize,
         frame: EncodedFrame<'_>,
-        pages: impl Iterator<Item = (Put, PageHash)>,
+        pages: impl Iterator<Item = (PutPage, PageHash)>,
         log: &mut Log<'_>,
     ) -> Result<(), FrameError> {
         self.append(&frame.bytes).map_err(FrameError::Append)?;
@@ -162,7 +162,7 @@ impl Frames {
     /// Adds a page to those that wait; they are written once they are `frame_pages`.
     pub fn wait(
         &mut self,
-        put: Put,
+        put: PutPage,
         hash: PageHash,
         bytes: &[u8],
         frame_pages: usize,
@@ -183,15 +183,15 @@ impl Frames {
     /// Adds a page that is made from the parent's, which has the hash `parent`.
     pub fn wait_differing(
         &mut self,
-        (put, hash): (Put, PageHash),
+        (put, hash): (PutPage, PageHash),
         page_bytes: usize,
         (parent, difference): (PageHash, &Difference),
         log: &mut Log<'_>,
     ) -> Result<(), FrameError> {
         let kind = (page_bytes, matches!(difference, Difference::Words(_)));
         let differing = self.differing.entry(kind);
-        let differing = differing.or_insert_with(|| Differing {
-            gathered: Gathered::of(difference),
+        let differing = differing.or_insert_with(|| DifferenceQueue {
+            gathered: DifferenceBatch::of(difference),
             pages: Vec::new(),
         });
         differing.pages.push((put, hash));
@@ -205,7 +205,7 @@ impl Frames {
     /// Notes that a page has the bytes of one that is stored or waits.
     pub fn refer(
         &mut self,
-        put: Put,
+        put: PutPage,
         hash: PageHash,
         bytes: &[u8],
         frame_pages: usize,
@@ -213,8 +213,8 @@ impl Frames {
     ) -> Result<(), FrameError> {
         let known = self.known.as_ref();
         match known.and_then(|known| known.place(bytes.len(), hash)) {
-            Some(Place::Stored(ordinal)) => log(put.space, put.entry(ordinal)),
-            Some(Place::Waiting(position)) => {
+            Some(ContentPlace::Stored(ordinal)) => log(put.space, put.entry(ordinal)),
+            Some(ContentPlace::Waiting(position)) => {
                 let waiting = self.waiting.entry(bytes.len()).or_default();
                 waiting.same.push((position, put));
             }

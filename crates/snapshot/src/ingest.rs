@@ -62,7 +62,7 @@ pub struct Chunk<'a> {
 }
 
 /// What all workers need to know.
-pub struct Plan<'p, 'a> {
+pub struct IngestPlan<'p, 'a> {
     pub pieces: &'p [(PageIndex, &'a [u8])],
     pub page_bytes: usize,
     pub frame_pages: usize,
@@ -86,7 +86,7 @@ pub fn is_zero(bytes: &[u8]) -> bool {
     lines.into_iter().all(zero) && zero(tail)
 }
 
-impl<'a> Plan<'_, 'a> {
+impl<'a> IngestPlan<'_, 'a> {
     /// The bytes of a page of the call.
     pub fn bytes(&self, page: &PageRef) -> &'a [u8] {
         self.bytes_of(page, 1)
@@ -250,7 +250,7 @@ fn is_usable(parent: &Inner, space: usize, page: PageIndex, hash: PageHash) -> b
 }
 
 /// What is to be found out about `pages`, with `threads` threads.
-pub fn survey(plan: &Plan<'_, '_>, pages: &[PageRef], threads: usize) -> Vec<Finding> {
+pub fn survey(plan: &IngestPlan<'_, '_>, pages: &[PageRef], threads: usize) -> Vec<Finding> {
     let mut findings = vec![Finding::Zero; pages.len()];
     let share = pages.len().div_ceil(threads.max(1)).max(plan.frame_pages);
     let find = |pages: &[PageRef], findings: &mut [Finding]| {
@@ -273,7 +273,7 @@ pub fn survey(plan: &Plan<'_, '_>, pages: &[PageRef], threads: usize) -> Vec<Fin
 /// Works on `pages` with `threads` threads and hands the chunks to `take` in order. The first error
 /// of either side ends it.
 pub fn run<'a, E: From<io::Error>>(
-    plan: &Plan<'_, 'a>,
+    plan: &IngestPlan<'_, 'a>,
     pages: &[PageRef],
     threads: usize,
     encoder: &mut FrameEncoder,

@@ -10,7 +10,7 @@ const SMALL: usize = 64;
 
 /// Frames and hashes of an index: all at first.
 #[derive(Debug)]
-pub struct Kept {
+pub struct CompactIndex {
     /// Ascending, with gaps where none is needed.
     pub frames: Vec<Frame>,
     /// Where the hashes of pages from some number on begin: ascending.
@@ -26,10 +26,10 @@ struct Stretch {
     at: usize,
 }
 
-impl Kept {
+impl CompactIndex {
     /// All of an index but its runs.
-    pub fn all(frames: Vec<Frame>, hashes: Vec<PageHash>) -> Kept {
-        Kept {
+    pub fn all(frames: Vec<Frame>, hashes: Vec<PageHash>) -> CompactIndex {
+        CompactIndex {
             has_differences: frames.iter().any(Frame::differs),
             frames,
             stretches: vec![Stretch { first: 0, at: 0 }],
@@ -72,7 +72,7 @@ impl Kept {
     }
 
     /// What is needed for the pages with these numbers, in any order.
-    pub fn only(&self, mut needed: Vec<Range<u64>>) -> Kept {
+    pub fn only(&self, mut needed: Vec<Range<u64>>) -> CompactIndex {
         needed.sort_unstable_by_key(|range| range.start);
         let mut joined: Vec<Range<u64>> = Vec::new();
         for range in needed {
@@ -96,7 +96,7 @@ impl Kept {
             joined.get(next).is_some_and(|range| range.start < end)
         };
         let frames: Vec<Frame> = self.frames.iter().filter(is_needed).cloned().collect();
-        Kept {
+        CompactIndex {
             has_differences: frames.iter().any(Frame::differs),
             frames,
             stretches,

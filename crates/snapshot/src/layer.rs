@@ -10,7 +10,7 @@ use crate::format::metadata::{self, Metadata};
 use crate::format::preamble::PREAMBLE_BYTES;
 use crate::format::{FormatError, damaged};
 use crate::frame::{FrameDecoder, check_all, decode_there};
-use crate::kept::Kept;
+use crate::kept::CompactIndex;
 use crate::memory;
 use crate::model::{SnapshotId, SnapshotInfo, SnapshotKind, Space, StoreId};
 use crate::storage::{Storage, StoredFile};
@@ -296,12 +296,17 @@ pub struct Layer {
     pub store: StoreId,
     pub storage: Arc<dyn Storage>,
     pub header: Header,
-    pub kept: Kept,
+    pub kept: CompactIndex,
 }
 
 impl Layer {
     /// What is kept of the file with this header.
-    pub fn new(store: StoreId, storage: &Arc<dyn Storage>, header: &Header, kept: Kept) -> Layer {
+    pub fn new(
+        store: StoreId,
+        storage: &Arc<dyn Storage>,
+        header: &Header,
+        kept: CompactIndex,
+    ) -> Layer {
         Layer {
             id: header.snapshot,
             store,

@@ -82,7 +82,7 @@ pub use model::{
 };
 pub use options::{Compression, DEFAULT_FRAME_BYTES, WriteCounters, WriteOptions};
 pub use prune::{Keep, Pruned};
-pub use read::Found;
+pub use read::RangeContent;
 pub use shadow::Shadow;
 pub use storage::{DirectoryStorage, MemoryStorage, Storage, Untrusted};
 pub use store::{DamagedSnapshot, Snapshots, Store, WriterLock};

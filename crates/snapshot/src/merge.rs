@@ -15,7 +15,7 @@ use crate::format::index::{Frame, Index, Run};
 use crate::format::metadata::{self, Metadata};
 use crate::format::{FormatError, REWRITTEN_VERSION};
 use crate::frame::{EncodedFrame, FrameDecoder, FrameEncoder};
-use crate::frames::{FrameError, Frames, Log, Put};
+use crate::frames::{FrameError, Frames, Log, PutPage};
 use crate::layer::{Layer, SnapshotFile, merging_name};
 use crate::model::{PageHash, PageState, SnapshotId, Space};
 use crate::options::{DEFAULT_FRAME_BYTES, WriteOptions};
@@ -200,7 +200,7 @@ struct Writing<'a> {
 }
 
 /// A file that pages of one size are taken from.
-struct Source<'a> {
+struct MergeInput<'a> {
     number: usize,
     file: &'a SnapshotFile,
     hashes: &'a [PageHash],
@@ -209,10 +209,10 @@ struct Source<'a> {
     space: usize,
 }
 
-impl Source<'_> {
-    fn page(&self, ordinal: u64) -> (Put, PageHash) {
+impl MergeInput<'_> {
+    fn page(&self, ordinal: u64) -> (PutPage, PageHash) {
         let page = key(self.number, ordinal);
-        let put = Put {
+        let put = PutPage {
             space: self.space,
             page,
             sequence: page.0,
@@ -253,7 +253,7 @@ impl Writing<'_> {
                     for (page, bytes) in each {
                         let ordinal = run.ordinal + (page.0 - run.pages.start().0);
                         let key = key(run.layer as usize, ordinal);
-                        let put = Put {
+                        let put = PutPage {
                             space: number,
                             page: key,
                             sequence: key.0,
@@ -277,7 +277,7 @@ impl Writing<'_> {
     /// Stores a page, as differences to `below` if that is worth it.
     fn store_made(
         &mut self,
-        (put, hash): (Put, PageHash),
+        (put, hash): (PutPage, PageHash),
         bytes: &[u8],
         below: Option<(PageHash, &[u8])>,
     ) -> Result<(), PruneError> {
@@ -329,7 +329,7 @@ impl Writing<'_> {
             let size = spaces[frame.space as usize].page_size;
             // There is one, or nothing of this size would be needed.
             let own = |space: &Space| space.page_size == size;
-            let source = Source {
+            let source = MergeInput {
                 number,
                 file: &file,
                 hashes: &index.hashes,
@@ -347,7 +347,7 @@ impl Writing<'_> {
     /// Takes over a frame as it is stored.
     fn copy(
         &mut self,
-        source: &Source<'_>,
+        source: &MergeInput<'_>,
         frame: &Frame,
         live: &[Range<u64>],
         stored: &[u8],
@@ -374,7 +374,7 @@ impl Writing<'_> {
     /// Takes some pages out of a frame.
     fn take_pages(
         &mut self,
-        source: &Source<'_>,
+        source: &MergeInput<'_>,
         frame: &Frame,
         live: &[Range<u64>],
         stored: &[u8],

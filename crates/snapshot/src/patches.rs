@@ -52,13 +52,13 @@ impl Patcher {
 
 /// Pages of one size that wait for their frame of patches to be made.
 #[derive(Default)]
-pub struct Gathered {
+pub struct PatchBatch {
     parents: Vec<PageHash>,
     lengths: Vec<u8>,
     packed: Vec<u8>,
 }
 
-impl Gathered {
+impl PatchBatch {
     pub fn push(&mut self, parent: PageHash, patch: &[u8]) {
         self.parents.push(parent);
         varint::push(&mut self.lengths, patch.len());
@@ -191,7 +191,7 @@ mod tests {
     #[test]
     fn what_was_patched_comes_back() {
         let mut patcher = Patcher::new(1).unwrap();
-        let mut gathered = Gathered::default();
+        let mut gathered = PatchBatch::default();
         let pages: Vec<_> = (0..20)
             .map(|n| (a_page(n), moved(&a_page(n), 3 + n as usize)))
             .collect();

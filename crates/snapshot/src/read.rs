@@ -1,7 +1,7 @@
 //! Fetching the bytes of pages: one at a time, in ascending order, or on all cores in no order.
 //! Which pages there are is decided in `view`.
 
-use crate::assembly::{Source, Sources};
+use crate::assembly::{FramePlace, Sources};
 use crate::error::ReadError;
 use crate::format::index::Frame;
 use crate::frame_cache::CacheState;
@@ -32,7 +32,7 @@ const PIECES_AT_ONCE: usize = 1 << 15;
 const FILE_PAGES_AT_ONCE: PageCount = PageCount(256);
 
 /// What `View::read_ranges_loose` finds.
-pub enum Found<'a> {
+pub enum RangeContent<'a> {
     /// As for everybody.
     Settled(PageContent<'a>),
     /// Bytes that whoever decompressed them may still change.
@@ -158,9 +158,9 @@ impl View {
         visit: impl Fn(PageRange, PageContent<'_>) -> Result<(), E> + Sync,
     ) -> Result<(), E> {
         self.read_pieces(space, ranges, threads, false, |pages, found| match found {
-            Found::Settled(content) => visit(pages, content),
+            RangeContent::Settled(content) => visit(pages, content),
             // Nobody asked for these.
-            Found::Loose(_) => Ok(()),
+            RangeContent::Loose(_) => Ok(()),
         })
     }
 
@@ -170,7 +170,7 @@ impl View {
         &self,
         space: usize,
         ranges: &[PageRange],
-        visit: impl Fn(PageRange, Found<'_>) -> Result<(), E> + Sync,
+        visit: impl Fn(PageRange, RangeContent<'_>) -> Result<(), E> + Sync,
     ) -> Result<(), E> {
         self.read_pieces(space, ranges, 0, true, visit)
     }
@@ -181,7 +181,7 @@ impl View {
         ranges: &[PageRange],
         threads: usize,
         loose: bool,
-        visit: impl Fn(PageRange, Found<'_>) -> Result<(), E> + Sync,
+        visit: impl Fn(PageRange, RangeContent<'_>) -> Result<(), E> + Sync,
     ) -> Result<(), E> {
         let page_bytes = self.checked_space(space)?.page_size.len();
         let mut pieces = self.inner.pieces_in(space, ranges);
@@ -200,7 +200,7 @@ impl View {
         space: (usize, usize),
         threads: usize,
         loose: bool,
-        visit: &(impl Fn(PageRange, Found<'_>) -> Result<(), E> + Sync),
+        visit: &(impl Fn(PageRange, RangeContent<'_>) -> Result<(), E> + Sync),
     ) -> Result<(), E> {
         // Pieces of one frame stand together then, in the order of the files.
         pieces.sort_by_key(Piece::frame);
@@ -268,7 +268,7 @@ impl View {
         (space, page_bytes): (usize, usize),
         reader: &mut FrameReader,
         Buffers { raw, made }: &mut Buffers,
-        visit: &impl Fn(PageRange, Found<'_>) -> Result<(), E>,
+        visit: &impl Fn(PageRange, RangeContent<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         let first = &group[0];
         if first.state == PageState::Data {
@@ -287,7 +287,7 @@ impl View {
                 made => made?,
             }
             let content = piece.content(raw, made, page_bytes);
-            visit(piece.pages, Found::Settled(content))?;
+            visit(piece.pages, RangeContent::Settled(content))?;
         }
         Ok(())
     }
@@ -299,7 +299,7 @@ impl View {
         run: &[&[Piece<'_>]],
         page_bytes: usize,
         reader: &mut FrameReader,
-        visit: &impl Fn(PageRange, Found<'_>) -> Result<(), E>,
+        visit: &impl Fn(PageRange, RangeContent<'_>) -> Result<(), E>,
     ) -> Result<bool, E> {
         let (first, last) = (&run[0][0], &run[run.len() - 1][0]);
         let mut all = run.iter().copied().flatten();
@@ -326,7 +326,7 @@ impl View {
                     pages = PageRange::new(pages.start(), next.pages.end());
                     place.end = in_bytes(next).end;
                 }
-                visited = visit(pages, Found::Loose(&bytes[place]));
+                visited = visit(pages, RangeContent::Loose(&bytes[place]));
                 if visited.is_err() {
                     return;
                 }
@@ -345,12 +345,12 @@ impl View {
         &self,
         group: &[Piece<'_>],
         space: usize,
-        visit: &impl Fn(PageRange, Found<'_>) -> Result<(), E>,
+        visit: &impl Fn(PageRange, RangeContent<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         let again = self.again()?;
         group.iter().try_for_each(|piece| {
             again.read_each(space, piece.pages, &mut |pages, content| {
-                visit(pages, Found::Settled(content))
+                visit(pages, RangeContent::Settled(content))
             })
         })
     }
@@ -445,7 +445,7 @@ impl Inner {
                     pages,
                     state: run.state,
                     sources: Sources {
-                        whole: Source::NONE,
+                        whole: FramePlace::NONE,
                         differences: Vec::new(),
                     },
                     hashes: self.hashes_of(&run, pages),

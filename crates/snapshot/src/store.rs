@@ -9,7 +9,7 @@ use crate::format::descriptor::{self, DESCRIPTOR_BYTES, DescriptorError, STORE_V
 use crate::format::index::Index;
 use crate::format::metadata::Metadata;
 use crate::format::preamble::MAX_HEADER_BYTES;
-use crate::kept::Kept;
+use crate::kept::CompactIndex;
 use crate::layer::{self, Layer, SnapshotFile, io_error};
 use crate::model::{Attachment, PageState, SnapshotId, SnapshotInfo, StoreId};
 use crate::resolve::by_space;
@@ -456,7 +456,7 @@ impl Store {
             ..
         } = metadata;
         let top = by_space(&index.runs, spaces.len());
-        let kept = Kept::all(index.frames, index.hashes);
+        let kept = CompactIndex::all(index.frames, index.hashes);
         let layer = Arc::new(Layer::new(self.id, &self.storage, &file.header, kept));
         let origin = Origin::new(self.find(), None);
         View::over(parent, layer, &top, info, (spaces, attachments), origin)

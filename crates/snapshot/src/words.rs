@@ -65,14 +65,14 @@ impl Words {
 
 /// Pages of one size that wait for their frame of differences to be made.
 #[derive(Default)]
-pub struct Gathered {
+pub struct WordBatch {
     parents: Vec<PageHash>,
     counts: Vec<u8>,
     gaps: Vec<u8>,
     values: Vec<u8>,
 }
 
-impl Gathered {
+impl WordBatch {
     pub fn push(&mut self, parent: PageHash, words: &Words) {
         self.parents.push(parent);
         varint::push(&mut self.counts, words.count());
@@ -232,7 +232,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn frame(pages: &[(Vec<u8>, Vec<u8>)]) -> Vec<u8> {
-        let mut gathered = Gathered::default();
+        let mut gathered = WordBatch::default();
         for (parent, page) in pages {
             let words = Words::between(parent, page).unwrap();
             gathered.push(PageHash::of(parent), &words);
@@ -282,7 +282,7 @@ mod tests {
     fn a_word_outside_its_page_is_refused() {
         let parent = a_page(1);
         for gaps in [vec![0x80, 4], vec![0xff; 4], vec![0x80, 0x80, 0x80, 0x7f]] {
-            let mut gathered = Gathered::default();
+            let mut gathered = WordBatch::default();
             let words = Words {
                 gaps,
                 values: vec![7; 8],

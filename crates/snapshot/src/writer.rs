@@ -9,8 +9,8 @@ use crate::format::MAX_FRAME_BYTES;
 use crate::format::header::HEADER_BYTES;
 use crate::format::metadata;
 use crate::frame::FrameEncoder;
-use crate::frames::{FrameError, Frames, Log, Put};
-use crate::ingest::{self, Chunk, Finding, PageRef, Plan};
+use crate::frames::{FrameError, Frames, Log, PutPage};
+use crate::ingest::{self, Chunk, Finding, IngestPlan, PageRef};
 use crate::layer::{base_of, partial_name, snapshot_of};
 use crate::model::{Attachment, PageHash, PageState, SnapshotId, Space};
 use crate::options::{WriteCounters, WriteOptions};
@@ -325,7 +325,7 @@ impl SnapshotWriter {
         let open = &self.spaces[space];
         let page_bytes = open.space.page_size.len();
         let name = open.space.name.clone();
-        let mut plan = Plan {
+        let mut plan = IngestPlan {
             pieces,
             page_bytes,
             frame_pages: self.frame_pages(page_bytes),
@@ -375,7 +375,7 @@ impl SnapshotWriter {
     fn take(
         &mut self,
         space: usize,
-        plan: &Plan<'_, '_>,
+        plan: &IngestPlan<'_, '_>,
         chunk: Chunk<'_>,
         pages: &[PageRef],
         first: u64,
@@ -402,7 +402,7 @@ impl SnapshotWriter {
             };
             runs::log(&mut self.spaces[space].entries, entry);
         }
-        let put = |number: usize| Put {
+        let put = |number: usize| PutPage {
             space,
             page: pages[number].page,
             sequence: first + number as u64,

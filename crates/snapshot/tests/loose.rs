@@ -4,8 +4,8 @@
 
 use pagetide_pages::{PageCount, PageIndex, PageRange, PageSize};
 use pagetide_snapshot::{
-    Decompress, Found, MemoryStorage, PageContent, ReadError, Region, Space, Store, WriteOptions,
-    decompress_elsewhere,
+    Decompress, MemoryStorage, PageContent, RangeContent, ReadError, Region, Space, Store,
+    WriteOptions, decompress_elsewhere,
 };
 use std::collections::BTreeMap;
 use std::io;
@@ -84,9 +84,9 @@ fn bytes_shown_where_they_lie_are_those_of_their_pages() {
     view.read_ranges_loose::<ReadError>(0, &[range], |pages, content| {
         let length = pages.count().0 as usize * PAGE;
         let bytes = match content {
-            Found::Settled(PageContent::Bytes(bytes)) => bytes.to_vec(),
-            Found::Settled(_) => vec![0; length],
-            Found::Loose(bytes) => {
+            RangeContent::Settled(PageContent::Bytes(bytes)) => bytes.to_vec(),
+            RangeContent::Settled(_) => vec![0; length],
+            RangeContent::Loose(bytes) => {
                 loose.fetch_add(1, Ordering::Relaxed);
                 longest.fetch_max(pages.count().0 as usize, Ordering::Relaxed);
                 bytes

@@ -13,7 +13,7 @@ use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet};
 /// Where a page's own content lies, less the page's index, so that a run of pages in a run of frames has
 /// one label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum Whereabouts {
     /// In a frame of memory.
     Frame(u64),
     /// In a slot of this swap type; markers and guards are of types of their own.
@@ -33,7 +33,7 @@ pub(crate) enum Backing {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Seen {
     pub backing: Labels<Backing>,
-    pub places: Labels<Place>,
+    pub places: Labels<Whereabouts>,
 }
 
 /// The frame numbers of pages are hidden from this user.
@@ -41,16 +41,16 @@ pub(crate) struct Hidden;
 
 /// Where the content of the page lies, if it has content of its own: a page that is neither in memory nor
 /// in swap shows what it is mapped to, and so does a page of a file.
-pub(crate) fn place(page: PageIndex, entry: PagemapEntry) -> Result<Option<Place>, Hidden> {
+pub(crate) fn place(page: PageIndex, entry: PagemapEntry) -> Result<Option<Whereabouts>, Hidden> {
     if entry.is_present() {
         if entry.is_file_or_shared() {
             return Ok(None);
         }
         let frame = entry.frame_number().ok_or(Hidden)?;
-        return Ok(Some(Place::Frame(frame.wrapping_sub(page.0))));
+        return Ok(Some(Whereabouts::Frame(frame.wrapping_sub(page.0))));
     }
     let slot = entry.swap_slot();
-    Ok(slot.map(|(kind, slot)| Place::Slot(kind, slot.wrapping_sub(page.0))))
+    Ok(slot.map(|(kind, slot)| Whereabouts::Slot(kind, slot.wrapping_sub(page.0))))
 }
 
 /// What a private mapping shows where it holds nothing of its own.
@@ -99,11 +99,11 @@ impl Seen {
         for (pages, place) in self.places.runs() {
             out.range(*pages);
             match place {
-                Place::Frame(distance) => {
+                Whereabouts::Frame(distance) => {
                     out.number(0);
                     out.distance(*distance);
                 }
-                Place::Slot(kind, distance) => {
+                Whereabouts::Slot(kind, distance) => {
                     out.number(1 + u64::from(*kind));
                     out.distance(*distance);
                 }
@@ -140,8 +140,8 @@ impl Seen {
         for _ in 0..input.number()? {
             let pages = input.range()?;
             let place = match input.number()? {
-                0 => Place::Frame(input.distance()?),
-                kind => Place::Slot(u8::try_from(kind - 1).ok()?, input.distance()?),
+                0 => Whereabouts::Frame(input.distance()?),
+                kind => Whereabouts::Slot(u8::try_from(kind - 1).ok()?, input.distance()?),
             };
             seen.places.push(pages, place);
         }
@@ -234,13 +234,13 @@ mod tests {
         );
         seen.backing
             .push(range(1 << 35, (1 << 35) + 1), Backing::Anonymous);
-        seen.places.push(range(10, 20), Place::Frame(123_456));
+        seen.places.push(range(10, 20), Whereabouts::Frame(123_456));
         seen.places
-            .push(range(20, 21), Place::Frame(0u64.wrapping_sub(3)));
+            .push(range(20, 21), Whereabouts::Frame(0u64.wrapping_sub(3)));
         seen.places
-            .push(range(30, 31), Place::Slot(31, u64::MAX >> 14));
+            .push(range(30, 31), Whereabouts::Slot(31, u64::MAX >> 14));
         seen.places
-            .push(range(1 << 35, (1 << 35) + 1), Place::Slot(0, 1));
+            .push(range(1 << 35, (1 << 35) + 1), Whereabouts::Slot(0, 1));
         seen
     }
 
@@ -260,8 +260,11 @@ mod tests {
         assert_eq!(place(0), Some(None));
         assert_eq!(place(1 << 55), Some(None), "a fresh mapping");
         assert_eq!(place(1 << 63 | 1 << 61 | 77), Some(None), "a file's page");
-        assert_eq!(place(1 << 63 | 77), Some(Some(Place::Frame(72))));
-        assert_eq!(place(1 << 62 | 9 << 5 | 3), Some(Some(Place::Slot(3, 4))));
+        assert_eq!(place(1 << 63 | 77), Some(Some(Whereabouts::Frame(72))));
+        assert_eq!(
+            place(1 << 62 | 9 << 5 | 3),
+            Some(Some(Whereabouts::Slot(3, 4)))
+        );
         assert_eq!(place(1 << 63), None, "a hidden frame number");
     }
 
@@ -270,8 +273,8 @@ mod tests {
         let (before, mut now) = (seen(), seen());
         assert!(now.changed_since(&before).is_empty());
         now.places = Labels::default();
-        now.places.push(range(10, 15), Place::Frame(123_456));
-        now.places.push(range(15, 20), Place::Frame(123_457));
+        now.places.push(range(10, 15), Whereabouts::Frame(123_456));
+        now.places.push(range(15, 20), Whereabouts::Frame(123_457));
         let changed = now.changed_since(&before);
         let expected = [range(15, 21), range(30, 31), range(1 << 35, (1 << 35) + 1)];
         assert_eq!(changed.ranges(), expected);

@@ -1,7 +1,7 @@
 //! The mappings of a process with all attributes that the kernel tells. Neighbours that differ in nothing count as one: whether
 //! the kernel keeps them as one depends on when they were made.
 
-use super::Facts;
+use super::facts::Facts;
 use super::left_out::{Place, is_left_out};
 use std::collections::HashMap;
 use std::fs;

@@ -1,6 +1,6 @@
 //! What `/proc/PID` says of a process, apart from its mappings.
 
-use super::Facts;
+use super::facts::Facts;
 use super::left_out::{Place, is_left_out};
 use std::fs;
 use std::os::unix::ffi::OsStrExt;

@@ -1,6 +1,6 @@
 //! What the C program `targets/whole.c` tells, and the few ways in which what it tells may differ and mean the same.
 
-use super::Facts;
+use super::facts::Facts;
 use super::left_out::comes_by_itself;
 use crate::image::Image;
 use crate::target::compiled;

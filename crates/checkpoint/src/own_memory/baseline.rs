@@ -38,7 +38,7 @@ pub struct Baseline {
 }
 
 /// What may have been written, and is of interest to baselines.
-struct Found {
+struct WrittenSince {
     ground: Ground,
     harvest: pagetide_tracker::Harvest,
     signs: Signs,
@@ -97,7 +97,11 @@ impl fmt::Debug for Baseline {
 
 impl Watched {
     /// Harvests for baselines.
-    fn find(&mut self, before: &Lengths, has_buffer_rings: bool) -> Result<Found, OwnMemoryError> {
+    fn find(
+        &mut self,
+        before: &Lengths,
+        has_buffer_rings: bool,
+    ) -> Result<WrittenSince, OwnMemoryError> {
         let (ground, _) = self.look()?;
         let pid = self.pid.cast_signed();
         let signs = Signs::look(pid, &ground.mappings, has_buffer_rings);
@@ -110,7 +114,7 @@ impl Watched {
         let doubtful = ground.pages(|kind| !is_tracked(kind)).union(&untracked);
         let doubtful = doubtful.union(&changed);
         let written = harvest.written().union(&self.told.take());
-        Ok(Found {
+        Ok(WrittenSince {
             ground,
             harvest,
             signs,
@@ -287,7 +291,7 @@ impl Watched {
     }
 }
 
-impl Found {
+impl WrittenSince {
     /// What the kernel may write to from now on without a trace.
     fn unseen(&self) -> PageSet {
         match self.signs.under_way {

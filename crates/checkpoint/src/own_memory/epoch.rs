@@ -2,11 +2,11 @@
 
 use super::baseline::Baseline;
 use super::error::OwnMemoryError;
-use super::layer::{Next, Told};
+use super::layer::{CarryOver, ReportedWrites};
 use super::line::check_pid;
 use super::marks::WrittenPages;
 use super::placement::{Placement, Places};
-use super::watched::{Since, Watched};
+use super::watched::{Reference, Watched};
 use crate::capture::SIZE;
 use crate::rings;
 use pagetide_pages::{PageCount, PageRange, PageSet};
@@ -31,7 +31,7 @@ pub struct OwnTrackerOptions {
 pub struct OwnTracker {
     watched: Watched,
     options: OwnTrackerOptions,
-    next: Option<Arc<Next>>,
+    next: Option<Arc<CarryOver>>,
 }
 
 /// The pages that were written in one epoch. Dropped, they count as written again; so call [`OwnHarvest::commit`] when they
@@ -44,7 +44,7 @@ pub struct OwnHarvest {
     places: Arc<Places>,
     teller: WrittenPages,
     /// What was harvested and told, until it is dealt with.
-    open: Option<(Harvest, Told)>,
+    open: Option<(Harvest, ReportedWrites)>,
 }
 
 impl OwnTracker {
@@ -77,13 +77,13 @@ impl OwnTracker {
     pub fn harvest(&mut self) -> Result<OwnHarvest, OwnMemoryError> {
         self.watched.check_pid()?;
         let has_buffer_rings = self.has_buffer_rings();
-        let observed = self.watched.observe(&Since {
+        let observed = self.watched.observe(&Reference {
             next: self.next.as_deref(),
             has_buffer_rings: has_buffer_rings && self.next.is_some(),
             is_doubtful: false,
         })?;
         let pages = observed.touched();
-        self.next = Some(Arc::new(Next {
+        self.next = Some(Arc::new(CarryOver {
             memo: observed.plan.memo,
             lengths: observed.lengths,
             touched: PageSet::new(),

@@ -5,7 +5,7 @@ use super::error::OwnMemoryError;
 use super::placement::{Placement, Places};
 use crate::capture::SIZE;
 use crate::files::{self, FileKey, FileReport};
-use crate::layout::{self, Watch};
+use crate::layout::{self, ChangeDetection};
 use crate::mapped_file::file_page;
 use crate::sparse;
 use pagetide_kernel::maps::{self, Mapping};
@@ -228,16 +228,18 @@ fn kind_of(
     pages: PageRange,
 ) -> Result<Kind, OwnMemoryError> {
     match layout::watch(mapping) {
-        Watch::Leave(reason) => Err(refused(pages, format!("it is {reason}"))),
-        Watch::Compare | Watch::Object if !mapping.shared => {
+        ChangeDetection::Leave(reason) => Err(refused(pages, format!("it is {reason}"))),
+        ChangeDetection::Compare | ChangeDetection::Object if !mapping.shared => {
             Err(refused(pages, "it is code of the kernel".to_owned()))
         }
-        Watch::Compare | Watch::Object => Ok(match placement.is_written_through_it_only() {
-            true => Kind::SharedAlone,
-            false => Kind::Shared,
-        }),
-        Watch::CompareHeld => Ok(Kind::Huge),
-        Watch::OverFile => Ok(Kind::OverFile),
-        Watch::Track | Watch::Reserved => Ok(Kind::Private),
+        ChangeDetection::Compare | ChangeDetection::Object => {
+            Ok(match placement.is_written_through_it_only() {
+                true => Kind::SharedAlone,
+                false => Kind::Shared,
+            })
+        }
+        ChangeDetection::CompareHeld => Ok(Kind::Huge),
+        ChangeDetection::OverFile => Ok(Kind::OverFile),
+        ChangeDetection::Track | ChangeDetection::Reserved => Ok(Kind::Private),
     }
 }

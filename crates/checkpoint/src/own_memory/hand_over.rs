@@ -48,7 +48,7 @@ enum Stage<T> {
 }
 
 /// A capture that has begun.
-pub struct Begun {
+pub struct CaptureStart {
     pub number: u64,
     /// The newest one before it that is not stored yet, and may not be.
     pub before: Option<u64>,
@@ -56,7 +56,7 @@ pub struct Begun {
 
 /// Why a capture is not to be had any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Gone {
+pub enum CaptureLoss {
     /// It was stored together with a later one, or is about to be.
     WithLater,
     /// All is over.
@@ -90,10 +90,10 @@ impl<T> State<T> {
         found.ok()
     }
 
-    fn place_or_gone(&self, number: u64) -> Result<usize, Gone> {
+    fn place_or_gone(&self, number: u64) -> Result<usize, CaptureLoss> {
         self.place(number).ok_or(match self.is_closed {
-            true => Gone::Closed,
-            false => Gone::WithLater,
+            true => CaptureLoss::Closed,
+            false => CaptureLoss::WithLater,
         })
     }
 
@@ -179,7 +179,7 @@ impl<T> HandOver<T> {
     }
 
     /// A capture begins. Only one can be taken at a time.
-    pub fn begin(&self) -> Begun {
+    pub fn begin(&self) -> CaptureStart {
         let _giving_back = self.giving_back();
         let mut state = self.lock();
         let waiting = state.waiting.back().map(|waiting| waiting.number);
@@ -192,7 +192,7 @@ impl<T> HandOver<T> {
             stage: Stage::Begun,
             older,
         });
-        Begun { number, before }
+        CaptureStart { number, before }
     }
 
     /// It was taken.
@@ -249,17 +249,17 @@ impl<T> HandOver<T> {
     }
 
     /// Does something to one that was taken.
-    pub fn with<R>(&self, number: u64, act: impl FnOnce(&mut T) -> R) -> Result<R, Gone> {
+    pub fn with<R>(&self, number: u64, act: impl FnOnce(&mut T) -> R) -> Result<R, CaptureLoss> {
         let mut state = self.lock();
         let place = state.place_or_gone(number)?;
         match &mut state.waiting[place].stage {
             Stage::Held(part) | Stage::Queued(part) => Ok(act(part)),
-            Stage::Begun => Err(Gone::WithLater),
+            Stage::Begun => Err(CaptureLoss::WithLater),
         }
     }
 
     /// It is to be stored when its turn comes, by whoever calls [`HandOver::take_queued`]; `act` is done to it before.
-    pub fn queue(&self, number: u64, act: impl FnOnce(&mut T)) -> Result<(), Gone> {
+    pub fn queue(&self, number: u64, act: impl FnOnce(&mut T)) -> Result<(), CaptureLoss> {
         let mut state = self.lock();
         let place = state.place_or_gone(number)?;
         let stage = &mut state.waiting[place].stage;
@@ -277,7 +277,7 @@ impl<T> HandOver<T> {
 
     /// Takes one that is to be stored now, with all that falls to it, oldest first. Waits for those that are being
     /// stored, and that are queued before it.
-    pub fn take(&self, number: u64) -> Result<Vec<T>, Gone> {
+    pub fn take(&self, number: u64) -> Result<Vec<T>, CaptureLoss> {
         let mut state = self.lock();
         loop {
             let place = state.place_or_gone(number)?;

@@ -22,7 +22,7 @@ pub(super) struct Layer {
     pub places: Arc<Places>,
     pub space: Space,
     pub harvest: Harvest,
-    pub told: Told,
+    pub told: ReportedWrites,
     /// The snapshot that was begun because the buffer did not hold it all, and what fell to it before.
     pub begun: Option<SnapshotWriter>,
     pub below: Vec<Layer>,
@@ -30,15 +30,15 @@ pub(super) struct Layer {
     pub is_in_part: bool,
     pub attachments: Vec<(String, Vec<u8>)>,
     /// What is remembered once this is stored.
-    pub next: Arc<Next>,
-    pub said: Said,
+    pub next: Arc<CarryOver>,
+    pub said: CaptureFigures,
     /// Who waits for it, if it is stored in the background.
     pub reply: Option<Reply>,
 }
 
 /// What one capture has to remember for the next.
 #[derive(Default)]
-pub(super) struct Next {
+pub(super) struct CarryOver {
     pub memo: Memo,
     pub lengths: Lengths,
     /// Pages that may not be what the snapshot before it has.
@@ -47,7 +47,7 @@ pub(super) struct Next {
 
 /// What is reported of a capture.
 #[derive(Clone, Default)]
-pub(super) struct Said {
+pub(super) struct CaptureFigures {
     /// Pages that were copied.
     pub copied: PageSet,
     pub unreadable: PageSet,
@@ -58,10 +58,10 @@ pub(super) struct Said {
     pub paused: Duration,
 }
 
-impl Said {
+impl CaptureFigures {
     /// Of this and of what was captured before it and is stored with it.
-    pub fn over(self, older: &Said) -> Said {
-        Said {
+    pub fn over(self, older: &CaptureFigures) -> CaptureFigures {
+        CaptureFigures {
             copied: self.copied.union(&older.copied),
             mapped_anew: self.mapped_anew.union(&older.mapped_anew),
             compared_because: self.compared_because.or(older.compared_because.clone()),
@@ -76,14 +76,14 @@ impl Said {
 }
 
 /// Pages that were told to be written, and that are told again unless they are stored.
-pub(super) struct Told {
+pub(super) struct ReportedWrites {
     teller: Option<WrittenPages>,
     pub pages: PageSet,
 }
 
-impl Told {
-    pub fn take(teller: &WrittenPages) -> Told {
-        Told {
+impl ReportedWrites {
+    pub fn take(teller: &WrittenPages) -> ReportedWrites {
+        ReportedWrites {
             pages: teller.take(),
             teller: Some(teller.clone()),
         }
@@ -95,7 +95,7 @@ impl Told {
     }
 }
 
-impl Drop for Told {
+impl Drop for ReportedWrites {
     fn drop(&mut self) {
         if let Some(teller) = &self.teller {
             teller.mark_pages(&self.pages);

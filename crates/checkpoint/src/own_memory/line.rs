@@ -2,8 +2,8 @@
 //! It outlives nothing: when its owner goes, what was not stored by then is given back.
 
 use super::error::OwnMemoryError;
-use super::hand_over::{Gone, HandOver};
-use super::layer::{Layer, Next, Said};
+use super::hand_over::{CaptureLoss, HandOver};
+use super::layer::{CaptureFigures, CarryOver, Layer};
 use super::stored::OwnSnapshot;
 use crate::arena::Arena;
 use crate::capture::SIZE;
@@ -25,7 +25,7 @@ pub(super) struct Line {
     buffer_bytes: u64,
     no_buffer_rings: bool,
     locked: Mutex<Option<Locked>>,
-    last: Mutex<Last>,
+    last: Mutex<LastSnapshot>,
     arenas: Mutex<Vec<Arena>>,
 }
 
@@ -38,9 +38,9 @@ struct Locked {
 
 /// What is known of the last snapshot that was stored, and may be asked at any time.
 #[derive(Clone, Default)]
-pub(super) struct Last {
+pub(super) struct LastSnapshot {
     pub view: Option<View>,
-    pub next: Option<Arc<Next>>,
+    pub next: Option<Arc<CarryOver>>,
     /// A ring of buffers might lie in the memory when that was asked last.
     pub has_buffer_rings: bool,
     /// The newest capture when that was asked.
@@ -80,7 +80,7 @@ impl Line {
             buffer_bytes: making.buffer_bytes,
             no_buffer_rings: making.no_buffer_rings,
             locked: Mutex::new(Some(held)),
-            last: Mutex::new(Last::default()),
+            last: Mutex::new(LastSnapshot::default()),
             arenas: Mutex::new(Vec::new()),
         })
     }
@@ -91,14 +91,14 @@ impl Line {
     }
 
     /// What is known of the last snapshot.
-    pub fn last(&self) -> Last {
+    pub fn last(&self) -> LastSnapshot {
         locked(&self.last).clone()
     }
 
     /// Goes on from `view`, of which memory has the content; `is_doubtful` if that is not known.
     pub fn go_on_from(&self, view: View, is_doubtful: bool) {
         let mut last = locked(&self.last);
-        *last = Last {
+        *last = LastSnapshot {
             view: Some(view),
             next: Some(Arc::default()),
             is_doubtful,
@@ -250,8 +250,8 @@ impl Drop for Turn<'_> {
 }
 
 /// What is said of the newest layer and of those that fell to it.
-fn said_of(layers: &[Layer]) -> Said {
-    let mut said = Said::default();
+fn said_of(layers: &[Layer]) -> CaptureFigures {
+    let mut said = CaptureFigures::default();
     for layer in layers {
         let below = said_of(&layer.below);
         said = layer.said.clone().over(&said.over(&below));
@@ -260,10 +260,10 @@ fn said_of(layers: &[Layer]) -> Said {
 }
 
 /// Why a capture is gone.
-pub(super) fn gone(gone: Gone) -> OwnMemoryError {
+pub(super) fn gone(gone: CaptureLoss) -> OwnMemoryError {
     match gone {
-        Gone::WithLater => OwnMemoryError::StoredWithLater,
-        Gone::Closed => OwnMemoryError::Closed,
+        CaptureLoss::WithLater => OwnMemoryError::StoredWithLater,
+        CaptureLoss::Closed => OwnMemoryError::Closed,
     }
 }
 

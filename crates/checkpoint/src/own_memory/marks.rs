@@ -9,12 +9,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// thread, also while a capture is being stored.
 #[derive(Clone, Debug, Default)]
 pub struct WrittenPages {
-    told: Arc<Mutex<Told>>,
+    told: Arc<Mutex<Marked>>,
 }
 
 /// What was told.
 #[derive(Debug, Default)]
-struct Told {
+struct Marked {
     /// Since it was asked last.
     once: PageSet,
     /// For ever.
@@ -58,7 +58,7 @@ impl WrittenPages {
         std::mem::take(&mut told.once).union(&told.always)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Told> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Marked> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

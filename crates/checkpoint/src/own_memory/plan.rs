@@ -99,7 +99,7 @@ pub(super) struct Known<'a> {
 }
 
 /// Which pages to copy. What is in none of the sets is what it was.
-pub(super) struct Plan {
+pub(super) struct OwnCopyPlan {
     /// Private pages to copy whatever they hold.
     pub read: PageSet,
     /// Private pages to compare with the parent.
@@ -117,8 +117,8 @@ pub(super) struct Plan {
     pub memo: Memo,
 }
 
-impl Plan {
-    pub fn new(known: Known<'_>) -> Result<Plan, CaptureError> {
+impl OwnCopyPlan {
+    pub fn new(known: Known<'_>) -> Result<OwnCopyPlan, CaptureError> {
         let ground = known.ground;
         let signs = known.signs;
         let is_unlisted = signs.unlisted.is_some();
@@ -166,7 +166,7 @@ impl Plan {
             shown: HashMap::new(),
             settled: known.report.settled().into_iter().collect(),
         };
-        let mut plan = Plan {
+        let mut plan = OwnCopyPlan {
             read,
             compare,
             anonymous: private.union(&huge),

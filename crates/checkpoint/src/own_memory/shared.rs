@@ -4,7 +4,7 @@
 //! through the mapping.
 
 use super::ground::{Ground, Kind, Piece, in_file};
-use crate::capture::{CaptureError, Copied, SIZE, Source, Verdict};
+use crate::capture::{CaptureError, Copied, PageSource, SIZE, Verdict};
 use crate::files::{self, FileKey, FileReport, Files};
 use crate::layout;
 use crate::mapped_file::read_pieces;
@@ -67,7 +67,7 @@ pub(super) struct SharedReader<'a> {
     pub files: &'a Files,
     pub report: &'a FileReport,
     pub tables: PageTables<'a>,
-    pub source: &'a Source<'a>,
+    pub source: &'a PageSource<'a>,
 }
 
 impl SharedReader<'_> {

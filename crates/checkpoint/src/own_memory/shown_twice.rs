@@ -11,13 +11,13 @@ use pagetide_snapshot::View;
 
 /// A range of an object, and where a region shows it.
 #[derive(Clone, Copy)]
-struct Shown {
+struct ObjectView {
     object: FileKey,
     in_object: PageRange,
     mapped: PageIndex,
 }
 
-impl Shown {
+impl ObjectView {
     /// Where a page of the object is mapped.
     fn at(&self, page: PageIndex) -> PageIndex {
         self.mapped
@@ -57,11 +57,11 @@ pub(super) fn refuse(
 
 /// Pairs of places that show the same pages of an object. Whatever is shown often is compared with one place, which is
 /// enough: what equals the same is equal.
-fn pairs(ground: &Ground) -> Vec<(Shown, Shown, PageRange)> {
+fn pairs(ground: &Ground) -> Vec<(ObjectView, ObjectView, PageRange)> {
     let is_shared = |kind| matches!(kind, Kind::Shared | Kind::SharedAlone);
     let shared = ground.pieces.iter().filter(|piece| is_shared(piece.kind));
-    let mut shown: Vec<Shown> = shared
-        .map(|piece| Shown {
+    let mut shown: Vec<ObjectView> = shared
+        .map(|piece| ObjectView {
             object: files::key(&piece.mapping),
             in_object: in_file(&piece.mapping, piece.pages),
             mapped: piece.pages.start(),
@@ -70,10 +70,10 @@ fn pairs(ground: &Ground) -> Vec<(Shown, Shown, PageRange)> {
     shown.sort_by_key(|shown| (shown.object, shown.in_object.start(), shown.mapped));
     let mut pairs = Vec::new();
     // What is shown first of each page, by object and page: no two of these have a page in common.
-    let mut firsts: Vec<(Shown, PageRange)> = Vec::new();
+    let mut firsts: Vec<(ObjectView, PageRange)> = Vec::new();
     for one in shown {
         let range = one.in_object;
-        let is_before = |(first, pages): &&(Shown, PageRange)| {
+        let is_before = |(first, pages): &&(ObjectView, PageRange)| {
             first.object == one.object && pages.end() > range.start()
         };
         for (first, pages) in firsts.iter().rev().take_while(is_before) {

@@ -13,17 +13,17 @@ type Outcome = Result<OwnSnapshot, OwnMemoryError>;
 /// it changes nothing: the snapshot is stored all the same.
 #[must_use = "it tells whether the snapshot could be stored"]
 pub struct Ticket {
-    place: Arc<Place>,
+    place: Arc<OutcomeSlot>,
     number: u64,
 }
 
 #[derive(Default)]
-struct Place {
+struct OutcomeSlot {
     outcome: Mutex<Option<Outcome>>,
     changed: Condvar,
 }
 
-impl Place {
+impl OutcomeSlot {
     fn lock(&self) -> MutexGuard<'_, Option<Outcome>> {
         self.outcome.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -31,25 +31,25 @@ impl Place {
 
 /// The other end of a ticket. Dropped without an answer, it says that there was none.
 pub(super) struct Reply {
-    to: Option<To>,
+    to: Option<Recipient>,
 }
 
-enum To {
-    Ticket(Arc<Place>),
+enum Recipient {
+    Ticket(Arc<OutcomeSlot>),
     Callback(Box<dyn FnOnce(Outcome) + Send>),
 }
 
 impl Reply {
     /// A ticket for capture `number`, and its other end.
     pub fn and_ticket(number: u64) -> (Reply, Ticket) {
-        let place = Arc::new(Place::default());
-        let to = Some(To::Ticket(Arc::clone(&place)));
+        let place = Arc::new(OutcomeSlot::default());
+        let to = Some(Recipient::Ticket(Arc::clone(&place)));
         (Reply { to }, Ticket { place, number })
     }
 
     /// Calls `done` with the outcome.
     pub fn calling(done: impl FnOnce(Outcome) + Send + 'static) -> Reply {
-        let to = Some(To::Callback(Box::new(done)));
+        let to = Some(Recipient::Callback(Box::new(done)));
         Reply { to }
     }
 
@@ -60,11 +60,11 @@ impl Reply {
     fn send(&mut self, outcome: Outcome) {
         match self.to.take() {
             None => {}
-            Some(To::Ticket(place)) => {
+            Some(Recipient::Ticket(place)) => {
                 *place.lock() = Some(outcome);
                 place.changed.notify_all();
             }
-            Some(To::Callback(done)) => done(outcome),
+            Some(Recipient::Callback(done)) => done(outcome),
         }
     }
 }

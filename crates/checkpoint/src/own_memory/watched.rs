@@ -5,15 +5,15 @@ use super::claims::Claim;
 use super::differing::Differing;
 use super::error::OwnMemoryError;
 use super::ground::{Ground, Kind, refused};
-use super::layer::{Next, Told};
+use super::layer::{CarryOver, ReportedWrites};
 use super::line::{check_pid, pid_now};
 use super::marks::WrittenPages;
 use super::placement::{Placement, Places};
-use super::plan::{Known, Plan, Signs};
+use super::plan::{Known, OwnCopyPlan, Signs};
 use super::populating::Populating;
 use super::shared::{SharedReader, lengths};
 use crate::arena::Arena;
-use crate::capture::{ASK_FROM, CaptureError, Copied, SIZE, Source};
+use crate::capture::{ASK_FROM, CaptureError, Copied, PageSource, SIZE};
 use crate::files::{FileReport, Files};
 use crate::page_table_limit;
 use crate::page_tables::PageTables;
@@ -103,9 +103,9 @@ fn explained(error: OwnMemoryError) -> OwnMemoryError {
 }
 
 /// What was before: what may have been written is asked since then.
-pub(super) struct Since<'a> {
+pub(super) struct Reference<'a> {
     /// What the capture then remembered; `None` if there was none, and all is to be read.
-    pub next: Option<&'a Next>,
+    pub next: Option<&'a CarryOver>,
     pub has_buffer_rings: bool,
     /// Nothing is to be taken for unchanged.
     pub is_doubtful: bool,
@@ -116,8 +116,8 @@ pub(super) struct Observed {
     pub ground: Ground,
     pub report: FileReport,
     pub harvest: Harvest,
-    pub told: Told,
-    pub plan: Plan,
+    pub told: ReportedWrites,
+    pub plan: OwnCopyPlan,
     pub lengths: super::shared::Lengths,
 }
 
@@ -286,7 +286,7 @@ impl Watched {
     }
 
     /// Harvests, and finds out what else may have been written.
-    pub fn observe(&mut self, since: &Since<'_>) -> Result<Observed, OwnMemoryError> {
+    pub fn observe(&mut self, since: &Reference<'_>) -> Result<Observed, OwnMemoryError> {
         let (ground, report) = self.look()?;
         let pid = self.pid.cast_signed();
         let signs = Signs::look(pid, &ground.mappings, since.has_buffer_rings);
@@ -294,12 +294,12 @@ impl Watched {
         refuse(&harvest.layout().refused)?;
         let untracked = harvest.layout().refused.iter();
         let untracked = untracked.map(|found| found.pages).collect();
-        let told = Told::take(&self.told);
+        let told = ReportedWrites::take(&self.told);
         self.is_followed = true;
         self.add_to_baselines(&harvest.written().union(&told.pages), None);
         let before = since.next.map(|next| &next.lengths);
         let (lengths, doubtful) = lengths(&ground, &self.files, before);
-        let plan = Plan::new(Known {
+        let plan = OwnCopyPlan::new(Known {
             ground: &ground,
             tables: self.tables(),
             files: &self.files,
@@ -330,7 +330,7 @@ impl Watched {
         arena: &mut Arena,
         spill: &mut dyn FnMut(&Arena) -> Result<(), CaptureError>,
     ) -> Result<Taken, OwnMemoryError> {
-        let source = Source {
+        let source = PageSource {
             memory: &self.memory,
             pagemap: &self.pagemap,
             known,

@@ -2,7 +2,7 @@
 //! says, with the numbers and sessions that they had.
 
 use super::error::RestoreError;
-use super::plan::Plan;
+use super::plan::RestorePlan;
 use crate::apart;
 use crate::manifest::{TreeProcess, tree_of};
 use pagetide_kernel::pidfd::PidFd;
@@ -36,7 +36,11 @@ fn fate(process: &TreeProcess) -> Fate {
 
 impl Newborns {
     /// Makes them all. They wait.
-    pub fn bear(view: &View, plans: &[Plan<'_>], new_pid: bool) -> Result<Newborns, RestoreError> {
+    pub fn bear(
+        view: &View,
+        plans: &[RestorePlan<'_>],
+        new_pid: bool,
+    ) -> Result<Newborns, RestoreError> {
         let mut processes = tree_of(view).unwrap_or_default();
         if processes.is_empty() {
             processes.extend(plans.iter().map(|plan| TreeProcess {
@@ -127,9 +131,9 @@ impl Newborns {
     }
 
     /// Puts each into the control groups that it was in. What is otherwise than it was, for people.
-    pub fn enter_control_groups(&self, plans: &[Plan<'_>]) -> Vec<String> {
+    pub fn enter_control_groups(&self, plans: &[RestorePlan<'_>]) -> Vec<String> {
         let enter =
-            |plan: &Plan<'_>| enter_control_groups(self.now(plan.pid), &plan.kernel.cgroups);
+            |plan: &RestorePlan<'_>| enter_control_groups(self.now(plan.pid), &plan.kernel.cgroups);
         plans.iter().flat_map(enter).collect()
     }
 
@@ -163,7 +167,7 @@ impl Drop for Newborns {
 /// somebody has, before anything is touched: it may be the very process, which still runs.
 pub(super) fn claim_numbers(
     view: &View,
-    plans: &[Plan<'_>],
+    plans: &[RestorePlan<'_>],
     new_pid: bool,
 ) -> Result<Vec<i32>, RestoreError> {
     if new_pid {
@@ -188,7 +192,7 @@ pub(super) fn claim_numbers(
 
 struct Family<'a> {
     processes: &'a [TreeProcess],
-    plans: &'a [Plan<'a>],
+    plans: &'a [RestorePlan<'a>],
     new_pid: bool,
 }
 

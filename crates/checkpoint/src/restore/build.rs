@@ -7,14 +7,14 @@ use super::inherit::{Inheritance, Share};
 use super::lazy::{self, Chosen, Lazy};
 use super::materials::Materials;
 use super::options::RestoreOptions;
-use super::plan::Plan;
+use super::plan::RestorePlan;
 use super::policy::policies_of;
 use super::segments::Attached;
 use super::{fill, mappings};
 use crate::apart;
 use crate::backends::choose_backend;
 use crate::capture::SIZE;
-use crate::error::TakeError;
+use crate::error::{AttachError, TakeError, TrackingError};
 use crate::mark::Phase;
 use crate::member::Member;
 use crate::poison::{self, Poisoned};
@@ -124,7 +124,7 @@ impl<'a> Building<'a> {
     fn fill(
         &mut self,
         parts: &Parts<'_>,
-        plan: &Plan<'_>,
+        plan: &RestorePlan<'_>,
         program: &OwnedFd,
         new: &mut NewProcess,
     ) -> Result<(), RestoreError> {
@@ -169,7 +169,7 @@ impl<'a> Building<'a> {
     fn make_ready(
         &mut self,
         parts: &Parts<'_>,
-        plan: &Plan<'_>,
+        plan: &RestorePlan<'_>,
         new: &mut NewProcess,
     ) -> Result<Vec<ThreadState>, RestoreError> {
         let pid = new.pid();
@@ -228,8 +228,8 @@ impl<'a> Building<'a> {
     }
 
     /// Begins tracking as of the snapshot, so that the next one is a delta to it.
-    fn track(&self, plan: &Plan<'_>, new: &mut NewProcess) -> Result<(), TakeError> {
-        let attach = |source: crate::AttachError| TakeError::Member {
+    fn track(&self, plan: &RestorePlan<'_>, new: &mut NewProcess) -> Result<(), TakeError> {
+        let attach = |source: AttachError| TakeError::Member {
             pid: plan.pid,
             source: Box::new(source),
         };
@@ -248,7 +248,7 @@ impl<'a> Building<'a> {
         let mut tracking = tracking?;
         tracking.name_place(self.store);
         member.tracking = Some(tracking);
-        finished.map_err(|source| crate::TrackingError::Remote { pid, source })?;
+        finished.map_err(|source| TrackingError::Remote { pid, source })?;
         let layout = member.layout(true, |_| false)?;
         // A process that watches itself is compared each time.
         let is_watched = !watchers::watched(pid, member.own_userfaultfd()).is_empty();
@@ -285,7 +285,11 @@ fn add_threads(
 }
 
 /// Puts a process into the process group that it was in, if that is one of the tree.
-fn join_group(born: &Newborns, plan: &Plan<'_>, new: &mut NewProcess) -> Result<(), RestoreError> {
+fn join_group(
+    born: &Newborns,
+    plan: &RestorePlan<'_>,
+    new: &mut NewProcess,
+) -> Result<(), RestoreError> {
     let outside = &plan.state.outside;
     let group = born.now(outside.pgid);
     let leads_session = outside.sid == plan.pid;

@@ -4,7 +4,7 @@
 use super::birth::claim_numbers;
 use super::error::RestoreError;
 use super::options::RestoreOptions;
-use super::plan::Plan;
+use super::plan::RestorePlan;
 use super::{limits, paths};
 use crate::blockers::{blockers_of, stays};
 use crate::manifest::members_of;
@@ -16,7 +16,7 @@ use pagetide_snapshot::View;
 /// What is to be made, as far as it is known before anything is made.
 pub(super) struct Design<'a> {
     /// The processes, the first one first.
-    pub plans: Vec<Plan<'a>>,
+    pub plans: Vec<RestorePlan<'a>>,
     /// What they have open.
     pub files: OpenFiles,
     /// The pids and thread ids that they get again; none if they are to be new.
@@ -30,7 +30,9 @@ impl<'a> Design<'a> {
     pub fn of(view: &'a View, options: &RestoreOptions) -> Result<Design<'a>, RestoreError> {
         check_blockers(view, &options.accept)?;
         let members = members_of(view);
-        let plans = members.iter().map(|(_, names)| Plan::of(view, names));
+        let plans = members
+            .iter()
+            .map(|(_, names)| RestorePlan::of(view, names));
         let plans = plans.collect::<Result<Vec<_>, _>>()?;
         let files = match view.attachment(OPEN_FILES_ATTACHMENT) {
             Some(bytes) => OpenFiles::from_bytes(bytes)?,

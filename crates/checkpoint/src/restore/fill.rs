@@ -5,7 +5,7 @@ use super::nature::Nature;
 use crate::capture::SIZE;
 use pagetide_kernel::memory::ProcessMemory;
 use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet};
-use pagetide_snapshot::{Backing, Capture, Found, PageContent, Region, Sharing, View};
+use pagetide_snapshot::{Backing, Capture, PageContent, RangeContent, Region, Sharing, View};
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -60,14 +60,14 @@ pub(super) fn fill(
     let guards = Mutex::new(Vec::new());
     view.read_ranges_loose::<RestoreError>(space, now.ranges(), |pages, found| {
         let is_zero = match found {
-            Found::Settled(PageContent::Unbacked | PageContent::File(_)) => return Ok(()),
-            Found::Settled(PageContent::Guard) => {
+            RangeContent::Settled(PageContent::Unbacked | PageContent::File(_)) => return Ok(()),
+            RangeContent::Settled(PageContent::Guard) => {
                 let mut guards = guards.lock().unwrap_or_else(PoisonError::into_inner);
                 guards.push(pages);
                 return Ok(());
             }
-            Found::Settled(PageContent::Zero) => true,
-            Found::Settled(PageContent::Bytes(_)) | Found::Loose(_) => false,
+            RangeContent::Settled(PageContent::Zero) => true,
+            RangeContent::Settled(PageContent::Bytes(_)) | RangeContent::Loose(_) => false,
         };
         let first = regions.partition_point(|region| region.pages.end() <= pages.start());
         for region in &regions[first..] {
@@ -97,21 +97,21 @@ fn put(
     region: &Region,
     part: PageRange,
     pages: PageRange,
-    found: &Found<'_>,
+    found: &RangeContent<'_>,
 ) -> Result<(), RestoreError> {
     let skip = SIZE.bytes_of(PageCount(part.start().0 - pages.start().0)) as usize;
     let wanted = skip..skip + SIZE.bytes_of(part.count()) as usize;
     let address = SIZE.address_of(part.start());
     match (found, region.protection.write) {
-        (Found::Loose(bytes), true) => memory.fill_loose(address, &bytes[wanted])?,
-        (Found::Loose(bytes), false) => memory.write_loose(address, &bytes[wanted])?,
-        (Found::Settled(PageContent::Bytes(bytes)), true) => {
+        (RangeContent::Loose(bytes), true) => memory.fill_loose(address, &bytes[wanted])?,
+        (RangeContent::Loose(bytes), false) => memory.write_loose(address, &bytes[wanted])?,
+        (RangeContent::Settled(PageContent::Bytes(bytes)), true) => {
             memory.fill(address, &bytes[wanted])?;
         }
-        (Found::Settled(PageContent::Bytes(bytes)), false) => {
+        (RangeContent::Settled(PageContent::Bytes(bytes)), false) => {
             memory.write(address, &bytes[wanted])?;
         }
-        (Found::Settled(_), _) => {}
+        (RangeContent::Settled(_), _) => {}
     }
     Ok(())
 }

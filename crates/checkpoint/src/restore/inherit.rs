@@ -8,11 +8,11 @@
 
 use super::error::RestoreError;
 use super::mappings;
-use super::plan::Plan;
+use super::plan::RestorePlan;
 use super::sources::{SourceNumber, Sources};
 use crate::capture::SIZE;
 use crate::manifest::tree_of;
-use pagetide_kernel::inherited::{Inherited, Wanted};
+use pagetide_kernel::inherited::{Inherited, MapArguments};
 use pagetide_kernel::memory::ProcessMemory;
 use pagetide_pages::{PageRange, PageSet};
 use pagetide_snapshot::{Backing, Capture, PageContent, PageState, Region, Sharing, View};
@@ -45,7 +45,7 @@ impl Inheritance {
     /// Maps and fills what the processes of `plans` have in common. It has to stay mapped until they are born.
     pub fn prepare(
         view: &View,
-        plans: &[Plan<'_>],
+        plans: &[RestorePlan<'_>],
         sources: &Sources,
     ) -> Result<(Inheritance, Inherited), RestoreError> {
         let mut common = Common::default();
@@ -56,8 +56,8 @@ impl Inheritance {
             .collect();
         for (number, plan) in plans.iter().enumerate() {
             let parent = parents.get(&plan.pid).copied();
-            let is_parent = |other: &&Plan<'_>| Some(other.pid) == parent;
-            let is_sibling = |other: &&Plan<'_>| parents.get(&other.pid).copied() == parent;
+            let is_parent = |other: &&RestorePlan<'_>| Some(other.pid) == parent;
+            let is_sibling = |other: &&RestorePlan<'_>| parents.get(&other.pid).copied() == parent;
             let earlier = &plans[..number];
             let relatives = [
                 earlier.iter().find(is_parent),
@@ -95,7 +95,13 @@ struct Common {
 
 impl Common {
     /// Takes the pages in which two processes are equal, and maps what they lie in.
-    fn find(&mut self, view: &View, one: &Plan<'_>, other: &Plan<'_>, sources: &Sources) {
+    fn find(
+        &mut self,
+        view: &View,
+        one: &RestorePlan<'_>,
+        other: &RestorePlan<'_>,
+        sources: &Sources,
+    ) {
         for region in one.regions.iter().filter(|region| can_be_inherited(region)) {
             let from = other
                 .regions
@@ -141,7 +147,7 @@ impl Common {
             let [address, length, protection, flags, _, offset] =
                 mappings::mmap_arguments(&region, source);
             let number = |word: u64| i32::try_from(word).unwrap_or(0);
-            let wanted = Wanted {
+            let wanted = MapArguments {
                 address,
                 length: usize::try_from(length).unwrap_or(0),
                 protection: number(protection),
@@ -177,7 +183,7 @@ impl Common {
     }
 
     /// What `plan` has of it.
-    fn share(&self, view: &View, plan: &Plan<'_>) -> Share {
+    fn share(&self, view: &View, plan: &RestorePlan<'_>) -> Share {
         let mut share = Share::default();
         for extent in &self.extents {
             let from = plan

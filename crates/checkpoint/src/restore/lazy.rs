@@ -17,7 +17,7 @@ mod serve;
 mod spaces;
 
 use super::error::{FillError, LazyError, RestoreError};
-use super::plan::Plan;
+use super::plan::RestorePlan;
 use super::poison;
 use crate::capture::SIZE;
 use pagetide_process::{Guard, NewProcess, StoppedProcess};
@@ -128,7 +128,7 @@ impl Lazy {
     /// From now on what was `chosen` is missing in `new`, and served.
     pub fn arm(
         &self,
-        plan: &Plan<'_>,
+        plan: &RestorePlan<'_>,
         chosen: &Chosen,
         new: &mut NewProcess,
     ) -> Result<(), RestoreError> {

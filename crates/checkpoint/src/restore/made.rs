@@ -14,7 +14,7 @@ use std::sync::{Mutex, PoisonError};
 const AT_ONCE: usize = 64 << 10;
 
 /// An object that was there already, and what it held where it was overwritten.
-enum Present {
+enum ExistingObject {
     File {
         file: File,
         /// Its length, once it may have changed.
@@ -27,10 +27,10 @@ enum Present {
     },
 }
 
-impl Present {
+impl ExistingObject {
     fn overwrite(&mut self, object: &Object<'_>) -> Result<(), RestoreError> {
         match self {
-            Present::File {
+            ExistingObject::File {
                 file,
                 length_bytes,
                 overwritten,
@@ -43,7 +43,7 @@ impl Present {
                 *length_bytes = Some(object.tell_tail(file, &note)?);
                 object.put_back(file, &note)
             }
-            Present::Segment { id, overwritten } => {
+            ExistingObject::Segment { id, overwritten } => {
                 let attached = object.attach(*id)?;
                 let mut chunk = vec![0; AT_ONCE];
                 for at in (0..attached.length()).step_by(AT_ONCE) {
@@ -59,7 +59,7 @@ impl Present {
     /// Undoes that. Whatever failed has been told; more cannot be done about what cannot be written.
     fn undo(&mut self) {
         match self {
-            Present::File {
+            ExistingObject::File {
                 file,
                 length_bytes: Some(length_bytes),
                 overwritten,
@@ -69,8 +69,8 @@ impl Present {
                 overwritten.play(|at, bytes| drop(file.write_all_at(bytes, at)));
                 file.set_len(*length_bytes).ok();
             }
-            Present::File { .. } => {}
-            Present::Segment { id, overwritten } => {
+            ExistingObject::File { .. } => {}
+            ExistingObject::Segment { id, overwritten } => {
                 if let Ok(attached) = AttachedSegment::attach(*id) {
                     overwritten.play(|at, bytes| {
                         attached.write_at(usize::try_from(at).unwrap_or(usize::MAX), bytes);
@@ -83,15 +83,15 @@ impl Present {
 
 /// See the head of this file. Dropping it takes all away that was made.
 #[derive(Default)]
-pub(super) struct Made<'a> {
+pub(super) struct NewObjects<'a> {
     files: Vec<Name>,
     segments: Vec<i32>,
     /// Segments that may go with the last one who has them attached, which must not happen before the processes have them.
     held: Vec<AttachedSegment>,
-    present: Vec<(Object<'a>, Present)>,
+    present: Vec<(Object<'a>, ExistingObject)>,
 }
 
-impl<'a> Made<'a> {
+impl<'a> NewObjects<'a> {
     /// A file was made that has this name.
     pub fn name(&mut self, name: Name) {
         self.files.push(name);
@@ -109,7 +109,7 @@ impl<'a> Made<'a> {
 
     /// This file was there already, and is to be written.
     pub fn present_file(&mut self, object: Object<'a>, file: File) {
-        let present = Present::File {
+        let present = ExistingObject::File {
             file,
             length_bytes: None,
             overwritten: Mutex::default(),
@@ -121,7 +121,7 @@ impl<'a> Made<'a> {
     pub fn present_segment(&mut self, object: Object<'a>, id: i32) {
         let overwritten = Journal::default();
         self.present
-            .push((object, Present::Segment { id, overwritten }));
+            .push((object, ExistingObject::Segment { id, overwritten }));
     }
 
     /// Makes what was there already as it was in the snapshot: a late step, for others may see it. The processes have all
@@ -142,7 +142,7 @@ impl<'a> Made<'a> {
     }
 }
 
-impl Drop for Made<'_> {
+impl Drop for NewObjects<'_> {
     fn drop(&mut self) {
         self.files.iter().for_each(Name::remove);
         for &id in &self.segments {

@@ -3,7 +3,7 @@
 
 use super::design::Design;
 use super::error::RestoreError;
-use super::made::Made;
+use super::made::NewObjects;
 use super::objects;
 use super::options::RestoreOptions;
 use super::sources::{OUT_OF_THE_WAY, Sources};
@@ -39,7 +39,7 @@ impl Materials {
             let opener = openers.of(plan.pid);
             plan.regions.iter().map(move |region| (region, opener))
         });
-        let mut made = Made::default();
+        let mut made = NewObjects::default();
         objects::make_all(view, regions, &mut sources, &mut made, &options.accept)?;
         let choices = ReopenChoices {
             accepted: options.accept.clone(),

@@ -2,7 +2,7 @@
 //! it, is noted by `objects`.
 
 use super::error::RestoreError;
-use super::sources::{self, Source};
+use super::sources::{self, MappingSource};
 use crate::capture::SIZE;
 use crate::file_pages::OutsideFiles;
 use crate::object_records::ObjectRecord;
@@ -68,7 +68,7 @@ impl<'a> Object<'a> {
     }
 
     /// A new file of the length that the object had, with what it held.
-    pub fn filled(&self, file: OwnedFd) -> Result<Source, RestoreError> {
+    pub fn filled(&self, file: OwnedFd) -> Result<MappingSource, RestoreError> {
         let file = File::from(file);
         if file.metadata().map_err(self.failed())?.len() != self.record.size_bytes {
             // What stands for shared anonymous memory has its length already, in whole pages.
@@ -86,7 +86,7 @@ impl<'a> Object<'a> {
                 file.write_all_at(&bytes[..length], at)
                     .map_err(self.failed())
             })?;
-        Ok(Source::File(file.into()))
+        Ok(MappingSource::File(file.into()))
     }
 
     pub fn own(&self, file: &OwnedFd) -> Result<(), RestoreError> {
@@ -106,7 +106,7 @@ impl<'a> Object<'a> {
     }
 
     /// What had a name in a file system and has none any more.
-    pub fn without_name(&self, path: &Path) -> Result<Source, RestoreError> {
+    pub fn without_name(&self, path: &Path) -> Result<MappingSource, RestoreError> {
         let size = self.record.size_bytes;
         let file = match self.is_own() {
             true => sources::nameless(path, size, self.opener)?,

@@ -2,10 +2,10 @@
 //! where it still is; a file on a disk has to be what it was.
 
 use super::error::RestoreError;
-use super::made::Made;
+use super::made::NewObjects;
 use super::nature::Nature;
 use super::object::Object;
-use super::sources::{self, SegmentNumber, Source, Sources};
+use super::sources::{self, MappingSource, SegmentNumber, Sources};
 use crate::capture::SIZE;
 use crate::object_records::{ObjectRecord, records_of};
 use pagetide_kernel::shared_memory::{self, Segment};
@@ -28,7 +28,7 @@ pub(super) fn make_all<'a>(
     view: &'a View,
     regions: impl Iterator<Item = (&'a Region, &'a Opener)>,
     opened: &mut Sources,
-    made_now: &mut Made<'a>,
+    made_now: &mut NewObjects<'a>,
     accepted: &[String],
 ) -> Result<(), RestoreError> {
     let records = records_of(view);
@@ -76,9 +76,9 @@ fn unrecorded(view: &View, space: usize) -> ObjectRecord {
 /// Makes the object, or finds it, and notes in `made` what it has made.
 fn make<'a>(
     object: &Object<'a>,
-    made: &mut Made<'a>,
+    made: &mut NewObjects<'a>,
     accepted: &[String],
-) -> Result<Source, RestoreError> {
+) -> Result<MappingSource, RestoreError> {
     if let Some(key) = object.record.segment_key {
         return segment(object, key, made);
     }
@@ -97,7 +97,7 @@ fn make<'a>(
         }
         Nature::Deleted(path) => object.without_name(path),
         Nature::Named(path) if object.record.in_memory => with_name(object, path, made),
-        Nature::Named(path) => object.disk_file(path, accepted).map(Source::File),
+        Nature::Named(path) => object.disk_file(path, accepted).map(MappingSource::File),
         Nature::HugePages => {
             Err(object.refused("is shared memory of huge pages, which cannot be made again"))
         }
@@ -112,8 +112,8 @@ fn make<'a>(
 fn with_name<'a>(
     object: &Object<'a>,
     path: &Path,
-    made: &mut Made<'a>,
-) -> Result<Source, RestoreError> {
+    made: &mut NewObjects<'a>,
+) -> Result<MappingSource, RestoreError> {
     let failed = |error: OpenError| match error {
         OpenError::Kernel(errno) => object.failed()(errno.into()),
         error => object.refused(error.to_string()),
@@ -128,7 +128,7 @@ fn with_name<'a>(
             let file = found.open(OFlags::RDWR).map_err(failed)?;
             let again = file.try_clone().map_err(object.failed())?;
             made.present_file(object.clone(), again.into());
-            Ok(Source::File(file))
+            Ok(MappingSource::File(file))
         }
         Err(OpenError::Kernel(Errno::NOENT)) if !object.is_own() => Err(object.refused(format!(
             "is gone, and belonged to user {}: user {} of the process cannot make it again",
@@ -146,7 +146,11 @@ fn with_name<'a>(
 }
 
 /// A System V segment: the one that is still there, or a new one with the same number.
-fn segment<'a>(object: &Object<'a>, key: i32, made: &mut Made<'a>) -> Result<Source, RestoreError> {
+fn segment<'a>(
+    object: &Object<'a>,
+    key: i32,
+    made: &mut NewObjects<'a>,
+) -> Result<MappingSource, RestoreError> {
     let id = match object.region.backing {
         Backing::SharedMemory { inode, .. } => i32::try_from(inode).unwrap_or(-1),
         _ => -1,
@@ -179,7 +183,7 @@ fn segment<'a>(object: &Object<'a>, key: i32, made: &mut Made<'a>) -> Result<Sou
         Ok(_) => {
             made.hold(object.attach(id)?);
             made.present_segment(object.clone(), id);
-            return Ok(Source::Segment(number));
+            return Ok(MappingSource::Segment(number));
         }
         Err(_) => shared_memory::make_segment(&wanted).map_err(|error| {
             object.refused(format!(
@@ -197,5 +201,5 @@ fn segment<'a>(object: &Object<'a>, key: i32, made: &mut Made<'a>) -> Result<Sou
     }
     object.fill_segment(&attached)?;
     made.hold(attached);
-    Ok(Source::Segment(number))
+    Ok(MappingSource::Segment(number))
 }

@@ -2,7 +2,7 @@
 
 use super::error::RestoreError;
 use super::nature::Nature;
-use super::plan::Plan;
+use super::plan::RestorePlan;
 use crate::manifest::members_of;
 use pagetide_process::{Kind, OPEN_FILES_ATTACHMENT, OpenFiles, Openers, is_allowed};
 use pagetide_snapshot::View;
@@ -13,7 +13,9 @@ use std::path::PathBuf;
 /// now, also that.
 pub fn paths_of(view: &View) -> Result<Vec<PathBuf>, RestoreError> {
     let members = members_of(view);
-    let plans = members.iter().map(|(_, names)| Plan::of(view, names));
+    let plans = members
+        .iter()
+        .map(|(_, names)| RestorePlan::of(view, names));
     let plans = plans.collect::<Result<Vec<_>, _>>()?;
     let files = match view.attachment(OPEN_FILES_ATTACHMENT) {
         Some(bytes) => OpenFiles::from_bytes(bytes)?,
@@ -29,7 +31,7 @@ pub fn paths_of(view: &View) -> Result<Vec<PathBuf>, RestoreError> {
     Ok(all.into_iter().collect())
 }
 
-pub(super) fn paths(plans: &[Plan<'_>], files: &OpenFiles) -> BTreeSet<PathBuf> {
+pub(super) fn paths(plans: &[RestorePlan<'_>], files: &OpenFiles) -> BTreeSet<PathBuf> {
     let regions = plans.iter().flat_map(|plan| plan.regions);
     let mut paths: BTreeSet<PathBuf> = regions
         .filter_map(|region| Some(Nature::of(region).path()?.to_owned()))

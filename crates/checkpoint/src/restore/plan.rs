@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// See the head of this file.
-pub(super) struct Plan<'a> {
+pub(super) struct RestorePlan<'a> {
     /// Its number in the snapshot.
     pub pid: i32,
     pub names: MemberNames,
@@ -58,8 +58,8 @@ fn check_spaces(view: &View) -> Result<(), RestoreError> {
     Ok(())
 }
 
-impl<'a> Plan<'a> {
-    pub fn of(view: &'a View, names: &MemberNames) -> Result<Plan<'a>, RestoreError> {
+impl<'a> RestorePlan<'a> {
+    pub fn of(view: &'a View, names: &MemberNames) -> Result<RestorePlan<'a>, RestoreError> {
         let id = view.id();
         let none = || RestoreError::NotAProcess { id };
         let space = view.space_index(&names.space).ok_or_else(none)?;
@@ -81,7 +81,7 @@ impl<'a> Plan<'a> {
                 end,
             }
         };
-        Ok(Plan {
+        Ok(RestorePlan {
             pid: state.outside.identity.pid,
             names: names.clone(),
             space,

@@ -4,7 +4,7 @@
 //! Where a mapping has no policy of its own, numa_maps shows that of the process, which is put back by itself: what equals
 //! it is left out.
 
-use super::plan::Plan;
+use super::plan::RestorePlan;
 use crate::numa::numa_of;
 use pagetide_pages::PageRange;
 use pagetide_process::{MemoryPolicy, RemoteCallError, RemoteCalls};
@@ -45,7 +45,7 @@ pub(super) struct Policy {
 }
 
 /// The policies that mappings of this process had of their own.
-pub(super) fn policies_of(view: &View, plan: &Plan<'_>) -> Vec<Policy> {
+pub(super) fn policies_of(view: &View, plan: &RestorePlan<'_>) -> Vec<Policy> {
     let first = plan.kernel.threads.first();
     let of_process = first.map(|first| &first.memory_policy);
     let recorded = numa_of(view, &plan.names.numa).unwrap_or_default();

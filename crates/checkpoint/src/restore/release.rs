@@ -3,13 +3,13 @@
 use super::birth::Newborns;
 use super::error::RestoreError;
 use super::lazy::{Filling, Lazy};
-use super::plan::Plan;
+use super::plan::RestorePlan;
 use pagetide_process::{NewProcess, RebuildError, StopOptions, StoppedProcess, ThreadState};
 use std::time::{Duration, Instant};
 
 /// Processes that are ready for their first instruction, in the order of the plans.
 pub(super) struct Release<'a> {
-    pub plans: &'a [Plan<'a>],
+    pub plans: &'a [RestorePlan<'a>],
     pub born: &'a Newborns,
     pub processes: Vec<NewProcess>,
     /// What the threads of each are set to.

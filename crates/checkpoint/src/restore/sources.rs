@@ -3,7 +3,7 @@
 
 use super::error::RestoreError;
 use super::nature::Nature;
-use super::plan::Plan;
+use super::plan::RestorePlan;
 use crate::capture::SIZE;
 use pagetide_process::{FileIdentity, OpenError, Opener};
 use pagetide_snapshot::{Backing, Region, Sharing};
@@ -39,7 +39,7 @@ impl SegmentNumber {
 }
 
 /// What a mapping shows.
-pub(super) enum Source {
+pub(super) enum MappingSource {
     /// An open file.
     File(OwnedFd),
     /// A System V segment.
@@ -55,7 +55,7 @@ pub(super) enum SourceNumber {
 
 /// See the head of this file.
 pub(super) struct Sources {
-    open: HashMap<Key, Source>,
+    open: HashMap<Key, MappingSource>,
     /// What was made and not only opened.
     made: HashSet<(u64, u64)>,
     /// Descriptors have numbers from here on, so that they are not in the way of those that a process is to have.
@@ -116,8 +116,8 @@ impl Sources {
     /// What a region maps; `None` for anonymous memory.
     pub fn of(&self, region: &Region) -> Option<SourceNumber> {
         Some(match self.open.get(&key(region)?)? {
-            Source::File(file) => SourceNumber::File(file.as_raw_fd()),
-            Source::Segment(segment) => SourceNumber::Segment(*segment),
+            MappingSource::File(file) => SourceNumber::File(file.as_raw_fd()),
+            MappingSource::Segment(segment) => SourceNumber::Segment(*segment),
         })
     }
 
@@ -127,15 +127,15 @@ impl Sources {
     }
 
     /// This is what a region maps, and every other that shows the same object.
-    pub fn put(&mut self, region: &Region, source: Source) -> Result<(), RestoreError> {
+    pub fn put(&mut self, region: &Region, source: MappingSource) -> Result<(), RestoreError> {
         let Some((device, inode, _)) = key(region) else {
             return Ok(());
         };
         self.made.insert((device, inode));
         for writes in [false, true] {
             let source = match &source {
-                Source::File(file) => Source::File(self.put_away(file)?),
-                Source::Segment(segment) => Source::Segment(*segment),
+                MappingSource::File(file) => MappingSource::File(self.put_away(file)?),
+                MappingSource::Segment(segment) => MappingSource::Segment(*segment),
             };
             self.open.entry((device, inode, writes)).or_insert(source);
         }
@@ -146,7 +146,7 @@ impl Sources {
     pub fn objects(&self) -> Result<HashMap<(u64, u64), OwnedFd>, RestoreError> {
         let mut objects = HashMap::new();
         for ((device, inode, _), source) in &self.open {
-            if let Source::File(file) = source
+            if let MappingSource::File(file) = source
                 && self.made.contains(&(*device, *inode))
             {
                 objects.insert((*device, *inode), self.put_away(file)?);
@@ -162,7 +162,11 @@ impl Sources {
     }
 
     /// Opens the file of a program.
-    pub fn program(&self, plan: &Plan<'_>, opener: &Opener) -> Result<OwnedFd, RestoreError> {
+    pub fn program(
+        &self,
+        plan: &RestorePlan<'_>,
+        opener: &Opener,
+    ) -> Result<OwnedFd, RestoreError> {
         let (path, is_deleted) = plan.program();
         if is_deleted {
             // Its code is in the snapshot as far as it was mapped; this is only what the kernel shows as the program.
@@ -214,7 +218,7 @@ impl Sources {
                 _ => Err(refused(path, "was deleted while it was mapped".to_owned())),
             };
             let file = self.put_away(&file?)?;
-            self.open.insert(key, Source::File(file));
+            self.open.insert(key, MappingSource::File(file));
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 //! that could see the rest go.
 
 use super::birth::Newborns;
-use super::made::Made;
+use super::made::NewObjects;
 use pagetide_process::Reopened;
 
 /// See the head of this file. The fields are dropped in their order.
@@ -13,12 +13,12 @@ pub(super) struct UndoLog<'a> {
     /// The open files. Those are removed that were made for sockets.
     pub reopened: Reopened,
     /// Objects, which are removed, and what was there already, which gets back what it held.
-    pub made: Made<'a>,
+    pub made: NewObjects<'a>,
 }
 
 impl<'a> UndoLog<'a> {
     /// No process has been born yet.
-    pub fn new(made: Made<'a>, reopened: Reopened) -> UndoLog<'a> {
+    pub fn new(made: NewObjects<'a>, reopened: Reopened) -> UndoLog<'a> {
         UndoLog {
             born: Newborns::default(),
             reopened,

@@ -4,7 +4,7 @@ use super::error::RollbackError;
 use super::shape::Shape;
 use crate::capture::SIZE;
 use crate::file_pages::{OutsideFiles, read_bytes};
-use crate::layout::{self, Watch};
+use crate::layout::{self, ChangeDetection};
 use pagetide_kernel::maps::Mapping;
 use pagetide_kernel::memory::ProcessMemory;
 use pagetide_kernel::pagemap_scan::{Categories, Pagemap, ScanRequest, ScannedRange};
@@ -25,7 +25,7 @@ const MADV_GUARD_INSTALL: u64 = 102;
 const MADV_GUARD_REMOVE: u64 = 103;
 
 /// The stopped process as it is.
-pub(super) struct Now<'a> {
+pub(super) struct LiveMemory<'a> {
     pub memory: &'a ProcessMemory,
     pub pagemap: &'a Pagemap,
     pub mappings: &'a [Mapping],
@@ -65,7 +65,7 @@ impl Contents {
     pub fn plan(
         view: &View,
         space: usize,
-        now: &Now<'_>,
+        now: &LiveMemory<'_>,
         shape: &Shape,
         changed: Option<&PageSet>,
     ) -> Result<Contents, RollbackError> {
@@ -81,7 +81,7 @@ impl Contents {
         let huge: PageSet = now
             .mappings
             .iter()
-            .filter(|mapping| layout::watch(mapping) == Watch::CompareHeld)
+            .filter(|mapping| layout::watch(mapping) == ChangeDetection::CompareHeld)
             .map(Mapping::pages)
             .collect();
         let kinds = Kinds {
@@ -94,7 +94,7 @@ impl Contents {
                 let trusted: PageSet = now
                     .mappings
                     .iter()
-                    .filter(|mapping| layout::watch(mapping) == Watch::Track)
+                    .filter(|mapping| layout::watch(mapping) == ChangeDetection::Track)
                     .map(Mapping::pages)
                     .collect();
                 let trusted = trusted.subtract(&kinds.fresh);
@@ -121,7 +121,7 @@ impl Contents {
         &mut self,
         view: &View,
         space: usize,
-        now: &Now<'_>,
+        now: &LiveMemory<'_>,
         kinds: &Kinds,
         (pages, state): (PageRange, PageState),
         scratch: &mut [u8],
@@ -253,7 +253,7 @@ impl Contents {
         stopped: &mut StoppedProcess,
         view: &View,
         space: usize,
-        now: &Now<'_>,
+        now: &LiveMemory<'_>,
     ) -> Result<(), RollbackError> {
         let memory = now.memory;
         let long = |range: &&PageRange| range.count() >= DROP_FROM;

@@ -2,12 +2,12 @@
 
 use super::context::Context;
 use super::standstill::Instantaneous;
-use super::window::Stopped;
+use super::window::WindowResult;
 use crate::capture::SIZE;
 use crate::error::TakeError;
 use crate::files::{FileReport, Files};
 use crate::harvests::Writing;
-use crate::layout::{self, FileDescription, Watch};
+use crate::layout::{self, ChangeDetection, FileDescription};
 use crate::member::Member;
 use crate::not_captured::NotCapturedBecause;
 use crate::objects;
@@ -72,7 +72,7 @@ pub(crate) fn all(
 /// The regions, and what the snapshot does not hold.
 fn describe(
     member: &Member,
-    stopped: &Stopped,
+    stopped: &WindowResult,
     files: &mut Files,
     report: &FileReport,
     io: &AsynchronousIo,
@@ -122,7 +122,7 @@ fn describe(
             },
             false => FileDescription::default(),
         };
-        let shows = (watch == Watch::Object).then(|| objects::shown(mapping));
+        let shows = (watch == ChangeDetection::Object).then(|| objects::shown(mapping));
         let advice = stopped.advice.of(mapping);
         regions.push(layout::region(mapping, about, advice, capture, shows));
     }
@@ -130,9 +130,13 @@ fn describe(
 }
 
 /// Why a mapping is not captured, if it is not.
-fn reason(mapping: &Mapping, watch: Watch, stopped: &Stopped) -> Option<NotCapturedBecause> {
+fn reason(
+    mapping: &Mapping,
+    watch: ChangeDetection,
+    stopped: &WindowResult,
+) -> Option<NotCapturedBecause> {
     match watch {
-        Watch::Leave(reason) => Some(reason),
+        ChangeDetection::Leave(reason) => Some(reason),
         _ if layout::is_device_like(mapping)
             && stopped.unreadable.contains_range(mapping.pages()) =>
         {
@@ -165,7 +169,7 @@ fn readable(mapping: &Mapping, report: &FileReport) -> PageRange {
 /// its objects themselves could not read.
 fn poisoned(
     member: &Member,
-    stopped: &Stopped,
+    stopped: &WindowResult,
     failed: PageSet,
     report: &FileReport,
     parent: Option<&View>,

@@ -2,11 +2,11 @@
 //! their pages, as far as the parent does not have them.
 
 use super::context::Context;
-use super::standstill::Before;
+use super::standstill::PriorFindings;
 use crate::error::TakeError;
 use crate::file_pages::FileHashes;
 use crate::files::{self, FileReport};
-use crate::layout::{self, Watch};
+use crate::layout::{self, ChangeDetection};
 use crate::mapped_file::file_page;
 use crate::member::Member;
 use crate::parent;
@@ -17,7 +17,7 @@ use std::collections::{HashMap, HashSet};
 /// Hashes what settled files have where mappings may show them and the parent does not say so.
 pub(crate) fn hash_files(
     context: &Context<'_>,
-    before: &[Before],
+    before: &[PriorFindings],
     report: &FileReport,
 ) -> Result<FileHashes, TakeError> {
     let mut wanted: HashMap<files::FileKey, PageSet> = HashMap::new();
@@ -65,10 +65,10 @@ fn standing<'a>(
 fn needless(
     context: &Context<'_>,
     member: &Member,
-    before: &Before,
+    before: &PriorFindings,
     report: &FileReport,
 ) -> Result<PageSet, TakeError> {
-    let over_file = |mapping: &&Mapping| layout::watch(mapping) == Watch::OverFile;
+    let over_file = |mapping: &&Mapping| layout::watch(mapping) == ChangeDetection::OverFile;
     let private = standing(&before.mappings, report).filter(over_file);
     let private: PageSet = private.map(Mapping::pages).collect();
     let found = member.unless_lost(member.private_pages(&private))?;

@@ -9,7 +9,7 @@ use super::file_hashes::hash_files;
 use super::leave::LeaveGuard;
 use super::looks::{self, Looks};
 use super::precopy::{self, Precopied};
-use super::standstill::{Before, Instantaneous, Standstill};
+use super::standstill::{Instantaneous, PriorFindings, Standstill};
 use crate::capture::SIZE;
 use crate::error::TakeError;
 use crate::file_pages::FileHashes;
@@ -51,7 +51,7 @@ impl Attempt {
 /// What was found before the stop.
 struct Preparation {
     /// Of each member.
-    before: Vec<Before>,
+    before: Vec<PriorFindings>,
     report: FileReport,
     hashes: FileHashes,
     watched: Watched,
@@ -128,7 +128,7 @@ fn prepare(
         {
             again = again.union(&precopied.covered);
         }
-        before.push(Before {
+        before.push(PriorFindings {
             mappings,
             io,
             again,
@@ -180,11 +180,11 @@ fn stop(
     prepared.looks.stopped(members.list(), &others);
     let known = prepared.before.len();
     let count = members.list().len();
-    prepared.before.resize_with(count, Before::default);
+    prepared.before.resize_with(count, PriorFindings::default);
     precopied.resize_with(count, Precopied::default);
     for &index in &others {
         // What was found before the stop was another program's.
-        prepared.before[index] = Before::default();
+        prepared.before[index] = PriorFindings::default();
         precopied[index] = Precopied::default();
     }
     let watchers_are_known = !attempt.trusts_io() || !others.is_empty() || count > known;

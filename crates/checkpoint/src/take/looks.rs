@@ -1,6 +1,6 @@
 //! How the advice of the mappings of all members becomes known in one stop: the looks at each before it, in it, and after it.
 
-use super::window::Stopped;
+use super::window::WindowResult;
 use crate::advice::{Budget, LastLook, Look};
 use crate::member::Member;
 use pagetide_kernel::maps::MappingFlags;
@@ -57,7 +57,7 @@ impl Looks {
         &self,
         members: &mut [Member],
         inside: &HashMap<usize, MappingFlags>,
-        stopped: &mut [Option<Stopped>],
+        stopped: &mut [Option<WindowResult>],
     ) -> bool {
         let mut told = true;
         let all = members.iter_mut().zip(stopped).zip(&self.all);

@@ -2,11 +2,11 @@
 //! for a process in whose pages reads may be under way.
 
 use crate::arena::Arena;
-use crate::capture::{ASK_FROM, CaptureError, Copied, SIZE, Source};
+use crate::capture::{ASK_FROM, CaptureError, Copied, PageSource, SIZE};
 use crate::compared::ComparedBecause;
 use crate::error::TakeError;
 use crate::harvests::{Sink, check_cancelled};
-use crate::layout::{Layout, Watch};
+use crate::layout::{ChangeDetection, Layout};
 use crate::member::Member;
 use crate::options::{Mode, Options};
 use crate::rings;
@@ -83,7 +83,7 @@ pub(crate) fn precopy(
     }
     if rounds > 0 && parent.is_none() {
         // Not copied in the rounds: the process's own copies of file pages.
-        let files = layout.set(|_, watch| watch == Watch::OverFile);
+        let files = layout.set(|_, watch| watch == ChangeDetection::OverFile);
         expected += member.private_pages(&files)?.copies.count();
     }
     precopied.expected = expected;
@@ -103,7 +103,7 @@ fn pages_expected(
         any_of: Categories::PRESENT | Categories::SWAPPED,
         ..ScanRequest::over(0, 0)
     };
-    let mapped = layout.set(|_, watch| !matches!(watch, Watch::Leave(_)));
+    let mapped = layout.set(|_, watch| !matches!(watch, ChangeDetection::Leave(_)));
     count(member, held, &mapped)
 }
 
@@ -179,7 +179,7 @@ fn copy_round(
         .written()
         .intersect(&tracked.subtract(&layout.anonymous));
     harvests.push((pid, harvest));
-    let source = Source {
+    let source = PageSource {
         memory: &member.space.memory,
         pagemap: &member.space.pagemap,
         known: None,

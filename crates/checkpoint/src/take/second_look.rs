@@ -4,7 +4,7 @@
 //!
 //! Only what still is in our own memory is looked at, which is all but what filled the buffer while the process stood.
 
-use super::window::Stopped;
+use super::window::WindowResult;
 use crate::arena::Arena;
 use crate::capture::SIZE;
 use crate::member::Member;
@@ -22,7 +22,7 @@ pub(crate) fn second_look(
     member: &Member,
     arena: &Arena,
     number: usize,
-    stopped: &Stopped,
+    stopped: &WindowResult,
 ) -> PageSet {
     let backend = member.tracking.as_ref().map(|one| one.tracker.backend());
     if backend != Some(Backend::WpAsync) {

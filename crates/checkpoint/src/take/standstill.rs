@@ -3,7 +3,7 @@
 use super::context::Context;
 use super::precopy::Precopied;
 use super::restorable::Restorable;
-use super::window::{Looked, Stopped, Window};
+use super::window::{Survey, Window, WindowResult};
 use crate::arena::Arena;
 use crate::capture::Copied;
 use crate::error::TakeError;
@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 /// What was found outside of one process before it was stopped.
 #[derive(Default)]
-pub(crate) struct Before {
+pub(crate) struct PriorFindings {
     pub mappings: Vec<Mapping>,
     pub io: AsynchronousIo,
     /// Pages that an earlier attempt copied, and that must be copied again.
@@ -35,7 +35,7 @@ pub(crate) struct Before {
 /// What one stop of all processes gave.
 pub(crate) struct Instantaneous {
     /// In the order of the members; `None` for one that had ended.
-    pub members: Vec<Option<Stopped>>,
+    pub members: Vec<Option<WindowResult>>,
     pub objects: Objects,
     pub object_pages: Vec<ObjectPages>,
     /// What is known of files, after the stop.
@@ -62,7 +62,7 @@ pub(crate) struct ObjectPages {
 pub(crate) struct Standstill<'a> {
     pub parent: Option<&'a View>,
     pub precopied: &'a [Precopied],
-    pub before: &'a [Before],
+    pub before: &'a [PriorFindings],
     pub report: &'a FileReport,
     pub hashes: &'a FileHashes,
     pub watched: &'a Watched,
@@ -134,7 +134,7 @@ impl Standstill<'_> {
         context: &mut Context<'_>,
         stopped: &mut AllStopped,
         rings: &[RingsOfThreads],
-    ) -> Result<(Vec<Option<Looked>>, Objects), TakeError> {
+    ) -> Result<(Vec<Option<Survey>>, Objects), TakeError> {
         let mut objects = Objects::default();
         let mut looked = Vec::with_capacity(stopped.len());
         let members = context.members.list_mut().iter_mut();
@@ -157,9 +157,9 @@ impl Standstill<'_> {
     fn copy_members(
         &self,
         context: &mut Context<'_>,
-        looked: Vec<Option<Looked>>,
+        looked: Vec<Option<Survey>>,
         rings: &[RingsOfThreads],
-    ) -> Result<Vec<Option<Stopped>>, TakeError> {
+    ) -> Result<Vec<Option<WindowResult>>, TakeError> {
         let Writing { spaces, writer } = &mut context.writing;
         let mut all = Vec::with_capacity(looked.len());
         for (index, (member, looked)) in context.members.list().iter().zip(looked).enumerate() {

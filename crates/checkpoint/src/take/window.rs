@@ -3,19 +3,19 @@
 
 use super::precopy::Precopied;
 use crate::advice::Advice;
-use crate::capture::{ASK_FROM, CaptureError, Copied, SIZE, Source};
+use crate::capture::{ASK_FROM, CaptureError, Copied, PageSource, SIZE};
 use crate::compared::ComparedBecause;
 use crate::error::TakeError;
 use crate::file_pages::FileHashes;
 use crate::files::{self, FileReport, Files};
 use crate::growth;
-use crate::layout::{Layout, Watch};
+use crate::layout::{ChangeDetection, Layout};
 use crate::mapped_file::file_page;
 use crate::member::Member;
 use crate::memo::Memo;
 use crate::page_tables::Private;
 use crate::parent;
-use crate::plan::{Evidence, Plan, Then, plan};
+use crate::plan::{Evidence, ParentEvidence, Plan, plan};
 use crate::probes::{Code, Probes};
 use crate::report::NotTracked;
 use crate::rings::{self, AsynchronousIo};
@@ -47,7 +47,7 @@ pub(crate) struct Window<'a> {
 }
 
 /// The stopped process before anything is copied.
-pub(crate) struct Looked {
+pub(crate) struct Survey {
     pub threads: Vec<ThreadState>,
     pub layout: Layout,
     written: PageSet,
@@ -62,7 +62,7 @@ pub(crate) struct Looked {
 }
 
 /// What came out of the stop window.
-pub(crate) struct Stopped {
+pub(crate) struct WindowResult {
     pub layout: Layout,
     /// The advice of its mappings.
     pub advice: Advice,
@@ -89,7 +89,7 @@ pub(crate) struct Stopped {
     pub scan: Duration,
 }
 
-impl Stopped {
+impl WindowResult {
     /// True if none of `pages` was recorded without having been looked at.
     pub fn is_read_in_full(&self, pages: PageRange) -> bool {
         self.empty.within(pages).is_empty()
@@ -103,7 +103,7 @@ impl Window<'_> {
         member: &mut Member,
         process: &mut StoppedProcess,
         harvests: &mut Vec<(i32, Harvest)>,
-    ) -> Result<Looked, TakeError> {
+    ) -> Result<Survey, TakeError> {
         let pid = member.pid();
         let threads = process.thread_states()?;
         let is_object = |mapping: &Mapping| self.files.is_object(mapping, self.report);
@@ -128,7 +128,7 @@ impl Window<'_> {
             refused.extend(left_for_many((pid, member.most_mappings), &layout, &left));
             harvests.push((pid, harvest));
         }
-        Ok(Looked {
+        Ok(Survey {
             threads,
             layout,
             written,
@@ -176,10 +176,12 @@ impl Window<'_> {
     pub fn copy(
         &self,
         member: &Member,
-        looked: Looked,
+        looked: Survey,
         mut copied: Copied<'_>,
-    ) -> Result<Stopped, TakeError> {
-        let over_file = looked.layout.set(|_, watch| watch == Watch::OverFile);
+    ) -> Result<WindowResult, TakeError> {
+        let over_file = looked
+            .layout
+            .set(|_, watch| watch == ChangeDetection::OverFile);
         let Private { copies, guards } = member.private_pages(&over_file)?;
         // Buffers that the kernel may write to unseen, since the last snapshot or from now on.
         let buffers = match self.io.any {
@@ -204,7 +206,7 @@ impl Window<'_> {
         let whole = whole.map(|reason| NotTracked::whole(member.pid(), reason));
         // If this attempt is not the last one, these read clean in the next, whatever they are then.
         let harvested_reserved = looked.written.intersect(&looked.layout.reserved);
-        Ok(Stopped {
+        Ok(WindowResult {
             read: pages.union(&plan.read).union(&harvested_reserved),
             copied: self.precopied.copied.union(&pages.subtract(&unreadable)),
             window: pages,
@@ -236,7 +238,7 @@ impl Window<'_> {
     fn copy_pages(
         &self,
         member: &Member,
-        looked: &Looked,
+        looked: &Survey,
         plan: &Plan,
         probes: &Probes,
         copied: &mut Copied<'_>,
@@ -246,7 +248,7 @@ impl Window<'_> {
             .filter(|_| member.memo.is_some())
             .and_then(|view| Some((view, view.space_index(&member.names.space)?)));
         let known = parent.map(|(view, space)| move |page| view.page_hash(space, page));
-        let source = Source {
+        let source = PageSource {
             memory: &member.space.memory,
             pagemap: &member.space.pagemap,
             known: known.as_ref().map(|known| known as &dyn Fn(_) -> _),
@@ -268,7 +270,7 @@ impl Window<'_> {
     fn evidence<'a>(
         &'a self,
         member: &'a Member,
-        looked: &'a Looked,
+        looked: &'a Survey,
         (copies, guards): (&'a PageSet, PageSet),
         buffers: &'a PageSet,
     ) -> Result<Evidence<'a>, TakeError> {
@@ -279,21 +281,22 @@ impl Window<'_> {
             .collect();
         let refused = refused.union(&looked.left);
         let tracked: PageSet = layout.tracked.iter().copied().collect();
-        let over_file = layout.set(|_, watch| watch == Watch::OverFile);
-        let huge = layout.set(|_, watch| watch == Watch::CompareHeld);
+        let over_file = layout.set(|_, watch| watch == ChangeDetection::OverFile);
+        let huge = layout.set(|_, watch| watch == ChangeDetection::CompareHeld);
         let standing = |mapping: &Mapping, watch| {
-            watch == Watch::OverFile && self.report.standing(files::key(mapping)).is_some()
+            watch == ChangeDetection::OverFile
+                && self.report.standing(files::key(mapping)).is_some()
         };
         Ok(Evidence {
             tracked: tracked.subtract(&refused),
             compared: layout
-                .set(|_, watch| watch == Watch::Compare)
+                .set(|_, watch| watch == ChangeDetection::Compare)
                 .union(&refused),
             standing: layout.set(standing),
             hashed: self.hashed(layout),
             held: held_in(member, &huge)?,
             empty: self.empty_pages(member, layout)?,
-            objects: layout.set(|_, watch| watch == Watch::Object),
+            objects: layout.set(|_, watch| watch == ChangeDetection::Object),
             reserved: layout.reserved.clone(),
             written: &looked.written,
             covered: &self.precopied.covered,
@@ -314,12 +317,12 @@ impl Window<'_> {
         member: &'a Member,
         layout: &Layout,
         over_file: &PageSet,
-    ) -> Option<Then<'a>> {
+    ) -> Option<ParentEvidence<'a>> {
         let (memo, view) = member.memo_of(self.parent).zip(self.parent)?;
         let space = view.space_index(&member.names.space);
         let of_space = |told: &dyn Fn(usize) -> PageSet| space.map(told).unwrap_or_default();
         let (mappings, report) = (&layout.mappings, self.report);
-        Some(Then {
+        Some(ParentEvidence {
             buffers: &memo.buffers,
             in_flight: &memo.in_flight,
             copies: &memo.private_copies,
@@ -335,7 +338,8 @@ impl Window<'_> {
     /// reading them would allocate them.
     fn empty_pages(&self, member: &Member, layout: &Layout) -> Result<PageSet, TakeError> {
         let mut empty = PageSet::new();
-        let read_here = |watch| matches!(watch, Watch::Compare | Watch::OverFile);
+        let read_here =
+            |watch| matches!(watch, ChangeDetection::Compare | ChangeDetection::OverFile);
         let mappings = layout.each().filter(|(_, watch)| read_here(*watch));
         for (mapping, _) in mappings.filter(|(mapping, _)| mapping.has_file()) {
             let pages = PageSet::from(mapping.pages());
@@ -351,7 +355,9 @@ impl Window<'_> {
     /// The pages of private mappings of files for which the hash of what the file has is known.
     fn hashed(&self, layout: &Layout) -> PageSet {
         let mut hashed = Vec::new();
-        let over_file = layout.each().filter(|(_, watch)| *watch == Watch::OverFile);
+        let over_file = layout
+            .each()
+            .filter(|(_, watch)| *watch == ChangeDetection::OverFile);
         for (mapping, _) in over_file {
             let all = mapping.pages();
             let first = file_page(mapping, all.start());

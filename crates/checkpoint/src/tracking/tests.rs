@@ -68,7 +68,13 @@ impl Target {
             target: self,
         };
         let to = (Backend::WpAsync, StoreId([1; 16]));
-        let made = create(&mut calls, &pidfd, &self.identity, to, &mut Left::default());
+        let made = create(
+            &mut calls,
+            &pidfd,
+            &self.identity,
+            to,
+            &mut Footprint::default(),
+        );
         let error = made.expect_err("it is frozen");
         assert!(error.is_frozen(), "{error}");
         drop(calls);

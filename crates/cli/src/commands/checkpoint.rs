@@ -1,8 +1,8 @@
 //! `pagetide checkpoint` and `pagetide run`: snapshots of one process, once or on a schedule.
 
+use super::opening::{STOP_TIMEOUT, stop_options, storage_to_act};
 use super::owner;
 use super::snapshots::Printer;
-use super::{STOP_TIMEOUT, stop_options, storage_to_act};
 use crate::args::{BackendName, Checkpoint, LeaveName, ModeName, Run, Taking};
 use crate::failure;
 use crate::keeping::Keeping;
@@ -33,7 +33,7 @@ pub fn run(arguments: &Checkpoint) -> anyhow::Result<ExitCode> {
     let taking = &arguments.taking;
     let signals = Signals::catch()?;
     watch::start(taking.stop_timeout.unwrap_or(STOP_TIMEOUT), &signals, true)?;
-    super::check_free(arguments.pid)?;
+    super::opening::check_free(arguments.pid)?;
     // The process is looked at first: a pid that cannot be handled leaves no store behind.
     let examined = pagetide_process::examine(arguments.pid)?;
     let mut schedule = Schedule::new(arguments.every, arguments.count, arguments.max_failures);
@@ -52,10 +52,10 @@ fn open_with_patience(
     examined: &Examined,
     schedule: &mut Schedule,
     signals: &Signals,
-) -> anyhow::Result<Option<Place>> {
+) -> anyhow::Result<Option<StoreInUse>> {
     let lives = || examined.identity.is_alive_and_same();
     loop {
-        match Place::writable(&arguments.taking) {
+        match StoreInUse::writable(&arguments.taking) {
             Err(error) if schedule.repeats() && failure::is_full(&error) => {
                 schedule.put_off(error)?;
             }
@@ -239,8 +239,8 @@ pub fn run_command(arguments: &Run) -> anyhow::Result<ExitCode> {
 }
 
 /// A store that a command can be run under.
-fn for_command(taking: &Taking) -> anyhow::Result<Place> {
-    let place = Place::open_or_create(taking)?;
+fn for_command(taking: &Taking) -> anyhow::Result<StoreInUse> {
+    let place = StoreInUse::open_or_create(taking)?;
     // Whoever has it now would have it when the command runs.
     place.store.lock()?;
     if !taking.add {
@@ -252,7 +252,7 @@ fn for_command(taking: &Taking) -> anyhow::Result<Place> {
 /// Snapshots of the command until it ends. Whatever fails, the command goes on.
 fn follow(
     arguments: &Run,
-    place: &mut Option<Place>,
+    place: &mut Option<StoreInUse>,
     signals: &Signals,
     child: &mut Child,
     sink: Sink,
@@ -311,7 +311,7 @@ fn follow(
 fn attach_to(
     pid: i32,
     taking: &Taking,
-    place: &mut Option<Place>,
+    place: &mut Option<StoreInUse>,
     options: &Options,
 ) -> anyhow::Result<Checkpointer> {
     let place = match place {
@@ -352,15 +352,15 @@ fn end(child: &mut Child, signals: &Signals) -> anyhow::Result<ExitStatus> {
 }
 
 /// A store, and whether this command has made it.
-struct Place {
+struct StoreInUse {
     store: Store,
     storage: Arc<DirectoryStorage>,
     is_new: bool,
 }
 
-impl Place {
+impl StoreInUse {
     /// The store in a directory; a new one if there is no directory, or an empty one.
-    fn open_or_create(taking: &Taking) -> anyhow::Result<Place> {
+    fn open_or_create(taking: &Taking) -> anyhow::Result<StoreInUse> {
         let storage = storage_to_act(&taking.store, taking.trust_store);
         let (store, is_new) = match Store::open(storage.clone()) {
             // Creating looks whether there is anything, and takes over what an attempt that failed left.
@@ -370,7 +370,7 @@ impl Place {
             }
             other => (other?, false),
         };
-        Ok(Place {
+        Ok(StoreInUse {
             store,
             storage,
             is_new,
@@ -378,8 +378,8 @@ impl Place {
     }
 
     /// The same, where there is room for what a writer leaves there.
-    fn writable(taking: &Taking) -> anyhow::Result<Place> {
-        let place = Place::open_or_create(taking)?;
+    fn writable(taking: &Taking) -> anyhow::Result<StoreInUse> {
+        let place = StoreInUse::open_or_create(taking)?;
         match place.store.lock() {
             Err(error @ LockError::Io { .. }) => Err(error.into()),
             // Whatever else is wrong with it is told by whoever needs it.

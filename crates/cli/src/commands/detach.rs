@@ -1,6 +1,6 @@
 //! `pagetide detach`: remove what pagetide left in a process.
 
-use super::{STOP_TIMEOUT, check_free, stop_options};
+use super::opening::{STOP_TIMEOUT, check_free, stop_options};
 use crate::args::Detach;
 use crate::output;
 use crate::signals::Signals;

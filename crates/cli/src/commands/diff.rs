@@ -1,6 +1,6 @@
 //! `pagetide diff`: what differs between two snapshots, by region and by page.
 
-use super::{open_store, view_at};
+use super::opening::{open_store, view_at};
 use crate::args::{Diff, Which};
 use crate::output::{self, Page};
 use pagetide_pages::{PageSet, PageSize};

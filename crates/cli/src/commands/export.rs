@@ -1,6 +1,7 @@
 //! `pagetide export`: a snapshot as plain files or as an ELF core.
 
-use super::{open_store_to_act, show, view_at};
+use super::opening::{open_store_to_act, view_at};
+use super::show;
 use crate::args::{Export, ExportFormat};
 use crate::wrong::Wrong;
 use anyhow::Context;

@@ -1,6 +1,6 @@
 //! `pagetide inspect`: what a checkpoint of a process would hold, and what would keep it from being restored.
 
-use super::{STOP_TIMEOUT, stop_options};
+use super::opening::{STOP_TIMEOUT, stop_options};
 use crate::args::Inspect;
 use crate::blockers::{self, Listed};
 use crate::commands::snapshots::{Compared, compared};

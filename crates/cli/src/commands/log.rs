@@ -1,6 +1,7 @@
 //! `pagetide log`: the snapshots of a store, newest last.
 
-use super::{open_store, owner};
+use super::opening::open_store;
+use super::owner;
 use crate::args::StoreOnly;
 use crate::output::{self, Page};
 use pagetide_snapshot::{SnapshotInfo, SnapshotKind, Store};

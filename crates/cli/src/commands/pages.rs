@@ -1,12 +1,13 @@
 //! `pagetide pages`: what the page tables say of a process, a region a line, or of one page.
 
+mod answers;
 mod at;
 mod shared;
 
 use crate::args::Pages;
 use crate::output::{self, Page};
-use pagetide_kernel::maps::Mapping;
-use pagetide_process::{PageUsage, RegionUsage, Unavailable, Usage};
+use answers::{MappingAnswer, UnavailableAnswer, mapping, note, unavailable};
+use pagetide_process::{PageUsage, RegionUsage, Usage};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -17,17 +18,6 @@ struct Answer {
     regions: Vec<RegionAnswer>,
     totals: UsageAnswer,
     unavailable: Vec<UnavailableAnswer>,
-}
-
-/// A mapping, as in the other commands.
-#[derive(Serialize)]
-struct MappingAnswer {
-    start: String,
-    end: String,
-    protection: String,
-    shared: bool,
-    name: String,
-    flags: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -79,12 +69,6 @@ struct CgroupAnswer {
     pages: u64,
 }
 
-#[derive(Serialize)]
-struct UnavailableAnswer {
-    what: &'static str,
-    reason: String,
-}
-
 pub fn run(options: &Pages) -> anyhow::Result<()> {
     pagetide_process::examine_for_reading(options.pid)?;
     if let Some(address) = options.at {
@@ -115,24 +99,6 @@ fn answer(pid: i32, usage: &PageUsage) -> Answer {
         regions: usage.regions.iter().map(region).collect(),
         totals: counted(&usage.totals, paths),
         unavailable: unavailable(&usage.unavailable),
-    }
-}
-
-fn mapping(mapping: &Mapping, flags: &[String]) -> MappingAnswer {
-    let flag = |on, letter| if on { letter } else { '-' };
-    MappingAnswer {
-        start: format!("{:016x}", mapping.start),
-        end: format!("{:016x}", mapping.end),
-        protection: [
-            flag(mapping.read, 'r'),
-            flag(mapping.write, 'w'),
-            flag(mapping.execute, 'x'),
-        ]
-        .iter()
-        .collect(),
-        shared: mapping.shared,
-        name: mapping.name.to_string(),
-        flags: flags.to_vec(),
     }
 }
 
@@ -173,21 +139,6 @@ fn counted(usage: &Usage, paths: &BTreeMap<u64, PathBuf>) -> UsageAnswer {
             .cgroup_pages
             .as_ref()
             .map(|cgroups| cgroups.iter().map(cgroup).collect()),
-    }
-}
-
-fn unavailable(list: &[Unavailable]) -> Vec<UnavailableAnswer> {
-    let answer = |one: &Unavailable| UnavailableAnswer {
-        what: one.what,
-        reason: one.reason.clone(),
-    };
-    list.iter().map(answer).collect()
-}
-
-/// Tells people what is missing. Machines find it in the answer.
-fn note(unavailable: &[UnavailableAnswer]) {
-    for one in unavailable {
-        output::note!("pagetide: {} not told: {}", one.what, one.reason);
     }
 }
 

@@ -1,6 +1,6 @@
 //! `pagetide prune` and `pagetide squash`: chains made shorter.
 
-use super::open_store_to_act;
+use super::opening::open_store_to_act;
 use crate::args::{Prune, Squash};
 use crate::output::{self, Page};
 use pagetide_snapshot::{Keep, Pruned, SnapshotId};

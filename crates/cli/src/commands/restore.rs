@@ -2,7 +2,7 @@
 
 mod behind;
 
-use super::{open_store_to_act, stop_options, view_at};
+use super::opening::{open_store_to_act, stop_options, view_at};
 use crate::args::{Restore, TcpName};
 use crate::blockers::{self, Listed};
 use crate::output::{self, Page};

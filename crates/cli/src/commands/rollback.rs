@@ -1,6 +1,6 @@
 //! `pagetide rollback`: a live process's memory and registers put back to a snapshot.
 
-use super::{STOP_TIMEOUT, open_store_to_act, stop_options, view_at};
+use super::opening::{STOP_TIMEOUT, open_store_to_act, stop_options, view_at};
 use crate::args::Rollback;
 use crate::output;
 use crate::signals::Signals;

@@ -1,6 +1,6 @@
 //! `pagetide show`: what one snapshot holds.
 
-use super::{open_store, view_at};
+use super::opening::{open_store, view_at};
 use crate::args::StoreAt;
 use crate::output::{self, Page};
 use pagetide::{MemberNames, Poisoned, members_of, numa_of, poisoned_of};

@@ -1,6 +1,6 @@
 //! `pagetide verify`: every byte of every snapshot is read and checked.
 
-use super::open_store;
+use super::opening::open_store;
 use crate::args::StoreOnly;
 use crate::output::{self, Page};
 use serde::Serialize;

@@ -120,7 +120,7 @@ pub enum NotPut {
 
 /// What was put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Put {
+pub struct PutReport {
     /// Bytes from the first address on that were put.
     pub done_bytes: u64,
     /// Why it was not all.
@@ -203,16 +203,16 @@ impl MissingPages {
     }
 
     /// Puts `bytes`, whole pages, at `address`, and lets go on whoever waits for them: UFFDIO_COPY.
-    pub fn copy(&self, address: u64, bytes: &[u8]) -> Put {
+    pub fn copy(&self, address: u64, bytes: &[u8]) -> PutReport {
         self.copy_as(address, bytes, 0)
     }
 
     /// As [`Self::copy`], with write protection on, where memory is registered by [`Self::register_tracked`].
-    pub fn copy_protected(&self, address: u64, bytes: &[u8]) -> Put {
+    pub fn copy_protected(&self, address: u64, bytes: &[u8]) -> PutReport {
         self.copy_as(address, bytes, COPY_PROTECTED)
     }
 
-    fn copy_as(&self, address: u64, bytes: &[u8], mode: u64) -> Put {
+    fn copy_as(&self, address: u64, bytes: &[u8], mode: u64) -> PutReport {
         let mut copy = uffdio_copy {
             dst: address,
             src: bytes.as_ptr() as u64,
@@ -229,7 +229,7 @@ impl MissingPages {
     }
 
     /// Puts zeros: UFFDIO_ZEROPAGE.
-    pub fn zero(&self, start: u64, length: u64) -> Put {
+    pub fn zero(&self, start: u64, length: u64) -> PutReport {
         let mut zero = uffdio_zeropage {
             range: uffdio_range { start, len: length },
             mode: 0,
@@ -243,7 +243,7 @@ impl MissingPages {
     }
 
     /// Makes missing pages such that touching one is a SIGBUS, for ever: UFFDIO_POISON.
-    pub fn poison(&self, start: u64, length: u64) -> Put {
+    pub fn poison(&self, start: u64, length: u64) -> PutReport {
         let mut poison = uffdio_poison {
             range: uffdio_range { start, len: length },
             mode: 0,
@@ -347,9 +347,9 @@ fn enable(fd: &OwnedFd, features: u64) -> Result<(), Errno> {
 }
 
 /// `done` is the result of the call, `told` what the kernel says was done: bytes, or an error number below zero.
-fn outcome(done: Result<(), Errno>, told: i64, length: u64) -> Put {
+fn outcome(done: Result<(), Errno>, told: i64, length: u64) -> PutReport {
     let Err(errno) = done else {
-        return Put {
+        return PutReport {
             done_bytes: length,
             stopped: None,
         };
@@ -361,7 +361,7 @@ fn outcome(done: Result<(), Errno>, told: i64, length: u64) -> Put {
         Errno::SRCH => NotPut::SpaceGone,
         errno => NotPut::Kernel(errno),
     };
-    Put {
+    PutReport {
         done_bytes: u64::try_from(told).unwrap_or(0).min(length),
         stopped: Some(stopped),
     }

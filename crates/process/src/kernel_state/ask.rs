@@ -107,14 +107,14 @@ impl Answer {
 pub(super) type Answers = Vec<Option<Answer>>;
 
 /// What a thread told.
-pub(super) type Told = Result<Answers, RemoteCallError>;
+pub(super) type ThreadAnswers = Result<Answers, RemoteCallError>;
 
 /// The answers of one thread.
 pub(super) fn ask_one(
     stopped: &mut StoppedProcess,
     thread: ThreadId,
     questions: &[Question],
-) -> Told {
+) -> ThreadAnswers {
     let mut calls = stopped.remote_calls_by(thread)?;
     let answers = ask(&mut calls, questions);
     let finished = calls.finish();
@@ -128,13 +128,13 @@ pub(super) fn fit_at_once(questions: &[Question]) -> bool {
 }
 
 /// What to ask whom.
-pub(super) type Asked = HashMap<ThreadId, Vec<Question>>;
+pub(super) type ThreadQuestions = HashMap<ThreadId, Vec<Question>>;
 
 /// The answers of many threads that are asked at the same time. The questions to each fit at once.
 pub(super) fn ask_together(
     stopped: &mut StoppedProcess,
-    asked: &Arc<Asked>,
-) -> Result<Vec<(ThreadId, Told)>, RemoteCallError> {
+    asked: &Arc<ThreadQuestions>,
+) -> Result<Vec<(ThreadId, ThreadAnswers)>, RemoteCallError> {
     let rooms = asked.iter().map(|(thread, all)| (*thread, length_of(all)));
     let rooms: Vec<(ThreadId, usize)> = rooms.collect();
     let threads: Vec<ThreadId> = rooms.iter().map(|(thread, _)| *thread).collect();

@@ -12,7 +12,9 @@ use pagetide_kernel::robust_list::robust_list;
 use pagetide_kernel::scheduling::SchedulingAttributes;
 
 use crate::blocker::Blocker;
-use crate::kernel_state::ask::{Answer, Asked, Question, Told, ask_one, ask_together, fit_at_once};
+use crate::kernel_state::ask::{
+    Answer, Question, ThreadAnswers, ThreadQuestions, ask_one, ask_together, fit_at_once,
+};
 use crate::kernel_state::credentials::{self, Credentials};
 use crate::kernel_state::error::KernelStateError;
 use crate::kernel_state::switches::{self, ProcessSwitches};
@@ -313,7 +315,7 @@ impl Reading {
         process: &mut ProcessParts,
     ) -> Result<(), KernelStateError> {
         let of_thread = thread_questions();
-        let mut asked = Asked::with_capacity(threads.len());
+        let mut asked = ThreadQuestions::with_capacity(threads.len());
         let mut answered = Vec::with_capacity(threads.len());
         // Who is to be asked for rings alone.
         let mut users = Vec::new();
@@ -364,7 +366,11 @@ impl Reading {
     }
 
     /// What a thread told, without the answer to the question about rings, which came last.
-    fn without_ring(thread: ThreadId, mut told: Told, users: &mut Vec<ThreadId>) -> Told {
+    fn without_ring(
+        thread: ThreadId,
+        mut told: ThreadAnswers,
+        users: &mut Vec<ThreadId>,
+    ) -> ThreadAnswers {
         match told.as_mut().map(Vec::pop) {
             Ok(Some(Some(answer))) if !rings::may_have_used(answer.result) => {}
             // Nor is anything known of one that could not be asked for all at once.

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl, open};
 use rustix::io::{Errno, Result};
 
-use crate::opener::{Found, OpenError};
+use crate::opener::{OpenError, PathTarget};
 
 /// What open(2) may be given again. The flags that create or empty files are not among them, and O_ASYNC comes last of all.
 const FLAGS_OF_OPEN: u32 = OFlags::ACCMODE.bits()
@@ -43,7 +43,7 @@ pub(crate) fn open_again(file: impl AsFd, status_flags: u32) -> Result<OwnedFd> 
 /// The same for a file that was found by its path, as the process would. O_NOFOLLOW stays among the status flags; a
 /// description that has it is opened by its path, which has to lead to the same file still (ESTALE).
 pub(crate) fn open_found(
-    found: &Found,
+    found: &PathTarget,
     status_flags: u32,
 ) -> std::result::Result<OwnedFd, OpenError> {
     let flags = flags_of_open(status_flags).difference(OFlags::PATH);

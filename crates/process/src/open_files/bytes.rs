@@ -6,8 +6,11 @@ use std::collections::HashSet;
 
 use crate::encoded::{Encoding, EncodingError};
 
+use super::device;
 use super::model::{Description, DescriptorTable, Kind, OpenFiles};
+use super::object::StoredObject;
 use super::path::PathIdentity;
+use super::pipe_state::PipeState;
 
 /// What is stored of files without names, as much again of pipes and sockets, and some million descriptors, and no more.
 const ENCODING: Encoding<{ 256 << 20 }> = Encoding::with_magic(*b"PTOF", 1);
@@ -88,9 +91,9 @@ impl OpenFiles {
             all(table.pid > 0 && pids.insert(table.pid), "pid")?;
             self.check_table(table)?;
         }
-        all(self.pipes.iter().all(super::PipeState::is_possible), "pipe")?;
+        all(self.pipes.iter().all(PipeState::is_possible), "pipe")?;
         all(
-            self.objects.iter().all(super::StoredObject::is_possible),
+            self.objects.iter().all(StoredObject::is_possible),
             "file without a name",
         )
     }
@@ -109,7 +112,7 @@ impl OpenFiles {
             Kind::Path(state) => all(is_path(&state.at), "path"),
             Kind::Device(state) => {
                 all(state.path.is_possible(), "path")?;
-                all(super::device::has_no_state(state.number), "device")
+                all(device::has_no_state(state.number), "device")
             }
             Kind::Terminal(state) => {
                 all(state.path.is_possible(), "path")?;

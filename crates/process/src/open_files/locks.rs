@@ -42,7 +42,7 @@ pub struct PosixLock {
 }
 
 /// What one line tells.
-pub(crate) enum Told {
+pub(crate) enum LockLine {
     Description(DescriptionLock),
     Process(LockRange),
     /// A lease, or something that is not known.
@@ -50,15 +50,15 @@ pub(crate) enum Told {
 }
 
 /// All locks that are held through a descriptor.
-pub(crate) fn read(info: &FdInfo) -> Vec<Told> {
+pub(crate) fn read(info: &FdInfo) -> Vec<LockLine> {
     let lines = info.values("lock");
     lines
-        .map(|line| parse(line).unwrap_or_else(|| Told::Other(line.to_owned())))
+        .map(|line| parse(line).unwrap_or_else(|| LockLine::Other(line.to_owned())))
         .collect()
 }
 
 /// `1: POSIX  ADVISORY  WRITE 1583 fe:00:10011072 5 14`
-fn parse(line: &str) -> Option<Told> {
+fn parse(line: &str) -> Option<LockLine> {
     let words: Vec<&str> = line.split_whitespace().collect();
     let [_, kind, _, access, .., start, end] = words.as_slice() else {
         return None;
@@ -83,9 +83,9 @@ fn parse(line: &str) -> Option<Told> {
         length_bytes,
     };
     match *kind {
-        "FLOCK" => Some(Told::Description(DescriptionLock::Whole { exclusive })),
-        "OFDLCK" => Some(Told::Description(DescriptionLock::Range(range))),
-        "POSIX" => Some(Told::Process(range)),
+        "FLOCK" => Some(LockLine::Description(DescriptionLock::Whole { exclusive })),
+        "OFDLCK" => Some(LockLine::Description(DescriptionLock::Range(range))),
+        "POSIX" => Some(LockLine::Process(range)),
         _ => None,
     }
 }
@@ -120,7 +120,9 @@ mod tests {
 
     fn range(line: &str) -> Option<LockRange> {
         match parse(line)? {
-            Told::Process(range) | Told::Description(DescriptionLock::Range(range)) => Some(range),
+            LockLine::Process(range) | LockLine::Description(DescriptionLock::Range(range)) => {
+                Some(range)
+            }
             _ => None,
         }
     }
@@ -140,7 +142,7 @@ mod tests {
         let told = parse("1: FLOCK  ADVISORY  READ 1583 fe:00:10011072 0 EOF");
         assert!(matches!(
             told,
-            Some(Told::Description(DescriptionLock::Whole {
+            Some(LockLine::Description(DescriptionLock::Whole {
                 exclusive: false
             }))
         ));

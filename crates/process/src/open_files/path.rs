@@ -8,7 +8,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, open, statat};
 
 use crate::blocker::Blocker;
 use crate::blocker_kind::BlockerKind;
-use crate::opener::{FileIdentity, Found, OpenError, Opener};
+use crate::opener::{FileIdentity, OpenError, Opener, PathTarget};
 
 use super::again::flags_of_open;
 use super::error::ReopenError;
@@ -77,7 +77,11 @@ impl PathIdentity {
     }
 
     /// Looks it up, if it is a file of this type. A link at its end is not followed.
-    pub(crate) fn find(&self, wanted: FileType, opener: &Opener) -> Result<Found, ReopenError> {
+    pub(crate) fn find(
+        &self,
+        wanted: FileType,
+        opener: &Opener,
+    ) -> Result<PathTarget, ReopenError> {
         find(&self.path, Some(self.file()), wanted, opener)
     }
 
@@ -87,7 +91,7 @@ impl PathIdentity {
         wanted: FileType,
         opener: &Opener,
         status_flags: u32,
-    ) -> Result<Found, ReopenError> {
+    ) -> Result<PathTarget, ReopenError> {
         let flags = flags_of_open(status_flags).difference(OFlags::PATH);
         let found = opener.find_to_open(self.path.as_path(), Some(self.file()), flags);
         checked(&self.path, found, wanted)
@@ -100,15 +104,15 @@ pub(crate) fn find(
     was: Option<FileIdentity>,
     wanted: FileType,
     opener: &Opener,
-) -> Result<Found, ReopenError> {
+) -> Result<PathTarget, ReopenError> {
     checked(path, opener.find(path.as_path(), was), wanted)
 }
 
 fn checked(
     path: &FilePath,
-    found: Result<Found, OpenError>,
+    found: Result<PathTarget, OpenError>,
     wanted: FileType,
-) -> Result<Found, ReopenError> {
+) -> Result<PathTarget, ReopenError> {
     let found = found.map_err(|error| ReopenError::opening(path, error))?;
     if found.kind() == wanted {
         Ok(found)

@@ -18,7 +18,7 @@ use crate::stop::StoppedProcess;
 use super::descriptor_limit::raise_limit;
 use super::error::OpenFilesError;
 use super::foreign::Foreign;
-use super::locks::{self, PosixLock, Told};
+use super::locks::{self, LockLine, PosixLock};
 use super::model::{Description, Descriptor, DescriptorTable, Kind, OpenFiles, Owner};
 use super::object::Objects;
 use super::refused::{self, file_system};
@@ -51,7 +51,7 @@ impl OpenFiles {
         let mounts = Mounts::of(stopped.iter().map(|process| process.identity().pid));
         let foreigns = copy_all(stopped, &listed, count, &mounts)?;
         let mut reader = Reader::new(stopped, &listed, &foreigns, &mounts)?;
-        let found: Vec<Found> = foreigns.iter().map(|one| reader.look_at(one)).collect();
+        let found: Vec<Finding> = foreigns.iter().map(|one| reader.look_at(one)).collect();
         let files = reader.finish(found);
         let blockers = files.blockers().cloned().collect();
         Ok((files, blockers))
@@ -139,7 +139,7 @@ fn open_process(stopped: &[&StoppedProcess], pid: i32) -> Result<PidFd, OpenFile
 }
 
 /// What one look at a description found.
-enum Found {
+enum Finding {
     Is(Kind, Vec<Blocker>),
     /// Only all pipes together tell.
     Pipe,
@@ -148,7 +148,7 @@ enum Found {
     Refused(Blocker),
 }
 
-impl From<Result<Kind, Blocker>> for Found {
+impl From<Result<Kind, Blocker>> for Finding {
     fn from(result: Result<Kind, Blocker>) -> Self {
         match result {
             Ok(kind) => Self::Is(kind, Vec::new()),
@@ -206,10 +206,10 @@ impl<'a> Reader<'a> {
         })
     }
 
-    fn look_at(&mut self, foreign: &Foreign) -> Found {
+    fn look_at(&mut self, foreign: &Foreign) -> Finding {
         // A path may lead there though the file itself lies elsewhere, as one that something is mounted over.
         if foreign.is_served || self.mounts.lead_to(&foreign.link) {
-            return Found::Refused(refused::served(foreign));
+            return Finding::Refused(refused::served(foreign));
         }
         if foreign.info.flags & OFlags::PATH.bits() != 0 {
             return match process_file::read_proc(foreign, &self.pids) {
@@ -218,7 +218,7 @@ impl<'a> Reader<'a> {
             };
         }
         if let Some(blocker) = refused::by_file_system(foreign) {
-            return Found::Refused(blocker);
+            return Finding::Refused(blocker);
         }
         match foreign.file_system {
             file_system::PROCESSES => {
@@ -238,39 +238,39 @@ impl<'a> Reader<'a> {
             }
             FileType::RegularFile => regular::read(foreign).map(Kind::File).into(),
             FileType::Directory => directory::read(foreign).map(Kind::Directory).into(),
-            FileType::Fifo => Found::Pipe,
+            FileType::Fifo => Finding::Pipe,
             FileType::CharacterDevice => self.look_at_device(foreign).into(),
             FileType::BlockDevice => {
                 let what = format!("is the block device {}", foreign.link.display());
                 let advice = "let the program close it before the checkpoint";
-                Found::Refused(foreign.blocker(BlockerKind::BlockDevice, &what, advice))
+                Finding::Refused(foreign.blocker(BlockerKind::BlockDevice, &what, advice))
             }
-            FileType::Socket => Found::Socket,
-            _ => Found::Refused(refused::unknown(foreign, foreign.link.as_os_str())),
+            FileType::Socket => Finding::Socket,
+            _ => Finding::Refused(refused::unknown(foreign, foreign.link.as_os_str())),
         }
     }
 
-    fn look_at_anonymous(&self, foreign: &Foreign) -> Found {
-        let doubtful = |kind, doubts: Vec<Blocker>| Found::Is(kind, doubts);
+    fn look_at_anonymous(&self, foreign: &Foreign) -> Finding {
+        let doubtful = |kind, doubts: Vec<Blocker>| Finding::Is(kind, doubts);
         match foreign.link_bytes() {
             b"anon_inode:[eventfd]" => match eventfd::read(foreign) {
                 Ok((state, doubt)) => doubtful(Kind::Eventfd(state), doubt.into_iter().collect()),
-                Err(blocker) => Found::Refused(blocker),
+                Err(blocker) => Finding::Refused(blocker),
             },
             b"anon_inode:[eventpoll]" => match epoll::read(foreign, &self.numbers) {
                 Ok((state, doubt)) => doubtful(Kind::Epoll(state), doubt.into_iter().collect()),
-                Err(blocker) => Found::Refused(blocker),
+                Err(blocker) => Finding::Refused(blocker),
             },
             b"anon_inode:inotify" => match inotify::read(foreign) {
                 Ok((state, doubts)) => doubtful(Kind::Inotify(state), doubts),
-                Err(blocker) => Found::Refused(blocker),
+                Err(blocker) => Finding::Refused(blocker),
             },
             b"anon_inode:[timerfd]" => timerfd::read(foreign).map(Kind::Timerfd).into(),
             b"anon_inode:[signalfd]" => signalfd::read(foreign).map(Kind::Signalfd).into(),
             b"anon_inode:[pidfd]" => process_file::read_pidfd(foreign, &self.pids)
                 .map(Kind::Process)
                 .into(),
-            _ => Found::Refused(refused::anonymous(foreign)),
+            _ => Finding::Refused(refused::anonymous(foreign)),
         }
     }
 
@@ -289,23 +289,23 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn finish(self, found: Vec<Found>) -> OpenFiles {
-        let pick = |wanted: fn(&Found) -> bool| -> Vec<(usize, &Foreign)> {
+    fn finish(self, found: Vec<Finding>) -> OpenFiles {
+        let pick = |wanted: fn(&Finding) -> bool| -> Vec<(usize, &Foreign)> {
             let all = found.iter().zip(self.foreigns).enumerate();
             let picked = all.filter(|(_, (found, _))| wanted(found));
             picked
                 .map(|(index, (_, foreign))| (index, foreign))
                 .collect()
         };
-        let ends = pick(|found| matches!(found, Found::Pipe));
-        let sockets = pick(|found| matches!(found, Found::Socket));
+        let ends = pick(|found| matches!(found, Finding::Pipe));
+        let sockets = pick(|found| matches!(found, Finding::Socket));
         let mut pipes = Vec::new();
         let mut kinds: HashMap<usize, _> = pipe::read_all(&ends, &mut pipes).into_iter().collect();
         kinds.extend(read_sockets(&sockets));
         let owners = self.owners();
         let described = found.into_iter().zip(self.foreigns).enumerate();
         let descriptions = described.map(|(index, (found, foreign))| {
-            let found = kinds.remove(&index).map_or(found, Found::from);
+            let found = kinds.remove(&index).map_or(found, Finding::from);
             describe(foreign, found, &owners)
         });
         let descriptions = descriptions.collect();
@@ -406,7 +406,7 @@ fn posix_locks<'a>(listed: impl Iterator<Item = &'a Listed>) -> Vec<PosixLock> {
             locks::read(&one.info)
                 .into_iter()
                 .filter_map(|told| match told {
-                    Told::Process(range) => Some(PosixLock {
+                    LockLine::Process(range) => Some(PosixLock {
                         description: one.description,
                         range,
                     }),
@@ -417,11 +417,11 @@ fn posix_locks<'a>(listed: impl Iterator<Item = &'a Listed>) -> Vec<PosixLock> {
     found
 }
 
-fn describe(foreign: &Foreign, found: Found, known_owners: &HashSet<(u8, i32)>) -> Description {
+fn describe(foreign: &Foreign, found: Finding, known_owners: &HashSet<(u8, i32)>) -> Description {
     let (kind, mut blockers) = match found {
-        Found::Is(kind, blockers) => (kind, blockers),
-        Found::Refused(blocker) => (Kind::Closed, vec![blocker]),
-        Found::Pipe | Found::Socket => {
+        Finding::Is(kind, blockers) => (kind, blockers),
+        Finding::Refused(blocker) => (Kind::Closed, vec![blocker]),
+        Finding::Pipe | Finding::Socket => {
             let blocker = foreign.unreadable(&"it is of another kind than its type says");
             (Kind::Closed, vec![blocker])
         }
@@ -431,15 +431,15 @@ fn describe(foreign: &Foreign, found: Found, known_owners: &HashSet<(u8, i32)>) 
     let mut held = Vec::new();
     for told in locks::read(&foreign.info) {
         match told {
-            Told::Description(lock) => held.push(lock),
-            Told::Process(_) => {}
-            Told::Other(line) if restored => blockers.push(foreign.blocker_instead(
+            LockLine::Description(lock) => held.push(lock),
+            LockLine::Process(_) => {}
+            LockLine::Other(line) if restored => blockers.push(foreign.blocker_instead(
                 BlockerKind::Lease,
                 &format!("holds a lease, or a lock that is not known ({line})"),
                 "let the program give it back before the checkpoint",
                 "the file is open without it",
             )),
-            Told::Other(_) => {}
+            LockLine::Other(_) => {}
         }
     }
     let mut owner = if restored && !own {

@@ -13,6 +13,7 @@ use super::choices::ReopenChoices;
 use super::descriptor_limit::raise_limit;
 use super::error::ReopenError;
 use super::model::{Description, Kind, OpenFiles};
+use super::object::ObjectUse;
 use super::path::PathIdentity;
 use super::socket::{SocketChoices, SocketFiles, SocketState, TcpChoice, let_go, reopen_sockets};
 use super::{
@@ -268,7 +269,7 @@ impl<'a> Reopening<'a> {
 
     fn open_object(
         &mut self,
-        state: super::ObjectUse,
+        state: ObjectUse,
         status_flags: u32,
         opener: &Opener,
     ) -> Result<Option<OwnedFd>, ReopenError> {

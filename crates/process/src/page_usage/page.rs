@@ -62,6 +62,10 @@ pub struct ExplainedPage {
     pub unavailable: Vec<Unavailable>,
 }
 
+/// Why it is not known whether a page has content.
+const FORGETFUL: &str = "the page table forgets pages of files and shared memory that are swapped out or reclaimed: \
+                         an empty entry does not tell whether there is content";
+
 /// Explains the page of process `pid` that holds the byte at `address`.
 pub fn explain_page(pid: i32, address: u64) -> Result<ExplainedPage, PageUsageError> {
     let mut sources = Sources::open(pid)?;
@@ -89,10 +93,8 @@ fn explain(pid: i32, address: u64, sources: &mut Sources) -> Result<ExplainedPag
         false => Entry::none(),
     };
     let frame = entry.frame_number();
-    let frames = match frame {
-        Some(frame) => sources.look_up(&[frame])?,
-        None => Default::default(),
-    };
+    let frames = frame.map(|frame| sources.look_up(&[frame]));
+    let frames = frames.transpose()?.unwrap_or_default();
     let page_flags = frames.flags.map(|flags| flags[0]);
     let cgroup = frames.cgroups.map(|cgroups| cgroups[0]);
     let zero_by_flags = page_flags.map(|flags| flags.contains(PageFlags::ZERO_PAGE));
@@ -138,9 +140,7 @@ fn explain(pid: i32, address: u64, sources: &mut Sources) -> Result<ExplainedPag
         .swap
         .is_some_and(|swap| swap.kind == SwapKind::Hidden);
     if explained.empty.is_none() && in_page_tables && !hidden {
-        let reason = "the page table forgets pages of files and shared memory that are swapped out or \
-                      reclaimed: an empty entry does not tell whether there is content";
-        sources.lacks("content", reason.to_owned());
+        sources.lacks("content", FORGETFUL.to_owned());
     }
     explained.unavailable = std::mem::take(&mut sources.unavailable);
     Ok(explained)

@@ -31,7 +31,7 @@ const REGISTERS: [Register; 6] = [
 ];
 
 /// A place in the code: the next instruction, and where the calls return to that lead there.
-type Place = (u64, Vec<u64>);
+type CodePlace = (u64, Vec<u64>);
 
 /// True if the register of argument `number` means nothing to the code from `address` on.
 pub(super) fn is_unread(memory: &File, address: u64, number: usize) -> bool {
@@ -47,8 +47,8 @@ pub(super) fn is_unread(memory: &File, address: u64, number: usize) -> bool {
 struct Walk<'a> {
     memory: &'a File,
     register: Register,
-    open: Vec<Place>,
-    seen: HashSet<Place>,
+    open: Vec<CodePlace>,
+    seen: HashSet<CodePlace>,
 }
 
 /// What an instruction does with a register.

@@ -32,11 +32,11 @@ const NOTE_BEGINS: &str = "process ";
 /// link in it is followed. Clones share it.
 #[derive(Clone, Debug)]
 pub struct DirectoryStorage {
-    place: Arc<Place>,
+    place: Arc<DirectoryPlace>,
 }
 
 #[derive(Debug)]
-struct Place {
+struct DirectoryPlace {
     root: PathBuf,
     reliance: Reliance,
     held: OnceLock<OwnedFd>,
@@ -57,7 +57,7 @@ impl DirectoryStorage {
     }
 
     fn with(root: PathBuf, reliance: Reliance) -> DirectoryStorage {
-        let place = Place {
+        let place = DirectoryPlace {
             root,
             reliance,
             held: OnceLock::new(),
@@ -83,7 +83,7 @@ impl DirectoryStorage {
     }
 }
 
-impl Place {
+impl DirectoryPlace {
     fn root(&self) -> io::Result<&OwnedFd> {
         once(&self.held, || {
             let held = held::hold(&self.root, self.reliance)?;
@@ -174,7 +174,7 @@ impl Storage for DirectoryStorage {
     }
 
     fn prepare(&self) -> io::Result<()> {
-        let Place { root, reliance, .. } = &*self.place;
+        let DirectoryPlace { root, reliance, .. } = &*self.place;
         let private = Mode::RWXU;
         if let (Some(parent), Some(name)) = (root.parent(), root.file_name()) {
             let parent = match parent.as_os_str().is_empty() {
@@ -361,7 +361,7 @@ impl StoredFile for LocalFile {
 }
 
 struct LocalPartial {
-    place: Arc<Place>,
+    place: Arc<DirectoryPlace>,
     name: String,
     file: File,
     published: bool,

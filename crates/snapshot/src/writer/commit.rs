@@ -8,7 +8,7 @@ use crate::format::index::{Index, Run};
 use crate::format::metadata::{self, Metadata, captured_regions};
 use crate::format::{MAX_INDEX_BYTES, NEW_VERSION};
 use crate::frames::{FrameError, Log};
-use crate::kept::Kept;
+use crate::kept::CompactIndex;
 use crate::layer::{self, Layer, file_name};
 use crate::model::PageState;
 use crate::runs::{self, Resolved};
@@ -56,7 +56,7 @@ impl SnapshotWriter {
             id,
             storage,
             &header,
-            Kept::all(index.frames, index.hashes),
+            CompactIndex::all(index.frames, index.hashes),
         ));
         // Made before the file is published: what is wrong with it must keep it from existing.
         let view = View::over(

@@ -110,9 +110,9 @@ fn must_be(view: &View, expected: &BTreeMap<u64, Vec<u8>>) {
         std::mem::take(&mut *collected.lock().expect("no panic")),
         *expected
     );
-    let see_loose = |range, found: Found<'_>| match found {
-        Found::Settled(content) => see(range, content),
-        Found::Loose(_) => panic!("nothing decompresses elsewhere"),
+    let see_loose = |range, found: RangeContent<'_>| match found {
+        RangeContent::Settled(content) => see(range, content),
+        RangeContent::Loose(_) => panic!("nothing decompresses elsewhere"),
     };
     view.read_ranges_loose(0, &[everything], see_loose)
         .expect("read");

@@ -1,5 +1,6 @@
 //! Programs in processes of their own: many from a seed, or one from a file; what fails is cut down and kept.
 
+use super::driver::run_program;
 use super::generate::program;
 use crate::program::parse;
 use crate::run::{Failure, program_seed};
@@ -124,7 +125,7 @@ fn run(search: &Search, program: &[String]) -> Result<Tally, Failure> {
 #[must_use]
 pub fn in_this_process(path: &Path, disk: &Path) -> u8 {
     let text = std::fs::read_to_string(path).unwrap_or_default();
-    match super::run_program(&parse(&text), disk) {
+    match run_program(&parse(&text), disk) {
         Ok(tally) => {
             println!("{}", told(&tally));
             0

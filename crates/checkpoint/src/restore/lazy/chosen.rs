@@ -1,6 +1,6 @@
 //! Which pages of a process can come later: pages of private anonymous memory that nobody needs at once.
 
-use super::super::plan::Plan;
+use super::super::plan::RestorePlan;
 use crate::capture::SIZE;
 use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet};
 use pagetide_snapshot::{Backing, Capture, PageState, Region, Sharing, View};
@@ -38,7 +38,7 @@ fn may_come_later(region: &Region) -> bool {
 }
 
 impl Chosen {
-    pub fn of(view: &View, plan: &Plan<'_>) -> Chosen {
+    pub fn of(view: &View, plan: &RestorePlan<'_>) -> Chosen {
         let mut pages = PageSet::new();
         for region in plan.regions.iter().filter(|region| may_come_later(region)) {
             let data = view
@@ -62,7 +62,7 @@ impl Chosen {
 }
 
 /// What threads touch with their first instructions, and what the kernel touches for them in places where it cannot wait.
-fn needed_at_once(plan: &Plan<'_>) -> PageSet {
+fn needed_at_once(plan: &RestorePlan<'_>) -> PageSet {
     let mut at_once = PageSet::new();
     let mut need = |start: u64, length: u64| {
         if start != 0 {

@@ -1,6 +1,6 @@
 //! The threads that bring memory in: one that serves those who wait, and some that fetch everything else.
 
-use super::spaces::{Done, Spaces, Waiting, Wanted, What};
+use super::spaces::{Content, Demand, PutCount, Spaces, Waiting};
 use crate::restore::error::{FillError, RestoreError};
 use pagetide_kernel::userfaultfd::missing::MissingPages;
 use pagetide_pages::{PageCount, PageRange, PageSet};
@@ -34,7 +34,7 @@ const WORKERS: usize = 4;
 const TRIES: usize = 3;
 
 /// The pages that come later from one space of the snapshot.
-struct Source {
+struct LateSpace {
     batches: Vec<Batch>,
     /// Which batch a range of pages is in, ascending.
     index: Vec<(PageRange, usize)>,
@@ -51,7 +51,7 @@ enum Reason {
 pub(super) struct Shared {
     view: View,
     spaces: Mutex<Spaces>,
-    sources: Mutex<HashMap<usize, Arc<Source>>>,
+    sources: Mutex<HashMap<usize, Arc<LateSpace>>>,
     /// The next piece of work for those that fetch in the background.
     next: AtomicUsize,
     /// How many of those are at work.
@@ -80,7 +80,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Work in the background: all batches of all sources.
-type Work = Vec<(usize, Arc<Source>, usize)>;
+type Work = Vec<(usize, Arc<LateSpace>, usize)>;
 
 impl Shared {
     pub fn new(view: View) -> Result<Shared, RestoreError> {
@@ -107,7 +107,7 @@ impl Shared {
             .flat_map(|(number, batch)| batch.ranges().map(move |range| (range, number)))
             .collect();
         index.sort_by_key(|(range, _)| range.start());
-        let source = Arc::new(Source { batches, index });
+        let source = Arc::new(LateSpace { batches, index });
         lock(&self.sources).insert(space, source);
         lock(&self.spaces).add(space, missing, pages);
     }
@@ -209,9 +209,9 @@ impl Shared {
     /// False if it has to be tried again.
     fn serve_one(&self, one: Waiting, reader: &mut Result<BatchReader, ReadError>) -> bool {
         let (source, then) = match lock(&self.spaces).wanted(one) {
-            Wanted::Nothing => return true,
-            Wanted::Later => return false,
-            Wanted::Page { source, then } => (source, then),
+            Demand::Nothing => return true,
+            Demand::Later => return false,
+            Demand::Page { source, then } => (source, then),
         };
         let pages = lock(&self.sources).get(&source).map(Arc::clone);
         let Some(pages) = pages else { return true };
@@ -240,7 +240,7 @@ impl Shared {
         source: usize,
         batch: &Batch,
         reader: &mut Result<BatchReader, ReadError>,
-    ) -> Done {
+    ) -> PutCount {
         let fetched = match reader {
             Ok(reader) => reader.read(&self.view, batch),
             Err(_) => return self.lose_unread(source, batch, reader),
@@ -249,10 +249,10 @@ impl Shared {
             Ok(ranges) => ranges,
             Err(error) => return self.lose(source, batch, Reason::Store(error)),
         };
-        let mut all = Done::default();
+        let mut all = PutCount::default();
         let mut spaces = lock(&self.spaces);
         for (pages, bytes) in ranges {
-            match spaces.put(source, pages, What::Bytes(bytes)) {
+            match spaces.put(source, pages, Content::Bytes(bytes)) {
                 Ok(done) => {
                     all.pages += done.pages;
                     all.later |= done.later;
@@ -272,21 +272,21 @@ impl Shared {
         source: usize,
         batch: &Batch,
         reader: &mut Result<BatchReader, ReadError>,
-    ) -> Done {
+    ) -> PutCount {
         match std::mem::replace(reader, BatchReader::new()) {
             Err(error) => self.lose(source, batch, Reason::Store(error)),
-            Ok(_) => Done::default(),
+            Ok(_) => PutCount::default(),
         }
     }
 
     /// The pages of a batch will never come.
-    fn lose(&self, source: usize, batch: &Batch, reason: Reason) -> Done {
-        let mut all = Done::default();
+    fn lose(&self, source: usize, batch: &Batch, reason: Reason) -> PutCount {
+        let mut all = PutCount::default();
         let mut poisoned = true;
         {
             let mut spaces = lock(&self.spaces);
             for range in batch.ranges() {
-                match spaces.put(source, range, What::Poison) {
+                match spaces.put(source, range, Content::Poison) {
                     Ok(done) => {
                         all.pages += done.pages;
                         all.later |= done.later;
@@ -297,14 +297,14 @@ impl Shared {
         }
         if !poisoned {
             self.die(reason);
-            return Done::default();
+            return PutCount::default();
         }
         if all.pages > PageCount(0) {
             let mut lost = lock(&self.lost);
             lost.get_or_insert((reason, 0)).1 += all.pages.0;
         }
         // They are not counted as brought.
-        Done {
+        PutCount {
             pages: PageCount(0),
             later: all.later,
         }

@@ -33,7 +33,7 @@ pub(super) struct Waiting {
 
 /// What is put.
 #[derive(Clone, Copy)]
-pub(super) enum What<'a> {
+pub(super) enum Content<'a> {
     /// These bytes.
     Bytes(&'a [u8]),
     /// That which nobody can touch.
@@ -42,7 +42,7 @@ pub(super) enum What<'a> {
 
 /// What putting pages came to.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Done {
+pub(super) struct PutCount {
     /// Pages that were put.
     pub pages: PageCount,
     /// Something has to be read or to go on first; then it can be tried again.
@@ -51,7 +51,7 @@ pub(super) struct Done {
 
 /// What somebody waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wanted {
+pub(super) enum Demand {
     /// A page of the snapshot, which is in this space of it.
     Page { source: usize, then: PageIndex },
     /// Nothing any more: it was woken, or is gone.
@@ -187,27 +187,27 @@ impl Spaces {
     }
 
     /// What `waiting` waits for. Where nothing is missing it gets zeros.
-    pub fn wanted(&mut self, waiting: Waiting) -> Wanted {
+    pub fn wanted(&mut self, waiting: Waiting) -> Demand {
         let Some(at) = self.index(waiting.number) else {
-            return Wanted::Nothing;
+            return Demand::Nothing;
         };
         let space = &mut self.list[at];
         if space.unsettled.is_some() {
-            return Wanted::Later;
+            return Demand::Later;
         }
         if let Some(then) = space.missing.at(waiting.page) {
             let source = space.source;
-            return Wanted::Page { source, then };
+            return Demand::Page { source, then };
         }
         let address = SIZE.address_of(waiting.page);
         match space.uffd.zero(address, SIZE.bytes()).stopped {
             None => {}
-            Some(NotPut::Changing) => return Wanted::Later,
+            Some(NotPut::Changing) => return Demand::Later,
             Some(NotPut::SpaceGone) => space.is_gone = true,
             // There is something, or no place for it any more: it looks again.
             Some(_) => space.uffd.wake(address, SIZE.bytes()),
         }
-        Wanted::Nothing
+        Demand::Nothing
     }
 
     /// It looks again, if it still waits.
@@ -223,8 +223,13 @@ impl Spaces {
     }
 
     /// Puts the pages `then` of a space of the snapshot wherever they are missing. An error of the kernel ends it.
-    pub fn put(&mut self, source: usize, then: PageRange, what: What<'_>) -> Result<Done, Errno> {
-        let mut done = Done::default();
+    pub fn put(
+        &mut self,
+        source: usize,
+        then: PageRange,
+        what: Content<'_>,
+    ) -> Result<PutCount, Errno> {
+        let mut done = PutCount::default();
         for space in self.list.iter_mut().filter(|space| space.source == source) {
             for (now, from) in space.missing.places(then) {
                 if space.unsettled.is_some() {
@@ -232,12 +237,12 @@ impl Spaces {
                     break;
                 }
                 let what = match what {
-                    What::Bytes(bytes) => {
+                    Content::Bytes(bytes) => {
                         let skipped = SIZE.bytes_of(PageCount(from.0 - then.start().0)) as usize;
                         let length = SIZE.bytes_of(now.count()) as usize;
-                        What::Bytes(&bytes[skipped..skipped + length])
+                        Content::Bytes(&bytes[skipped..skipped + length])
                     }
-                    What::Poison => What::Poison,
+                    Content::Poison => Content::Poison,
                 };
                 let part = space.put(now, what)?;
                 done.pages += part.pages;
@@ -250,8 +255,8 @@ impl Spaces {
 
 impl AddressSpace {
     /// Puts pages, all of which are missing.
-    fn put(&mut self, now: PageRange, what: What<'_>) -> Result<Done, Errno> {
-        let mut done = Done::default();
+    fn put(&mut self, now: PageRange, what: Content<'_>) -> Result<PutCount, Errno> {
+        let mut done = PutCount::default();
         let mut at = now.start();
         let mut one_by_one = false;
         while at < now.end() {
@@ -261,12 +266,12 @@ impl AddressSpace {
             };
             let (address, length) = (SIZE.address_of(at), SIZE.bytes_of(count));
             let put = match what {
-                What::Bytes(bytes) => {
+                Content::Bytes(bytes) => {
                     let skipped = SIZE.bytes_of(PageCount(at.0 - now.start().0)) as usize;
                     let part = &bytes[skipped..skipped + length as usize];
                     self.uffd.copy(address, part)
                 }
-                What::Poison => self.uffd.poison(address, length),
+                Content::Poison => self.uffd.poison(address, length),
             };
             let part = PageRange::with_count(at, pages(put.done_bytes));
             self.missing.remove(part);

@@ -1,6 +1,6 @@
 //! `pagetide pages --at`: one page explained.
 
-use super::{MappingAnswer, UnavailableAnswer, mapping, note, unavailable};
+use super::answers::{MappingAnswer, UnavailableAnswer, mapping, note, unavailable};
 use crate::args::Address;
 use crate::output::{self, Page};
 use pagetide_kernel::kpageflags::{FlagName, PageFlags};

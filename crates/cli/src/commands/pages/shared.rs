@@ -1,6 +1,6 @@
 //! `pagetide pages PID PID2`: which page frames two processes share.
 
-use super::{MappingAnswer, mapping};
+use super::answers::{MappingAnswer, mapping};
 use crate::output::{self, Page};
 use pagetide_pages::PageSize;
 use pagetide_process::{SharedRange, SharedRegion, shared_frames};

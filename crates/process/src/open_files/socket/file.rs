@@ -27,7 +27,7 @@ use super::address::address_of;
 use super::options::Shape;
 use super::rooted::{Resident, enter, make_parents, open_directory};
 use super::state::SocketFile;
-use crate::opener::{FileIdentity, Found, Name, OpenError, Opener, identity};
+use crate::opener::{FileIdentity, Name, OpenError, Opener, PathTarget, identity};
 
 const TRIES_FOR_A_NAME: u128 = 1000;
 
@@ -61,7 +61,7 @@ struct Nest {
     /// Who made it.
     opener: Opener,
     /// Where the files belong.
-    home: Found,
+    home: PathTarget,
     /// The nest, and its name in there.
     root: OwnedFd,
     name: OsString,
@@ -224,7 +224,7 @@ impl Drop for Egg {
     }
 }
 
-fn make_nest(home: Found, opener: &Opener) -> io::Result<Nest> {
+fn make_nest(home: PathTarget, opener: &Opener) -> io::Result<Nest> {
     let make = |opener: &Opener| {
         let home = home.copy()?;
         let user = opener.user();

@@ -18,7 +18,7 @@ use crate::opener::Opener;
 
 /// Where a name leads to a socket.
 #[derive(Clone)]
-pub(super) enum Place {
+pub(super) enum SocketName {
     /// Anywhere: the name is abstract.
     Anywhere,
     /// From this root directory.
@@ -35,7 +35,7 @@ pub(super) struct Apart {
     _outside: TempDir,
 }
 
-impl Place {
+impl SocketName {
     /// A place in which `name` can be given to a socket whatever files there are.
     pub(super) fn apart(name: &[u8], opener: &Opener) -> io::Result<Self> {
         if name.first().is_none_or(|first| *first == 0) {

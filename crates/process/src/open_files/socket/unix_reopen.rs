@@ -24,7 +24,7 @@ use super::choices::OpenerOf;
 use super::error::SocketError;
 use super::file::{Files, Nests, plain};
 use super::options::{Shape, widen};
-use super::place::Place;
+use super::place::SocketName;
 use super::state::{Message, SocketKind, SocketState, UnixForm, UnixRole, UnixSocket};
 use super::unix::name_of;
 
@@ -39,7 +39,7 @@ struct Item<'a> {
     opener: &'a Opener,
     socket: Option<OwnedFd>,
     /// Where its name leads to it; `None` as long as it has none.
-    place: Option<Place>,
+    place: Option<SocketName>,
     partner: Partner,
 }
 
@@ -151,7 +151,7 @@ pub(super) fn reopen(
     }
     // Last of all: from here on others can see them.
     for item in &items {
-        if let Some(Place::Nest(egg)) = &item.place {
+        if let Some(SocketName::Nest(egg)) = &item.place {
             let published = files.publish(egg, item.shape());
             published.map_err(item.failed(&item.binding()))?;
         }
@@ -251,9 +251,9 @@ fn connection(
     let client = shape(form).open()?;
     if !other.is_empty() {
         let address = address_of(other).ok_or(io::ErrorKind::InvalidData)?;
-        Place::apart(other, opener)?.enter(|| bind(&client, &address))?;
+        SocketName::apart(other, opener)?.enter(|| bind(&client, &address))?;
     }
-    Place::apart(accepted, opener)?.enter(|| {
+    SocketName::apart(accepted, opener)?.enter(|| {
         bind(&listener, &address)?;
         listen(&listener, 1)?;
         connect(&client, &address)
@@ -272,8 +272,8 @@ fn name(item: &mut Item<'_>, nests: &mut Nests) -> Result<(), SocketError> {
         let place = match &unix.file {
             Some(file) => nests
                 .bind(item.socket()?, &unix.name, file, item.opener)
-                .map(|egg| Place::Nest(Rc::new(egg))),
-            None => Place::apart(&unix.name, item.opener).and_then(|place| {
+                .map(|egg| SocketName::Nest(Rc::new(egg))),
+            None => SocketName::apart(&unix.name, item.opener).and_then(|place| {
                 let socket = item.socket.as_ref();
                 let socket = socket.ok_or(io::ErrorKind::InvalidData)?;
                 place.enter(|| bind(socket, &address))?;
@@ -368,7 +368,7 @@ fn reach(
         return Ok(());
     }
     let (place, name) = match item.unix.role {
-        UnixRole::PeerByName => (&Place::Anywhere, &item.unix.peer_name),
+        UnixRole::PeerByName => (&SocketName::Anywhere, &item.unix.peer_name),
         UnixRole::PeerInside { inode } => {
             let Some(other) = inodes.get(&inode).and_then(|at| items.get(*at)) else {
                 return Ok(());
