@@ -26,7 +26,7 @@ fn a_number_that_somebody_else_has() {
         let occupant = Target::start("occupy", [number.to_string()]);
         let others: Vec<i32> = killed.numbers.clone();
         killed.numbers.retain(|other| *other != number);
-        let says = format!("the number {number} ");
+        let says = format!("pid {number}, ");
         killed.fails(3, &[&says, "belongs to the process occupy"]);
         killed.numbers = others;
         drop(occupant);

@@ -650,7 +650,7 @@ fn two_snapshots(text: &str) -> Result<(u64, u64), String> {
 fn process_number(text: &str) -> Result<i32, String> {
     match text.parse() {
         Ok(pid) if pid > 0 => return Ok(pid),
-        Ok(_) => return Err("the numbers of processes begin with 1".to_owned()),
+        Ok(_) => return Err("pids begin with 1".to_owned()),
         Err(_) => {}
     }
     let mut called: Vec<i32> = std::fs::read_dir("/proc")
@@ -668,9 +668,9 @@ fn process_number(text: &str) -> Result<i32, String> {
     called.sort_unstable();
     let numbers: Vec<String> = called.iter().map(i32::to_string).collect();
     Err(match &numbers[..] {
-        [] => "the number of a process is needed, as pidof(1), pgrep(1) and `systemctl show -P MainPID` say it".to_owned(),
+        [] => "a pid is needed, as pidof(1), pgrep(1) and `systemctl show -P MainPID` say it".to_owned(),
         numbers => format!(
-            "the number of a process is needed; of processes of this name there are: {}",
+            "a pid is needed; processes of this name have: {}",
             numbers.join(", ")
         ),
     })

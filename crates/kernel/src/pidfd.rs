@@ -26,7 +26,7 @@ pub struct PidFd {
 #[non_exhaustive]
 pub enum PidFdError {
     /// The number cannot be that of a process.
-    #[error("{pid} is not the number of a process")]
+    #[error("{pid} is not a pid")]
     NotAPid {
         /// The number given.
         pid: i32,

@@ -45,14 +45,14 @@ pub struct Seed {
 #[non_exhaustive]
 pub enum SpawnError {
     /// The number belongs to another process: EEXIST.
-    #[error("the number {pid} belongs to another process")]
+    #[error("pid {pid} belongs to another process")]
     Taken {
         /// The number.
         pid: i32,
     },
     /// No process with a number of our choice can be made: EPERM.
     #[error(
-        "no permission to choose the number {pid}: CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN is needed"
+        "no permission to choose pid {pid}: CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN is needed"
     )]
     NotPermitted {
         /// The number.

@@ -53,7 +53,7 @@ pub enum RebuildError {
         source: RemoteCallError,
     },
     /// A thread with the number that it had could not be made, because another thread or process has it.
-    #[error("the number {thread} of a thread belongs to another thread or process now")]
+    #[error("thread id {thread} belongs to another thread or process now")]
     ThreadTaken {
         /// The number.
         thread: ThreadId,

@@ -37,7 +37,7 @@ impl RingsOfThreads {
             pid,
             kind: BlockerKind::IoUring,
             place: format!("thread:{thread}:{number}"),
-            what: format!("thread {thread} has an io_uring registered, its number {number}"),
+            what: format!("thread {thread} has an io_uring registered, at index {number}"),
             advice: String::from("let the program close its rings before the checkpoint"),
             instead: Some(format!("thread {thread} has no such ring")),
         };

@@ -365,7 +365,7 @@ impl ThreadV1 {
     fn into_state(self) -> Result<ThreadState, StateDecodeError> {
         if self.thread <= 0 {
             return Err(StateDecodeError::Impossible {
-                what: "thread number",
+                what: "thread id",
             });
         }
         Ok(ThreadState {

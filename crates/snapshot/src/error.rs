@@ -255,7 +255,7 @@ pub enum ReadError {
         length: u64,
     },
     /// The snapshot has fewer spaces.
-    #[error("snapshot {snapshot} has no space number {index}")]
+    #[error("snapshot {snapshot} has no space of index {index}")]
     NoSuchSpace {
         /// Which snapshot.
         snapshot: SnapshotId,

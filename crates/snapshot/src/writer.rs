@@ -444,7 +444,7 @@ impl SnapshotWriter {
 
     fn open_space(&self, number: usize) -> Result<&OpenSpace, WriteError> {
         self.spaces.get(number).ok_or_else(|| WriteError::Invalid {
-            what: format!("there is no space number {number}"),
+            what: format!("there is no space of index {number}"),
         })
     }
 

@@ -75,7 +75,7 @@ pub enum RestoreError {
         allowed: u64,
     },
     /// A number that the process had belongs to another.
-    #[error("the number {pid} that a process or thread of the snapshot had belongs to {owner} now")]
+    #[error("pid {pid}, which a process or thread of the snapshot had, belongs to {owner} now")]
     Taken {
         /// The number.
         pid: i32,

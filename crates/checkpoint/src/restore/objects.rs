@@ -174,7 +174,7 @@ fn segment<'a>(
                 != (key, wanted.length_bytes, wanted.uid, wanted.gid) =>
         {
             return Err(object.refused(format!(
-                "has number {id}, which belongs to another segment now"
+                "has id {id}, which belongs to another segment now"
             )));
         }
         Ok(found) if found.attached > 0 => {
@@ -187,7 +187,7 @@ fn segment<'a>(
         }
         Err(_) => shared_memory::make_segment(&wanted).map_err(|error| {
             object.refused(format!(
-                "cannot be made again with key {key:#x} and number {id}: {error}"
+                "cannot be made again with key {key:#x} and id {id}: {error}"
             ))
         })?,
     }

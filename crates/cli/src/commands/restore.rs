@@ -47,7 +47,7 @@ pub fn check_rights(arguments: &Restore) -> anyhow::Result<()> {
         return Ok(());
     }
     let what =
-        "restore needs root: numbers of one's choice, and files of /proc (--dry-run does not)";
+        "restore needs root, for pids of one's choice and files of /proc (--dry-run does not)";
     Err(Wrong::Refused(what.to_owned()).into())
 }
 

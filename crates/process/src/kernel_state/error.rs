@@ -72,7 +72,7 @@ pub enum KernelStateApplyError {
         thread: ThreadId,
     },
     /// The kernel gives out numbers of timers in ascending order only, and is past the one that is needed.
-    #[error("timer {id} of thread {thread} cannot get its number back on this kernel")]
+    #[error("timer {id} of thread {thread} cannot get its id back on this kernel")]
     TimerNumber {
         /// The number of the timer.
         id: i32,

@@ -43,7 +43,7 @@ impl KernelState {
         if self.pid <= 0 {
             Some("pid")
         } else if self.threads.is_empty() || self.threads.iter().any(|thread| thread.thread <= 0) {
-            Some("thread number")
+            Some("thread id")
         } else if !actions.clone().all(is_signal) || !pending.all(is_signal) {
             Some("signal")
         } else if self.posix_timers.iter().any(|timer| timer.id < 0) {

@@ -321,10 +321,10 @@ fn impossible_values_are_refused() {
         }
     };
     assert_eq!(refused(|state| state.pid = 0), "pid");
-    assert_eq!(refused(|state| state.threads.clear()), "thread number");
+    assert_eq!(refused(|state| state.threads.clear()), "thread id");
     assert_eq!(
         refused(|state| state.threads[1].thread = -1),
-        "thread number"
+        "thread id"
     );
     assert_eq!(
         refused(|state| state.signal_actions[0].signal = 65),
