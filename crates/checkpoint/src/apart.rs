@@ -72,7 +72,7 @@ pub fn rest_decompressing() {
     }
 }
 
-/// Ends those that have nothing to do and one of these numbers, which somebody else is to get.
+/// Ends those that have nothing to do and one of these pids, which somebody else is to get.
 pub(crate) fn leave_numbers(numbers: &[i32]) {
     if let Some(pool) = POOL.get() {
         let mut state = pool.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -169,7 +169,7 @@ mod tests {
     use super::*;
     use std::path::Path;
 
-    /// Prevents that a number which a process is to have again is taken by what reads its snapshot.
+    /// Prevents that a pid which a process is to have again is taken by what reads its snapshot.
     #[test]
     fn a_number_that_is_needed_is_left() {
         let mut state = State {

@@ -84,7 +84,7 @@ impl Arena {
         }
     }
 
-    /// What is taken from now on belongs to the space with this number.
+    /// What is taken from now on belongs to the space with this index.
     pub fn open_space(&mut self, number: usize) {
         self.spaces.push((number, self.ranges.len()));
     }

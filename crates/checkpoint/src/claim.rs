@@ -47,7 +47,7 @@ pub(crate) fn claim(pid: i32) -> Result<Option<Claim>, AttachError> {
     })
 }
 
-/// The process that takes checkpoints of process `pid` now, if any does: its number, if that is known.
+/// The process that takes checkpoints of process `pid` now, if any does: its pid, if that is known.
 pub fn checkpointed_by(pid: i32) -> Option<Option<i32>> {
     Claim::of(pid).err().map(|claimed| claimed.by)
 }

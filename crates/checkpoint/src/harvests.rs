@@ -45,7 +45,7 @@ pub(crate) struct Writing {
 pub(crate) struct Sink<'a> {
     pub arena: &'a mut Arena,
     pub spaces: &'a Spaces,
-    /// The number of the space of the process.
+    /// The index of the space of the process.
     pub number: usize,
     pub writer: &'a mut SnapshotWriter,
 }

@@ -61,9 +61,9 @@ impl MemberNames {
 /// One process of a tree, as a snapshot names it.
 #[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub struct TreeProcess {
-    /// Its number.
+    /// Its pid.
     pub pid: i32,
-    /// Its parent's number.
+    /// Its parent's pid.
     pub parent: i32,
     /// It has ended and waits to be reaped; there is nothing more of it in the snapshot.
     pub ended: bool,

@@ -51,7 +51,7 @@ pub(crate) struct MarkContent {
     pub store: StoreId,
     pub process: ProcessIdentity,
     pub backend: Backend,
-    /// The number of the userfaultfd in the process; -1 if the backend needs none, or if it is still being made.
+    /// The descriptor of the userfaultfd in the process; -1 if the backend needs none, or if it is still being made.
     pub uffd_number: i32,
     pub phase: Phase,
     /// Length and checksum of what the tracker remembers.

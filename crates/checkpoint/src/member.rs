@@ -223,7 +223,7 @@ impl Member {
         Some(mark.content().phase)
     }
 
-    /// The number of the userfaultfd by which it is tracked, if that stays in it.
+    /// The descriptor of the userfaultfd by which it is tracked, if that stays in it.
     pub fn own_userfaultfd(&self) -> Option<i32> {
         let mark = self.tracking.as_ref()?.mark.as_ref()?;
         Some(mark.content().uffd_number)

@@ -41,7 +41,7 @@ pub(crate) fn shown(mapping: &Mapping) -> Shown {
 /// One object, as far as it is mapped.
 pub(crate) struct Object {
     pub key: FileKey,
-    /// The number of its space.
+    /// The index of its space.
     pub number: usize,
     pages: PageSet,
     /// One of the mappings, for its name and backing.
@@ -71,7 +71,7 @@ pub(crate) struct Earlier<'a> {
 }
 
 impl Objects {
-    /// Adds what `mapping` of the process with number `member` shows.
+    /// Adds what `mapping` of the process with index `member` shows.
     pub fn add(&mut self, member: usize, mapping: &Mapping, spaces: &mut Spaces) {
         let key = files::key(mapping);
         let at = *self.by_key.entry(key).or_insert_with(|| {
@@ -104,7 +104,7 @@ impl Objects {
         self.list[at].failed = pages;
     }
 
-    /// The pages of the process with number `member` that show such pages.
+    /// The pages of the process with index `member` that show such pages.
     pub fn failed_in(&self, member: usize) -> PageSet {
         let mut failed = PageSet::new();
         for object in self.list.iter().filter(|object| !object.failed.is_empty()) {

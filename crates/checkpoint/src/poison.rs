@@ -24,7 +24,7 @@ const ENCODING: Encoding<{ 64 << 20 }> = Encoding::new(1);
 #[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 #[non_exhaustive]
 pub struct Poisoned {
-    /// The process, by the number that it had.
+    /// The process, by the pid that it had.
     pub pid: i32,
     /// First address.
     pub start: u64,

@@ -1,4 +1,4 @@
-//! The spaces of a snapshot in the making: their numbers, which stay as they are from the first page that
+//! The spaces of a snapshot in the making: their indices, which stay as they are from the first page that
 //! is stored on, and their regions, which are known last.
 
 use crate::arena::Arena;
@@ -62,7 +62,7 @@ impl Spaces {
         }
     }
 
-    /// The number of the space of this name; a new one if there is none.
+    /// The index of the space of this name; a new one if there is none.
     pub fn number(&mut self, name: &str) -> usize {
         if let Some(known) = self.numbers.get(name) {
             return *known;
@@ -73,7 +73,7 @@ impl Spaces {
         number
     }
 
-    /// The number of a space that has one.
+    /// The index of a space that has one.
     pub fn number_of(&self, name: &str) -> usize {
         let known = self.numbers.get(name).copied();
         known.expect("every space is given a number before it is asked for")

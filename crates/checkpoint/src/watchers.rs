@@ -25,7 +25,7 @@ pub(crate) fn has_new(before: &Watched, after: &Watched) -> bool {
     })
 }
 
-/// Looks at the processes. Each comes with the number that our userfaultfd has in it, if that
+/// Looks at the processes. Each comes with the descriptor that our userfaultfd has in it, if that
 /// is known. What cannot be looked at has no such descriptor.
 pub(crate) fn watched_among(processes: &[(i32, Option<i32>)]) -> Watched {
     let mut watched = Watched::new();

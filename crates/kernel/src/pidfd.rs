@@ -25,10 +25,10 @@ pub struct PidFd {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PidFdError {
-    /// The number cannot be that of a process.
+    /// What was given cannot be a pid.
     #[error("{pid} is not a pid")]
     NotAPid {
-        /// The number given.
+        /// What was given.
         pid: i32,
     },
     /// `pidfd_open(2)` failed: ESRCH no such process, EINVAL not a thread-group leader.
@@ -74,7 +74,7 @@ impl fmt::Display for SignalName {
 }
 
 impl PidFd {
-    /// Opens the process with this number: `pidfd_open(2)`, no privilege needed.
+    /// Opens the process with this pid: `pidfd_open(2)`, no privilege needed.
     pub fn open(pid: i32) -> Result<Self, PidFdError> {
         let number = Pid::from_raw(pid)
             .filter(|_| pid > 0)

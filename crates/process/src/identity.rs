@@ -13,7 +13,7 @@ use crate::proc_files::Stat;
 /// A process, named so that no other one ever has the same name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ProcessIdentity {
-    /// Its number.
+    /// Its pid.
     pub pid: i32,
     /// When it started, in clock ticks since boot (`stat` field 22, `proc(5)`).
     pub start_time_ticks: u64,
@@ -32,16 +32,16 @@ pub fn start_of_stack(pid: i32) -> Option<u64> {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum IdentityError {
-    /// There is none with this number.
+    /// There is none with this pid.
     #[error("there is no process {pid}")]
     NoSuchProcess {
-        /// The number asked for.
+        /// The pid asked for.
         pid: i32,
     },
     /// `/proc` could not be read.
     #[error("cannot read what /proc says of process {pid}")]
     Proc {
-        /// The number asked for.
+        /// The pid asked for.
         pid: i32,
         /// What the kernel said.
         #[source]
@@ -50,7 +50,7 @@ pub enum IdentityError {
 }
 
 impl ProcessIdentity {
-    /// The process that has this number now, ended and unreaped ones included.
+    /// The process that has this pid now, ended and unreaped ones included.
     pub fn of(pid: i32) -> Result<Self, IdentityError> {
         let stat = Stat::of_process(pid).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => IdentityError::NoSuchProcess { pid },
@@ -84,7 +84,7 @@ impl ProcessIdentity {
         }
     }
 
-    /// Whether this very process still runs: not ended (a zombie has), and the number not given
+    /// Whether this very process still runs: not ended (a zombie has), and the pid not given
     /// to another. True says nothing of the moment after.
     pub fn is_alive_and_same(&self) -> bool {
         if boot_id().map_or(true, |boot| boot != self.boot_id) {

@@ -60,7 +60,7 @@ pub struct KernelState {
     pub group_stop: i32,
     /// ITIMER_REAL, ITIMER_VIRTUAL and ITIMER_PROF.
     pub interval_timers: [IntervalTimer; 3],
-    /// Timers of `timer_create(2)`, in the order of their numbers.
+    /// Timers of `timer_create(2)`, in the order of their ids.
     pub posix_timers: Vec<PosixTimer>,
     /// Resource limits, by the number of the resource.
     pub limits: Vec<ResourceLimit>,
@@ -75,7 +75,7 @@ pub struct KernelState {
 /// What the kernel keeps for one thread.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct ThreadKernelState {
-    /// Its number.
+    /// Its id.
     pub thread: i32,
     /// Its name, at most 15 bytes.
     pub name: Vec<u8>,
@@ -107,19 +107,19 @@ pub struct ThreadKernelState {
 }
 
 impl KernelState {
-    /// The states of its threads, found by number: looking through all of them for each would take the square of their count.
+    /// The states of its threads, found by id: looking through all of them for each would take the square of their count.
     pub fn by_number(&self) -> ThreadsByNumber<'_> {
         let threads = self.threads.iter().rev();
         ThreadsByNumber(threads.map(|state| (state.thread, state)).collect())
     }
 }
 
-/// What the kernel keeps for each of the threads of a process, by their numbers in the snapshot.
+/// What the kernel keeps for each of the threads of a process, by their ids in the snapshot.
 #[derive(Debug)]
 pub struct ThreadsByNumber<'a>(HashMap<i32, &'a ThreadKernelState>);
 
 impl<'a> ThreadsByNumber<'a> {
-    /// That of the thread that had this number.
+    /// That of the thread that had this id.
     pub fn of(&self, was: ThreadId) -> Result<&'a ThreadKernelState, KernelStateApplyError> {
         let state = self.0.get(&was.get()).copied();
         state.ok_or(KernelStateApplyError::NoSuchThread { thread: was })

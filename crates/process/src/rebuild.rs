@@ -52,10 +52,10 @@ pub enum RebuildError {
         #[source]
         source: RemoteCallError,
     },
-    /// A thread with the number that it had could not be made, because another thread or process has it.
+    /// A thread with the id that it had could not be made, because another thread or process has it.
     #[error("thread id {thread} belongs to another thread or process now")]
     ThreadTaken {
-        /// The number.
+        /// The pid.
         thread: ThreadId,
     },
     /// The registers of the threads could not be set.
@@ -77,7 +77,7 @@ const SCRATCH_BYTES: u64 = 128 << 10;
 /// `CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM`
 const THREAD: u64 = 0x100 | 0x200 | 0x400 | 0x800 | 0x1_0000 | 0x4_0000;
 
-/// How often a number is asked for that nobody is seen to have: whoever had it may wait long for a processor to end on.
+/// How often a pid is asked for that nobody is seen to have: whoever had it may wait long for a processor to end on.
 const TRIES_FOR_A_NUMBER: u32 = 2000;
 const PAUSE_BETWEEN_TRIES: Duration = Duration::from_millis(5);
 
@@ -156,7 +156,7 @@ impl NewProcess {
         self.stopped.as_ref().map(StoppedProcess::identity)
     }
 
-    /// Its number.
+    /// Its pid.
     pub fn pid(&self) -> i32 {
         self.stopped
             .as_ref()
@@ -248,7 +248,7 @@ impl NewProcess {
         })
     }
 
-    /// Makes another thread, with the number `wanted` if there is one. It stands still, with the registers of the first.
+    /// Makes another thread, with the id `wanted` if there is one. It stands still, with the registers of the first.
     pub fn add_thread(&mut self, wanted: Option<i32>) -> Result<ThreadId, RebuildError> {
         let pid = self.pid();
         let mut arguments = [0; CLONE_ARGUMENTS];
@@ -257,7 +257,7 @@ impl NewProcess {
         let mut tries = 0;
         let made = loop {
             match calls.make_thread(arguments, wanted) {
-                // A number is free only a moment after its owner has gone.
+                // A pid is free only a moment after its owner has gone.
                 Err(RemoteCallError::Failed { errno, .. })
                     if errno == rustix::io::Errno::EXIST
                         && tries < TRIES_FOR_A_NUMBER
@@ -350,7 +350,7 @@ impl Drop for NewProcess {
     }
 }
 
-/// True if a process or thread with this number can be seen.
+/// True if a process or thread with this pid can be seen.
 fn is_seen(number: i32) -> bool {
     Path::new(&format!("/proc/{number}")).exists()
 }

@@ -27,7 +27,7 @@ pub enum ExportError {
     },
 }
 
-/// Writes the bytes of `region` of the space with number `space` to `out`, from `offset` on, and makes
+/// Writes the bytes of `region` of the space with index `space` to `out`, from `offset` on, and makes
 /// the file long enough. Pages of zeros, guard pages and pages without content are left as holes, so
 /// `out` must hold nothing there yet.
 pub fn write_region(

@@ -1,5 +1,5 @@
 //! The new processes before there is anything in them: as many as the snapshot has, children of each other as it
-//! says, with the numbers and sessions that they had.
+//! says, with the pids and sessions that they had.
 
 use super::error::RestoreError;
 use super::plan::RestorePlan;
@@ -19,7 +19,7 @@ use std::time::Duration;
 pub(super) struct Newborns {
     roots: Vec<i32>,
     numbers: HashMap<i32, i32>,
-    /// They themselves: once one lives, it may end, and its parent may give its number free.
+    /// They themselves: once one lives, it may end, and its parent may give its pid free.
     held: Vec<PidFd>,
     /// Those that lead a session, and did not.
     apart: HashSet<i32>,
@@ -93,27 +93,27 @@ impl Newborns {
         Ok(born)
     }
 
-    /// The number now of the process that had this one.
+    /// The pid now of the process that had this one.
     pub fn now(&self, then: i32) -> i32 {
         self.numbers.get(&then).copied().unwrap_or(then)
     }
 
-    /// True if a process of the snapshot had this number.
+    /// True if a process of the snapshot had this pid.
     pub fn has(&self, then: i32) -> bool {
         self.numbers.contains_key(&then)
     }
 
-    /// The number now of the process that had this one, if there was one.
+    /// The pid now of the process that had this one, if there was one.
     pub fn who_was(&self, then: i32) -> Option<i32> {
         self.numbers.get(&then).copied()
     }
 
-    /// True if the process that had this number is a child of this program now.
+    /// True if the process that had this pid is a child of this program now.
     pub fn is_root(&self, then: i32) -> bool {
         self.roots.contains(&self.now(then))
     }
 
-    /// True if the process that had this number leads a session now, and did not: the terminal of ours is not its user's.
+    /// True if the process that had this pid leads a session now, and did not: the terminal of ours is not its user's.
     pub fn is_apart(&self, then: i32) -> bool {
         self.apart.contains(&then)
     }
@@ -252,7 +252,7 @@ impl Family<'_> {
         Some(plan.state.outside.sid)
     }
 
-    /// The seed of a process with those of its children, and their numbers in the order in which they are made.
+    /// The seed of a process with those of its children, and their pids in the order in which they are made.
     fn seed(&self, process: &TreeProcess, order: &mut Vec<i32>) -> Result<Seed, RestoreError> {
         let pid = process.pid;
         order.push(pid);
@@ -281,7 +281,7 @@ impl Family<'_> {
     }
 }
 
-/// A number is free only a moment after its owner has gone, so one that nobody is seen to have is asked for again.
+/// A pid is free only a moment after its owner has gone, so one that nobody is seen to have is asked for again.
 fn spawn_patiently(seed: &Seed) -> Result<Vec<i32>, SpawnError> {
     for _ in 0..TRIES_FOR_A_NUMBER {
         match spawn::spawn(seed) {
@@ -294,13 +294,13 @@ fn spawn_patiently(seed: &Seed) -> Result<Vec<i32>, SpawnError> {
     spawn::spawn(seed)
 }
 
-/// How often a number is asked for that nobody is seen to have: whoever had it may wait long for a processor to end on.
+/// How often a pid is asked for that nobody is seen to have: whoever had it may wait long for a processor to end on.
 const TRIES_FOR_A_NUMBER: usize = 2000;
 const PAUSE_BETWEEN_TRIES: Duration = Duration::from_millis(5);
 /// How long an end that was asked for may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Who has a number, for people.
+/// Who has a pid, for people.
 pub(super) fn owner_of(pid: i32) -> String {
     let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();

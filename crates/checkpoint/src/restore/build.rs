@@ -311,8 +311,8 @@ fn join_group(
     end(calls, pid)
 }
 
-/// Where the libc keeps the numbers of threads (the word that the kernel clears when a thread ends), puts the new ones.
-/// What else a program holds of its numbers nobody can know.
+/// Where the libc keeps the ids of threads (the word that the kernel clears when a thread ends), puts the new ones.
+/// What else a program holds of its pids nobody can know.
 fn renumber(
     states: &ThreadsByNumber<'_>,
     threads: &[(ThreadId, ThreadId)],
@@ -340,7 +340,7 @@ fn spans(pages: &PageSet) -> Vec<(u64, u64)> {
     ranges.map(|&range| SIZE.span_of(range)).collect()
 }
 
-/// With who has the number.
+/// With who has the pid.
 fn taken(error: RebuildError) -> RestoreError {
     match error {
         RebuildError::ThreadTaken { thread } => RestoreError::Taken {

@@ -74,10 +74,10 @@ pub enum RestoreError {
         /// How many a process may have.
         allowed: u64,
     },
-    /// A number that the process had belongs to another.
+    /// A pid that the process had belongs to another.
     #[error("pid {pid}, which a process or thread of the snapshot had, belongs to {owner} now")]
     Taken {
-        /// The number.
+        /// The pid.
         pid: i32,
         /// Who has it.
         owner: String,

@@ -43,7 +43,7 @@ fn way(region: &Region) -> Way {
     }
 }
 
-/// Writes the pages of space number `space`, whose regions are mapped already, but for those that come later or are there.
+/// Writes the pages of space index `space`, whose regions are mapped already, but for those that come later or are there.
 pub(super) fn fill(
     view: &View,
     space: usize,

@@ -77,7 +77,7 @@ impl Inheritance {
         Ok((inheritance, common.inherited))
     }
 
-    /// What the process that had number `pid` has from its birth on.
+    /// What the process that had pid `pid` has from its birth on.
     pub fn of(&self, pid: i32) -> Option<&Share> {
         self.shares.get(&pid)
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct RestoreOptions {
-    /// Let the kernel choose the numbers of processes and threads.
+    /// Let the kernel choose the pids of processes and threads.
     pub new_pid: bool,
     /// Leave the processes stopped (SIGSTOP) before their first instruction.
     pub stopped: bool,

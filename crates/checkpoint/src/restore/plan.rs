@@ -13,7 +13,7 @@ use std::path::Path;
 
 /// See the head of this file.
 pub(super) struct RestorePlan<'a> {
-    /// Its number in the snapshot.
+    /// Its pid in the snapshot.
     pub pid: i32,
     pub names: MemberNames,
     pub space: usize,

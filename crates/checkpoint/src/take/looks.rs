@@ -43,7 +43,7 @@ impl Looks {
         }
     }
 
-    /// Who is read in the stop, by its number among the members.
+    /// Who is read in the stop, by its index among the members.
     pub fn inside(&self, members: &[Member]) -> Vec<(usize, i32)> {
         let all = self.all.iter().zip(members).enumerate();
         let inside = all.filter(|(_, (look, _))| matches!(look, Look::Inside));

@@ -10,12 +10,12 @@ use nix::libc;
 pub struct ThreadId(pub(super) i32);
 
 impl ThreadId {
-    /// The thread with this number; nothing is checked.
+    /// The thread with this id; nothing is checked.
     pub const fn new(number: i32) -> Self {
         Self(number)
     }
 
-    /// The number.
+    /// The id.
     pub const fn get(self) -> i32 {
         self.0
     }

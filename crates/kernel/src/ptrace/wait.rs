@@ -10,12 +10,12 @@ use super::thread::{ThreadId, check};
 /// What a traced thread reported to `wait4(2)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WaitReport {
-    /// It ended by itself, with this exit code. The number is free again.
+    /// It ended by itself, with this exit code. The id is free again.
     Exited {
         /// Exit code, 0 to 255.
         code: i32,
     },
-    /// A signal ended it. The number is free again.
+    /// A signal ended it. The id is free again.
     Killed {
         /// The signal.
         signal: i32,
@@ -40,9 +40,9 @@ pub enum Event {
         /// SIGSTOP, SIGTSTP, SIGTTIN or SIGTTOU if the process is in a group-stop.
         group_stop: Option<i32>,
     },
-    /// PTRACE_EVENT_CLONE: it made a thread, whose number is [`super::event_message`].
+    /// PTRACE_EVENT_CLONE: it made a thread, whose id is [`super::event_message`].
     Clone,
-    /// PTRACE_EVENT_FORK or PTRACE_EVENT_VFORK: it made a process, whose number is [`super::event_message`].
+    /// PTRACE_EVENT_FORK or PTRACE_EVENT_VFORK: it made a process, whose id is [`super::event_message`].
     Fork,
     /// PTRACE_EVENT_EXEC: the process runs another program now.
     Exec,
