@@ -19,9 +19,10 @@ fn build() -> PathBuf {
     let test = std::env::current_exe().expect("the path of the test binary");
     // <target directory>/<profile>/deps/<test binary>, or without deps for a program
     let directory = test.parent().expect("a binary lies in a directory");
-    let profile_directory = match directory.ends_with("deps") {
-        true => directory.parent().expect("deps lies in <target>/<profile>"),
-        false => directory,
+    let profile_directory = if directory.ends_with("deps") {
+        directory.parent().expect("deps lies in <target>/<profile>")
+    } else {
+        directory
     };
     let target_directory = profile_directory.parent().expect("a target directory");
     let profile = match profile_directory.file_name().and_then(|name| name.to_str()) {

@@ -26,11 +26,11 @@ pub struct Client {
 
 impl Client {
     /// Connects to a port of the loopback interface.
-    pub fn connect(port: u16) -> Result<Client> {
+    pub fn connect(port: u16) -> Result<Self> {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;
-        Ok(Client { stream })
+        Ok(Self { stream })
     }
 
     /// Sends this, and reads until the answer ends with `end`.
@@ -75,8 +75,8 @@ pub struct Load {
 
 impl Load {
     /// So many clients, each with one connection, who all send `request` and expect an answer that ends with `end`.
-    pub fn start(clients: usize, port: u16, request: &'static str, end: &'static str) -> Load {
-        let mut load = Load {
+    pub fn start(clients: usize, port: u16, request: &'static str, end: &'static str) -> Self {
+        let mut load = Self {
             enough: Arc::default(),
             answers: Arc::default(),
             connections: Arc::default(),

@@ -14,12 +14,15 @@ pub struct ControlGroup {
 
 impl ControlGroup {
     /// A group of version 2 or 1 with this process in it; `None`, and the test is skipped, if there is no such freezer.
-    pub fn of(test: &str, is_unified: bool, pid: i32) -> Option<ControlGroup> {
+    pub fn of(test: &str, is_unified: bool, pid: i32) -> Option<Self> {
         let text = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
         let mut lines = text.lines().filter_map(|line| line.split_once(" - "));
-        let found = lines.find(|(_, source)| match is_unified {
-            true => source.starts_with("cgroup2 "),
-            false => source.starts_with("cgroup ") && source.ends_with(",freezer"),
+        let found = lines.find(|(_, source)| {
+            if is_unified {
+                source.starts_with("cgroup2 ")
+            } else {
+                source.starts_with("cgroup ") && source.ends_with(",freezer")
+            }
         });
         let outside = found.and_then(|(mount, _)| mount.split(' ').nth(4).map(PathBuf::from));
         let directory = outside
@@ -33,7 +36,7 @@ impl ControlGroup {
             skipped(test, &format!("{}: {error}", directory.display()));
             return None;
         }
-        let group = ControlGroup {
+        let group = Self {
             directory,
             outside,
             is_unified,
@@ -49,9 +52,10 @@ impl ControlGroup {
 
     /// Freezes it, and waits until all of it is.
     pub fn freeze(&self) {
-        let (file, text, seen) = match self.is_unified {
-            true => ("cgroup.freeze", "1", ("cgroup.events", "frozen 1")),
-            false => ("freezer.state", "FROZEN", ("freezer.state", "FROZEN")),
+        let (file, text, seen) = if self.is_unified {
+            ("cgroup.freeze", "1", ("cgroup.events", "frozen 1"))
+        } else {
+            ("freezer.state", "FROZEN", ("freezer.state", "FROZEN"))
         };
         self.put(file, text);
         let since = Instant::now();
@@ -70,17 +74,19 @@ impl ControlGroup {
 
     /// Lets it go on.
     pub fn thaw(&self) {
-        match self.is_unified {
-            true => self.put("cgroup.freeze", "0"),
-            false => self.put("freezer.state", "THAWED"),
+        if self.is_unified {
+            self.put("cgroup.freeze", "0")
+        } else {
+            self.put("freezer.state", "THAWED")
         }
     }
 
     /// The command that does it, which every message must name.
     pub fn how_to_thaw(&self) -> String {
-        match self.is_unified {
-            true => format!("echo 0 > {}/cgroup.freeze", self.directory.display()),
-            false => format!("echo THAWED > {}/freezer.state", self.directory.display()),
+        if self.is_unified {
+            format!("echo 0 > {}/cgroup.freeze", self.directory.display())
+        } else {
+            format!("echo THAWED > {}/freezer.state", self.directory.display())
         }
     }
 }

@@ -25,16 +25,16 @@ impl Target {
 
 impl Frozen {
     /// Stops any process, whatever its children do.
-    pub fn freeze_alone(pid: i32) -> Frozen {
-        let frozen = Frozen { pid };
+    pub fn freeze_alone(pid: i32) -> Self {
+        let frozen = Self { pid };
         frozen.signal(Signal::STOP);
         frozen.wait_until_still();
         frozen
     }
 
     /// Stops any process and waits until its children have ended: they may share its memory.
-    pub fn freeze(pid: i32) -> Frozen {
-        let frozen = Frozen::freeze_alone(pid);
+    pub fn freeze(pid: i32) -> Self {
+        let frozen = Self::freeze_alone(pid);
         wait(pid, "its children end", || {
             children(pid).iter().all(|&child| state(child).is_none())
         });
@@ -44,8 +44,8 @@ impl Frozen {
 
     /// A process that somebody else has stopped by SIGSTOP.
     #[track_caller]
-    pub fn found(pid: i32) -> Frozen {
-        let frozen = Frozen { pid };
+    pub fn found(pid: i32) -> Self {
+        let frozen = Self { pid };
         frozen.wait_until_still();
         frozen
     }

@@ -65,10 +65,10 @@ fn end_of_file(pid: i32, mapped: &Mapped) -> Option<(u64, usize)> {
 
 impl Image {
     /// What the stopped process holds.
-    pub fn of_process(frozen: &Frozen) -> Image {
+    pub fn of_process(frozen: &Frozen) -> Self {
         let pid = frozen.pid();
         let memory = File::open(format!("/proc/{pid}/mem")).expect("open its memory");
-        let mut image = Image {
+        let mut image = Self {
             regions: Vec::new(),
             last_name: String::new(),
             pages: BTreeMap::new(),
@@ -130,11 +130,11 @@ impl Image {
 
     /// What `export --format raw` wrote to `directory`. Only memory of the kernel may be missing.
     #[track_caller]
-    pub fn of_export(directory: &Path) -> Image {
+    pub fn of_export(directory: &Path) -> Self {
         let path = directory.join("map.json");
         let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         let map: Value = serde_json::from_slice(&bytes).expect("map.json is JSON");
-        let mut image = Image {
+        let mut image = Self {
             regions: Vec::new(),
             last_name: String::new(),
             pages: BTreeMap::new(),
@@ -218,10 +218,10 @@ impl Image {
         }
     }
 
-    fn is_same_page(&self, other: &Image, address: u64) -> bool {
-        let end = |image: &Image| image.ends.get(&address).copied();
+    fn is_same_page(&self, other: &Self, address: u64) -> bool {
+        let end = |image: &Self| image.ends.get(&address).copied();
         let end = end(self).or_else(|| end(other)).unwrap_or(PAGE);
-        let bytes = |image: &Image| match image.pages.get(&address) {
+        let bytes = |image: &Self| match image.pages.get(&address) {
             Some(page) => page[..end].to_vec(),
             None => vec![0; end],
         };
@@ -229,7 +229,7 @@ impl Image {
     }
 
     /// The addresses of all pages in which two images differ.
-    pub fn differing_pages(&self, other: &Image) -> Vec<u64> {
+    pub fn differing_pages(&self, other: &Self) -> Vec<u64> {
         let addresses = self.pages.keys().chain(other.pages.keys());
         let mut wrong: Vec<u64> = addresses
             .copied()
@@ -242,8 +242,8 @@ impl Image {
 
     /// The page at which two images differ, and how, for the first of them; or which regions do.
     /// `self` is what the process held.
-    pub fn difference(&self, export: &Image) -> Option<String> {
-        let list = |these: &Image, others: &Image| {
+    pub fn difference(&self, export: &Self) -> Option<String> {
+        let list = |these: &Self, others: &Self| {
             let others: HashSet<_> = others.regions.iter().collect();
             let only = these.regions.iter().filter(|r| !others.contains(r));
             only.map(|(start, end, permissions)| format!("{start:x}-{end:x} {permissions}"))
@@ -258,7 +258,7 @@ impl Image {
         let wrong = self.differing_pages(export);
         let zero = [0; PAGE];
         let first = *wrong.first()?;
-        let of = |image: &Image| {
+        let of = |image: &Self| {
             image
                 .pages
                 .get(&first)

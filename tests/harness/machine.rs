@@ -18,11 +18,11 @@ pub struct Machine {
 
 impl Machine {
     /// Waits for other test programs that have it.
-    pub fn lock() -> Machine {
+    pub fn lock() -> Self {
         let path = std::env::temp_dir().join("pagetide-machine-tests.lock");
         let lock = File::create(path).expect("make a lock file");
         flock(&lock, FlockOperation::LockExclusive).expect("lock it");
-        Machine {
+        Self {
             _lock: lock,
             restore: Vec::new(),
             swap: false,

@@ -27,8 +27,8 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    fn new(call: String, output: Output) -> Outcome {
-        Outcome {
+    fn new(call: String, output: Output) -> Self {
+        Self {
             call,
             code: output.status.code(),
             signal: output.status.signal(),
@@ -39,20 +39,20 @@ impl Outcome {
 
     /// Itself, if the exit status is `code`.
     #[track_caller]
-    pub fn exits_with(self, code: i32) -> Outcome {
+    pub fn exits_with(self, code: i32) -> Self {
         assert_eq!(self.code, Some(code), "{self:#?}");
         self
     }
 
     /// Itself, if it was done.
     #[track_caller]
-    pub fn done(self) -> Outcome {
+    pub fn done(self) -> Self {
         self.exits_with(0)
     }
 
     /// Itself, if it was refused (exit 3) and standard error names `what`.
     #[track_caller]
-    pub fn refused(self, what: &str) -> Outcome {
+    pub fn refused(self, what: &str) -> Self {
         let outcome = self.exits_with(3);
         assert!(outcome.stderr.contains(what), "{what:?} in {outcome:#?}");
         outcome
@@ -141,9 +141,10 @@ impl Background {
         let mut line = String::new();
         let output = self.output.as_mut().expect("its output is read here");
         output.read_line(&mut line).expect("read its output");
-        match line.is_empty() {
-            true => None,
-            false => Some(serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line}"))),
+        if line.is_empty() {
+            None
+        } else {
+            Some(serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e}: {line}")))
         }
     }
 

@@ -9,21 +9,21 @@ pub struct Scratch {
 }
 
 impl Default for Scratch {
-    fn default() -> Scratch {
-        Scratch::new()
+    fn default() -> Self {
+        Self::new()
     }
 }
 
 impl Scratch {
     /// A new and empty directory on the disk that holds temporary files.
-    pub fn new() -> Scratch {
+    pub fn new() -> Self {
         failures::tell_at_once();
         signals::leave_none_ignored();
         let directory = tempfile::Builder::new()
             .prefix("pagetide-it-")
             .tempdir()
             .expect("make a temporary directory");
-        Scratch { directory }
+        Self { directory }
     }
 
     /// The directory.

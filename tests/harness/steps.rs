@@ -22,8 +22,8 @@ pub struct Steps {
 
 impl Steps {
     /// Of a program that shows by this number of steps that it goes on.
-    pub fn new(enough: u64) -> Steps {
-        Steps {
+    pub fn new(enough: u64) -> Self {
+        Self {
             enough,
             expected: None,
             marks: BTreeMap::new(),
@@ -35,7 +35,7 @@ impl Steps {
 
     /// The lines that an uninterrupted run writes; step 1 is the first.
     #[must_use]
-    pub fn expecting(mut self, lines: Vec<String>) -> Steps {
+    pub fn expecting(mut self, lines: Vec<String>) -> Self {
         self.expected = Some(lines);
         self
     }

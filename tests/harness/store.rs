@@ -29,15 +29,15 @@ pub struct TestStore {
 }
 
 impl Default for TestStore {
-    fn default() -> TestStore {
-        TestStore::new()
+    fn default() -> Self {
+        Self::new()
     }
 }
 
 impl TestStore {
     /// A store that does not exist yet.
-    pub fn new() -> TestStore {
-        TestStore {
+    pub fn new() -> Self {
+        Self {
             scratch: Scratch::new(),
             exports: AtomicU64::new(0),
         }

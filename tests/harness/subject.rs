@@ -36,7 +36,7 @@ pub struct Subject {
 
 impl Subject {
     /// Starts a command with nothing on its standard input, and with its output in a file. `directory` is where its files are.
-    pub fn start(command: &Command, directory: Scratch) -> Subject {
+    pub fn start(command: &Command, directory: Scratch) -> Self {
         static ADOPT: Once = Once::new();
         ADOPT.call_once(|| {
             set_child_subreaper(Some(rustix::process::getpid())).expect("adopt orphans");
@@ -67,7 +67,7 @@ impl Subject {
             .spawn()
             .unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let root = i32::try_from(child.id()).expect("a process id");
-        Subject {
+        Self {
             root,
             _first: child,
             members: vec![root],
@@ -80,25 +80,25 @@ impl Subject {
     }
 
     /// Starts `targets/<name>.c`, with a log and a directory as its first words.
-    pub fn target(name: &str, more: &[&str]) -> Subject {
+    pub fn target(name: &str, more: &[&str]) -> Self {
         let scratch = Scratch::new();
         let mut command = Command::new(crate::target::compiled(name));
         command
             .arg(scratch.join("log"))
             .arg(scratch.path())
             .args(more);
-        Subject::start(command.env("A_WORD", "one"), scratch)
+        Self::start(command.env("A_WORD", "one"), scratch)
     }
 
     /// Words that every checkpoint of it has.
     #[must_use]
-    pub fn checkpoint_with(mut self, words: &[&'static str]) -> Subject {
+    pub fn checkpoint_with(mut self, words: &[&'static str]) -> Self {
         self.checkpoint_words.extend(words);
         self
     }
 
     /// The program, with its first words, that starts `pagetide` for every restore of it.
-    pub fn restore_under(mut self, words: &[&str]) -> Subject {
+    pub fn restore_under(mut self, words: &[&str]) -> Self {
         let words = words.iter().map(|word| (*word).to_owned());
         self.restore_under.extend(words);
         self
@@ -106,7 +106,7 @@ impl Subject {
 
     /// Words that every restore of it has.
     #[must_use]
-    pub fn restore_with(mut self, words: &[&str]) -> Subject {
+    pub fn restore_with(mut self, words: &[&str]) -> Self {
         let words = words.iter().map(|word| (*word).to_owned());
         self.restore_words.extend(words);
         self

@@ -60,30 +60,30 @@ pub struct Target {
 
 impl Target {
     /// Starts `targets/<name>.c` with these words and waits until it is ready.
-    pub fn start<I>(name: &str, words: I) -> Target
+    pub fn start<I>(name: &str, words: I) -> Self
     where
         I: IntoIterator,
         I::Item: AsRef<OsStr>,
     {
-        Target::start_by(Command::new(compiled(name)).args(words))
+        Self::start_by(Command::new(compiled(name)).args(words))
     }
 
     /// Starts a prepared command and waits until it is ready.
-    pub fn start_by(command: &mut Command) -> Target {
-        let mut target = Target::spawn(command);
+    pub fn start_by(command: &mut Command) -> Self {
+        let mut target = Self::spawn(command);
         assert_eq!(target.line(), "ready", "{command:?} did not start");
         target
     }
 
     /// Starts any command, and waits for nothing.
-    pub fn spawn(command: &mut Command) -> Target {
+    pub fn spawn(command: &mut Command) -> Self {
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let output = child.stdout.take().expect("its output is a pipe");
-        Target {
+        Self {
             input: child.stdin.take(),
             output: BufReader::new(output),
             child,

@@ -25,7 +25,7 @@ pub struct Whole {
 
 impl Whole {
     /// Reads these stopped processes, all of which stay stopped. Objects that they share are known as such.
-    pub fn of(processes: &[&Frozen]) -> Whole {
+    pub fn of(processes: &[&Frozen]) -> Self {
         let pids: Vec<i32> = processes.iter().map(|frozen| frozen.pid()).collect();
         let mut facts = Facts::new();
         let mut images = BTreeMap::new();
@@ -46,7 +46,7 @@ impl Whole {
                 .map(|(name, is)| (format!("{pid} {name}"), is));
             facts.extend(named);
         }
-        Whole { facts, images }
+        Self { facts, images }
     }
 
     /// The memory of one of the processes.
@@ -77,7 +77,7 @@ impl Whole {
     }
 
     /// Each thing in which two readings differ: its name, what it was, and what it is.
-    pub fn difference(&self, after: &Whole) -> Vec<String> {
+    pub fn difference(&self, after: &Self) -> Vec<String> {
         let names: BTreeSet<&String> = self.facts.keys().chain(after.facts.keys()).collect();
         let shown = |facts: &Facts, name: &str| match facts.get(name) {
             Some(is) if is.len() > 600 => format!("{}... ({} bytes)", cut(is), is.len()),

@@ -17,12 +17,12 @@ struct Advised {
 }
 
 impl Advised {
-    fn start(mappings: &str) -> Advised {
+    fn start(mappings: &str) -> Self {
         let mut target = Target::start("advised", [mappings]);
         let places = target.ask("where");
         let (mapping, word) = places.split_once(' ').expect("two addresses");
         let parse = |text| u64::from_str_radix(text, 16).expect("an address");
-        Advised {
+        Self {
             mapping: parse(mapping),
             word: parse(word),
             target,

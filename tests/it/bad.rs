@@ -32,7 +32,7 @@ pub struct Condition {
 }
 
 impl Condition {
-    fn now(pid: i32) -> Condition {
+    fn now(pid: i32) -> Self {
         const KEYS: [&str; 9] = [
             "TracerPid",
             "Threads",
@@ -51,7 +51,7 @@ impl Condition {
             .map(|task| fs::read_to_string(task.path().join("syscall")).unwrap_or_default())
             .collect();
         calls.sort();
-        Condition {
+        Self {
             status: status
                 .lines()
                 .filter(|line| KEYS.iter().any(|key| line.starts_with(key)))
@@ -68,16 +68,16 @@ impl Condition {
     }
 
     /// Of a process all of whose threads are waiting in a system call.
-    pub fn of(target: &Target) -> Condition {
-        let waits = |condition: &Condition| {
+    pub fn of(target: &Target) -> Self {
+        let waits = |condition: &Self| {
             let running = |call: &String| call.is_empty() || call.starts_with("running");
             !condition.calls.iter().any(running)
         };
         let since = Instant::now();
-        let mut last = Condition::now(target.pid());
+        let mut last = Self::now(target.pid());
         loop {
             std::thread::sleep(Duration::from_millis(4));
-            let condition = Condition::now(target.pid());
+            let condition = Self::now(target.pid());
             if waits(&condition) && condition == last {
                 return condition;
             }
@@ -104,10 +104,10 @@ impl Condition {
     }
 
     #[track_caller]
-    fn assert_same(&self, target: &Target, is_same: impl Fn(&Condition) -> bool) {
+    fn assert_same(&self, target: &Target, is_same: impl Fn(&Self) -> bool) {
         let since = Instant::now();
         loop {
-            let now = Condition::of(target);
+            let now = Self::of(target);
             if is_same(&now) {
                 return;
             }
@@ -165,11 +165,11 @@ pub struct Mounted {
 
 impl Mounted {
     /// Mounts one with these options on a directory, which is made.
-    pub fn on(path: &Path, options: &str) -> Mounted {
+    pub fn on(path: &Path, options: &str) -> Self {
         fs::create_dir_all(path).expect("make the directory to mount on");
         let words = ["-t", "tmpfs", "-o", options, "pagetide-test"];
         mount(Command::new("mount").args(words).arg(path));
-        Mounted {
+        Self {
             path: path.to_owned(),
         }
     }

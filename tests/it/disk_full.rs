@@ -16,9 +16,9 @@ struct SmallDisk {
 }
 
 impl SmallDisk {
-    fn of(size: &str) -> SmallDisk {
+    fn of(size: &str) -> Self {
         let store = TestStore::new();
-        SmallDisk {
+        Self {
             mounted: Mounted::on(&store.path(), &format!("{size},mode=700")),
             store,
         }

@@ -35,9 +35,10 @@ fn killed_at_random_moments() {
         };
         let mut checkpoints = background(store.checkpoint_words(target.pid(), more));
         std::thread::sleep(usual.mul_f64(share * 1.3) + Duration::from_micros(200));
-        match checkpoints.is_running() {
-            true => early += 1,
-            false => late += 1,
+        if checkpoints.is_running() {
+            early += 1
+        } else {
+            late += 1
         }
         checkpoints.signal_if_running(Signal::KILL);
         drop(checkpoints.wait());

@@ -32,7 +32,7 @@ struct Server {
 
 impl Server {
     /// A server of its own, which can be reached by a socket in its directory alone.
-    fn start(test: &str) -> Option<Server> {
+    fn start(test: &str) -> Option<Self> {
         let Some(programs) = programs() else {
             skipped(test, "there is no PostgreSQL server");
             return None;
@@ -64,7 +64,7 @@ impl Server {
         for setting in [&sockets, "listen_addresses=", "shared_buffers=128MB"] {
             command.args(["-c", setting]);
         }
-        let server = Server {
+        let server = Self {
             postmaster: Target::spawn(&mut command),
             programs,
             scratch,
@@ -133,14 +133,13 @@ impl Drop for Server {
 
 /// A command that does not run as root.
 fn as_postgres(program: &std::path::Path) -> Command {
-    let mut command = match rustix::process::geteuid().is_root() {
-        true => {
-            let mut command = Command::new("setpriv");
-            command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]);
-            command.args(["--pdeathsig=KILL"]).arg(program);
-            command
-        }
-        false => Command::new(program),
+    let mut command = if rustix::process::geteuid().is_root() {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]);
+        command.args(["--pdeathsig=KILL"]).arg(program);
+        command
+    } else {
+        Command::new(program)
     };
     command.current_dir("/");
     command

@@ -56,15 +56,17 @@ fn whoever_has_the_number_of_a_process_that_was_to_be_killed() {
             running.signal(Signal::TERM);
         }
         let outcome = running.wait();
-        match succeeds {
-            true => outcome.done(),
-            false => outcome.exits_with(143),
+        if succeeds {
+            outcome.done()
+        } else {
+            outcome.exits_with(143)
         };
         // A signal would have been delivered by now.
         std::thread::sleep(Duration::from_millis(50));
-        match succeeds {
-            true => assert_eq!(state(pid), Some('S'), "it was killed"),
-            false => assert_eq!(state(pid), Some('T'), "it was let go"),
+        if succeeds {
+            assert_eq!(state(pid), Some('S'), "it was killed")
+        } else {
+            assert_eq!(state(pid), Some('T'), "it was let go")
         }
         drop(other);
     }

@@ -17,7 +17,7 @@ struct Redis {
 
 impl Redis {
     /// A server on a free port of the loopback interface, or nothing if there is none installed.
-    fn start(test: &str) -> Option<Redis> {
+    fn start(test: &str) -> Option<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = listener
             .local_addr()
@@ -51,7 +51,7 @@ impl Redis {
             .arg(directory.path());
         let mut target = Target::spawn(&mut command);
         while !target.line().contains("Ready to accept connections") {}
-        Some(Redis {
+        Some(Self {
             target,
             port,
             _directory: directory,

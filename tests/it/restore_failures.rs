@@ -84,12 +84,12 @@ struct Damaged {
 }
 
 impl Damaged {
-    fn at(path: PathBuf, damage: impl Fn(&mut Vec<u8>)) -> Damaged {
+    fn at(path: PathBuf, damage: impl Fn(&mut Vec<u8>)) -> Self {
         let bytes = fs::read(&path).expect("read a file of the store");
         let mut damaged = bytes.clone();
         damage(&mut damaged);
         fs::write(&path, damaged).expect("write a file of the store");
-        Damaged { path, bytes }
+        Self { path, bytes }
     }
 }
 
@@ -204,10 +204,10 @@ fn pagetide_killed_at_any_moment() {
         std::thread::sleep(usual.mul_f64(share));
         child.kill().expect("kill pagetide");
         let status = child.wait().expect("wait for pagetide");
-        match status.success() {
-            // It is quicker than it was; so are we.
-            true => usual = usual.mul_f64(0.9),
-            false => early += 1,
+        if status.success() {
+            usual = usual.mul_f64(0.9)
+        } else {
+            early += 1
         }
         let before = steps(&log);
         let since = Instant::now();

@@ -32,7 +32,7 @@ pub struct Owned {
 const NAMES: [&str; 4] = ["lines", "data", "mapped", "both"];
 
 impl Owned {
-    pub fn new(more: &[&Path]) -> Owned {
+    pub fn new(more: &[&Path]) -> Self {
         let scratch = Scratch::new();
         let base = scratch.path().to_owned();
         let (program, place) = (base.join("program"), base.join("place"));
@@ -65,7 +65,7 @@ impl Owned {
         drop(std::os::unix::net::UnixListener::bind(other.join("socket")).expect("bind"));
         let mode = Permissions::from_mode(0o700);
         fs::set_permissions(&other, mode).expect("close it");
-        Owned {
+        Self {
             subject,
             work,
             other,
@@ -173,9 +173,10 @@ fn listed(directory: &Path) -> BTreeMap<String, (u64, u64)> {
 pub fn state_of(directory: &Path) -> BTreeMap<String, String> {
     let tell = |path: &Path| {
         let metadata = fs::symlink_metadata(path).expect("look at it");
-        let content = match metadata.is_file() {
-            true => fs::read(path).expect("read it"),
-            false => Vec::new(),
+        let content = if metadata.is_file() {
+            fs::read(path).expect("read it")
+        } else {
+            Vec::new()
         };
         let whose = (
             metadata.uid(),

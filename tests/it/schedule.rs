@@ -38,7 +38,7 @@ struct Running {
 }
 
 impl Running {
-    fn start(words: &[String], lines: &Path, errors: &Path) -> Running {
+    fn start(words: &[String], lines: &Path, errors: &Path) -> Self {
         let file = |path: &Path| File::create(path).expect("make a file");
         let child = Command::new(pagetide_path())
             .args(words)
@@ -46,7 +46,7 @@ impl Running {
             .stdout(file(lines))
             .stderr(file(errors))
             .spawn();
-        Running {
+        Self {
             child: child.expect("start pagetide"),
             lines: lines.to_owned(),
             errors: errors.to_owned(),

@@ -22,7 +22,7 @@ struct Served {
 }
 
 impl Served {
-    fn start() -> Served {
+    fn start() -> Self {
         let scratch = Scratch::new();
         let point = scratch.join("served");
         fs::create_dir(&point).expect("make a directory");
@@ -32,7 +32,7 @@ impl Served {
             .args(["-c", &script])
             .stdin(Stdio::null())
             .spawn();
-        let served = Served {
+        let served = Self {
             server,
             user: user.expect("start a shell"),
             scratch,
@@ -60,7 +60,7 @@ impl Served {
     }
 
     #[track_caller]
-    fn wait_until_it(&self, what: &str, mut is_so: impl FnMut(&Served) -> bool) {
+    fn wait_until_it(&self, what: &str, mut is_so: impl FnMut(&Self) -> bool) {
         let since = Instant::now();
         while !is_so(self) {
             assert!(since.elapsed() < PATIENCE, "it does not {what}");
@@ -189,17 +189,14 @@ fn whatever_hangs_nobody_is_held() {
         // What the kernel does at the end of a program is a request, too.
         served.server.ask("answer");
         let outcome = running.wait();
-        match by_signal {
-            false => {
-                let outcome = outcome.exits_with(1);
-                assert!(
-                    outcome.stderr.contains("nothing has moved for 4.0 s"),
-                    "{outcome:#?}"
-                );
-            }
-            true => {
-                outcome.exits_with(143);
-            }
+        if !by_signal {
+            let outcome = outcome.exits_with(1);
+            assert!(
+                outcome.stderr.contains("nothing has moved for 4.0 s"),
+                "{outcome:#?}"
+            );
+        } else {
+            outcome.exits_with(143);
         }
         assert!(served.runs());
         // The next one is as ever.

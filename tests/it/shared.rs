@@ -19,13 +19,13 @@ struct Sharing {
 }
 
 impl Sharing {
-    fn new() -> Sharing {
+    fn new() -> Self {
         let files = Scratch::new();
         let file = files.join("mapped");
         let bytes: Vec<u8> = (0..OBJECT_PAGES * 4096).map(|at| (at / 7) as u8).collect();
         fs::write(&file, bytes).expect("write a file");
         let target = Target::start("shared", [files.path(), file.as_path()]);
-        Sharing {
+        Self {
             target,
             store: TestStore::new(),
             file,

@@ -19,10 +19,10 @@ struct Trap {
 }
 
 impl Trap {
-    fn set(name: &'static str) -> Trap {
+    fn set(name: &'static str) -> Self {
         let files = Scratch::new();
         let target = Target::start("traps", [files.path()]);
-        let mut trap = Trap {
+        let mut trap = Self {
             name,
             target,
             store: TestStore::new(),

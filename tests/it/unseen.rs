@@ -13,12 +13,12 @@ struct HugePages {
 }
 
 impl HugePages {
-    fn add(count: u64) -> Result<HugePages, String> {
+    fn add(count: u64) -> Result<Self, String> {
         let read = || fs::read_to_string(POOL).map(|text| text.trim().parse::<u64>());
         let Ok(Ok(before)) = read() else {
             return Err(format!("{POOL} cannot be read"));
         };
-        let pages = HugePages { before };
+        let pages = Self { before };
         fs::write(POOL, (before + count).to_string()).map_err(|error| error.to_string())?;
         match read() {
             Ok(Ok(now)) if now == before + count => Ok(pages),

@@ -299,7 +299,7 @@ fn t41_what_would_have_been_one_mapping_cannot_be_moved_while_it_is_tracked() {
 struct Cgroup(PathBuf);
 
 impl Cgroup {
-    fn new(limit_bytes: u64) -> Result<Cgroup, String> {
+    fn new(limit_bytes: u64) -> Result<Self, String> {
         let own =
             std::fs::read_to_string("/proc/self/cgroup").map_err(|error| error.to_string())?;
         let path = own.lines().find_map(|line| {
@@ -320,7 +320,7 @@ impl Cgroup {
         let directory = directory.join(format!("pagetide-test-{}", std::process::id()));
         std::fs::create_dir(&directory)
             .map_err(|error| format!("{}: {error}", directory.display()))?;
-        let cgroup = Cgroup(directory);
+        let cgroup = Self(directory);
         let limit = cgroup.0.join(file);
         std::fs::write(&limit, limit_bytes.to_string())
             .map_err(|error| format!("{}: {error}", limit.display()))?;

@@ -66,9 +66,10 @@ fn acting(store: &Path, target: &Target, more: &[&str]) -> Vec<Outcome> {
 /// Itself, if it was not refused: a list of paths tells by its exit code that the target has a pipe to a process outside.
 #[track_caller]
 fn acted(outcome: Outcome) -> Outcome {
-    match outcome.stdout.contains("outside-pipe") {
-        true => outcome.exits_with(3),
-        false => outcome.done(),
+    if outcome.stdout.contains("outside-pipe") {
+        outcome.exits_with(3)
+    } else {
+        outcome.done()
     }
 }
 
@@ -221,7 +222,7 @@ struct Exchanging {
 }
 
 impl Exchanging {
-    fn start(one: PathBuf, other: PathBuf) -> Exchanging {
+    fn start(one: PathBuf, other: PathBuf) -> Self {
         let over = Arc::new(AtomicBool::new(false));
         let is_over = Arc::clone(&over);
         let exchange = move || {
@@ -236,7 +237,7 @@ impl Exchanging {
             }
             exchanges
         });
-        Exchanging {
+        Self {
             over,
             thread: Some(thread),
         }

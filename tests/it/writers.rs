@@ -21,9 +21,9 @@ struct Written {
 impl Written {
     /// After a full snapshot; `None`, and said, if `way` cannot be had here.
     #[track_caller]
-    fn by(test: &'static str, way: &str) -> Option<Written> {
+    fn by(test: &'static str, way: &str) -> Option<Self> {
         let target = Target::start("writers", [""; 0]);
-        let mut written = Written {
+        let mut written = Self {
             test,
             target,
             store: TestStore::new(),

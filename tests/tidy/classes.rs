@@ -44,9 +44,10 @@ fn variants(pattern: &Pat, of: &str, found: &mut BTreeSet<String>) {
             one.elems
                 .iter()
                 .for_each(|inside| variants(inside, of, &mut inner));
-            match inner.is_empty() {
-                true => named(&one.path),
-                false => found.extend(inner),
+            if inner.is_empty() {
+                named(&one.path)
+            } else {
+                found.extend(inner)
             }
         }
         _ => {}

@@ -12,7 +12,7 @@ pub struct Known {
 
 impl Known {
     /// The lines of this kind.
-    pub fn read(kind: &'static str) -> Known {
+    pub fn read(kind: &'static str) -> Self {
         let text = text_of(&top().join("tests/tidy/known.txt"));
         let lines = text.lines().filter(|line| !line.starts_with('#'));
         let words = lines.map(|line| line.split_whitespace().collect::<Vec<_>>());
@@ -22,7 +22,7 @@ impl Known {
                 let size = words.get(2).map_or(1, |size| size.parse().expect("a size"));
                 (words[1].to_owned(), size)
             });
-        Known {
+        Self {
             kind,
             sizes: sizes.collect(),
         }

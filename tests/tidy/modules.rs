@@ -15,8 +15,8 @@ pub struct Modules {
 
 impl Modules {
     /// All that the root declares, and what that declares.
-    pub fn of(root: &Path) -> Modules {
-        let mut modules = Modules::default();
+    pub fn of(root: &Path) -> Self {
+        let mut modules = Self::default();
         let directory = root.parent().expect("a file lies in a directory");
         modules.add(Vec::new(), root, directory, parsed(root).items);
         modules

@@ -25,16 +25,16 @@ struct Memory {
 }
 
 impl Memory {
-    fn filled() -> Memory {
-        let mut memory = Memory::fresh();
+    fn filled() -> Self {
+        let mut memory = Self::fresh();
         fill(memory.pages());
         memory
     }
 
-    fn fresh() -> Memory {
+    fn fresh() -> Self {
         let bytes = vec![0u8; (MIB << 20) + PAGE];
         let skip = bytes.as_ptr().align_offset(PAGE);
-        Memory { bytes, skip }
+        Self { bytes, skip }
     }
 
     fn pages(&mut self) -> &mut [u8] {
@@ -57,11 +57,11 @@ struct Bare {
 }
 
 impl Bare {
-    fn new(memory: &mut Memory) -> anyhow::Result<Bare> {
+    fn new(memory: &mut Memory) -> anyhow::Result<Self> {
         let start = memory.pages().as_ptr() as u64;
         let protector = WriteProtector::of_self()?;
         protector.register(start, (MIB << 20) as u64)?;
-        let mut bare = Bare {
+        let mut bare = Self {
             _protector: protector,
             pagemap: Pagemap::of_self()?,
             vector: vec![ScannedRange::EMPTY; 8192],

@@ -140,7 +140,7 @@ struct Checkpoints {
 }
 
 impl Checkpoints {
-    fn begin(pagetide: &Path, pid: u32, interval: &str) -> anyhow::Result<Checkpoints> {
+    fn begin(pagetide: &Path, pid: u32, interval: &str) -> anyhow::Result<Self> {
         let store = tempfile::tempdir()?;
         let mut child = Command::new(pagetide)
             .args(["checkpoint", "--tree", "--json", "--every", interval])
@@ -150,7 +150,7 @@ impl Checkpoints {
             .stderr(Stdio::null())
             .spawn()?;
         let output = child.stdout.take().context("its output is a pipe")?;
-        let mut begun = Checkpoints {
+        let mut begun = Self {
             child,
             lines: BufReader::new(output).lines(),
             _store: store,

@@ -20,7 +20,7 @@ pub struct Tracked {
 }
 
 impl Tracked {
-    pub fn new() -> anyhow::Result<Tracked> {
+    pub fn new() -> anyhow::Result<Self> {
         let mut memory = vec![1u8; MIB << 20];
         fill(&mut memory);
         let start = (memory.as_ptr() as u64).next_multiple_of(4096);
@@ -28,7 +28,7 @@ impl Tracked {
         let range = PageSize::KIB_4.covering(start, end);
         let mut tracker = WpAsync::of_self()?;
         tracker.harvest(&[range])?.commit();
-        Ok(Tracked {
+        Ok(Self {
             memory,
             range,
             tracker,

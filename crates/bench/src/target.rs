@@ -68,17 +68,17 @@ pub struct Target {
 
 impl Target {
     /// Starts one and waits until its memory is filled.
-    pub fn start() -> anyhow::Result<Target> {
-        Target::start_as("target")
+    pub fn start() -> anyhow::Result<Self> {
+        Self::start_as("target")
     }
 
     /// Starts this program with another argument, to be such a process as it says.
-    pub fn start_as(argument: &str) -> anyhow::Result<Target> {
-        Target::start_program(&std::env::current_exe()?, argument)
+    pub fn start_as(argument: &str) -> anyhow::Result<Self> {
+        Self::start_program(&std::env::current_exe()?, argument)
     }
 
     /// As [`Self::start_as`], from a copy of this program.
-    pub fn start_program(program: &Path, argument: &str) -> anyhow::Result<Target> {
+    pub fn start_program(program: &Path, argument: &str) -> anyhow::Result<Self> {
         let mut child = Command::new(program)
             .arg(argument)
             .stdin(Stdio::piped())
@@ -87,7 +87,7 @@ impl Target {
             .context("start the target")?;
         let commands = child.stdin.take().context("no pipe to the target")?;
         let answers = child.stdout.take().context("no pipe from the target")?;
-        let mut target = Target {
+        let mut target = Self {
             child,
             commands,
             answers: BufReader::new(answers),

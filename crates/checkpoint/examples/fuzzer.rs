@@ -20,14 +20,14 @@ struct Memory {
 }
 
 impl Memory {
-    fn new(mib: usize) -> Memory {
+    fn new(mib: usize) -> Self {
         let length = mib << 20;
         let access = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice.
         let start =
             unsafe { mmap_anonymous(std::ptr::null_mut(), length, access, MapFlags::PRIVATE) };
         let start = start.expect("map memory").cast();
-        let memory = Memory { start, length };
+        let memory = Self { start, length };
         for at in (0..length).step_by(8) {
             memory.store(at, (at as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         }

@@ -36,12 +36,12 @@ struct Arena {
 }
 
 impl Arena {
-    fn new() -> Result<Arena> {
+    fn new() -> Result<Self> {
         let access = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice.
         let start =
             unsafe { mmap_anonymous(std::ptr::null_mut(), ARENA_BYTES, access, MapFlags::PRIVATE) };
-        Ok(Arena {
+        Ok(Self {
             start: start?.cast(),
         })
     }

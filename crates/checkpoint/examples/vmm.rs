@@ -53,7 +53,7 @@ struct Machine {
 }
 
 impl Machine {
-    fn new() -> Result<Machine> {
+    fn new() -> Result<Self> {
         let kvm = Kvm::new()?;
         let vm = kvm.create_vm()?;
         let access = ProtFlags::READ | ProtFlags::WRITE;
@@ -76,7 +76,7 @@ impl Machine {
         };
         // SAFETY: the mapping is ours, and stays as long as the process.
         unsafe { vm.set_user_memory_region(slot)? };
-        Ok(Machine {
+        Ok(Self {
             memory,
             vm,
             _kvm: kvm,
@@ -257,30 +257,28 @@ impl Control {
 /// Runs the guest to its end, captured every 20 ms.
 fn run(directory: &Path, resume: bool, die: Option<u64>) -> Result<()> {
     let machine = Machine::new()?;
-    let store = match resume {
-        true => Store::open_directory(directory)?,
-        false => Store::create_directory(directory)?,
+    let store = if resume {
+        Store::open_directory(directory)?
+    } else {
+        Store::create_directory(directory)?
     };
     let mut memory = OwnMemory::new(
         store.clone(),
         &[machine.place()],
         OwnMemoryOptions::default(),
     )?;
-    let view = match resume {
-        true => {
-            let newest = store.newest()?.ok_or("an empty store")?.id;
-            let view = store.view(newest)?;
-            let pages = memory.restore(&view)?;
-            println!(
-                "snapshot {newest}: {pages} pages, at {:?}",
-                counts(&machine)
-            );
-            Some(view)
-        }
-        false => {
-            machine.boot();
-            None
-        }
+    let view = if resume {
+        let newest = store.newest()?.ok_or("an empty store")?.id;
+        let view = store.view(newest)?;
+        let pages = memory.restore(&view)?;
+        println!(
+            "snapshot {newest}: {pages} pages, at {:?}",
+            counts(&machine)
+        );
+        Some(view)
+    } else {
+        machine.boot();
+        None
     };
     let control = Arc::new(Control {
         wanted: AtomicBool::new(false),
@@ -403,9 +401,10 @@ fn check_all() -> Result<()> {
     if killed.success() {
         return Err("it was not killed".into());
     }
-    match again(&["resume"])?.success() {
-        true => Ok(()),
-        false => Err("the second monitor failed".into()),
+    if again(&["resume"])?.success() {
+        Ok(())
+    } else {
+        Err("the second monitor failed".into())
     }
 }
 

@@ -25,8 +25,8 @@ impl AddressSpace {
         }
     }
 
-    pub fn open(pid: i32) -> Result<AddressSpace, AttachError> {
-        Ok(AddressSpace {
+    pub fn open(pid: i32) -> Result<Self, AttachError> {
+        Ok(Self {
             start_of_stack: start_of_stack(pid),
             memory: ProcessMemory::open(pid)?,
             pagemap: Pagemap::of_process(pid)?,

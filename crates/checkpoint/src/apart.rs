@@ -133,9 +133,10 @@ impl Pool {
 
     fn give_back(&self, apart: Apart) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        match apart.has_ended() {
-            false => state.free.push(apart),
-            true => state.alive -= 1,
+        if !apart.has_ended() {
+            state.free.push(apart)
+        } else {
+            state.alive -= 1
         }
         drop(state);
         self.came_back.notify_all();

@@ -39,19 +39,16 @@ pub struct Checkpointer {
 
 impl Checkpointer {
     /// Makes ready to take snapshots of process `pid` into `store`. The process is not touched yet.
-    pub fn attach(
-        pid: i32,
-        store: Store,
-        mut options: Options,
-    ) -> Result<Checkpointer, AttachError> {
+    pub fn attach(pid: i32, store: Store, mut options: Options) -> Result<Self, AttachError> {
         shadowing::begin(&mut options);
         let examined = examine(pid)?;
         let backend = choose_backend(options.backend)?;
         let claim = claim(pid)?;
         let lock = store.lock()?;
-        let names = match options.tree {
-            true => MemberNames::in_tree(pid),
-            false => MemberNames::alone(),
+        let names = if options.tree {
+            MemberNames::in_tree(pid)
+        } else {
+            MemberNames::alone()
         };
         let tracked_by = (backend != Backend::Rehash).then(|| TrackedBy {
             backend,
@@ -63,7 +60,7 @@ impl Checkpointer {
         let mut named = Member::new(examined, names)?;
         named.claim = claim;
         let stop = StopOptions::with_timeout(options.stop_timeout);
-        let mut checkpointer = Checkpointer {
+        let mut checkpointer = Self {
             members: Members::new(named, options.tree, stop, tracked_by),
             files: Files::new(!options.store_files),
             arena: Arena::new(SIZE, options.buffer_bytes),

@@ -26,12 +26,12 @@ fn file(pid: i32) -> Option<File> {
 
 impl Claim {
     /// Takes it. `None` where the file cannot be opened: whoever is handled without that is refused elsewhere, or has ended.
-    pub fn of(pid: i32) -> Result<Option<Claim>, Claimed> {
+    pub fn of(pid: i32) -> Result<Option<Self>, Claimed> {
         let Some(file) = file(pid) else {
             return Ok(None);
         };
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(Claim { _file: file })),
+            Ok(()) => Ok(Some(Self { _file: file })),
             Err(Errno::WOULDBLOCK) => Err(Claimed { by: holder(&file) }),
             // No such locks here: then there is nobody to tell apart.
             Err(_) => Ok(None),

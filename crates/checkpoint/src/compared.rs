@@ -65,22 +65,22 @@ impl ComparedBecause {
     /// The name by which machines know it.
     pub fn name(&self) -> &'static str {
         match self {
-            ComparedBecause::Refused(_) => "refused",
-            ComparedBecause::ManyMappings { .. } => "many-mappings",
-            ComparedBecause::OwnScanner { .. } => "own-scanner",
-            ComparedBecause::OwnUserfaultfd { .. } => "own-userfaultfd",
-            ComparedBecause::UnlistedRing => "unlisted-ring",
-            ComparedBecause::BufferRing => "buffer-ring",
-            ComparedBecause::MovedBuffers => "moved-buffers",
-            ComparedBecause::RegisteredRing => "registered-ring",
-            ComparedBecause::NotAsked { .. } => "not-asked",
-            ComparedBecause::RingElsewhere => "ring-elsewhere",
-            ComparedBecause::Pinned => "pinned",
-            ComparedBecause::PacketBuffers => "packet-buffers",
-            ComparedBecause::Device => "device",
-            ComparedBecause::WrittenUnseen => "written-unseen",
-            ComparedBecause::UnlistedRingBefore => "unlisted-ring-before",
-            ComparedBecause::ReadsUnderWay => "reads-under-way",
+            Self::Refused(_) => "refused",
+            Self::ManyMappings { .. } => "many-mappings",
+            Self::OwnScanner { .. } => "own-scanner",
+            Self::OwnUserfaultfd { .. } => "own-userfaultfd",
+            Self::UnlistedRing => "unlisted-ring",
+            Self::BufferRing => "buffer-ring",
+            Self::MovedBuffers => "moved-buffers",
+            Self::RegisteredRing => "registered-ring",
+            Self::NotAsked { .. } => "not-asked",
+            Self::RingElsewhere => "ring-elsewhere",
+            Self::Pinned => "pinned",
+            Self::PacketBuffers => "packet-buffers",
+            Self::Device => "device",
+            Self::WrittenUnseen => "written-unseen",
+            Self::UnlistedRingBefore => "unlisted-ring-before",
+            Self::ReadsUnderWay => "reads-under-way",
         }
     }
 }
@@ -88,15 +88,15 @@ impl ComparedBecause {
 impl fmt::Display for ComparedBecause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            ComparedBecause::Refused(said) => said,
-            ComparedBecause::ManyMappings { mappings, most } => {
+            Self::Refused(said) => said,
+            Self::ManyMappings { mappings, most } => {
                 return write!(
                     f,
                     "the process has {mappings} mappings of at most {most} (vm.max_map_count), and tracking new memory \
                      would add more"
                 );
             }
-            ComparedBecause::OwnScanner {
+            Self::OwnScanner {
                 holder,
                 descriptor,
                 path,
@@ -107,47 +107,47 @@ impl fmt::Display for ComparedBecause {
                      tracking would disturb"
                 );
             }
-            ComparedBecause::OwnUserfaultfd { descriptor } => {
+            Self::OwnUserfaultfd { descriptor } => {
                 return write!(
                     f,
                     "it has a userfaultfd of its own (descriptor {descriptor}), which tracking would disturb"
                 );
             }
-            ComparedBecause::UnlistedRing => {
+            Self::UnlistedRing => {
                 "an io_uring of it may write to memory that nothing lists"
             }
-            ComparedBecause::BufferRing => {
+            Self::BufferRing => {
                 "an io_uring of it may take buffers from a ring in its memory that the kernel writes to"
             }
-            ComparedBecause::MovedBuffers => {
+            Self::MovedBuffers => {
                 "buffers that it has registered with an io_uring were moved, and nothing tells where to"
             }
-            ComparedBecause::RegisteredRing => {
+            Self::RegisteredRing => {
                 "a thread of it has an io_uring registered, which nothing else shows"
             }
-            ComparedBecause::NotAsked { why } => {
+            Self::NotAsked { why } => {
                 return write!(
                     f,
                     "a thread cannot be asked for an io_uring that nothing else shows: {why}"
                 );
             }
-            ComparedBecause::RingElsewhere => {
+            Self::RingElsewhere => {
                 "another process has an io_uring that may write to its memory"
             }
-            ComparedBecause::Pinned => {
+            Self::Pinned => {
                 "the kernel has pinned pages of it, and nothing lists all of them"
             }
-            ComparedBecause::PacketBuffers => {
+            Self::PacketBuffers => {
                 "it has an AF_XDP socket, which writes to memory that nothing lists"
             }
-            ComparedBecause::Device => "it has a device open that writes to memory by itself",
-            ComparedBecause::WrittenUnseen => {
+            Self::Device => "it has a device open that writes to memory by itself",
+            Self::WrittenUnseen => {
                 "something wrote to its memory with no trace while the snapshot was taken, and is in the next one"
             }
-            ComparedBecause::UnlistedRingBefore => {
+            Self::UnlistedRingBefore => {
                 "at the last snapshot something might write to memory of it that nothing lists"
             }
-            ComparedBecause::ReadsUnderWay => {
+            Self::ReadsUnderWay => {
                 "it does asynchronous I/O, and this backend misses what arrives during a snapshot"
             }
         })

@@ -62,12 +62,12 @@ impl AttachError {
     /// True if nothing went wrong: it cannot be done with this process, this store or these rights, and trying again does not help.
     pub fn is_refusal(&self) -> bool {
         match self {
-            AttachError::Backend { .. } | AttachError::Busy { .. } => true,
-            AttachError::Refused(inner) => inner.is_refusal(),
-            AttachError::Stop(inner) => inner.is_refusal(),
-            AttachError::Lock(inner) => inner.is_refusal(),
-            AttachError::Store(inner) => inner.is_refusal(),
-            AttachError::Tracking(inner) => inner.is_refusal(),
+            Self::Backend { .. } | Self::Busy { .. } => true,
+            Self::Refused(inner) => inner.is_refusal(),
+            Self::Stop(inner) => inner.is_refusal(),
+            Self::Lock(inner) => inner.is_refusal(),
+            Self::Store(inner) => inner.is_refusal(),
+            Self::Tracking(inner) => inner.is_refusal(),
             _ => false,
         }
     }
@@ -75,17 +75,17 @@ impl AttachError {
     /// What whoever runs the command line can do about it, if something.
     pub fn advice(&self) -> Option<Cow<'static, str>> {
         match self {
-            AttachError::Busy { by: Some(by), .. } => Some(Cow::Owned(format!(
+            Self::Busy { by: Some(by), .. } => Some(Cow::Owned(format!(
                 "end that one first (`kill {by}`), or use its store"
             ))),
-            AttachError::Busy { by: None, .. } => {
+            Self::Busy { by: None, .. } => {
                 Some(Cow::Borrowed("end that one first, or use its store"))
             }
-            AttachError::Refused(inner) => inner.advice(),
-            AttachError::Stop(inner) => inner.advice(),
-            AttachError::Lock(inner) => inner.advice(),
-            AttachError::Store(inner) => inner.advice(),
-            AttachError::Tracking(inner) => inner.advice(),
+            Self::Refused(inner) => inner.advice(),
+            Self::Stop(inner) => inner.advice(),
+            Self::Lock(inner) => inner.advice(),
+            Self::Store(inner) => inner.advice(),
+            Self::Tracking(inner) => inner.advice(),
             _ => None,
         }
     }
@@ -162,8 +162,8 @@ impl TrackingError {
     /// True if nothing went wrong: it cannot be done with this process, this store or these rights, and trying again does not help.
     pub fn is_refusal(&self) -> bool {
         match self {
-            TrackingError::OwnedByAnother { .. } => true,
-            TrackingError::Stop(inner) => inner.is_refusal(),
+            Self::OwnedByAnother { .. } => true,
+            Self::Stop(inner) => inner.is_refusal(),
             _ => false,
         }
     }
@@ -171,7 +171,7 @@ impl TrackingError {
     /// What whoever runs the command line can do about it, if something.
     pub fn advice(&self) -> Option<Cow<'static, str>> {
         match self {
-            TrackingError::OwnedByAnother { pid, place, .. } => {
+            Self::OwnedByAnother { pid, place, .. } => {
                 let instead = match &place[..] {
                     "" => "use that store".to_owned(),
                     place => format!("use `--store {place}`"),
@@ -180,7 +180,7 @@ impl TrackingError {
                     "{instead}, or `pagetide detach {pid}` to begin anew (the next snapshot is full then)"
                 )))
             }
-            TrackingError::Stop(inner) => inner.advice(),
+            Self::Stop(inner) => inner.advice(),
             _ => None,
         }
     }
@@ -191,7 +191,7 @@ impl TrackingError {
     pub(crate) fn is_frozen(&self) -> bool {
         matches!(
             self,
-            TrackingError::Remote {
+            Self::Remote {
                 source: RemoteCallError::Frozen { .. },
                 ..
             }
@@ -274,9 +274,9 @@ impl TakeError {
     /// True if nothing went wrong: it cannot be done with this process, this store or these rights, and trying again does not help.
     pub fn is_refusal(&self) -> bool {
         match self {
-            TakeError::Member { source, .. } => source.is_refusal(),
-            TakeError::Stop(inner) => inner.is_refusal(),
-            TakeError::Tracking(inner) => inner.is_refusal(),
+            Self::Member { source, .. } => source.is_refusal(),
+            Self::Stop(inner) => inner.is_refusal(),
+            Self::Tracking(inner) => inner.is_refusal(),
             _ => false,
         }
     }
@@ -284,9 +284,9 @@ impl TakeError {
     /// What whoever runs the command line can do about it, if something.
     pub fn advice(&self) -> Option<Cow<'static, str>> {
         match self {
-            TakeError::Member { source, .. } => source.advice(),
-            TakeError::Stop(inner) => inner.advice(),
-            TakeError::Tracking(inner) => inner.advice(),
+            Self::Member { source, .. } => source.advice(),
+            Self::Stop(inner) => inner.advice(),
+            Self::Tracking(inner) => inner.advice(),
             _ => None,
         }
     }
@@ -295,17 +295,17 @@ impl TakeError {
     pub(crate) fn is_space_gone(&self) -> bool {
         matches!(
             self,
-            TakeError::Track(TrackError::SpaceGone | TrackError::Scan(ScanError::SpaceGone { .. }))
-                | TakeError::Capture(
+            Self::Track(TrackError::SpaceGone | TrackError::Scan(ScanError::SpaceGone { .. }))
+                | Self::Capture(
                     CaptureError::Memory(MemoryError::SpaceGone { .. })
                         | CaptureError::Scan(ScanError::SpaceGone { .. })
                 )
-                | TakeError::Stop(StopError::Exec { .. })
+                | Self::Stop(StopError::Exec { .. })
         )
     }
     /// True if the end of a child can be the reason.
     pub(crate) fn may_be_of_a_child(&self) -> bool {
-        !matches!(self, TakeError::Cancelled | TakeError::Store(_))
+        !matches!(self, Self::Cancelled | Self::Store(_))
     }
 }
 
@@ -320,8 +320,8 @@ pub(crate) enum MembersError {
 
 impl MembersError {
     /// Child `pid` cannot be handled.
-    pub fn of(pid: i32, source: AttachError) -> MembersError {
-        MembersError::Member {
+    pub fn of(pid: i32, source: AttachError) -> Self {
+        Self::Member {
             pid,
             source: Box::new(source),
         }
@@ -329,10 +329,10 @@ impl MembersError {
 }
 
 impl From<MembersError> for TakeError {
-    fn from(error: MembersError) -> TakeError {
+    fn from(error: MembersError) -> Self {
         match error {
-            MembersError::Member { pid, source } => TakeError::Member { pid, source },
-            MembersError::Stop { source, .. } => TakeError::Stop(source),
+            MembersError::Member { pid, source } => Self::Member { pid, source },
+            MembersError::Stop { source, .. } => Self::Stop(source),
         }
     }
 }
@@ -371,10 +371,10 @@ impl InspectError {
     /// True if nothing went wrong: it cannot be done with this process, this store or these rights, and trying again does not help.
     pub fn is_refusal(&self) -> bool {
         match self {
-            InspectError::Refused(inner) => inner.is_refusal(),
-            InspectError::Member { source, .. } => source.is_refusal(),
-            InspectError::Stop(inner) => inner.is_refusal(),
-            InspectError::Attach(inner) => inner.is_refusal(),
+            Self::Refused(inner) => inner.is_refusal(),
+            Self::Member { source, .. } => source.is_refusal(),
+            Self::Stop(inner) => inner.is_refusal(),
+            Self::Attach(inner) => inner.is_refusal(),
             _ => false,
         }
     }
@@ -382,10 +382,10 @@ impl InspectError {
     /// What whoever runs the command line can do about it, if something.
     pub fn advice(&self) -> Option<Cow<'static, str>> {
         match self {
-            InspectError::Refused(inner) => inner.advice(),
-            InspectError::Member { source, .. } => source.advice(),
-            InspectError::Stop(inner) => inner.advice(),
-            InspectError::Attach(inner) => inner.advice(),
+            Self::Refused(inner) => inner.advice(),
+            Self::Member { source, .. } => source.advice(),
+            Self::Stop(inner) => inner.advice(),
+            Self::Attach(inner) => inner.advice(),
             _ => None,
         }
     }

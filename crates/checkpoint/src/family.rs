@@ -18,12 +18,12 @@ pub(crate) fn children(pid: i32) -> Vec<i32> {
             Err(_) => listed = false,
         }
     }
-    match listed {
-        true => found,
-        // A kernel without CONFIG_PROC_CHILDREN.
-        false => everybody()
+    if listed {
+        found
+    } else {
+        everybody()
             .filter(|&child| parent_of(child).is_some_and(|(parent, _)| parent == pid))
-            .collect(),
+            .collect()
     }
 }
 

@@ -158,9 +158,10 @@ fn open_regular(path: &Path) -> Result<OwnedFd, String> {
         error => error.to_string(),
     };
     let found = Opener::default().find(path, None).map_err(told)?;
-    match found.kind().is_file() {
-        true => found.open(OFlags::RDONLY).map_err(told),
-        false => Err("is not a regular file now".to_owned()),
+    if found.kind().is_file() {
+        found.open(OFlags::RDONLY).map_err(told)
+    } else {
+        Err("is not a regular file now".to_owned())
     }
 }
 

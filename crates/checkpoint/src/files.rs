@@ -90,14 +90,14 @@ impl FileReport {
     }
 
     /// The same, with no file taken for settled.
-    pub fn without_settled(mut self) -> FileReport {
+    pub fn without_settled(mut self) -> Self {
         self.settled.clear();
         self.standing.clear();
         self
     }
 
     /// True if every file that was settled in `before` is so still, with the same stamps.
-    pub fn agrees_with(&self, before: &FileReport) -> bool {
+    pub fn agrees_with(&self, before: &Self) -> bool {
         before.settled.iter().all(|(key, stamps)| {
             self.settled.get(key) == Some(stamps) || !self.facts.contains_key(key)
         })
@@ -127,10 +127,10 @@ impl FileReport {
 
 impl Files {
     /// No files yet.
-    pub fn new(files_stand: bool) -> Files {
-        Files {
+    pub fn new(files_stand: bool) -> Self {
+        Self {
             files_stand,
-            ..Files::default()
+            ..Self::default()
         }
     }
 
@@ -192,9 +192,10 @@ impl Files {
     /// The pages of a mapping that show nothing that was ever allocated, as far as the object behind it tells. The process
     /// may have copies of its own there.
     pub fn holes_in(&self, mapping: &Mapping, report: &FileReport) -> PageSet {
-        let object = match sparse::is_guest_memory(mapping) {
-            true => self.guests.get(&key(mapping)),
-            false => self.shared_memory(mapping, report),
+        let object = if sparse::is_guest_memory(mapping) {
+            self.guests.get(&key(mapping))
+        } else {
+            self.shared_memory(mapping, report)
         };
         object.map_or_else(PageSet::new, |object| sparse::holes_in(object, mapping))
     }

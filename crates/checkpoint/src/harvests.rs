@@ -52,8 +52,9 @@ pub(crate) struct Sink<'a> {
 
 /// An error if the caller wants no more.
 pub(crate) fn check_cancelled(options: &Options) -> Result<(), TakeError> {
-    match options.cancel.load(Ordering::Relaxed) {
-        true => Err(TakeError::Cancelled),
-        false => Ok(()),
+    if options.cancel.load(Ordering::Relaxed) {
+        Err(TakeError::Cancelled)
+    } else {
+        Ok(())
     }
 }

@@ -35,8 +35,8 @@ pub struct MemberNames {
 
 impl MemberNames {
     /// The names for a process that is checkpointed alone.
-    pub fn alone() -> MemberNames {
-        MemberNames {
+    pub fn alone() -> Self {
+        Self {
             space: MEMORY_SPACE.to_owned(),
             process: PROCESS_ATTACHMENT.to_owned(),
             numa: numa::ATTACHMENT.to_owned(),
@@ -46,9 +46,9 @@ impl MemberNames {
     }
 
     /// The names for process `pid` of a tree.
-    pub fn in_tree(pid: i32) -> MemberNames {
-        let alone = MemberNames::alone();
-        MemberNames {
+    pub fn in_tree(pid: i32) -> Self {
+        let alone = Self::alone();
+        Self {
             space: format!("{}:{pid}", alone.space),
             process: format!("{}:{pid}", alone.process),
             numa: format!("{}:{pid}", alone.numa),

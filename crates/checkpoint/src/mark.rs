@@ -94,7 +94,7 @@ impl MarkContent {
     }
 
     /// `None` if the bytes are not a whole mark.
-    fn from_bytes(bytes: &[u8; LENGTH]) -> Option<MarkContent> {
+    fn from_bytes(bytes: &[u8; LENGTH]) -> Option<Self> {
         let (body, checksum) = bytes.split_last_chunk::<4>()?;
         if u32::from_le_bytes(*checksum) != crc32c::crc32c(body) {
             return None;
@@ -121,7 +121,7 @@ impl MarkContent {
             2 => Phase::Committed(SnapshotId(u64::from_le_bytes(*id)), ContentHash(*hash)),
             _ => return None,
         };
-        (*magic == MAGIC).then_some(MarkContent {
+        (*magic == MAGIC).then_some(Self {
             store: StoreId(*store),
             process: ProcessIdentity {
                 pid: i32::from_le_bytes(*pid),
@@ -166,9 +166,9 @@ impl Mark {
     /// Writes a first mark into a new memfd. If a userfaultfd is to be made, that comes after it: whoever finds
     /// the mark as it is now knows that the call was given up on, and by the `others`, the inodes of those that
     /// were there before, which one came of it.
-    pub fn create(memfd: OwnedFd, content: MarkContent, others: &[u64]) -> std::io::Result<Mark> {
+    pub fn create(memfd: OwnedFd, content: MarkContent, others: &[u64]) -> std::io::Result<Self> {
         let phase = content.phase;
-        let mut mark = Mark {
+        let mut mark = Self {
             file: File::from(memfd),
             content,
         };
@@ -182,7 +182,7 @@ impl Mark {
     }
 
     /// Reads the mark in a memfd; `None` if there is no whole one.
-    pub fn read(memfd: OwnedFd) -> std::io::Result<Option<Mark>> {
+    pub fn read(memfd: OwnedFd) -> std::io::Result<Option<Self>> {
         let file = File::from(memfd);
         let mut bytes = [0; LENGTH];
         match file.read_exact_at(&mut bytes, 0) {
@@ -190,7 +190,7 @@ impl Mark {
             other => other?,
         }
         let content = MarkContent::from_bytes(&bytes);
-        Ok(content.map(|content| Mark { file, content }))
+        Ok(content.map(|content| Self { file, content }))
     }
 
     /// What it says.

@@ -37,7 +37,7 @@ pub(crate) struct Ending<'a> {
 }
 
 impl<'a> Ending<'a> {
-    fn of(pidfd: Option<&'a PidFd>, identity: &'a ProcessIdentity) -> Ending<'a> {
+    fn of(pidfd: Option<&'a PidFd>, identity: &'a ProcessIdentity) -> Self {
         Ending { pidfd, identity }
     }
 
@@ -79,8 +79,8 @@ pub(crate) struct Member {
 
 impl Member {
     /// The process that was named.
-    pub fn new(examined: Examined, names: MemberNames) -> Result<Member, AttachError> {
-        Ok(Member {
+    pub fn new(examined: Examined, names: MemberNames) -> Result<Self, AttachError> {
+        Ok(Self {
             space: AddressSpace::open(examined.identity.pid)?,
             pidfd: examined.identity.hold().ok().map(Arc::new),
             examined,
@@ -98,16 +98,16 @@ impl Member {
     }
 
     /// A process that was named, but is only looked at.
-    pub fn to_look_at(examined: Examined, names: MemberNames) -> Result<Member, AttachError> {
-        let mut member = Member::new(examined, names)?;
+    pub fn to_look_at(examined: Examined, names: MemberNames) -> Result<Self, AttachError> {
+        let mut member = Self::new(examined, names)?;
         member.may_be_lost = true;
         Ok(member)
     }
 
     /// A child of process `parent`.
-    pub fn child(examined: Examined, parent: i32) -> Result<Member, AttachError> {
+    pub fn child(examined: Examined, parent: i32) -> Result<Self, AttachError> {
         let pid = examined.identity.pid;
-        let mut child = Member::new(examined, MemberNames::in_tree(pid))?;
+        let mut child = Self::new(examined, MemberNames::in_tree(pid))?;
         child.may_be_lost = true;
         child.shares_space = kcmp::share_address_space(pid, parent).unwrap_or(false);
         Ok(child)
@@ -180,9 +180,10 @@ impl Member {
     pub fn memo_in(&self, view: &View) -> Option<Memo> {
         let state = view.attachment(&self.names.process)?;
         let state = ProcessState::from_bytes(state).ok()?;
-        match state.outside.identity == *self.identity() {
-            true => self.memo_by_mark(view),
-            false => None,
+        if state.outside.identity == *self.identity() {
+            self.memo_by_mark(view)
+        } else {
+            None
         }
     }
 
@@ -210,9 +211,10 @@ impl Member {
 
     /// The asynchronous I/O of this process, whose mappings are these.
     pub fn asynchronous_io(&self, mappings: &[Mapping]) -> AsynchronousIo {
-        let depth = match self.uses_rings {
-            true => Depth::Elsewhere,
-            false => Depth::BufferRings,
+        let depth = if self.uses_rings {
+            Depth::Elsewhere
+        } else {
+            Depth::BufferRings
         };
         rings::asynchronous_io(self.pid(), mappings, depth)
     }
@@ -284,9 +286,12 @@ impl Member {
         };
         let mappings = &layout.mappings;
         let are_many = growth::are_many(mappings.len(), self.most_mappings);
-        let leave = |fresh: &PageSet| match are_many {
-            true => fresh.clone(),
-            false => growth::not_worth_a_mapping(mappings, fresh),
+        let leave = |fresh: &PageSet| {
+            if are_many {
+                fresh.clone()
+            } else {
+                growth::not_worth_a_mapping(mappings, fresh)
+            }
         };
         let harvest = tracking.tracker.harvest_but(&layout.tracked, &leave)?;
         Ok(Some(harvest))

@@ -125,8 +125,8 @@ impl Members {
         tree: bool,
         stop: StopOptions,
         tracked_by: Option<TrackedBy>,
-    ) -> Members {
-        Members {
+    ) -> Self {
+        Self {
             list: vec![named],
             tree,
             claims: true,
@@ -138,10 +138,10 @@ impl Members {
     }
 
     /// The same processes, which are only looked at.
-    pub fn to_look_at(named: Member, tree: bool, stop: StopOptions) -> Members {
-        Members {
+    pub fn to_look_at(named: Member, tree: bool, stop: StopOptions) -> Self {
+        Self {
             claims: false,
-            ..Members::new(named, tree, stop, None)
+            ..Self::new(named, tree, stop, None)
         }
     }
 
@@ -204,13 +204,13 @@ impl Members {
     fn find_member(&mut self, pid: i32, parent: i32) -> Result<(), MembersError> {
         if let Some(known) = self.list.iter().find(|member| member.pid() == pid) {
             let same = ProcessIdentity::of(pid).is_ok_and(|now| now == *known.identity());
-            return match same {
-                true => Ok(()),
-                // Its pid belongs to another already; the next try finds that one.
-                false => Err(MembersError::Stop {
+            return if same {
+                Ok(())
+            } else {
+                Err(MembersError::Stop {
                     pid,
                     source: StopError::Gone { pid },
-                }),
+                })
             };
         }
         let found = when_settled(pid, self.stop.timeout, || self.child(pid, parent));
@@ -445,9 +445,10 @@ impl Members {
     /// An error in the stop window of a process that is gone is told as just that.
     pub fn explain(&self, error: TakeError) -> TakeError {
         let named = self.named().identity();
-        match named.is_alive_and_same() {
-            true => error,
-            false => TakeError::Ended { pid: named.pid },
+        if named.is_alive_and_same() {
+            error
+        } else {
+            TakeError::Ended { pid: named.pid }
         }
     }
 

@@ -66,9 +66,9 @@ impl Memo {
     }
 
     /// `None` if the bytes are not a memo of a version known here: nothing may be relied on then.
-    pub fn from_bytes(bytes: &[u8]) -> Option<Memo> {
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let on_disk: OnDisk = ENCODING.decode(bytes).ok()?;
-        Some(Memo {
+        Some(Self {
             private_copies: set(on_disk.private_copies),
             settled: on_disk.settled,
             buffers: set(on_disk.buffers),

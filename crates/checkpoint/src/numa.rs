@@ -58,8 +58,8 @@ fn nodes_with_memory() -> usize {
 impl NumaRecord {
     /// What the kernel says now of `mappings` of process `pid`, sorted. The kernel walks all page tables
     /// for it: not for a stop window. What it does not tell is not recorded.
-    pub fn of_process(pid: i32, mappings: &[Mapping]) -> NumaRecord {
-        let mut told = NumaRecord::told(pid, mappings);
+    pub fn of_process(pid: i32, mappings: &[Mapping]) -> Self {
+        let mut told = Self::told(pid, mappings);
         if nodes_with_memory() < 2 {
             told.regions.retain(|region| region.policy != DEFAULT);
             for region in &mut told.regions {
@@ -70,7 +70,7 @@ impl NumaRecord {
         told
     }
 
-    fn told(pid: i32, mappings: &[Mapping]) -> NumaRecord {
+    fn told(pid: i32, mappings: &[Mapping]) -> Self {
         let all = numa_mappings(pid).unwrap_or_else(|error| {
             tracing::debug!(%error, "the nodes of memory are not recorded");
             Vec::new()
@@ -88,7 +88,7 @@ impl NumaRecord {
                 page_bytes: told.page_bytes.unwrap_or(0),
             })
         };
-        NumaRecord {
+        Self {
             regions: tells.filter_map(region).collect(),
         }
     }
@@ -101,9 +101,9 @@ impl NumaRecord {
         ENCODING.encode(&self.regions)
     }
 
-    fn from_bytes(bytes: &[u8]) -> Option<NumaRecord> {
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let regions = ENCODING.decode(bytes).ok()?;
-        Some(NumaRecord { regions })
+        Some(Self { regions })
     }
 }
 

@@ -97,8 +97,8 @@ pub struct Options {
 }
 
 impl Default for Options {
-    fn default() -> Options {
-        Options {
+    fn default() -> Self {
+        Self {
             backend: None,
             residence: Residence::Target,
             tree: false,

@@ -47,29 +47,28 @@ mod ticket;
 mod watched;
 mod worker;
 
-pub use baseline::Baseline;
-pub use captured::Captured;
-pub use epoch::{OwnHarvest, OwnTracker, OwnTrackerOptions};
-pub use error::OwnMemoryError;
-pub use marks::WrittenPages;
-pub use placement::Placement;
-pub use populating::Population;
-pub use stored::OwnSnapshot;
-pub use ticket::Ticket;
-
 use crate::arena::Arena;
 use crate::capture::{CaptureError, SIZE};
 use crate::compared::ComparedBecause;
 use crate::report::NotTracked;
+pub use baseline::Baseline;
+pub use captured::Captured;
+pub use epoch::{OwnHarvest, OwnTracker, OwnTrackerOptions};
+pub use error::OwnMemoryError;
 use hand_over::CaptureStart;
 use layer::{CaptureFigures, CarryOver, Layer};
 use line::{LastSnapshot, Line, Making};
+pub use marks::WrittenPages;
 use pagetide_pages::{PageCount, PageIndex, PageSet};
 use pagetide_snapshot::{Region, SnapshotWriter, Space, Store, View, WriteError, WriteOptions};
+pub use placement::Placement;
 use placement::Places;
+pub use populating::Population;
 use put_back::PutBack;
 use std::sync::Arc;
 use std::time::Instant;
+pub use stored::OwnSnapshot;
+pub use ticket::Ticket;
 use watched::{Observed, Reference, Taken, Watched};
 use worker::Worker;
 
@@ -100,8 +99,8 @@ pub struct OwnMemoryOptions {
 }
 
 impl Default for OwnMemoryOptions {
-    fn default() -> OwnMemoryOptions {
-        OwnMemoryOptions {
+    fn default() -> Self {
+        Self {
             space: "memory".to_owned(),
             buffer_bytes: 256 << 20,
             page_table_limit_bytes: None,
@@ -134,23 +133,23 @@ impl OwnMemory {
         store: Store,
         placements: &[Placement],
         options: OwnMemoryOptions,
-    ) -> Result<OwnMemory, OwnMemoryError> {
+    ) -> Result<Self, OwnMemoryError> {
         let watched = Watched::new(placements, options.page_table_limit_bytes)?;
-        OwnMemory::with(store, watched, options)
+        Self::with(store, watched, options)
     }
 
     fn with(
         store: Store,
         watched: Watched,
         options: OwnMemoryOptions,
-    ) -> Result<OwnMemory, OwnMemoryError> {
+    ) -> Result<Self, OwnMemoryError> {
         let making = Making {
             write: options.write,
             buffer_bytes: options.buffer_bytes,
             no_buffer_rings: options.no_buffer_rings,
         };
         let line = Line::open(store, watched.pid, making)?;
-        Ok(OwnMemory {
+        Ok(Self {
             line: Arc::new(line),
             worker: Arc::default(),
             space: options.space,
@@ -176,7 +175,7 @@ impl OwnMemory {
         view: &View,
         placements: &[Placement],
         options: OwnMemoryOptions,
-    ) -> Result<(OwnMemory, Population), OwnMemoryError> {
+    ) -> Result<(Self, Population), OwnMemoryError> {
         let name = &options.space;
         let space = view
             .space_index(name)
@@ -193,7 +192,7 @@ impl OwnMemory {
         let limit = options.page_table_limit_bytes;
         let watch = |make: &mut dyn FnMut() -> _| Watched::with(placements, limit, make);
         let (watched, population) = lazy::begin(watch, view, space, &changed)?;
-        let mut own = OwnMemory::with(store, watched, options)?;
+        let mut own = Self::with(store, watched, options)?;
         own.go_on_from(view, false)?;
         Ok((own, population))
     }
@@ -295,9 +294,10 @@ impl OwnMemory {
 
     fn check_store(&self, view: &View) -> Result<(), OwnMemoryError> {
         self.watched.check_pid()?;
-        match view.store_id() == self.line.store.id() {
-            true => Ok(()),
-            false => Err(OwnMemoryError::OtherStore { id: view.id() }),
+        if view.store_id() == self.line.store.id() {
+            Ok(())
+        } else {
+            Err(OwnMemoryError::OtherStore { id: view.id() })
         }
     }
 
@@ -488,9 +488,10 @@ impl OwnMemory {
         let known = in_view.map(|(view, space)| {
             move |page: PageIndex| {
                 let mut recent = self.recent.iter();
-                match recent.any(|(_, next)| next.touched.contains(page)) {
-                    true => None,
-                    false => view.page_hash(space, places.page_in_space(page)?),
+                if recent.any(|(_, next)| next.touched.contains(page)) {
+                    None
+                } else {
+                    view.page_hash(space, places.page_in_space(page)?)
                 }
             }
         });

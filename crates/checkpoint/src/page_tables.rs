@@ -58,9 +58,10 @@ impl PageTables<'_> {
 
     /// The guard regions among `pages`, as far as they can be told.
     pub fn guards(&self, pages: &PageSet) -> Result<PageSet, ScanError> {
-        match self.knows_guards {
-            true => self.having(pages, Categories::GUARD),
-            false => Ok(PageSet::new()),
+        if self.knows_guards {
+            self.having(pages, Categories::GUARD)
+        } else {
+            Ok(PageSet::new())
         }
     }
 
@@ -68,9 +69,10 @@ impl PageTables<'_> {
     /// nor a guard is taken for a copy: it may be one in swap.
     pub fn private_pages(&self, over_file: &PageSet) -> Result<Private, ScanError> {
         let (mut copies, mut guards) = (Vec::new(), Vec::new());
-        let guard = match self.knows_guards {
-            true => Categories::GUARD,
-            false => Categories::empty(),
+        let guard = if self.knows_guards {
+            Categories::GUARD
+        } else {
+            Categories::empty()
         };
         let any_of = Categories::PRESENT | Categories::SWAPPED;
         let returned = any_of | Categories::FILE | guard;

@@ -239,9 +239,10 @@ mod tests {
         let harvested = tracked && (page.written || page.buffer || page.postponed);
         let unseen = tracked && (page.buffer_then || page.in_flight_then);
         let has_gone_stale = page.again || page.covered;
-        let if_differs = match has_gone_stale || is_delta && page.shown_then {
-            true => Fate::Read,
-            false => Fate::Compare,
+        let if_differs = if has_gone_stale || is_delta && page.shown_then {
+            Fate::Read
+        } else {
+            Fate::Compare
         };
         let holds = is_delta && page.in_file_then && page.unchanged && page.stands;
         match page.kind {
@@ -258,14 +259,20 @@ mod tests {
             Kind::Reserved | Kind::ReservedAndTracked => Fate::Zero,
             Kind::Huge if !page.is_held => Fate::Zero,
             Kind::Huge | Kind::Compared => if_differs,
-            Kind::Tracked if is_delta => match harvested || unseen || page.again {
-                true => Fate::Read,
-                false => Fate::AsBefore,
-            },
-            Kind::Tracked => match harvested || page.again || !page.covered {
-                true => Fate::Read,
-                false => Fate::AsBefore,
-            },
+            Kind::Tracked if is_delta => {
+                if harvested || unseen || page.again {
+                    Fate::Read
+                } else {
+                    Fate::AsBefore
+                }
+            }
+            Kind::Tracked => {
+                if harvested || page.again || !page.covered {
+                    Fate::Read
+                } else {
+                    Fate::AsBefore
+                }
+            }
             // What stood for the file then, and cannot now.
             Kind::OverFile if is_delta && page.in_file_then && !holds => Fate::Read,
             Kind::OverFile if page.is_copy => if_differs,

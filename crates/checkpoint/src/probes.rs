@@ -115,9 +115,10 @@ impl Process<'_> {
     pub fn probes_now(&self) -> Probes {
         let pages: PageSet = self.code().map(Mapping::pages).collect();
         let found = self.tables.private_pages(&pages).unwrap_or_default();
-        match found.copies.is_empty() {
-            true => Probes::default(),
-            false => self.probes(&self.code_never_written(), &found.copies),
+        if found.copies.is_empty() {
+            Probes::default()
+        } else {
+            self.probes(&self.code_never_written(), &found.copies)
         }
     }
 

@@ -56,8 +56,8 @@ pub struct NotTracked {
 
 impl NotTracked {
     /// All memory of process `pid`.
-    pub fn whole(pid: i32, reason: ComparedBecause) -> NotTracked {
-        NotTracked {
+    pub fn whole(pid: i32, reason: ComparedBecause) -> Self {
+        Self {
             pid,
             start: 0,
             end: 0,

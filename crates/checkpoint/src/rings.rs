@@ -64,8 +64,8 @@ impl AsynchronousIo {
     }
 
     /// Nothing is known.
-    pub fn distrusted() -> AsynchronousIo {
-        let mut io = AsynchronousIo::default();
+    pub fn distrusted() -> Self {
+        let mut io = Self::default();
         io.add(ComparedBecause::UnlistedRing);
         io
     }

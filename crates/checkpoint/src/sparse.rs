@@ -84,9 +84,10 @@ pub(crate) fn holes_in(object: &OwnedFd, mapping: &Mapping) -> PageSet {
     let first = file_page(mapping, all.start());
     let shown = PageRange::with_count(first, all.count());
     let size_bytes = u64::try_from(stat.st_size).unwrap_or(0);
-    let holes = match is_guest_memory(mapping) {
-        true => guest_holes(object, shown, size_bytes),
-        false => holes(object, size_bytes),
+    let holes = if is_guest_memory(mapping) {
+        guest_holes(object, shown, size_bytes)
+    } else {
+        holes(object, size_bytes)
     };
     let shift = |range: &PageRange| {
         let start = all.start().0 + (range.start().0 - first.0);

@@ -59,7 +59,7 @@ impl Tracking {
         store: StoreId,
         backend: Backend,
         page_table_limit: u64,
-    ) -> Result<Option<Tracking>, TrackingError> {
+    ) -> Result<Option<Self>, TrackingError> {
         let pid = identity.pid;
         let pidfd = open_pidfd(pid)?;
         let own = left_behind::marks(pid, &pidfd)?
@@ -108,7 +108,7 @@ impl Tracking {
                 }
             }
         };
-        Ok(Some(Tracking {
+        Ok(Some(Self {
             tracker,
             mark: Some(mark),
             // Without it all that are apart would count as added.
@@ -126,7 +126,7 @@ impl Tracking {
         store: StoreId,
         stays: bool,
         page_table_limit: u64,
-    ) -> Result<Tracking, TrackingError> {
+    ) -> Result<Self, TrackingError> {
         let pid = identity.pid;
         let stays = stays || backend == Backend::SoftDirty;
         let pidfd = open_pidfd(pid)?;
@@ -166,7 +166,7 @@ impl Tracking {
         identity: &ProcessIdentity,
         backend: Backend,
         store: StoreId,
-    ) -> Result<Tracking, TrackingError> {
+    ) -> Result<Self, TrackingError> {
         let pid = identity.pid;
         let pidfd = open_pidfd(pid)?;
         let mut left = Footprint::default();

@@ -28,16 +28,16 @@ impl WhyFull {
     /// The reason, for people.
     pub const fn as_str(self) -> &'static str {
         match self {
-            WhyFull::AskedFor => "it was asked for",
-            WhyFull::First => "it is the first of this store",
-            WhyFull::NotTracked => {
+            Self::AskedFor => "it was asked for",
+            Self::First => "it is the first of this store",
+            Self::NotTracked => {
                 "what the process has written since the last snapshot is not known: nothing tracked it"
             }
-            WhyFull::NoneSinceTracking => "no snapshot was committed since tracking began",
-            WhyFull::Interrupted => "an earlier snapshot was interrupted",
-            WhyFull::ParentGone => "the snapshot that tracking counts from is gone",
-            WhyFull::ParentUnreadable => "the newest snapshot cannot be read",
-            WhyFull::NewProgram => "the process executed a new program",
+            Self::NoneSinceTracking => "no snapshot was committed since tracking began",
+            Self::Interrupted => "an earlier snapshot was interrupted",
+            Self::ParentGone => "the snapshot that tracking counts from is gone",
+            Self::ParentUnreadable => "the newest snapshot cannot be read",
+            Self::NewProgram => "the process executed a new program",
         }
     }
 }

@@ -40,9 +40,9 @@ struct Program {
 }
 
 impl Program {
-    fn new() -> Arc<Program> {
+    fn new() -> Arc<Self> {
         let (world, line) = (Arc::new(World::default()), HandOver::default());
-        Arc::new(Program { world, line })
+        Arc::new(Self { world, line })
     }
 
     fn write(&self, page: u32) {

@@ -19,10 +19,10 @@ struct Block {
 }
 
 impl Block {
-    fn new(pages: usize) -> Block {
+    fn new(pages: usize) -> Self {
         let bytes = vec![0; (pages + 1) * PAGE];
         let offset = bytes.as_ptr().align_offset(PAGE);
-        Block {
+        Self {
             bytes,
             offset,
             pages,

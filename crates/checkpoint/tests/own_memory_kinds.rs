@@ -95,9 +95,10 @@ fn what_was_never_used_of_shared_memory_is_not_allocated() {
         let (file, region) = shared(8192, 16);
         let before = file.metadata().unwrap().blocks();
         let place = place(&region, 0);
-        let mut own = own_at(match alone {
-            true => place.written_through_it_only(),
-            false => place,
+        let mut own = own_at(if alone {
+            place.written_through_it_only()
+        } else {
+            place
         });
         for page in [20, 40, 60] {
             snap(&mut own).unwrap();
@@ -156,9 +157,12 @@ fn the_same_memory_at_two_places_of_the_space() {
     let (file, region) = shared(32, 32);
     let second = Region::of_file(&file, 32, true);
     let both = |promise: bool| {
-        let made = [place(&region, 0), place(&second, 100)].map(|place: Placement| match promise {
-            true => place.written_through_it_only(),
-            false => place,
+        let made = [place(&region, 0), place(&second, 100)].map(|place: Placement| {
+            if promise {
+                place.written_through_it_only()
+            } else {
+                place
+            }
         });
         OwnMemory::new(store(), &made, OwnMemoryOptions::default())
     };

@@ -69,10 +69,7 @@ fn take_effect(signal: Signal) {
 fn wake_if_long(anybody: bool) {
     let mut timer = TIMER.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(timer) = timer.as_mut() else { return };
-    let time = match anybody {
-        true => WAKE,
-        false => Duration::ZERO,
-    };
+    let time = if anybody { WAKE } else { Duration::ZERO };
     if let Err(error) = timer.set(time) {
         tracing::debug!(%error, "no timer wakes us up");
     }

@@ -21,8 +21,8 @@ pub struct Keeping {
 
 impl Keeping {
     /// So many of the newest are to be kept; none: all.
-    pub fn new(last: Option<u64>) -> Keeping {
-        Keeping {
+    pub fn new(last: Option<u64>) -> Self {
+        Self {
             last,
             // What others have left in the store is not known.
             over: u64::MAX,

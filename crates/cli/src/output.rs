@@ -112,26 +112,26 @@ pub struct Page {
 
 impl Page {
     /// Nothing yet.
-    pub fn new() -> Page {
-        Page::default()
+    pub fn new() -> Self {
+        Self::default()
     }
 
     /// One more line.
-    pub fn line(&mut self, line: impl AsRef<str>) -> &mut Page {
+    pub fn line(&mut self, line: impl AsRef<str>) -> &mut Self {
         self.text.push_str(&shown::line(line.as_ref()));
         self.text.push('\n');
         self
     }
 
     /// One more line that is a path.
-    pub fn path(&mut self, path: &Path) -> &mut Page {
+    pub fn path(&mut self, path: &Path) -> &mut Self {
         self.text.push_str(&shown::path(path));
         self.text.push('\n');
         self
     }
 
     /// A table without frames; the columns named in `right` are aligned to the right.
-    pub fn table(&mut self, header: &[&str], right: &[usize], rows: Vec<Vec<String>>) -> &mut Page {
+    pub fn table(&mut self, header: &[&str], right: &[usize], rows: Vec<Vec<String>>) -> &mut Self {
         let mut table = Table::new();
         table.load_style(presets::NOTHING).set_header(header);
         for row in rows {

@@ -35,12 +35,8 @@ struct Failures {
 
 impl Schedule {
     /// One snapshot now, or one each `every`, the first one now, `count` of them. After `most_failures` in a row it ends.
-    pub fn new(
-        every: Option<Duration>,
-        count: Option<u64>,
-        most_failures: Option<u64>,
-    ) -> Schedule {
-        Schedule {
+    pub fn new(every: Option<Duration>, count: Option<u64>, most_failures: Option<u64>) -> Self {
+        Self {
             every,
             count: if every.is_some() { count } else { Some(1) },
             most_failures,

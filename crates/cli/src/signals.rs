@@ -17,9 +17,9 @@ pub struct Signals {
 
 impl Signals {
     /// Catches them from now on.
-    pub fn catch() -> std::io::Result<Signals> {
+    pub fn catch() -> std::io::Result<Self> {
         job_control::stop_only_while_none_stands()?;
-        let signals = Signals::default();
+        let signals = Self::default();
         let caught = [SIGINT, SIGTERM, SIGHUP];
         let caught = &caught[..if is_ignored(SIGHUP) { 2 } else { 3 }];
         for &signal in caught {

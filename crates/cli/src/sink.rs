@@ -36,28 +36,28 @@ enum State {
 
 impl Sink {
     /// Standard output.
-    pub fn stdout() -> io::Result<Sink> {
-        Sink::of(io::stdout(), "standard output")
+    pub fn stdout() -> io::Result<Self> {
+        Self::of(io::stdout(), "standard output")
     }
 
     /// Standard error.
-    pub fn stderr() -> io::Result<Sink> {
-        Sink::of(io::stderr(), "standard error")
+    pub fn stderr() -> io::Result<Self> {
+        Self::of(io::stderr(), "standard error")
     }
 
-    fn of(file: impl AsFd, name: &str) -> io::Result<Sink> {
+    fn of(file: impl AsFd, name: &str) -> io::Result<Self> {
         let file = File::from(file.as_fd().try_clone_to_owned()?);
-        Ok(Sink::over(file, name.to_owned()))
+        Ok(Self::over(file, name.to_owned()))
     }
 
     /// The end of a file, which is made if it does not exist.
-    pub fn file(path: &Path) -> io::Result<Sink> {
+    pub fn file(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().append(true).create(true).open(path)?;
-        Ok(Sink::over(file, path.display().to_string()))
+        Ok(Self::over(file, path.display().to_string()))
     }
 
-    fn over(file: File, name: String) -> Sink {
-        Sink {
+    fn over(file: File, name: String) -> Self {
+        Self {
             file,
             name,
             kept: Vec::new(),

@@ -14,7 +14,7 @@ pub enum Wrong {
 impl fmt::Display for Wrong {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Wrong::Usage(what) | Wrong::Refused(what) => f.write_str(what),
+            Self::Usage(what) | Self::Refused(what) => f.write_str(what),
         }
     }
 }
@@ -31,9 +31,10 @@ pub struct Signalled {
 
 impl fmt::Display for Signalled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.given_up {
-            true => "interrupted: the checkpoint under way was given up, and the process runs on",
-            false => "interrupted between two checkpoints; the process runs on",
+        f.write_str(if self.given_up {
+            "interrupted: the checkpoint under way was given up, and the process runs on"
+        } else {
+            "interrupted between two checkpoints; the process runs on"
         })
     }
 }

@@ -8,10 +8,9 @@
 
 #![allow(unsafe_code)]
 
+use nix::libc;
 use std::ffi::c_long;
 use std::io;
-
-use nix::libc;
 
 /// As whom files are opened, made and looked up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +41,7 @@ type CapabilityWords = [[u32; 3]; 2];
 
 impl Actor {
     /// Who the calling thread is. Asked of the kernel by calls: a thread may have another root directory, without `/proc`.
-    pub fn own() -> io::Result<Actor> {
+    pub fn own() -> io::Result<Self> {
         let mut ids = [[0u32; 3]; 2];
         for (call, ids) in [libc::SYS_getresuid, libc::SYS_getresgid]
             .into_iter()
@@ -62,7 +61,7 @@ impl Actor {
         // SAFETY: the pointer leads to `count` numbers; if there are more groups now, the call fails.
         let got = unsafe { libc::syscall(libc::SYS_getgroups, count, supplementary.as_mut_ptr()) };
         check(got)?;
-        Ok(Actor {
+        Ok(Self {
             users: [ids[0][1], id_for_files(libc::SYS_setfsuid)],
             groups: [ids[1][1], id_for_files(libc::SYS_setfsgid)],
             supplementary,
@@ -73,7 +72,7 @@ impl Actor {
     /// Makes the calling thread act so, and no other thread. Call it in a thread that ends soon. After an error the
     /// thread is in between, and must do nothing more.
     pub fn assume(&self) -> io::Result<()> {
-        let own = Actor::own()?;
+        let own = Self::own()?;
         if own == *self {
             return Ok(());
         }
@@ -121,9 +120,10 @@ fn id_for_files(call: c_long) -> u32 {
 fn set_for_files(call: c_long, id: u32) -> io::Result<()> {
     // SAFETY: the call takes a number only.
     unsafe { libc::syscall(call, c_long::from(id)) };
-    match id_for_files(call) == id {
-        true => Ok(()),
-        false => Err(io::Error::from_raw_os_error(libc::EPERM)),
+    if id_for_files(call) == id {
+        Ok(())
+    } else {
+        Err(io::Error::from_raw_os_error(libc::EPERM))
     }
 }
 

@@ -53,7 +53,7 @@ impl Apart {
         input_bytes: usize,
         output_bytes: usize,
         mut work: impl FnMut(&[u8], &mut [u8]) -> Option<usize>,
-    ) -> io::Result<Apart> {
+    ) -> io::Result<Self> {
         let filter = filter().map_err(io::Error::other)?;
         let mut shared = Shared::new(input_bytes, output_bytes)?;
         let (asked, requests) = pipe_with(PipeFlags::CLOEXEC)?;
@@ -75,7 +75,7 @@ impl Apart {
         if pid < 0 {
             return Err(failed);
         }
-        Ok(Apart {
+        Ok(Self {
             pid: i32::try_from(pid).unwrap_or(0),
             requests,
             answers,
@@ -159,9 +159,10 @@ impl Apart {
             NOTHING => Ok(None),
             length => {
                 let length = usize::try_from(length).unwrap_or(usize::MAX);
-                match length <= output_bytes {
-                    true => Ok(Some(length)),
-                    false => Err(ended()),
+                if length <= output_bytes {
+                    Ok(Some(length))
+                } else {
+                    Err(ended())
                 }
             }
         }
@@ -189,9 +190,9 @@ impl Request {
         (numbers[0] | numbers[1] << 64).to_ne_bytes()
     }
 
-    fn of_bytes(bytes: [u8; 16]) -> Request {
+    fn of_bytes(bytes: [u8; 16]) -> Self {
         let both = u128::from_ne_bytes(bytes);
-        Request {
+        Self {
             input_bytes: both as u64 as usize,
             output_bytes: (both >> 64) as u64 as usize,
         }
@@ -317,7 +318,7 @@ struct Shared {
 unsafe impl Send for Shared {}
 
 impl Shared {
-    fn new(input_bytes: usize, output_bytes: usize) -> io::Result<Shared> {
+    fn new(input_bytes: usize, output_bytes: usize) -> io::Result<Self> {
         // The place for the output begins with a page of its own.
         let input_bytes = input_bytes.checked_next_multiple_of(PAGE_BYTES);
         let input_bytes = input_bytes.ok_or(ErrorKind::OutOfMemory)?;
@@ -335,7 +336,7 @@ impl Shared {
             )
         };
         match NonNull::new(at.cast::<u8>()) {
-            Some(place) if at != libc::MAP_FAILED => Ok(Shared {
+            Some(place) if at != libc::MAP_FAILED => Ok(Self {
                 at: place,
                 input_bytes,
                 output_bytes,

@@ -23,7 +23,7 @@ pub struct CgroupMount {
 
 impl CgroupMount {
     /// All that this process sees, in the order in which they were mounted.
-    pub fn all() -> io::Result<Vec<CgroupMount>> {
+    pub fn all() -> io::Result<Vec<Self>> {
         Ok(parse(&fs::read("/proc/self/mountinfo")?))
     }
 
@@ -42,19 +42,21 @@ impl CgroupMount {
             let mut fields = line.splitn(3, |byte| *byte == b':');
             let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
             let mut controllers = controllers.split(|byte| *byte == b',');
-            let is_here = match self.is_unified {
-                true => controllers.all(<[u8]>::is_empty),
-                false => controllers.any(|name| {
+            let is_here = if self.is_unified {
+                controllers.all(<[u8]>::is_empty)
+            } else {
+                controllers.any(|name| {
                     let mut options = self.options.split(|byte| *byte == b',');
                     !name.is_empty() && options.any(|option| option == name)
-                }),
+                })
             };
             is_here.then(|| Path::new(std::ffi::OsStr::from_bytes(path)))
         });
         let below = paths.next()?.strip_prefix(&self.root).ok()?;
-        Some(match below.as_os_str().is_empty() {
-            true => self.point.clone(),
-            false => self.point.join(below),
+        Some(if below.as_os_str().is_empty() {
+            self.point.clone()
+        } else {
+            self.point.join(below)
         })
     }
 }

@@ -45,18 +45,18 @@ pub struct ClearRefs {
 
 impl ClearRefs {
     /// That of process `pid`.
-    pub fn of_process(pid: i32) -> Result<ClearRefs, ClearRefsError> {
-        ClearRefs::open(PathBuf::from(format!("/proc/{pid}/clear_refs")))
+    pub fn of_process(pid: i32) -> Result<Self, ClearRefsError> {
+        Self::open(PathBuf::from(format!("/proc/{pid}/clear_refs")))
     }
 
     /// That of the calling process.
-    pub fn of_self() -> Result<ClearRefs, ClearRefsError> {
-        ClearRefs::open(PathBuf::from("/proc/self/clear_refs"))
+    pub fn of_self() -> Result<Self, ClearRefsError> {
+        Self::open(PathBuf::from("/proc/self/clear_refs"))
     }
 
-    fn open(path: PathBuf) -> Result<ClearRefs, ClearRefsError> {
+    fn open(path: PathBuf) -> Result<Self, ClearRefsError> {
         match File::options().write(true).open(&path) {
-            Ok(file) => Ok(ClearRefs { file }),
+            Ok(file) => Ok(Self { file }),
             Err(source) => Err(ClearRefsError::Open { path, source }),
         }
     }

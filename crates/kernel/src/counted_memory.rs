@@ -6,10 +6,9 @@
 
 #![allow(unsafe_code)]
 
+use nix::libc;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
-
-use nix::libc;
 
 const EXIT_REFUSED: libc::c_int = 3;
 const MESSAGE: &[u8] =
@@ -24,15 +23,15 @@ pub struct CountedMemory {
 }
 
 impl Default for CountedMemory {
-    fn default() -> CountedMemory {
-        CountedMemory::new()
+    fn default() -> Self {
+        Self::new()
     }
 }
 
 impl CountedMemory {
     /// Without a limit.
-    pub const fn new() -> CountedMemory {
-        CountedMemory {
+    pub const fn new() -> Self {
+        Self {
             bytes: AtomicUsize::new(0),
             peak: AtomicUsize::new(0),
             limit: AtomicUsize::new(usize::MAX),
@@ -105,9 +104,10 @@ unsafe impl GlobalAlloc for CountedMemory {
         self.add(size);
         // SAFETY: as above.
         let new = unsafe { System.realloc(pointer, layout, size) };
-        match new.is_null() {
-            true => self.remove(size),
-            false => self.remove(layout.size()),
+        if new.is_null() {
+            self.remove(size)
+        } else {
+            self.remove(layout.size())
         }
         new
     }

@@ -4,9 +4,8 @@
 
 #![allow(unsafe_code)]
 
-use std::io;
-
 use nix::libc;
+use std::io;
 
 /// Gives the calling thread its own working directory, root directory and file mode creation mask, as copies of those it
 /// shared with the other threads until now. Call it in a thread that ends soon: there is no way back.

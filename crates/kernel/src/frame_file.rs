@@ -52,10 +52,10 @@ pub(crate) struct FrameFile {
 }
 
 impl FrameFile {
-    pub(crate) fn open(path: &'static str) -> Result<FrameFile, OpenFramesError> {
+    pub(crate) fn open(path: &'static str) -> Result<Self, OpenFramesError> {
         let path = Path::new(path);
         match File::open(path) {
-            Ok(file) => Ok(FrameFile { file, path }),
+            Ok(file) => Ok(Self { file, path }),
             Err(source) => Err(OpenFramesError {
                 path: path.to_owned(),
                 source,

@@ -48,10 +48,10 @@ impl Inherited {
             libc::MAP_FAILED => Err(io::Error::last_os_error()),
             at => {
                 self.mapped.push((at as u64, wanted.length));
-                match at as u64 == wanted.address {
-                    true => Ok(()),
-                    // A kernel that does not know the flag took the address for a wish.
-                    false => Err(io::Error::from_raw_os_error(libc::EEXIST)),
+                if at as u64 == wanted.address {
+                    Ok(())
+                } else {
+                    Err(io::Error::from_raw_os_error(libc::EEXIST))
                 }
             }
         }

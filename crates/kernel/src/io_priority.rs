@@ -4,11 +4,9 @@
 
 #![allow(unsafe_code)]
 
-use std::io;
-
-use nix::libc;
-
 use crate::ptrace::ThreadId;
+use nix::libc;
+use std::io;
 
 const IOPRIO_WHO_PROCESS: libc::c_int = 1;
 

@@ -35,7 +35,7 @@ pub enum KeeperError {
 
 impl Keeper {
     /// Makes one, which belongs to the calling thread.
-    pub fn new() -> Result<Keeper, KeeperError> {
+    pub fn new() -> Result<Self, KeeperError> {
         // It must not run the handlers of this program.
         let all = u64::MAX;
         let mut before = 0;
@@ -64,7 +64,7 @@ impl Keeper {
         }
         let pid = i32::try_from(pid).unwrap_or(0);
         match PidFd::open(pid) {
-            Ok(handle) => Ok(Keeper {
+            Ok(handle) => Ok(Self {
                 pid,
                 handle: Arc::new(handle),
                 is_reaped: false,

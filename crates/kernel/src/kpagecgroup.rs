@@ -19,7 +19,7 @@ pub struct KPageCgroup(FrameFile);
 
 impl KPageCgroup {
     /// Opens `/proc/kpagecgroup`.
-    pub fn open() -> Result<KPageCgroup, OpenFramesError> {
+    pub fn open() -> Result<Self, OpenFramesError> {
         FrameFile::open("/proc/kpagecgroup").map(KPageCgroup)
     }
 
@@ -39,9 +39,9 @@ impl CgroupPaths {
     /// Walks the hierarchy that controls memory: version 1 if it is mounted with that controller,
     /// otherwise version 2. Directories that vanish meanwhile are left out. Nothing is found where no such
     /// hierarchy is mounted.
-    pub fn of_this_machine() -> io::Result<CgroupPaths> {
+    pub fn of_this_machine() -> io::Result<Self> {
         let Some((mount_point, root)) = memory_hierarchy(CgroupMount::all()?) else {
-            return Ok(CgroupPaths::default());
+            return Ok(Self::default());
         };
         let mut paths = HashMap::new();
         let mut left = vec![(mount_point, root)];
@@ -58,7 +58,7 @@ impl CgroupPaths {
                 }
             }
         }
-        Ok(CgroupPaths(paths))
+        Ok(Self(paths))
     }
 
     /// The path of a cgroup; `None` if it cannot be seen from here.

@@ -15,7 +15,7 @@ pub struct KPageCount(FrameFile);
 
 impl KPageCount {
     /// Opens `/proc/kpagecount`.
-    pub fn open() -> Result<KPageCount, OpenFramesError> {
+    pub fn open() -> Result<Self, OpenFramesError> {
         FrameFile::open("/proc/kpagecount").map(KPageCount)
     }
 

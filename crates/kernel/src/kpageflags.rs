@@ -98,14 +98,14 @@ pub const PAGE_FLAGS: &[PageFlag] = &[
 
 impl PageFlags {
     /// Part of a hugetlb page.
-    pub const HUGE: PageFlags = PageFlags(1 << 17);
+    pub const HUGE: Self = Self(1 << 17);
     /// There is no such frame.
-    pub const NOPAGE: PageFlags = PageFlags(1 << 20);
+    pub const NOPAGE: Self = Self(1 << 20);
     /// The zero page, small or huge.
-    pub const ZERO_PAGE: PageFlags = PageFlags(1 << 24);
+    pub const ZERO_PAGE: Self = Self(1 << 24);
 
     /// True if all flags of `other` are set.
-    pub const fn contains(self, other: PageFlags) -> bool {
+    pub const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
     }
 
@@ -143,7 +143,7 @@ pub struct KPageFlags(FrameFile);
 
 impl KPageFlags {
     /// Opens `/proc/kpageflags`.
-    pub fn open() -> Result<KPageFlags, OpenFramesError> {
+    pub fn open() -> Result<Self, OpenFramesError> {
         FrameFile::open("/proc/kpageflags").map(KPageFlags)
     }
 

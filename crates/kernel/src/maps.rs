@@ -41,14 +41,14 @@ pub enum MappingName {
 impl fmt::Display for MappingName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            MappingName::None => Ok(()),
-            MappingName::Heap => f.write_str("[heap]"),
-            MappingName::Stack => f.write_str("[stack]"),
-            MappingName::Vdso => f.write_str("[vdso]"),
-            MappingName::KernelData(name) => write!(f, "[{name}]"),
-            MappingName::SystemV(key) => write!(f, "/SYSV{key:08x}"),
-            MappingName::Path(path) => path.display().fmt(f),
-            MappingName::Other(name) => write!(f, "[{name}]"),
+            Self::None => Ok(()),
+            Self::Heap => f.write_str("[heap]"),
+            Self::Stack => f.write_str("[stack]"),
+            Self::Vdso => f.write_str("[vdso]"),
+            Self::KernelData(name) => write!(f, "[{name}]"),
+            Self::SystemV(key) => write!(f, "/SYSV{key:08x}"),
+            Self::Path(path) => path.display().fmt(f),
+            Self::Other(name) => write!(f, "[{name}]"),
         }
     }
 }
@@ -95,7 +95,7 @@ impl Mapping {
     }
 
     /// One line of `maps`, without its newline; `None` if it is not as proc_pid_maps(5) says.
-    pub(crate) fn from_line(line: &[u8]) -> Option<Mapping> {
+    pub(crate) fn from_line(line: &[u8]) -> Option<Self> {
         let mut fields = line.splitn(6, |byte| *byte == b' ');
         let mut field = || fields.next().and_then(|bytes| str::from_utf8(bytes).ok());
         let (start, end) = field()?.split_once('-')?;
@@ -108,7 +108,7 @@ impl Mapping {
         let blanks = rest.iter().take_while(|byte| **byte == b' ').count();
         let hex = |digits| u64::from_str_radix(digits, 16).ok();
         let may = |at: usize, letter: u8| permissions.get(at) == Some(&letter);
-        Some(Mapping {
+        Some(Self {
             start: hex(start)?,
             end: hex(end)?,
             read: may(0, b'r'),
@@ -234,10 +234,10 @@ pub struct MappingFlags {
 
 impl MappingFlags {
     /// Reads it: as [`mappings_with_flags`].
-    pub fn read(pid: i32) -> Result<MappingFlags, MapsError> {
+    pub fn read(pid: i32) -> Result<Self, MapsError> {
         let path = PathBuf::from(format!("/proc/{pid}/smaps"));
         let text = read(&path)?;
-        Ok(MappingFlags { path, text })
+        Ok(Self { path, text })
     }
 
     /// The mappings, each with its VmFlags.

@@ -87,10 +87,10 @@ struct Run<'a> {
 
 impl ProcessMemory {
     /// Opens the memory of process `pid` for reading and writing.
-    pub fn open(pid: i32) -> Result<ProcessMemory, MemoryError> {
+    pub fn open(pid: i32) -> Result<Self, MemoryError> {
         let path = PathBuf::from(format!("/proc/{pid}/mem"));
         match OpenOptions::new().read(true).write(true).open(&path) {
-            Ok(file) => Ok(ProcessMemory {
+            Ok(file) => Ok(Self {
                 pid,
                 file,
                 sharing: Sharing::of(pid),
@@ -129,9 +129,10 @@ impl ProcessMemory {
             let (mine, other) = rest.split_at_mut(length as usize);
             rest = other;
             for run in self.runs(size, &pending, mine) {
-                match run.pinned {
-                    true => self.read_pieces(size, run.pieces, run.out, &mut unreadable)?,
-                    false => self.read_by_file(size, &run.pieces, run.out, &mut unreadable)?,
+                if run.pinned {
+                    self.read_pieces(size, run.pieces, run.out, &mut unreadable)?
+                } else {
+                    self.read_by_file(size, &run.pieces, run.out, &mut unreadable)?
                 }
             }
         }

@@ -62,7 +62,7 @@ pub fn numa_mappings(pid: i32) -> Result<Vec<NumaMapping>, NumaMapsError> {
 }
 
 impl NumaMapping {
-    fn from_line(line: &str) -> Option<NumaMapping> {
+    fn from_line(line: &str) -> Option<Self> {
         // A file name cannot disturb this: its blanks and equal signs are printed as octal digits.
         let (start, rest) = line.split_once(' ')?;
         let of_two_words = ["prefer (many)", "weighted interleave"];
@@ -72,7 +72,7 @@ impl NumaMapping {
             .find(' ')
             .map_or(rest.len(), |at| skipped + at);
         let (policy, rest) = rest.split_at(end);
-        let mut mapping = NumaMapping {
+        let mut mapping = Self {
             start: u64::from_str_radix(start, 16).ok()?,
             policy: policy.to_owned(),
             nodes: BTreeMap::new(),

@@ -101,9 +101,10 @@ pub fn object_pages(object: &File, pages: PageRange) -> io::Result<ObjectPages> 
 fn sort(object: &File, pages: PageRange, found: &mut ObjectPages) -> io::Result<()> {
     let in_memory = in_memory(object, pages)?;
     for (page, in_memory) in pages.pages().zip(in_memory) {
-        match in_memory {
-            true => found.resident.insert(PageRange::single(page)),
-            false => found.swapped.insert(PageRange::single(page)),
+        if in_memory {
+            found.resident.insert(PageRange::single(page))
+        } else {
+            found.swapped.insert(PageRange::single(page))
         }
     }
     Ok(())

@@ -23,7 +23,7 @@ const NONE: i32 = -1;
 /// A place for the number of a descriptor, in a list that only grows. A forked child walks it, so it has no lock.
 struct Slot {
     number: AtomicI32,
-    next: Option<&'static Slot>,
+    next: Option<&'static Self>,
 }
 
 static PLACES: AtomicPtr<Slot> = AtomicPtr::new(std::ptr::null_mut());

@@ -33,8 +33,8 @@ impl OwnRegion {
     ///   whatever bytes the range held at the time of the snapshot.
     ///
     /// Taking snapshots needs none of this but the first: memory is only read then, by the kernel.
-    pub unsafe fn new(address: *mut u8, length_bytes: usize) -> OwnRegion {
-        OwnRegion {
+    pub unsafe fn new(address: *mut u8, length_bytes: usize) -> Self {
+        Self {
             address: address as u64,
             length_bytes: length_bytes as u64,
         }

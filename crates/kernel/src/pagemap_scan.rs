@@ -66,15 +66,15 @@ pub struct ScannedRange(page_region);
 
 impl ScannedRange {
     /// A slot for the kernel to fill.
-    pub const EMPTY: ScannedRange = ScannedRange(page_region {
+    pub const EMPTY: Self = Self(page_region {
         start: 0,
         end: 0,
         categories: 0,
     });
 
     /// A range as the kernel would report it.
-    pub(crate) fn new(start: u64, end: u64, categories: Categories) -> ScannedRange {
-        ScannedRange(page_region {
+    pub(crate) fn new(start: u64, end: u64, categories: Categories) -> Self {
+        Self(page_region {
             start,
             end,
             categories: categories.bits(),
@@ -121,8 +121,8 @@ pub struct ScanRequest {
 
 impl ScanRequest {
     /// A request that reports every mapped page of `start..end` with no category.
-    pub fn over(start: u64, end: u64) -> ScanRequest {
-        ScanRequest {
+    pub fn over(start: u64, end: u64) -> Self {
+        Self {
             start,
             end,
             flags: ScanFlags::empty(),
@@ -226,18 +226,18 @@ pub struct Pagemap {
 
 impl Pagemap {
     /// The pagemap of process `pid`.
-    pub fn of_process(pid: i32) -> Result<Pagemap, OpenPagemapError> {
-        Pagemap::open(PathBuf::from(format!("/proc/{pid}/pagemap")))
+    pub fn of_process(pid: i32) -> Result<Self, OpenPagemapError> {
+        Self::open(PathBuf::from(format!("/proc/{pid}/pagemap")))
     }
 
     /// The pagemap of the calling process.
-    pub fn of_self() -> Result<Pagemap, OpenPagemapError> {
-        Pagemap::open(PathBuf::from("/proc/self/pagemap"))
+    pub fn of_self() -> Result<Self, OpenPagemapError> {
+        Self::open(PathBuf::from("/proc/self/pagemap"))
     }
 
-    fn open(path: PathBuf) -> Result<Pagemap, OpenPagemapError> {
+    fn open(path: PathBuf) -> Result<Self, OpenPagemapError> {
         match File::open(&path) {
-            Ok(file) => Ok(Pagemap { file }),
+            Ok(file) => Ok(Self { file }),
             Err(source) => Err(OpenPagemapError { path, source }),
         }
     }

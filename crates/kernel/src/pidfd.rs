@@ -4,16 +4,15 @@
 //! trace anything, and it does not say *which* process it refers to: compare the start time after
 //! the pidfd is open, and the two belong together from then on.
 
-use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
-
 use crate::progress;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{
     Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open, pidfd_send_signal,
 };
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 /// A process (a thread-group leader) held by descriptor. Close-on-exec. Linux 5.3.
 #[derive(Debug)]

@@ -29,9 +29,9 @@ pub struct Probe {
 
 impl Probe {
     /// Asks the running kernel. Leaves nothing behind.
-    pub fn of_this_kernel() -> Probe {
+    pub fn of_this_kernel() -> Self {
         let categories = known_categories();
-        Probe {
+        Self {
             kernel: rustix::system::uname()
                 .release()
                 .to_string_lossy()
@@ -67,7 +67,7 @@ struct OwnPage {
 }
 
 impl OwnPage {
-    fn map() -> Result<OwnPage, String> {
+    fn map() -> Result<Self, String> {
         // SAFETY: a new anonymous mapping at an address of the kernel's choice overlaps nothing.
         let address = unsafe {
             rustix::mm::mmap_anonymous(
@@ -78,7 +78,7 @@ impl OwnPage {
             )
         };
         match address {
-            Ok(address) => Ok(OwnPage {
+            Ok(address) => Ok(Self {
                 address: address.cast(),
             }),
             Err(errno) => Err(format!("cannot map a page: {errno}")),

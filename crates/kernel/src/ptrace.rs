@@ -10,10 +10,9 @@
 
 #![allow(unsafe_code)]
 
+use nix::libc;
 use std::io;
 use std::mem::{offset_of, size_of};
-
-use nix::libc;
 use thread::check;
 
 mod io_ports;

@@ -2,11 +2,9 @@
 
 #![allow(unsafe_code)]
 
-use std::io;
-
-use nix::libc;
-
 use crate::ptrace::ThreadId;
+use nix::libc;
+use std::io;
 
 /// What a thread gave to `set_robust_list(2)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -33,9 +33,10 @@ fn categories_of(entry: PagemapEntry) -> Categories {
 /// The names of categories, for people.
 pub(crate) fn names(categories: Categories) -> String {
     let names: Vec<&str> = categories.iter_names().map(|(name, _)| name).collect();
-    match names.is_empty() {
-        true => "the pages cannot be write-protected".to_owned(),
-        false => names.join(", "),
+    if names.is_empty() {
+        "the pages cannot be write-protected".to_owned()
+    } else {
+        names.join(", ")
     }
 }
 

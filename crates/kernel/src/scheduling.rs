@@ -5,12 +5,10 @@
 
 #![allow(unsafe_code)]
 
+use crate::ptrace::ThreadId;
+use nix::libc;
 use std::io;
 use std::mem::size_of;
-
-use nix::libc;
-
-use crate::ptrace::ThreadId;
 
 /// `struct sched_attr` of `linux/sched/types.h`, as Linux 5.3 and later have it.
 #[repr(C)]

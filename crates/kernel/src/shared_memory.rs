@@ -132,14 +132,14 @@ pub struct AttachedSegment {
 impl AttachedSegment {
     /// Attaches the segment for reading and writing: shmat(2). It is not inherited (MADV_DONTFORK): every process that
     /// has it counts in `shm_nattch`, also one that only computes (T86).
-    pub fn attach(id: i32) -> io::Result<AttachedSegment> {
+    pub fn attach(id: i32) -> io::Result<Self> {
         let length = usize::try_from(segment(id)?.length_bytes).unwrap_or(0);
         // SAFETY: the segment is attached at a place that the kernel chooses, where nothing is.
         let address = unsafe { libc::shmat(id, std::ptr::null(), 0) };
         if address as isize == -1 {
             return Err(io::Error::last_os_error());
         }
-        let attached = AttachedSegment {
+        let attached = Self {
             address: address.cast(),
             length,
         };

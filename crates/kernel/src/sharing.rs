@@ -37,8 +37,8 @@ pub(crate) struct Sharing {
 
 impl Sharing {
     /// Opens the page tables of process `pid`. There are no witnesses yet.
-    pub fn of(pid: i32) -> Sharing {
-        Sharing {
+    pub fn of(pid: i32) -> Self {
+        Self {
             pid,
             pagemap: Pagemap::of_process(pid).ok(),
             witnesses: Mutex::default(),
@@ -149,9 +149,10 @@ fn is_exclusive_copy(entry: PagemapEntry) -> bool {
 
 /// True for a page that may be another's, too: in memory and mapped more than once, or in swap, where nothing tells.
 fn may_be_shared(entry: PagemapEntry) -> bool {
-    match entry.is_present() {
-        true => !entry.is_file_or_shared() && !entry.is_exclusive(),
-        false => entry.is_swapped(),
+    if entry.is_present() {
+        !entry.is_file_or_shared() && !entry.is_exclusive()
+    } else {
+        entry.is_swapped()
     }
 }
 

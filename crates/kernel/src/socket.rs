@@ -6,12 +6,11 @@
 
 #![allow(unsafe_code)]
 
+use nix::libc;
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr;
-
-use nix::libc;
 
 /// Size of `sockaddr_storage`, the longest address there is.
 pub const ADDRESS_BYTES_MAX: usize = mem::size_of::<libc::sockaddr_storage>();

@@ -7,11 +7,10 @@
 
 #![allow(unsafe_code)]
 
+use nix::libc;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr;
-
-use nix::libc;
 
 /// Longest value of an option here: `struct tcp_info` as far as it is looked at.
 pub const VALUE_BYTES_MAX: usize = 104;

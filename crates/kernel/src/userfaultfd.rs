@@ -99,17 +99,17 @@ pub struct WriteProtector {
 
 impl WriteProtector {
     /// A new one for the address space of the calling process. Needs no privilege.
-    pub fn of_self() -> Result<WriteProtector, UserfaultfdError> {
+    pub fn of_self() -> Result<Self, UserfaultfdError> {
         let flags = UserfaultfdFlags::from_bits_retain(CREATION_FLAGS);
         // SAFETY: the fd is only ever registered in asynchronous write-protect mode, in which the
         // kernel resolves every fault itself: no access to memory can hang or change its result.
         let fd = unsafe { rustix::mm::userfaultfd(flags) }
             .map_err(|errno| UserfaultfdError::Create(errno.into()))?;
-        WriteProtector::enable(fd)
+        Self::enable(fd)
     }
 
     /// Takes a userfaultfd on which UFFDIO_API was not called yet, and enables tracking on it.
-    pub fn enable(fd: OwnedFd) -> Result<WriteProtector, UserfaultfdError> {
+    pub fn enable(fd: OwnedFd) -> Result<Self, UserfaultfdError> {
         let mut api = uffdio_api {
             api: u64::from(UFFD_API),
             features: TRACKING_FEATURES,
@@ -120,14 +120,14 @@ impl WriteProtector {
         // SAFETY: as above; the pointer is to `api`, exclusively borrowed by the request.
         let enabled = unsafe { rustix::ioctl::ioctl(fd.as_fd(), request) };
         enabled.map_err(|errno| UserfaultfdError::FeaturesMissing(errno.into()))?;
-        Ok(WriteProtector::already_enabled(fd))
+        Ok(Self::already_enabled(fd))
     }
 
     /// Takes a userfaultfd on which tracking was enabled before, such as one left in a process.
-    pub fn already_enabled(fd: OwnedFd) -> WriteProtector {
+    pub fn already_enabled(fd: OwnedFd) -> Self {
         // SAFETY: the fd is owned, and ownership passes to the `Uffd`, which closes it.
         let uffd = unsafe { Uffd::from_raw_fd(fd.into_raw_fd()) };
-        WriteProtector { uffd }
+        Self { uffd }
     }
 
     /// Registers every mapping in `length` bytes from `start`. Registering what is registered with

@@ -24,14 +24,14 @@ unsafe impl Send for WakeUp {}
 
 impl WakeUp {
     /// One that is not set.
-    pub fn new() -> io::Result<WakeUp> {
+    pub fn new() -> io::Result<Self> {
         let signal = Signal::SIGCONT;
         let event = SigEvent::new(SigevNotify::SigevSignal {
             signal,
             si_value: 0,
         });
         let timer = Timer::new(ClockId::CLOCK_MONOTONIC, event)?;
-        Ok(WakeUp { timer })
+        Ok(Self { timer })
     }
 
     /// SIGCONT comes each time that `interval` has passed; never if that is zero.

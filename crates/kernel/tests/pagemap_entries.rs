@@ -1,14 +1,13 @@
 //! Prevents: misreading `/proc/PID/pagemap`. Each bit that is used is made to appear and disappear, and
 //! reads that end early are errors, not missing pages.
 
-use std::os::unix::fs::FileExt;
-
 use pagetide_kernel::pagemap::{PagemapEntry, ReadEntriesError};
 use pagetide_kernel::pagemap_scan::Pagemap;
 use pagetide_kernel::userfaultfd::WriteProtector;
 use pagetide_pages::{PageCount, PageIndex, PageRange};
 use pagetide_testing::machine::Machine;
 use pagetide_testing::{PAGE, Region, needs, skipped};
+use std::os::unix::fs::FileExt;
 
 fn entries(region: &Region) -> Vec<PagemapEntry> {
     let pagemap = Pagemap::of_self().unwrap();

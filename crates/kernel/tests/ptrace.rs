@@ -1,12 +1,11 @@
 //! Prevents: a ptrace request that writes or reads something else than the kernel means, a report
 //! that is taken for another one, and a change in the kernel behaviour that remote calls rest on.
 
+use nix::libc;
+use pagetide_kernel::ptrace::{self, Event, Options, ThreadId, WaitReport};
 use std::io;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
-
-use nix::libc;
-use pagetide_kernel::ptrace::{self, Event, Options, ThreadId, WaitReport};
 
 /// `sleep SECONDS`, killed at the end.
 struct Sleeper(Child);

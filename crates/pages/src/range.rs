@@ -12,27 +12,27 @@ pub struct PageCount(pub u64);
 
 impl PageIndex {
     /// The page `count` pages further on.
-    pub const fn plus(self, count: PageCount) -> PageIndex {
-        PageIndex(self.0 + count.0)
+    pub const fn plus(self, count: PageCount) -> Self {
+        Self(self.0 + count.0)
     }
 }
 
 impl std::ops::Add for PageCount {
-    type Output = PageCount;
-    fn add(self, other: PageCount) -> PageCount {
-        PageCount(self.0 + other.0)
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        Self(self.0 + other.0)
     }
 }
 
 impl std::ops::AddAssign for PageCount {
-    fn add_assign(&mut self, other: PageCount) {
+    fn add_assign(&mut self, other: Self) {
         self.0 += other.0;
     }
 }
 
 impl std::iter::Sum for PageCount {
-    fn sum<I: Iterator<Item = PageCount>>(counts: I) -> PageCount {
-        counts.fold(PageCount(0), |sum, count| sum + count)
+    fn sum<I: Iterator<Item = Self>>(counts: I) -> Self {
+        counts.fold(Self(0), |sum, count| sum + count)
     }
 }
 
@@ -52,25 +52,25 @@ pub struct PageRange {
 impl PageRange {
     /// The pages from `start` up to, not including, `end`. An `end` before `start` gives the empty
     /// range at `start`.
-    pub const fn new(start: PageIndex, end: PageIndex) -> PageRange {
+    pub const fn new(start: PageIndex, end: PageIndex) -> Self {
         if end.0 < start.0 {
-            PageRange { start, end: start }
+            Self { start, end: start }
         } else {
-            PageRange { start, end }
+            Self { start, end }
         }
     }
 
     /// `count` pages from `start` on.
-    pub const fn with_count(start: PageIndex, count: PageCount) -> PageRange {
-        PageRange {
+    pub const fn with_count(start: PageIndex, count: PageCount) -> Self {
+        Self {
             start,
             end: start.plus(count),
         }
     }
 
     /// The one page `page`.
-    pub const fn single(page: PageIndex) -> PageRange {
-        PageRange::with_count(page, PageCount(1))
+    pub const fn single(page: PageIndex) -> Self {
+        Self::with_count(page, PageCount(1))
     }
 
     /// The first page.
@@ -99,10 +99,10 @@ impl PageRange {
     }
 
     /// The pages in both ranges; `None` if there are none.
-    pub fn intersection(self, other: PageRange) -> Option<PageRange> {
+    pub fn intersection(self, other: Self) -> Option<Self> {
         let start = self.start.max(other.start);
         let end = self.end.min(other.end);
-        (start < end).then_some(PageRange { start, end })
+        (start < end).then_some(Self { start, end })
     }
 
     /// The pages of the range in ascending order.
@@ -112,13 +112,13 @@ impl PageRange {
 
     /// The range cut into pieces of at most `count` pages, in ascending order. A `count` of zero
     /// gives the whole range as one piece.
-    pub fn pieces(self, count: PageCount) -> impl Iterator<Item = PageRange> {
+    pub fn pieces(self, count: PageCount) -> impl Iterator<Item = Self> {
         let step = if count.0 == 0 { u64::MAX } else { count.0 };
         let mut next = self.start.0;
         std::iter::from_fn(move || {
             (next < self.end.0).then(|| {
                 let end = self.end.0.min(next.saturating_add(step));
-                let piece = PageRange::new(PageIndex(next), PageIndex(end));
+                let piece = Self::new(PageIndex(next), PageIndex(end));
                 next = end;
                 piece
             })

@@ -16,8 +16,8 @@ pub struct PageSet {
 
 impl PageSet {
     /// The empty set.
-    pub const fn new() -> PageSet {
-        PageSet { ranges: Vec::new() }
+    pub const fn new() -> Self {
+        Self { ranges: Vec::new() }
     }
 
     /// True if the set holds no page.
@@ -104,14 +104,14 @@ impl PageSet {
     }
 
     /// The pages that are in either set.
-    pub fn union(&self, other: &PageSet) -> PageSet {
+    pub fn union(&self, other: &Self) -> Self {
         if self.is_empty() {
             return other.clone();
         }
         if other.is_empty() {
             return self.clone();
         }
-        let mut union = PageSet {
+        let mut union = Self {
             ranges: Vec::with_capacity(self.ranges.len() + other.ranges.len()),
         };
         let (mut a, mut b) = (
@@ -130,8 +130,8 @@ impl PageSet {
     }
 
     /// The pages of this set that are not in `other`.
-    pub fn subtract(&self, other: &PageSet) -> PageSet {
-        let mut rest = PageSet::new();
+    pub fn subtract(&self, other: &Self) -> Self {
+        let mut rest = Self::new();
         let mut holes = other.ranges.iter().copied().peekable();
         for &range in &self.ranges {
             let mut at = range.start();
@@ -155,8 +155,8 @@ impl PageSet {
     }
 
     /// The pages that are in both sets.
-    pub fn intersect(&self, other: &PageSet) -> PageSet {
-        let mut both = PageSet::new();
+    pub fn intersect(&self, other: &Self) -> Self {
+        let mut both = Self::new();
         let (mut a, mut b) = (0, 0);
         while let (Some(&left), Some(&right)) = (self.ranges.get(a), other.ranges.get(b)) {
             if let Some(common) = left.intersection(right) {
@@ -172,29 +172,29 @@ impl PageSet {
     }
 
     /// The part of the set that lies in `range`.
-    pub fn within(&self, range: PageRange) -> PageSet {
+    pub fn within(&self, range: PageRange) -> Self {
         let first = self.ranges.partition_point(|r| r.end() <= range.start());
         let ranges = self.ranges[first..]
             .iter()
             .map_while(|r| r.intersection(range))
             .collect();
-        PageSet { ranges }
+        Self { ranges }
     }
 }
 
 impl FromIterator<PageRange> for PageSet {
-    fn from_iter<I: IntoIterator<Item = PageRange>>(ranges: I) -> PageSet {
+    fn from_iter<I: IntoIterator<Item = PageRange>>(ranges: I) -> Self {
         let mut sorted: Vec<PageRange> = ranges.into_iter().collect();
         sorted.sort_unstable();
-        let mut set = PageSet::new();
+        let mut set = Self::new();
         sorted.into_iter().for_each(|range| set.insert(range));
         set
     }
 }
 
 impl From<PageRange> for PageSet {
-    fn from(range: PageRange) -> PageSet {
-        let mut set = PageSet::new();
+    fn from(range: PageRange) -> Self {
+        let mut set = Self::new();
         set.insert(range);
         set
     }

@@ -30,12 +30,12 @@ impl std::error::Error for PageSizeError {}
 
 impl PageSize {
     /// 4 KiB, the base page of x86-64.
-    pub const KIB_4: PageSize = PageSize { shift: 12 };
+    pub const KIB_4: Self = Self { shift: 12 };
 
     /// The page size of `bytes` bytes.
-    pub const fn new(bytes: u64) -> Result<PageSize, PageSizeError> {
+    pub const fn new(bytes: u64) -> Result<Self, PageSizeError> {
         if bytes.is_power_of_two() && bytes >= 512 && bytes <= 1 << 30 {
-            Ok(PageSize {
+            Ok(Self {
                 shift: bytes.trailing_zeros(),
             })
         } else {

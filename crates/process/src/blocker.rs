@@ -1,8 +1,7 @@
 //! What keeps a process from being restored, each thing by a name.
 
-use std::fmt;
-
 use crate::blocker_kind::BlockerKind;
+use std::fmt;
 
 /// One thing of a process that a restore cannot bring back.
 #[derive(Clone, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]

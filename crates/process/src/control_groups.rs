@@ -3,12 +3,11 @@
 //! cgroups(7). `/proc/PID/cgroup` names a group for each hierarchy, from the root of that hierarchy; where hierarchies are mounted
 //! `/proc/self/mountinfo` says. To move a process needs the right to write to both groups' `cgroup.procs`.
 
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat, openat2};
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
-
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat, openat2};
 
 /// A line of `/proc/PID/cgroup`.
 struct Line<'a> {
@@ -115,9 +114,10 @@ fn place(line: &Line<'_>, mounts: &str) -> Option<(PathBuf, PathBuf)> {
             .strip_prefix(root)
             .ok()
             .filter(|_| is_it && !point.contains('\\'))?;
-        let inside = match inside == Path::new("") {
-            true => Path::new("."),
-            false => inside,
+        let inside = if inside == Path::new("") {
+            Path::new(".")
+        } else {
+            inside
         };
         Some((PathBuf::from(point), inside.to_owned()))
     })

@@ -1,13 +1,11 @@
 //! The files a process has open: a list of them, and copies of single ones.
 
+use crate::identity::ProcessIdentity;
+use pagetide_kernel::pidfd::{PidFd, PidFdError};
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-
-use pagetide_kernel::pidfd::{PidFd, PidFdError};
-
-use crate::identity::ProcessIdentity;
 
 /// A file descriptor of another process.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,15 +3,14 @@
 //! Nothing here changes the target or waits for it. What is true now may be false a moment later,
 //! so stopping checks again what matters.
 
+use crate::freezer::Freezer;
+use crate::identity::{IdentityError, ProcessIdentity};
+use crate::proc_files::{FLAG_KERNEL_THREAD, Stat, Status, comm_of};
 use std::borrow::Cow;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
-
-use crate::freezer::Freezer;
-use crate::identity::{IdentityError, ProcessIdentity};
-use crate::proc_files::{FLAG_KERNEL_THREAD, Stat, Status, comm_of};
 
 /// A process that can be stopped, as far as can be seen from outside.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -202,22 +201,20 @@ pub(crate) const ONLY_64_BIT: &str = "only 64-bit programs can be checkpointed";
 impl RefusalError {
     /// True if nothing went wrong: it cannot be done with this process, this store or these rights, and trying again does not help.
     pub fn is_refusal(&self) -> bool {
-        !matches!(self, RefusalError::Proc { .. })
+        !matches!(self, Self::Proc { .. })
     }
 
     /// What whoever runs the command line can do about it, if something.
     pub fn advice(&self) -> Option<Cow<'static, str>> {
         Some(Cow::Borrowed(match self {
-            RefusalError::NoPrivilege { reason, .. } => reason.advice(),
-            RefusalError::AlreadyTraced { tracer_comm, .. }
-                if tracer_comm.starts_with("pagetide") =>
-            {
+            Self::NoPrivilege { reason, .. } => reason.advice(),
+            Self::AlreadyTraced { tracer_comm, .. } if tracer_comm.starts_with("pagetide") => {
                 "wait until that command has ended; after `restore --lazy` its memory is still coming in"
             }
-            RefusalError::AlreadyTraced { .. } => ONE_TRACER,
-            RefusalError::NotAProcess { .. } => "name the process, not one of its threads",
-            RefusalError::ThirtyTwoBit { .. } => ONLY_64_BIT,
-            RefusalError::KernelThread { .. } => "only user programs can be checkpointed",
+            Self::AlreadyTraced { .. } => ONE_TRACER,
+            Self::NotAProcess { .. } => "name the process, not one of its threads",
+            Self::ThirtyTwoBit { .. } => ONLY_64_BIT,
+            Self::KernelThread { .. } => "only user programs can be checkpointed",
             _ => return None,
         }))
     }

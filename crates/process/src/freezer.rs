@@ -7,14 +7,12 @@
 //!
 //! Sources: `Documentation/admin-guide/cgroup-v1/freezer-subsystem.rst`, `Documentation/admin-guide/cgroup-v2.rst`.
 
+use crate::proc_files;
+use pagetide_kernel::cgroups::CgroupMount;
+use pagetide_kernel::ptrace::ThreadId;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
-
-use pagetide_kernel::cgroups::CgroupMount;
-use pagetide_kernel::ptrace::ThreadId;
-
-use crate::proc_files;
 
 /// A control group that keeps threads of a process frozen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +27,7 @@ pub struct Freezer {
 impl Freezer {
     /// What keeps a thread of the process frozen, or is just freezing it; `None` also for a process that is
     /// gone, and where the hierarchies cannot be seen. Some 10 us a thread.
-    pub fn of_process(pid: i32) -> Option<Freezer> {
+    pub fn of_process(pid: i32) -> Option<Self> {
         let mounts = freezing_mounts();
         let mut seen: Vec<Vec<u8>> = Vec::new();
         for thread in proc_files::threads(pid).unwrap_or_default() {
@@ -47,20 +45,21 @@ impl Freezer {
     }
 
     /// The same for one thread.
-    pub(crate) fn of_thread(pid: i32, thread: ThreadId) -> Option<Freezer> {
+    pub(crate) fn of_thread(pid: i32, thread: ThreadId) -> Option<Self> {
         find(&freezing_mounts(), &membership(pid, thread)?)
     }
 
     /// The same for the first thread, which is frozen if the process is as a whole.
-    pub(crate) fn of_first_thread(pid: i32) -> Option<Freezer> {
+    pub(crate) fn of_first_thread(pid: i32) -> Option<Self> {
         Self::of_thread(pid, ThreadId::new(pid))
     }
 
     /// The command by which it is thawed.
     pub fn how_to_thaw(&self) -> String {
-        let (value, file) = match self.is_unified {
-            true => ("0", UNIFIED_SWITCH),
-            false => ("THAWED", STATE),
+        let (value, file) = if self.is_unified {
+            ("0", UNIFIED_SWITCH)
+        } else {
+            ("THAWED", STATE)
         };
         format!("echo {value} > {}", self.directory.join(file).display())
     }
@@ -107,12 +106,11 @@ fn find(mounts: &[CgroupMount], membership: &[u8]) -> Option<Freezer> {
         let groups = leaf
             .ancestors()
             .take_while(|at| at.starts_with(&mount.point));
-        let (switch, is_frozen) = match mount.is_unified {
-            true => (UNIFIED_SWITCH, says(&leaf, EVENTS, "frozen 1")),
-            false => {
-                let state = fs::read_to_string(leaf.join(STATE)).unwrap_or_default();
-                (OWN_SWITCH, !matches!(state.trim(), "" | "THAWED"))
-            }
+        let (switch, is_frozen) = if mount.is_unified {
+            (UNIFIED_SWITCH, says(&leaf, EVENTS, "frozen 1"))
+        } else {
+            let state = fs::read_to_string(leaf.join(STATE)).unwrap_or_default();
+            (OWN_SWITCH, !matches!(state.trim(), "" | "THAWED"))
         };
         let by = groups.filter(|at| says(at, switch, "1")).last();
         let directory = by.map(Path::to_path_buf);

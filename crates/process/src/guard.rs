@@ -9,23 +9,21 @@
 //! and thread of the process costs a few stops, and nobody else can trace it. A process that begins another program is let go
 //! at once.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
-
+use crate::proc_files;
+use crate::restart;
+use crate::stop::StoppedProcess;
+use crate::tracees::Tracees;
 use pagetide_kernel::keeper::{Keeper, KeeperError};
 use pagetide_kernel::pidfd::PidFd;
 use pagetide_kernel::ptrace::{
     self, Event, Options, Registers, SyscallEntry, ThreadId, WaitReport,
 };
 use rustix::process::Signal;
-
-use crate::proc_files;
-use crate::restart;
-use crate::stop::StoppedProcess;
-use crate::tracees::Tracees;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 /// How long the guard sleeps where it cannot wait for whatever comes first.
 const PAUSE: Duration = Duration::from_micros(100);
@@ -155,20 +153,21 @@ impl GuardState {
         is_group_stopped: bool,
         keeper: Keeper,
         gate: Arc<dyn Gate>,
-    ) -> GuardState {
+    ) -> Self {
         let known: HashSet<ThreadId> = tracees.give_away().into_iter().collect();
         for &thread in &known {
             // Whoever was killed meanwhile reports its end.
             ptrace::set_options(thread, OPTIONS).ok();
         }
         for &thread in &known {
-            let gone_on = match is_group_stopped {
-                true => ptrace::listen(thread),
-                false => ptrace::resume_to_syscall(thread, 0),
+            let gone_on = if is_group_stopped {
+                ptrace::listen(thread)
+            } else {
+                ptrace::resume_to_syscall(thread, 0)
             };
             gone_on.ok();
         }
-        GuardState {
+        Self {
             kept,
             kept_has_ended: false,
             known,

@@ -1,14 +1,12 @@
 //! Which process is meant: a pid alone may belong to another one tomorrow.
 
+use crate::proc_files::Stat;
+use pagetide_kernel::pidfd::{PidFd, PidFdError};
+use pagetide_kernel::proc_file;
 use std::io;
 use std::sync::OnceLock;
 use std::thread::sleep;
 use std::time::Duration;
-
-use pagetide_kernel::pidfd::{PidFd, PidFdError};
-use pagetide_kernel::proc_file;
-
-use crate::proc_files::Stat;
 
 /// A process, named so that no other one ever has the same name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -75,12 +73,13 @@ impl ProcessIdentity {
     pub fn hold(&self) -> Result<PidFd, PidFdError> {
         let held = PidFd::open(self.pid)?;
         // The descriptor is open: if the start time is still right now, it refers to the right process.
-        match self.is_alive_and_same() {
-            true => Ok(held),
-            false => Err(PidFdError::Open {
+        if self.is_alive_and_same() {
+            Ok(held)
+        } else {
+            Err(PidFdError::Open {
                 pid: self.pid,
                 source: rustix::io::Errno::SRCH,
-            }),
+            })
         }
     }
 

@@ -6,14 +6,12 @@
 //! return from signal handlers. Looking through megabytes of code takes too long for the stop
 //! window, so it is done before, remembered for the process, and only checked inside.
 
+use crate::identity::ProcessIdentity;
+use pagetide_kernel::proc_file;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
-
-use pagetide_kernel::proc_file;
-
-use crate::identity::ProcessIdentity;
 
 const SYSCALL: &[u8] = &[0x0f, 0x05];
 const SYSCALL_RET: &[u8] = &[0x0f, 0x05, 0xc3];

@@ -7,6 +7,12 @@
 
 mod walk;
 
+use crate::kernel_state::Credentials;
+use pagetide_kernel::acting::Actor;
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, Stat, fstat, open, openat, readlink, statat, unlinkat,
+};
+use rustix::io::Errno;
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io;
@@ -14,14 +20,6 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
-
-use pagetide_kernel::acting::Actor;
-use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, Stat, fstat, open, openat, readlink, statat, unlinkat,
-};
-use rustix::io::Errno;
-
-use crate::kernel_state::Credentials;
 
 /// Why a file was not opened or made.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +62,7 @@ impl OpenError {
     pub(crate) fn is_refusal(&self) -> bool {
         matches!(
             self,
-            OpenError::Link { .. } | OpenError::NotAllowed { .. } | OpenError::NotTheirs { .. }
+            Self::Link { .. } | Self::NotAllowed { .. } | Self::NotTheirs { .. }
         )
     }
 }
@@ -313,9 +311,10 @@ impl Opener {
     /// it is `linkable`.
     pub fn create_nameless(&self, directory: &Path, linkable: bool) -> Result<OwnedFd, OpenError> {
         let directory = self.find(directory, None)?.copy()?;
-        let exclusive = match linkable {
-            true => OFlags::empty(),
-            false => OFlags::EXCL,
+        let exclusive = if linkable {
+            OFlags::empty()
+        } else {
+            OFlags::EXCL
         };
         let file = self.run(move || {
             let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC | exclusive;
@@ -334,9 +333,10 @@ impl Opener {
             return Ok(());
         }
         let resolved = resolve()?;
-        match is_allowed(&resolved, allowed) {
-            true => Ok(()),
-            false => Err(OpenError::NotAllowed { resolved }),
+        if is_allowed(&resolved, allowed) {
+            Ok(())
+        } else {
+            Err(OpenError::NotAllowed { resolved })
         }
     }
 
@@ -465,9 +465,10 @@ impl PathTarget {
             }
             other => other?,
         };
-        match identity(&fstat(&opened)?) == identity(&self.stat) {
-            true => Ok(opened),
-            false => Err(Errno::STALE.into()),
+        if identity(&fstat(&opened)?) == identity(&self.stat) {
+            Ok(opened)
+        } else {
+            Err(Errno::STALE.into())
         }
     }
 
@@ -480,11 +481,12 @@ impl PathTarget {
         let (again, at) = (work.clone(), link.clone());
         match self.opener.run(move || work(&at))? {
             Err(Errno::ACCESS | Errno::PERM) if self.opener.inner.actor.is_some() => {
-                match self.is_the_same {
-                    true => Ok(again(&link)?),
-                    false => Err(OpenError::NotTheirs {
+                if self.is_the_same {
+                    Ok(again(&link)?)
+                } else {
+                    Err(OpenError::NotTheirs {
                         user: self.opener.user(),
-                    }),
+                    })
                 }
             }
             other => Ok(other?),
@@ -553,9 +555,10 @@ impl Name {
         let (name, which) = (self.name.clone(), self.which);
         let removed = self.directory.opener.run(move || {
             let found = statat(&directory, &name, AtFlags::SYMLINK_NOFOLLOW)?;
-            match identity(&found) == which {
-                true => unlinkat(&directory, &name, AtFlags::empty()),
-                false => Ok(()),
+            if identity(&found) == which {
+                unlinkat(&directory, &name, AtFlags::empty())
+            } else {
+                Ok(())
             }
         });
         // Whoever calls has another error to tell, or does not depend on it.

@@ -18,17 +18,16 @@ mod usage;
 pub use error::PageUsageError;
 pub use object::ObjectState;
 pub use page::{ExplainedPage, explain_page};
-pub use shared::{SharedFrames, SharedRange, SharedRegion, shared_frames};
-pub use sources::page_sources;
-pub use swap::{SwapEntry, SwapKind};
-pub use usage::{PageUsage, RegionUsage, Unavailable, Usage};
-
 use pagetide_kernel::maps::Mapping;
 use pagetide_kernel::numa_maps::{NumaMapping, numa_mappings};
 use pagetide_kernel::smaps::{CountedMapping, counted_mappings};
 use pagetide_pages::{PageRange, PageSize};
+pub use shared::{SharedFrames, SharedRange, SharedRegion, shared_frames};
 use sources::Sources;
+pub use sources::page_sources;
 use std::collections::{BTreeMap, HashMap};
+pub use swap::{SwapEntry, SwapKind};
+pub use usage::{PageUsage, RegionUsage, Unavailable, Usage};
 
 /// Counts the pages of process `pid` that lie in `within` (addresses), or all of them.
 ///

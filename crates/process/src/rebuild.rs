@@ -6,22 +6,20 @@
 
 mod kernel_mappings;
 
-use std::io;
-use std::path::Path;
-use std::sync::Arc;
-use std::thread::sleep;
-use std::time::Duration;
-
-use nix::libc;
-use pagetide_kernel::maps::{self, Mapping, MappingName, MapsError};
-use pagetide_kernel::ptrace::{self, ThreadId};
-
 use crate::identity::{IdentityError, ProcessIdentity};
 use crate::remote::RemoteCalls;
 use crate::remote_error::RemoteCallError;
 use crate::session::CLONE_ARGUMENTS;
 use crate::stop::{StopError, StopOptions, StoppedProcess};
 use crate::thread_state::{ThreadState, ThreadStateError};
+use nix::libc;
+use pagetide_kernel::maps::{self, Mapping, MappingName, MapsError};
+use pagetide_kernel::ptrace::{self, ThreadId};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::sleep;
+use std::time::Duration;
 
 pub use kernel_mappings::{KernelMapping, KernelMappingsError, kernel_mappings_of};
 

@@ -13,10 +13,6 @@
 
 pub(crate) mod together;
 
-use std::io;
-
-use pagetide_kernel::ptrace::{self, FilterInstruction, ThreadId};
-
 use crate::proc_files::Status;
 use crate::remote_error::RemoteCallError;
 use crate::seccomp::{self, CallData};
@@ -25,6 +21,8 @@ use crate::stop::StoppedProcess;
 use crate::syscall_names::SystemCall;
 use crate::system_calls::{Batch, SystemCalls, checked};
 use crate::tracees::Tracees;
+use pagetide_kernel::ptrace::{self, FilterInstruction, ThreadId};
+use std::io;
 
 /// What seccomp says of the thread that runs the calls.
 #[derive(Debug)]
@@ -311,9 +309,10 @@ impl SystemCalls for RemoteCalls<'_> {
         let (call, given) = (SystemCall(number), bytes.to_vec());
         let done = self.in_session(move |session, tracees| {
             let put = session.put_bytes(&given)?;
-            let called = match put == address {
-                true => session.call(tracees, call, args),
-                false => Err(RemoteCallError::Over),
+            let called = if put == address {
+                session.call(tracees, call, args)
+            } else {
+                Err(RemoteCallError::Over)
             };
             let after = called.and_then(|result| match checked(result) {
                 Ok(result) => Ok(Ok((result, session.read(put, given.len())?))),

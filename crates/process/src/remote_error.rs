@@ -1,13 +1,11 @@
 //! What can go wrong with a system call run inside the target. The texts, and nothing else.
 
-use std::borrow::Cow;
-use std::io;
-
-use pagetide_kernel::ptrace::ThreadId;
-use rustix::io::Errno;
-
 use crate::freezer::Freezer;
 use crate::syscall_names::SystemCall;
+use pagetide_kernel::ptrace::ThreadId;
+use rustix::io::Errno;
+use std::borrow::Cow;
+use std::io;
 
 /// Why a call could not be run in the target, or what it answered.
 #[derive(Debug, thiserror::Error)]
@@ -138,24 +136,24 @@ impl RemoteCallError {
     pub fn is_refusal(&self) -> bool {
         matches!(
             self,
-            RemoteCallError::ForbiddenBySeccomp { .. }
-                | RemoteCallError::SeccompUnknown { .. }
-                | RemoteCallError::SeccompStrict { .. }
-                | RemoteCallError::UnderSeccomp { .. }
-                | RemoteCallError::DivertsSyscalls { .. }
-                | RemoteCallError::NoLanding { .. }
-                | RemoteCallError::NoThread { .. }
-                | RemoteCallError::Frozen { .. }
+            Self::ForbiddenBySeccomp { .. }
+                | Self::SeccompUnknown { .. }
+                | Self::SeccompStrict { .. }
+                | Self::UnderSeccomp { .. }
+                | Self::DivertsSyscalls { .. }
+                | Self::NoLanding { .. }
+                | Self::NoThread { .. }
+                | Self::Frozen { .. }
         ) || self.has_no_free_descriptor()
     }
 
     /// What whoever runs the command line can do about it, if something.
     pub fn advice(&self) -> Option<Cow<'static, str>> {
         Some(Cow::Borrowed(match self {
-            RemoteCallError::ForbiddenBySeccomp { .. }
-            | RemoteCallError::SeccompStrict { .. }
-            | RemoteCallError::UnderSeccomp { .. }
-            | RemoteCallError::SeccompUnknown { .. } => {
+            Self::ForbiddenBySeccomp { .. }
+            | Self::SeccompStrict { .. }
+            | Self::UnderSeccomp { .. }
+            | Self::SeccompUnknown { .. } => {
                 "use `--backend rehash`, which makes no system calls inside the process but reads all of its memory each time"
             }
             _ if self.has_no_free_descriptor() => {
@@ -170,7 +168,7 @@ impl RemoteCallError {
     pub fn has_no_free_descriptor(&self) -> bool {
         matches!(
             self,
-            RemoteCallError::Failed {
+            Self::Failed {
                 errno: Errno::MFILE,
                 ..
             }

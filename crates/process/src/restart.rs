@@ -12,13 +12,11 @@
 //! - Registers set back to a time when another call was under way: ERESTART_RESTARTBLOCK refers to
 //!   a block in the kernel that belongs to the newer call. The call is entered anew instead.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-
+use crate::syscall_names::SYS_IO_PGETEVENTS;
 use nix::libc;
 use pagetide_kernel::ptrace::Registers;
-
-use crate::syscall_names::SYS_IO_PGETEVENTS;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 
 pub(crate) const EINTR: i64 = 4;
 pub(crate) const ERESTARTSYS: i64 = 512;

@@ -2,16 +2,15 @@
 //! descriptor and no mapping (IORING_SETUP_REGISTERED_FD_ONLY, 6.5), and then nothing in `/proc` shows it: the
 //! thread itself has to ask. Source: io_uring_enter(2), io_uring_register(2).
 
-use nix::libc;
-use pagetide_kernel::ptrace::ThreadId;
-use rustix::io::Errno;
-
 use crate::blocker::Blocker;
 use crate::blocker_kind::BlockerKind;
 use crate::remote::RemoteCalls;
 use crate::remote_error::RemoteCallError;
 use crate::stop::StoppedProcess;
 use crate::system_calls::checked;
+use nix::libc;
+use pagetide_kernel::ptrace::ThreadId;
+use rustix::io::Errno;
 
 /// IORING_ENTER_REGISTERED_RING.
 const REGISTERED_RING: u64 = 1 << 4;

@@ -6,13 +6,12 @@
 //! elsewhere) it would not notice. So the jump to the handler is made when the thread is stopped.
 //! An abort is right at any time, it only costs the thread a retry.
 
+use pagetide_kernel::ptrace::{self, Registers, ThreadId};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
-
-use pagetide_kernel::ptrace::{self, Registers, ThreadId};
 
 /// Offset of the pointer to the current sequence in `struct rseq`, in bytes.
 const CURRENT_SEQUENCE: u64 = 8;

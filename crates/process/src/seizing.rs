@@ -1,10 +1,9 @@
 //! What the tracing thread and the one that waits for it both see.
 
+use pagetide_kernel::ptrace::{self, ThreadId};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-
-use pagetide_kernel::ptrace::{self, ThreadId};
 
 /// What the tracing thread and the one that waits for it both see.
 ///

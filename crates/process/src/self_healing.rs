@@ -19,12 +19,10 @@
 //! The difference between the two ways back: an interrupted system call is continued in the first,
 //! and done again from its beginning in the second. A sleep may become longer, once.
 
-use std::fs::File;
-
-use pagetide_kernel::ptrace::{Registers, xstate_size_without_tiles};
-
 use crate::landing::{StackMapping, WayBack};
 use crate::restart;
+use pagetide_kernel::ptrace::{Registers, xstate_size_without_tiles};
+use std::fs::File;
 
 /// Below the stack pointer, code may use this many bytes without moving it (System V ABI).
 pub(crate) const RED_ZONE: u64 = 128;

@@ -3,17 +3,6 @@
 
 pub(crate) mod call;
 
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-use nix::libc;
-use rustix::io::Errno;
-
-use pagetide_kernel::ptrace::{self, Event, Options, Registers, ThreadId, WaitReport, XSTATE_ROOM};
-
 use crate::freezer::Freezer;
 use crate::landing::{Landing, StackMapping};
 use crate::proc_files::Status;
@@ -24,6 +13,14 @@ use crate::seizing::is_gone;
 use crate::self_healing::{self, Frame, RED_ZONE, ThreadParts};
 use crate::syscall_names::SystemCall;
 use crate::tracees::{OpenSession, SessionReport, Tracees};
+use nix::libc;
+use pagetide_kernel::ptrace::{self, Event, Options, Registers, ThreadId, WaitReport, XSTATE_ROOM};
+use rustix::io::Errno;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Most bytes that `RemoteCalls::with_bytes` takes.
 const BYTES_MAX: usize = 64 * 1024;
@@ -237,9 +234,10 @@ impl Session {
             Ok(newborn) if newborn.cast_signed() > 0 => {
                 let newborn = ThreadId::new(i32::try_from(newborn).unwrap_or(0));
                 let deadline = Instant::now() + CALL_TIMEOUT;
-                match tracees.wait_for_newborn(newborn, deadline) {
-                    true => Ok(newborn),
-                    false => Err(RemoteCallError::TimedOut { call }),
+                if tracees.wait_for_newborn(newborn, deadline) {
+                    Ok(newborn)
+                } else {
+                    Err(RemoteCallError::TimedOut { call })
                 }
             }
             Ok(error) => Err(RemoteCallError::Failed {
@@ -275,10 +273,10 @@ impl Session {
             "set the options of",
             self.thread,
         ))?;
-        match self.is_new {
-            // It is not put right between two calls.
-            true => self.block_signals(pid)?,
-            false => self.whereabouts = Whereabouts::of(self.thread, &self.memory),
+        if self.is_new {
+            self.block_signals(pid)?
+        } else {
+            self.whereabouts = Whereabouts::of(self.thread, &self.memory)
         }
         if let Some(frame) = &self.frame {
             self.under_frame = Some(self.read(frame.address, frame.bytes.len())?);
@@ -407,9 +405,10 @@ impl Session {
         if length_bytes > BYTES_MAX || address < self.floor {
             return Err(no_room);
         }
-        let before = match self.is_new {
-            true => None,
-            false => Some(self.read(address, length_bytes)?),
+        let before = if self.is_new {
+            None
+        } else {
+            Some(self.read(address, length_bytes)?)
         };
         self.overwritten.push(Overwritten {
             address,

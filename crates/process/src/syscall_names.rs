@@ -1,9 +1,8 @@
 //! Names of the system calls that are likely to be run in a target, for messages. Their numbers are those of the `libc` crate,
 //! here and everywhere, but for one that it lacks.
 
-use std::fmt;
-
 use nix::libc;
+use std::fmt;
 
 /// The number of io_pgetevents(2), which `libc` 0.2.191 lacks for x86-64.
 pub(crate) const SYS_IO_PGETEVENTS: i64 = 333;

@@ -1,9 +1,8 @@
 //! System calls made by another process, whoever leads it through them: a program that lives and must notice
 //! nothing ([`crate::RemoteCalls`]), or one that is being built and has nothing to lose.
 
-use rustix::io::Errno;
-
 use crate::remote_error::RemoteCallError;
+use rustix::io::Errno;
 
 /// Calls to be made one after the other, of each of which it is known beforehand what it is told, and of whose results only whether
 /// they are errors matters. To hand over many at once saves going back and forth between our own threads for each.

@@ -3,16 +3,14 @@
 //! Not here: alternate signal stack, robust list, pending signals, scheduling. Those are asked of
 //! the thread itself by remote calls, or read from `/proc`.
 
-use std::collections::HashSet;
-use std::fs::File;
-use std::io;
-
-use pagetide_kernel::ptrace::{self, Registers, ThreadId, XSTATE_ROOM};
-
 use crate::proc_files::comm_of;
 use crate::restart;
 use crate::rseq;
 use crate::tracees::Tracees;
+use pagetide_kernel::ptrace::{self, Registers, ThreadId, XSTATE_ROOM};
+use std::collections::HashSet;
+use std::fs::File;
+use std::io;
 
 /// A stopped thread as data.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! The threads of the target and what each of them is doing, seen from the tracing thread: stopping
 //! all of them, and letting all of them go. It writes no register and runs no call.
 
+use pagetide_kernel::ptrace::{self, Event, Options, ThreadId, WaitReport};
 use std::any::Any;
 use std::fmt::Debug;
 use std::io;
@@ -9,8 +10,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
-
-use pagetide_kernel::ptrace::{self, Event, Options, ThreadId, WaitReport};
 
 mod ahead;
 mod list;

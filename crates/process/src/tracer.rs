@@ -10,6 +10,8 @@
 //! belong to the rest of the program. (A thread of the program that waits for *any* child without
 //! `__WNOTHREAD` would take ours; programs that embed this crate must wait for children by number.)
 
+use crate::seizing::{Shared, lock};
+use crate::tracees::Tracees;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
@@ -17,9 +19,6 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel, sync_channel}
 use std::sync::{Arc, Mutex};
 use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
-
-use crate::seizing::{Shared, lock};
-use crate::tracees::Tracees;
 
 /// How long seizing a single thread may take before the waiting side suspects that it is held up.
 const HELD_UP: Duration = Duration::from_millis(10);

@@ -28,22 +28,20 @@ mod calls;
 mod socket;
 mod unread;
 
-use std::collections::HashMap;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-use pagetide_kernel::proc_file;
-use pagetide_kernel::ptrace::{self, Registers, ThreadId};
-
 use crate::landing::StackMapping;
 use crate::proc_files::{self, Stat};
 use crate::restart::{self, ERESTARTNOHAND};
 use crate::self_healing::{RED_ZONE, ROOM, own_stack};
 use asleep::{Clocks, Scheduled};
 use calls::{Form, Limit, RING_ARGUMENT_BYTES, RING_TIME, arguments};
+use pagetide_kernel::proc_file;
+use pagetide_kernel::ptrace::{self, Registers, ThreadId};
 use socket::SocketWait;
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Where in the room below the red zone the argument of an io_uring is; the time stands before it.
 const RING_ARGUMENT_AT: u64 = 16;
@@ -194,9 +192,10 @@ impl Waits {
         if let Some(wait) = self.list.get_mut(&thread) {
             let now = Instant::now();
             let same = said_of(pid, thread).is_some_and(|said| said == wait.said);
-            wait.last_look = match same {
-                true => Look::Asleep(now),
-                false => Look::Unsure,
+            wait.last_look = if same {
+                Look::Asleep(now)
+            } else {
+                Look::Unsure
             };
         }
     }

@@ -21,7 +21,7 @@ pub struct FramePlace {
 
 impl FramePlace {
     /// No place at all, for pages of which the store has no bytes.
-    pub const NONE: FramePlace = FramePlace {
+    pub const NONE: Self = Self {
         layer: u32::MAX,
         frame: 0,
         position: 0,
@@ -93,12 +93,11 @@ impl Inner {
         let first = layer.kept.frames[newest.frame].first_ordinal + newest.position;
         let hashes = layer.kept.hashes(first, (pages.len() / page_bytes) as u64);
         let mut made = pages.chunks_exact(page_bytes).zip(hashes);
-        match made.all(|(page, hash)| PageHash::of(page) == *hash) {
-            true => Ok(()),
-            false => {
-                let what = "pages do not have their hash".to_owned();
-                Err(reader.at(FormatError::Damaged(what), layer))
-            }
+        if made.all(|(page, hash)| PageHash::of(page) == *hash) {
+            Ok(())
+        } else {
+            let what = "pages do not have their hash".to_owned();
+            Err(reader.at(FormatError::Damaged(what), layer))
         }
     }
 

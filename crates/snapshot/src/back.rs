@@ -50,7 +50,7 @@ pub struct Arrived {
 
 impl Back {
     /// On the way from a snapshot with these spaces.
-    pub fn from(spaces: Vec<Space>) -> Back {
+    pub fn from(spaces: Vec<Space>) -> Self {
         let all = spaces.iter().map(|space| LookedFor {
             open: captured(space)
                 .map(|p| (p.start().0, (p.end().0, 0)))
@@ -58,7 +58,7 @@ impl Back {
             found: vec![Vec::new()],
             layouts: Vec::new(),
         });
-        Back {
+        Self {
             looked_for: all.collect(),
             spaces,
             layers: Vec::new(),
@@ -99,9 +99,10 @@ impl Back {
             return;
         }
         let count = needed.iter().map(|range| range.end - range.start).sum();
-        let kept = match all.is_mostly_unneeded(count) {
-            true => all.only(needed),
-            false => all,
+        let kept = if all.is_mostly_unneeded(count) {
+            all.only(needed)
+        } else {
+            all
         };
         self.layers.push(Arc::new(layer(kept)));
     }

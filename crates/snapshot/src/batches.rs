@@ -35,8 +35,8 @@ pub struct BatchReader {
 
 impl BatchReader {
     /// A new one.
-    pub fn new() -> Result<BatchReader, ReadError> {
-        Ok(BatchReader {
+    pub fn new() -> Result<Self, ReadError> {
+        Ok(Self {
             reader: FrameReader::default(),
             raw: Vec::new(),
             gathered: Vec::new(),

@@ -52,8 +52,8 @@ impl Cut for Resolved {
         self.pages
     }
 
-    fn cut(&self, range: PageRange) -> Option<Resolved> {
-        Resolved::cut(*self, range)
+    fn cut(&self, range: PageRange) -> Option<Self> {
+        Self::cut(*self, range)
     }
 }
 
@@ -62,8 +62,8 @@ impl Cut for Record {
         self.run.pages
     }
 
-    fn cut(&self, range: PageRange) -> Option<Record> {
-        Some(Record {
+    fn cut(&self, range: PageRange) -> Option<Self> {
+        Some(Self {
             run: self.run.cut(range)?,
             sight: self.sight.and_then(|sight| sight.cut(range)),
         })

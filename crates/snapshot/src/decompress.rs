@@ -56,8 +56,8 @@ pub(crate) struct Patched {
 }
 
 impl Patched {
-    pub fn new(page_bytes: usize) -> Patched {
-        Patched {
+    pub fn new(page_bytes: usize) -> Self {
+        Self {
             page_bytes,
             lengths: Vec::new(),
             pages: Vec::new(),
@@ -97,16 +97,17 @@ impl Decompressor {
     /// # Errors
     ///
     /// There is no memory for it.
-    pub fn new() -> io::Result<Decompressor> {
+    pub fn new() -> io::Result<Self> {
         let context = DCtx::try_create().ok_or(ErrorKind::OutOfMemory)?;
-        Ok(Decompressor { context })
+        Ok(Self { context })
     }
 
     /// As [`Decompress::decompress`], without fail. Allocates nothing, and makes no system call.
     pub fn decompress(&mut self, packed: &[u8], raw: &mut [u8]) -> Option<usize> {
-        match packed.starts_with(&PATCHES) {
-            true => self.patch(packed, raw),
-            false => self.context.decompress(raw, packed).ok(),
+        if packed.starts_with(&PATCHES) {
+            self.patch(packed, raw)
+        } else {
+            self.context.decompress(raw, packed).ok()
         }
     }
 
@@ -148,9 +149,10 @@ impl Wherever {
 
     /// As [`Decompress::decompress`].
     pub fn decompress(&mut self, packed: &[u8], raw: &mut [u8]) -> io::Result<Option<usize>> {
-        match packed.starts_with(&PATCHES) {
-            true => Ok(None),
-            false => self.ask(packed, raw),
+        if packed.starts_with(&PATCHES) {
+            Ok(None)
+        } else {
+            self.ask(packed, raw)
         }
     }
 

@@ -27,19 +27,18 @@ pub enum DifferenceBatch {
 
 impl DifferenceBatch {
     /// For differences like this one.
-    pub fn of(difference: &Difference) -> DifferenceBatch {
+    pub fn of(difference: &Difference) -> Self {
         match difference {
-            Difference::Words(_) => DifferenceBatch::Words(words::WordBatch::default()),
-            Difference::Patch(_) => DifferenceBatch::Patches(patches::PatchBatch::default()),
+            Difference::Words(_) => Self::Words(words::WordBatch::default()),
+            Difference::Patch(_) => Self::Patches(patches::PatchBatch::default()),
         }
     }
 
     pub fn push(&mut self, parent: PageHash, difference: &Difference) {
         match (self, difference) {
-            (DifferenceBatch::Words(all), Difference::Words(words)) => all.push(parent, words),
-            (DifferenceBatch::Patches(all), Difference::Patch(patch)) => all.push(parent, patch),
-            (DifferenceBatch::Words(_), Difference::Patch(_))
-            | (DifferenceBatch::Patches(_), Difference::Words(_)) => {
+            (Self::Words(all), Difference::Words(words)) => all.push(parent, words),
+            (Self::Patches(all), Difference::Patch(patch)) => all.push(parent, patch),
+            (Self::Words(_), Difference::Patch(_)) | (Self::Patches(_), Difference::Words(_)) => {
                 unreachable!("differences wait with those of their kind")
             }
         }
@@ -48,8 +47,8 @@ impl DifferenceBatch {
     /// Whether a frame should have no more.
     pub fn is_full(&self, page_bytes: usize) -> bool {
         match self {
-            DifferenceBatch::Words(words) => words.is_full(page_bytes),
-            DifferenceBatch::Patches(patches) => patches.is_full(page_bytes),
+            Self::Words(words) => words.is_full(page_bytes),
+            Self::Patches(patches) => patches.is_full(page_bytes),
         }
     }
 
@@ -59,8 +58,8 @@ impl DifferenceBatch {
         compress: impl FnOnce(&[u8]) -> io::Result<Vec<u8>>,
     ) -> io::Result<(Vec<u8>, u16)> {
         match self {
-            DifferenceBatch::Words(words) => Ok((words.encode(compress)?, ENCODING_WORDS)),
-            DifferenceBatch::Patches(patches) => Ok((patches.encode(), ENCODING_PATCHES)),
+            Self::Words(words) => Ok((words.encode(compress)?, ENCODING_WORDS)),
+            Self::Patches(patches) => Ok((patches.encode(), ENCODING_PATCHES)),
         }
     }
 }
@@ -79,7 +78,7 @@ impl Differences {
         encoding: u16,
         (pages, page_bytes): (usize, usize),
         decompressor: &mut Wherever,
-    ) -> Result<Differences, FormatError> {
+    ) -> Result<Self, FormatError> {
         match encoding {
             ENCODING_WORDS => {
                 let words = FrameOfWords::decode(stored, pages, page_bytes, decompressor);
@@ -95,19 +94,19 @@ impl Differences {
     /// How much memory it takes, about.
     pub fn bytes(&self) -> usize {
         match self {
-            Differences::Words(words) => words.bytes(),
-            Differences::Patches(patches) => patches.bytes(),
+            Self::Words(words) => words.bytes(),
+            Self::Patches(patches) => patches.bytes(),
         }
     }
 
     /// What is stored of page number `number`, and the hash of its parent's.
     pub fn difference(&self, number: usize) -> Option<(PageHash, Difference)> {
         match self {
-            Differences::Words(all) => {
+            Self::Words(all) => {
                 let (parent, words) = all.words(number)?;
                 Some((parent, Difference::Words(words)))
             }
-            Differences::Patches(all) => {
+            Self::Patches(all) => {
                 let (parent, patch) = all.patch(number)?;
                 Some((parent, Difference::Patch(patch.to_vec())))
             }
@@ -123,11 +122,11 @@ impl Differences {
         decompressor: &mut Wherever,
     ) -> Result<(), FormatError> {
         match self {
-            Differences::Words(words) => {
+            Self::Words(words) => {
                 let mut each = pages.chunks_exact_mut(page_bytes).zip(first..);
                 each.try_for_each(|(page, number)| words.apply(number, page))
             }
-            Differences::Patches(patches) => patches.apply(first, pages, page_bytes, decompressor),
+            Self::Patches(patches) => patches.apply(first, pages, page_bytes, decompressor),
         }
     }
 }

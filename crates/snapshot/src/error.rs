@@ -88,21 +88,19 @@ pub enum OpenError {
 impl OpenError {
     /// True if nothing went wrong: it cannot be done with this process, this store or these rights, and trying again does not help.
     pub fn is_refusal(&self) -> bool {
-        !matches!(self, OpenError::Io { .. })
+        !matches!(self, Self::Io { .. })
     }
 
     /// What whoever runs the command line can do about it, if something.
     pub fn advice(&self) -> Option<Cow<'static, str>> {
         Some(Cow::Borrowed(match self {
-            OpenError::Missing { .. } => {
-                "name the directory that was given to `checkpoint --store`"
-            }
-            OpenError::NotAStore { .. } | OpenError::NotEmpty { .. } => {
+            Self::Missing { .. } => "name the directory that was given to `checkpoint --store`",
+            Self::NotAStore { .. } | Self::NotEmpty { .. } => {
                 "name a store; `checkpoint` also takes a directory that is empty or not there yet"
             }
-            OpenError::FutureFormat { .. } => NEWER,
-            OpenError::Untrusted { source, .. } => source.advice(),
-            OpenError::ReadOnly { .. } => WRITABLE,
+            Self::FutureFormat { .. } => NEWER,
+            Self::Untrusted { source, .. } => source.advice(),
+            Self::ReadOnly { .. } => WRITABLE,
             _ => return None,
         }))
     }
@@ -143,17 +141,15 @@ pub enum LockError {
 impl LockError {
     /// True if nothing went wrong: it cannot be done with this process, this store or these rights, and trying again does not help.
     pub fn is_refusal(&self) -> bool {
-        !matches!(self, LockError::Io { .. })
+        !matches!(self, Self::Io { .. })
     }
 
     /// What whoever runs the command line can do about it, if something.
     pub fn advice(&self) -> Option<Cow<'static, str>> {
         Some(Cow::Borrowed(match self {
-            LockError::Locked { .. } => {
-                "wait until the other command has ended, or use another store"
-            }
-            LockError::ReadOnly { .. } => WRITABLE,
-            LockError::Io { .. } => return None,
+            Self::Locked { .. } => "wait until the other command has ended, or use another store",
+            Self::ReadOnly { .. } => WRITABLE,
+            Self::Io { .. } => return None,
         }))
     }
 }
@@ -307,22 +303,22 @@ impl ReadError {
     pub fn is_refusal(&self) -> bool {
         matches!(
             self,
-            ReadError::NoSuchSnapshot { .. }
-                | ReadError::Pruned { .. }
-                | ReadError::Future { .. }
-                | ReadError::TooLarge { .. }
+            Self::NoSuchSnapshot { .. }
+                | Self::Pruned { .. }
+                | Self::Future { .. }
+                | Self::TooLarge { .. }
         )
     }
 
     /// What whoever runs the command line can do about it, if something.
     pub fn advice(&self) -> Option<Cow<'static, str>> {
         Some(Cow::Borrowed(match self {
-            ReadError::NoSuchSnapshot { .. } | ReadError::Pruned { .. } => {
+            Self::NoSuchSnapshot { .. } | Self::Pruned { .. } => {
                 "`pagetide log` lists the snapshots"
             }
-            ReadError::TooLarge { .. } => "raise --memory-limit",
-            ReadError::Damaged { .. } => "`pagetide verify` names all damage",
-            ReadError::Future { .. } => NEWER,
+            Self::TooLarge { .. } => "raise --memory-limit",
+            Self::Damaged { .. } => "`pagetide verify` names all damage",
+            Self::Future { .. } => NEWER,
             _ => return None,
         }))
     }
@@ -485,13 +481,13 @@ impl PruneError {
     /// True if nothing went wrong: it cannot be done with this process, this store or these rights, and trying again does not help.
     pub fn is_refusal(&self) -> bool {
         match self {
-            PruneError::NothingKept
-            | PruneError::Damaged { .. }
-            | PruneError::NotAncestor { .. }
-            | PruneError::Fork { .. }
-            | PruneError::InUse { .. } => true,
-            PruneError::Lock(inner) => inner.is_refusal(),
-            PruneError::Read(inner) => inner.is_refusal(),
+            Self::NothingKept
+            | Self::Damaged { .. }
+            | Self::NotAncestor { .. }
+            | Self::Fork { .. }
+            | Self::InUse { .. } => true,
+            Self::Lock(inner) => inner.is_refusal(),
+            Self::Read(inner) => inner.is_refusal(),
             _ => false,
         }
     }
@@ -499,8 +495,8 @@ impl PruneError {
     /// What whoever runs the command line can do about it, if something.
     pub fn advice(&self) -> Option<Cow<'static, str>> {
         match self {
-            PruneError::Lock(inner) => inner.advice(),
-            PruneError::Read(inner) => inner.advice(),
+            Self::Lock(inner) => inner.advice(),
+            Self::Read(inner) => inner.advice(),
             _ => None,
         }
     }

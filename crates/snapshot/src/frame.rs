@@ -19,7 +19,7 @@ pub struct EncodedFrame<'a> {
 }
 
 impl<'a> EncodedFrame<'a> {
-    fn new(bytes: Cow<'a, [u8]>, encoding: u16) -> EncodedFrame<'a> {
+    fn new(bytes: Cow<'a, [u8]>, encoding: u16) -> Self {
         EncodedFrame {
             checksum: *blake3::hash(&bytes).as_bytes(),
             bytes,
@@ -39,14 +39,14 @@ pub struct FrameEncoder {
 }
 
 impl FrameEncoder {
-    pub fn new(compression: Compression) -> io::Result<FrameEncoder> {
+    pub fn new(compression: Compression) -> io::Result<Self> {
         // Differences are packed by zstd in any case.
         let level = match compression {
             Compression::Zstd(level) => level,
             Compression::None => 1,
         };
         let compressor = Compressor::new(level)?;
-        Ok(FrameEncoder {
+        Ok(Self {
             compression,
             compressor,
             level,
@@ -181,9 +181,10 @@ pub fn check_all(mut stored: &[u8], frames: &[Frame]) -> Result<(), FormatError>
 }
 
 fn check(stored: &[u8], checksum: &[u8; 32]) -> Result<(), FormatError> {
-    match blake3::hash(stored).as_bytes() == checksum {
-        true => Ok(()),
-        false => damaged("the checksum of a frame does not match"),
+    if blake3::hash(stored).as_bytes() == checksum {
+        Ok(())
+    } else {
+        damaged("the checksum of a frame does not match")
     }
 }
 

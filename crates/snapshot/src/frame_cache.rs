@@ -33,12 +33,12 @@ pub struct CacheState {
 }
 
 impl FrameCache {
-    pub fn new(layers: usize) -> FrameCache {
+    pub fn new(layers: usize) -> Self {
         let state = CacheState {
             capacity: (2 * layers).clamp(KEPT_FRAMES_MIN, KEPT_FRAMES_MAX),
             ..CacheState::default()
         };
-        FrameCache {
+        Self {
             state: Mutex::new(state),
             shelf: Shelf::default(),
         }

@@ -23,8 +23,8 @@ pub enum FrameError {
 }
 
 impl From<io::Error> for FrameError {
-    fn from(error: io::Error) -> FrameError {
-        FrameError::Compress(error)
+    fn from(error: io::Error) -> Self {
+        Self::Compress(error)
     }
 }
 
@@ -81,8 +81,8 @@ pub struct Frames {
 }
 
 impl Frames {
-    pub fn new(file: Box<dyn PartialFile>, encoder: FrameEncoder, known: Option<Known>) -> Frames {
-        Frames {
+    pub fn new(file: Box<dyn PartialFile>, encoder: FrameEncoder, known: Option<Known>) -> Self {
+        Self {
             file: Some(file),
             encoder,
             frames: Vec::new(),
@@ -174,9 +174,10 @@ impl Frames {
         }
         waiting.pages.push((put, hash));
         waiting.raw.extend_from_slice(bytes);
-        match waiting.pages.len() >= frame_pages {
-            true => self.flush(bytes.len(), log),
-            false => Ok(()),
+        if waiting.pages.len() >= frame_pages {
+            self.flush(bytes.len(), log)
+        } else {
+            Ok(())
         }
     }
 
@@ -196,9 +197,10 @@ impl Frames {
         });
         differing.pages.push((put, hash));
         differing.gathered.push(parent, difference);
-        match differing.gathered.is_full(page_bytes) {
-            true => self.flush_differing(kind, log),
-            false => Ok(()),
+        if differing.gathered.is_full(page_bytes) {
+            self.flush_differing(kind, log)
+        } else {
+            Ok(())
         }
     }
 

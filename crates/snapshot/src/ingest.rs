@@ -100,9 +100,10 @@ impl<'a> IngestPlan<'_, 'a> {
     fn find(&self, page: &PageRef) -> Finding {
         let bytes = self.bytes(page);
         let zero = is_zero(bytes);
-        let hash = match zero {
-            true => self.zero_hash,
-            false => PageHash::of(bytes),
+        let hash = if zero {
+            self.zero_hash
+        } else {
+            PageHash::of(bytes)
         };
         // What the parent shows or has in a file is left to those who say so of this snapshot.
         let parent = self.parent.filter(|_| self.elide_unchanged);
@@ -341,8 +342,8 @@ struct Gate {
 }
 
 impl Gate {
-    fn new(ahead: usize) -> Gate {
-        Gate {
+    fn new(ahead: usize) -> Self {
+        Self {
             ahead,
             taken: Mutex::new(0),
             moved: Condvar::new(),

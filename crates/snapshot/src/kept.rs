@@ -28,8 +28,8 @@ struct Stretch {
 
 impl CompactIndex {
     /// All of an index but its runs.
-    pub fn all(frames: Vec<Frame>, hashes: Vec<PageHash>) -> CompactIndex {
-        CompactIndex {
+    pub fn all(frames: Vec<Frame>, hashes: Vec<PageHash>) -> Self {
+        Self {
             has_differences: frames.iter().any(Frame::differs),
             frames,
             stretches: vec![Stretch { first: 0, at: 0 }],
@@ -53,9 +53,10 @@ impl CompactIndex {
 
     /// Those of the stored pages `wanted` that are differences, ascending. Their frames are kept.
     pub fn differing(&self, wanted: Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
-        let first = match self.has_differences {
-            true => self.frame_of(wanted.start),
-            false => self.frames.len(),
+        let first = if self.has_differences {
+            self.frame_of(wanted.start)
+        } else {
+            self.frames.len()
         };
         let end = wanted.end;
         let frames = self.frames[first..].iter();
@@ -72,7 +73,7 @@ impl CompactIndex {
     }
 
     /// What is needed for the pages with these numbers, in any order.
-    pub fn only(&self, mut needed: Vec<Range<u64>>) -> CompactIndex {
+    pub fn only(&self, mut needed: Vec<Range<u64>>) -> Self {
         needed.sort_unstable_by_key(|range| range.start);
         let mut joined: Vec<Range<u64>> = Vec::new();
         for range in needed {
@@ -96,7 +97,7 @@ impl CompactIndex {
             joined.get(next).is_some_and(|range| range.start < end)
         };
         let frames: Vec<Frame> = self.frames.iter().filter(is_needed).cloned().collect();
-        CompactIndex {
+        Self {
             has_differences: frames.iter().any(Frame::differs),
             frames,
             stretches,

@@ -86,14 +86,10 @@ pub struct SnapshotFile {
 
 impl SnapshotFile {
     /// The file of a snapshot, or what is left of one that was pruned.
-    pub fn open(
-        storage: &dyn Storage,
-        store: StoreId,
-        id: SnapshotId,
-    ) -> Result<SnapshotFile, ReadError> {
-        match SnapshotFile::open_named(storage, store, id, file_name(id)) {
+    pub fn open(storage: &dyn Storage, store: StoreId, id: SnapshotId) -> Result<Self, ReadError> {
+        match Self::open_named(storage, store, id, file_name(id)) {
             Err(ReadError::NoSuchSnapshot { .. }) => {
-                SnapshotFile::open_named(storage, store, id, base_name(id))
+                Self::open_named(storage, store, id, base_name(id))
             }
             other => other,
         }
@@ -104,8 +100,8 @@ impl SnapshotFile {
         storage: &dyn Storage,
         store: StoreId,
         id: SnapshotId,
-    ) -> Result<SnapshotFile, ReadError> {
-        SnapshotFile::open_named(storage, store, id, file_name(id))
+    ) -> Result<Self, ReadError> {
+        Self::open_named(storage, store, id, file_name(id))
     }
 
     fn open_named(
@@ -113,7 +109,7 @@ impl SnapshotFile {
         store: StoreId,
         id: SnapshotId,
         name: String,
-    ) -> Result<SnapshotFile, ReadError> {
+    ) -> Result<Self, ReadError> {
         let location = storage.location();
         let file = storage.open(&name).map_err(|error| match error.kind() {
             ErrorKind::NotFound => ReadError::NoSuchSnapshot { snapshot: id },
@@ -139,7 +135,7 @@ impl SnapshotFile {
             let what = format!("it is snapshot {}", header.snapshot);
             return Err(FormatError::Damaged(what).at(id, &name));
         }
-        Ok(SnapshotFile {
+        Ok(Self {
             id,
             name,
             header,
@@ -306,8 +302,8 @@ impl Layer {
         storage: &Arc<dyn Storage>,
         header: &Header,
         kept: CompactIndex,
-    ) -> Layer {
-        Layer {
+    ) -> Self {
+        Self {
             id: header.snapshot,
             store,
             storage: Arc::clone(storage),
@@ -422,9 +418,10 @@ impl FrameReader {
                 })?
             }
         };
-        match file.header == layer.header {
-            true => Ok(self.file.insert(file)),
-            false => Err(ReadError::Replaced { snapshot: layer.id }),
+        if file.header == layer.header {
+            Ok(self.file.insert(file))
+        } else {
+            Err(ReadError::Replaced { snapshot: layer.id })
         }
     }
 

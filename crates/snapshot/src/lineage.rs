@@ -21,7 +21,7 @@ pub struct Lineage {
 
 impl Lineage {
     /// All of a store. What cannot be read is an error: nothing may be taken away from what is not understood.
-    pub fn of(store: &Store) -> Result<Lineage, PruneError> {
+    pub fn of(store: &Store) -> Result<Self, PruneError> {
         let names = store.names()?;
         let mut links = BTreeMap::new();
         let found = names.iter().filter_map(|name| {
@@ -47,7 +47,7 @@ impl Lineage {
             };
             links.insert(id, link);
         }
-        let lineage = Lineage { links };
+        let lineage = Self { links };
         lineage.check()?;
         Ok(lineage)
     }
@@ -65,9 +65,10 @@ impl Lineage {
                     return Err(PruneError::Damaged { snapshot, source });
                 };
                 // Further back it was looked at already.
-                at = match link.is_base {
-                    true => (parent, link.parent),
-                    false => break,
+                at = if link.is_base {
+                    (parent, link.parent)
+                } else {
+                    break;
                 };
             }
         }

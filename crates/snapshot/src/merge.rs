@@ -336,9 +336,10 @@ impl Writing<'_> {
                 page_bytes: size.len(),
                 space: own_spaces.iter().position(own).unwrap_or(0),
             };
-            match 2 * count >= u64::from(frame.page_count) {
-                true => self.copy(&source, frame, &live, &stored)?,
-                false => self.take_pages(&source, frame, &live, &stored)?,
+            if 2 * count >= u64::from(frame.page_count) {
+                self.copy(&source, frame, &live, &stored)?
+            } else {
+                self.take_pages(&source, frame, &live, &stored)?
             }
         }
         Ok(())

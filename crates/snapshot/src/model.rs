@@ -30,13 +30,13 @@ pub struct StoreId(pub [u8; 16]);
 
 impl PageHash {
     /// The hash of the page whose bytes are `page`.
-    pub fn of(page: &[u8]) -> PageHash {
-        PageHash(xxhash_rust::xxh3::xxh3_128(page).to_le_bytes())
+    pub fn of(page: &[u8]) -> Self {
+        Self(xxhash_rust::xxh3::xxh3_128(page).to_le_bytes())
     }
 
     /// The hash that these bytes are, of which there are sixteen.
-    pub(crate) fn read(bytes: &[u8]) -> PageHash {
-        PageHash(bytes.first_chunk().copied().unwrap_or_default())
+    pub(crate) fn read(bytes: &[u8]) -> Self {
+        Self(bytes.first_chunk().copied().unwrap_or_default())
     }
 }
 
@@ -71,8 +71,8 @@ pub struct Space {
 
 impl Space {
     /// A space of these parts.
-    pub fn new(name: impl Into<String>, page_size: PageSize, regions: Vec<Region>) -> Space {
-        Space {
+    pub fn new(name: impl Into<String>, page_size: PageSize, regions: Vec<Region>) -> Self {
+        Self {
             name: name.into(),
             page_size,
             regions,
@@ -114,8 +114,8 @@ pub struct Shown {
 
 impl Region {
     /// A captured, private, anonymous, readable and writable region without a name.
-    pub fn anonymous(pages: PageRange) -> Region {
-        Region {
+    pub fn anonymous(pages: PageRange) -> Self {
+        Self {
             pages,
             protection: Protection {
                 read: true,
@@ -241,7 +241,7 @@ pub enum PageState {
 impl PageState {
     /// Whether each page in this state has a hash in an index.
     pub(crate) fn is_hashed(self) -> bool {
-        matches!(self, PageState::Data | PageState::File)
+        matches!(self, Self::Data | Self::File)
     }
 }
 

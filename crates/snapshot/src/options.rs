@@ -17,8 +17,8 @@ pub enum Compression {
 }
 
 impl Default for Compression {
-    fn default() -> Compression {
-        Compression::Zstd(1)
+    fn default() -> Self {
+        Self::Zstd(1)
     }
 }
 
@@ -43,8 +43,8 @@ pub struct WriteOptions {
 }
 
 impl Default for WriteOptions {
-    fn default() -> WriteOptions {
-        WriteOptions {
+    fn default() -> Self {
+        Self {
             compression: Compression::default(),
             threads: 0,
             elide_unchanged: true,

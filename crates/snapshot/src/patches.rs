@@ -25,11 +25,11 @@ pub struct Patcher {
 }
 
 impl Patcher {
-    pub fn new(level: i32) -> io::Result<Patcher> {
+    pub fn new(level: i32) -> io::Result<Self> {
         let context = CCtx::try_create().ok_or(io::ErrorKind::OutOfMemory)?;
         // Faster ones do not look at what is referred to.
         let level = level.max(1);
-        Ok(Patcher {
+        Ok(Self {
             context,
             level,
             buffer: Vec::new(),
@@ -96,7 +96,7 @@ pub struct Patches {
 
 impl Patches {
     /// The patches of `pages` pages of `page_bytes` out of stored bytes whose checksum holds.
-    pub fn decode(stored: &[u8], pages: usize, page_bytes: usize) -> Result<Patches, FormatError> {
+    pub fn decode(stored: &[u8], pages: usize, page_bytes: usize) -> Result<Self, FormatError> {
         if pages.saturating_mul(page_bytes) as u64 > MAX_FRAME_BYTES {
             return damaged("a frame of patches is longer than a frame can be");
         }
@@ -104,7 +104,7 @@ impl Patches {
             return damaged("a frame of patches is too short");
         };
         match places(stored.len(), rest, pages, page_bytes) {
-            Some(places) => Ok(Patches {
+            Some(places) => Ok(Self {
                 parents: hashes
                     .chunks_exact(HASH_BYTES)
                     .map(PageHash::read)

@@ -59,9 +59,10 @@ impl Store {
         if *keep == Keep::default() {
             return Err(PruneError::NothingKept);
         }
-        let pruning = match dry_run {
-            true => None,
-            false => Some(Pruning::begin(self)?),
+        let pruning = if dry_run {
+            None
+        } else {
+            Some(Pruning::begin(self)?)
         };
         let lineage = Lineage::of(self)?;
         let kept = self.kept(keep, &lineage)?;
@@ -154,7 +155,7 @@ struct Pruning<'s> {
 
 impl<'s> Pruning<'s> {
     /// Also removes what somebody left who crashed.
-    fn begin(store: &'s Store) -> Result<Pruning<'s>, PruneError> {
+    fn begin(store: &'s Store) -> Result<Self, PruneError> {
         let lock = store.take_right(Right::Prune)?;
         let pruning = Pruning { store, _lock: lock };
         for name in store.names()?.iter().filter(|name| layer::is_merging(name)) {
@@ -240,9 +241,10 @@ impl<'s> Pruning<'s> {
     /// Puts a file in the place of that of a snapshot or base.
     fn put(&self, merged: Merged, id: SnapshotId, lineage: &Lineage) -> Result<i64, PruneError> {
         let link = &lineage.links[&id];
-        let name = match link.is_base {
-            true => base_name(id),
-            false => file_name(id),
+        let name = if link.is_base {
+            base_name(id)
+        } else {
+            file_name(id)
         };
         let _gate = self.store.pass(Access::Exclusive)?;
         self.check_free(id)?;
@@ -254,9 +256,10 @@ impl<'s> Pruning<'s> {
 
     /// Nobody reads it: whoever does holds the file that is there, and not one in its place.
     fn check_free(&self, id: SnapshotId) -> Result<(), PruneError> {
-        match self.store.file(id)?.is_held()? {
-            true => Err(PruneError::InUse { snapshot: id }),
-            false => Ok(()),
+        if self.store.file(id)?.is_held()? {
+            Err(PruneError::InUse { snapshot: id })
+        } else {
+            Ok(())
         }
     }
 

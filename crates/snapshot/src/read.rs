@@ -68,17 +68,18 @@ impl View {
         let no_bytes = |in_file: bool| {
             let (snapshot, space) = (self.id(), self.spaces()[space].name.clone());
             let address = page_size.address_of(page);
-            match in_file {
-                true => ReadError::InFile {
+            if in_file {
+                ReadError::InFile {
                     snapshot,
                     space,
                     address,
-                },
-                false => ReadError::NoContent {
+                }
+            } else {
+                ReadError::NoContent {
                     snapshot,
                     space,
                     address,
-                },
+                }
             }
         };
         let mut filled = false;
@@ -92,10 +93,7 @@ impl View {
             filled = true;
             Ok::<(), ReadError>(())
         })?;
-        match filled {
-            true => Ok(()),
-            false => Err(no_bytes(false)),
-        }
+        if filled { Ok(()) } else { Err(no_bytes(false)) }
     }
 
     /// Hands the contents of the pages of `range` to `visit`, ascending, many pages at a time.
@@ -211,10 +209,10 @@ impl View {
             0 => worker_count(0, threads_worth(&groups)),
             asked => worker_count(asked, groups.len()),
         };
-        let threads = match threads > 1 && loose {
-            // One more if it fits, since each waits for what decompresses.
-            true => worker_count(threads + 1, groups.len()),
-            false => threads,
+        let threads = if threads > 1 && loose {
+            worker_count(threads + 1, groups.len())
+        } else {
+            threads
         };
         // To ask for a frame costs two changes of the process.
         let at_once = if loose { FRAMES_AT_ONCE } else { 1 };

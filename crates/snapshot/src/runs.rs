@@ -19,20 +19,21 @@ pub struct Resolved {
 
 impl Resolved {
     /// The part of the run in `range`.
-    pub fn cut(self, range: PageRange) -> Option<Resolved> {
+    pub fn cut(self, range: PageRange) -> Option<Self> {
         let pages = self.pages.intersection(range)?;
         let skipped = pages.start().0 - self.pages.start().0;
-        Some(Resolved {
+        Some(Self {
             pages,
-            ordinal: match self.state.is_hashed() {
-                true => self.ordinal + skipped,
-                false => 0,
+            ordinal: if self.state.is_hashed() {
+                self.ordinal + skipped
+            } else {
+                0
             },
             ..self
         })
     }
 
-    fn continues(&self, before: &Resolved) -> bool {
+    fn continues(&self, before: &Self) -> bool {
         before.pages.end() == self.pages.start()
             && before.state == self.state
             && before.layer == self.layer

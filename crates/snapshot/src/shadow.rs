@@ -69,8 +69,8 @@ struct Pays {
 }
 
 impl Pays {
-    fn new(one_in: u64) -> Pays {
-        Pays {
+    fn new(one_in: u64) -> Self {
+        Self {
             pays: true,
             done: 0,
             worth: 0,
@@ -97,7 +97,7 @@ struct Slot {
 
 impl Shadow {
     /// One that takes no more memory than `limit_bytes`. With 0 it holds nothing.
-    pub fn new(limit_bytes: u64) -> Shadow {
+    pub fn new(limit_bytes: u64) -> Self {
         let state = State {
             limit: limit_bytes,
             bytes: 0,
@@ -109,7 +109,7 @@ impl Shadow {
             keeping: Pays::new(WORTH_KEEPING_ONE_IN),
             patching: Pays::new(WORTH_PATCHING_ONE_IN),
         };
-        Shadow {
+        Self {
             state: Arc::new(Mutex::new(state)),
         }
     }
@@ -265,7 +265,7 @@ impl State {
 }
 
 impl PartialEq for Shadow {
-    fn eq(&self, other: &Shadow) -> bool {
+    fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.state, &other.state)
     }
 }

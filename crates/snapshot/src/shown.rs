@@ -23,10 +23,10 @@ impl Sight {
     }
 
     /// The part of it in `range`.
-    pub fn cut(&self, range: PageRange) -> Option<Sight> {
+    pub fn cut(&self, range: PageRange) -> Option<Self> {
         let pages = self.pages.intersection(range)?;
         let skipped = PageCount(pages.start().0 - self.pages.start().0);
-        Some(Sight {
+        Some(Self {
             pages,
             first: self.first.plus(skipped),
             ..*self

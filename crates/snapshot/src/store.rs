@@ -100,7 +100,7 @@ pub struct DamagedSnapshot {
 
 impl Store {
     /// A new, empty store where there is nothing yet.
-    pub fn create(storage: Arc<dyn Storage>) -> Result<Store, OpenError> {
+    pub fn create(storage: Arc<dyn Storage>) -> Result<Self, OpenError> {
         let location = storage.location();
         let names = match storage.list() {
             Ok(names) => names,
@@ -132,7 +132,7 @@ impl Store {
             file.publish(DESCRIPTOR)
         };
         match write() {
-            Ok(_) => Ok(Store { storage, id }),
+            Ok(_) => Ok(Self { storage, id }),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                 Err(OpenError::Exists { location })
             }
@@ -141,7 +141,7 @@ impl Store {
     }
 
     /// The store that is there. Nothing is written.
-    pub fn open(storage: Arc<dyn Storage>) -> Result<Store, OpenError> {
+    pub fn open(storage: Arc<dyn Storage>) -> Result<Self, OpenError> {
         let location = storage.location();
         let bytes = match read_descriptor(&*storage) {
             Ok(bytes) => bytes,
@@ -162,7 +162,7 @@ impl Store {
             Err(error) => return Err(open_failure(location, "read the store file", error)),
         };
         match descriptor::decode(&bytes) {
-            Ok(id) => Ok(Store { storage, id }),
+            Ok(id) => Ok(Self { storage, id }),
             Err(DescriptorError::Damaged(what)) => Err(OpenError::Damaged { location, what }),
             Err(DescriptorError::Future(found)) => Err(OpenError::FutureFormat {
                 location,
@@ -174,31 +174,31 @@ impl Store {
 
     /// As `create`, in a directory that does not exist or is empty. Nobody but root and the caller may be able to write to
     /// it, see [`DirectoryStorage::new`].
-    pub fn create_directory(path: impl AsRef<Path>) -> Result<Store, OpenError> {
-        Store::create(Arc::new(DirectoryStorage::new(path.as_ref())))
+    pub fn create_directory(path: impl AsRef<Path>) -> Result<Self, OpenError> {
+        Self::create(Arc::new(DirectoryStorage::new(path.as_ref())))
     }
 
     /// As `open`, in a directory. Nobody but root and the caller may be able to write to it, see
     /// [`DirectoryStorage::new`].
-    pub fn open_directory(path: impl AsRef<Path>) -> Result<Store, OpenError> {
-        Store::open(Arc::new(DirectoryStorage::new(path.as_ref())))
+    pub fn open_directory(path: impl AsRef<Path>) -> Result<Self, OpenError> {
+        Self::open(Arc::new(DirectoryStorage::new(path.as_ref())))
     }
 
     /// The store that is there, or a new one where there is nothing yet.
     ///
     /// # Errors
     /// As [`Store::open`] and [`Store::create`]; [`OpenError::NotEmpty`] if something else is there.
-    pub fn open_or_create(storage: Arc<dyn Storage>) -> Result<Store, OpenError> {
-        match Store::create(Arc::clone(&storage)) {
-            Err(OpenError::Exists { .. }) => Store::open(storage),
+    pub fn open_or_create(storage: Arc<dyn Storage>) -> Result<Self, OpenError> {
+        match Self::create(Arc::clone(&storage)) {
+            Err(OpenError::Exists { .. }) => Self::open(storage),
             created => created,
         }
     }
 
     /// As `open_or_create`, in a directory. Nobody but root and the caller may be able to write to it, see
     /// [`DirectoryStorage::new`].
-    pub fn open_or_create_directory(path: impl AsRef<Path>) -> Result<Store, OpenError> {
-        Store::open_or_create(Arc::new(DirectoryStorage::new(path.as_ref())))
+    pub fn open_or_create_directory(path: impl AsRef<Path>) -> Result<Self, OpenError> {
+        Self::open_or_create(Arc::new(DirectoryStorage::new(path.as_ref())))
     }
 
     /// The store's name among stores.

@@ -327,16 +327,15 @@ fn check_frames(
                 PageCount(u64::from(frame.page_count)),
             );
             let (pages, checksum) = (frame.page_count as usize, &frame.checksum);
-            let decoded = match frame.differs() {
-                true => decoder
+            let decoded = if frame.differs() {
+                decoder
                     .differences(&stored, checksum, frame.encoding, (pages, page_bytes))
-                    .map(|_| None),
-                false => {
-                    raw.resize(pages * page_bytes, 0);
-                    decoder
-                        .decode(&stored, frame.encoding, checksum, &mut raw)
-                        .map(|()| wrong_pages(index, numbers, &raw, page_bytes))
-                }
+                    .map(|_| None)
+            } else {
+                raw.resize(pages * page_bytes, 0);
+                decoder
+                    .decode(&stored, frame.encoding, checksum, &mut raw)
+                    .map(|()| wrong_pages(index, numbers, &raw, page_bytes))
             };
             let damage = match decoded {
                 Err(error @ FormatError::Unknown(_)) => return Err(file.at(error)),

@@ -60,8 +60,8 @@ pub(crate) struct Origin {
 }
 
 impl Origin {
-    pub fn new(find: Find, held: Option<Box<dyn StoredFile>>) -> Origin {
-        Origin {
+    pub fn new(find: Find, held: Option<Box<dyn StoredFile>>) -> Self {
+        Self {
             find,
             held,
             again: Mutex::new(None),
@@ -163,7 +163,7 @@ impl View {
     }
 
     /// The same snapshot, found anew because files that it was read from were rewritten since.
-    pub(crate) fn again(&self) -> Result<View, ReadError> {
+    pub(crate) fn again(&self) -> Result<Self, ReadError> {
         let known = || {
             let again = &self.inner.origin.again;
             again.lock().unwrap_or_else(PoisonError::into_inner)
@@ -185,7 +185,7 @@ impl View {
         Ok(found)
     }
 
-    fn last_again(&self) -> Option<View> {
+    fn last_again(&self) -> Option<Self> {
         let again = &self.inner.origin.again;
         let next = again
             .lock()
@@ -195,27 +195,27 @@ impl View {
     }
 
     /// Keeps the file of the snapshot from being taken away, if it was published as `held`.
-    pub(crate) fn set_held(self, held: Box<dyn StoredFile>) -> View {
+    pub(crate) fn set_held(self, held: Box<dyn StoredFile>) -> Self {
         match Arc::try_unwrap(self.inner) {
             Ok(mut inner) => {
                 inner.origin.held = Some(held);
-                View {
+                Self {
                     inner: Arc::new(inner),
                 }
             }
-            Err(inner) => View { inner },
+            Err(inner) => Self { inner },
         }
     }
 
     /// The view of a snapshot whose own records are `top` (by space) and lie in `layer`.
     pub(crate) fn over(
-        parent: Option<&View>,
+        parent: Option<&Self>,
         layer: Arc<Layer>,
         top: &[Vec<Resolved>],
         info: SnapshotInfo,
         (spaces, attachments): (Vec<Space>, Vec<Attachment>),
         origin: Origin,
-    ) -> Result<View, ReadError> {
+    ) -> Result<Self, ReadError> {
         let parent = parent.map(|view| &*view.inner);
         let mut layers = parent.map_or_else(Vec::new, |parent| parent.layers.clone());
         let mut chain = parent.map_or_else(Vec::new, |parent| parent.chain.clone());
@@ -249,7 +249,7 @@ impl View {
             beneath,
             layers,
         };
-        View::of(store, (arrived, chain), info, attachments, origin)
+        Self::of(store, (arrived, chain), info, attachments, origin)
     }
 
     /// The view of a snapshot from which the way back along `chain`, oldest first, was gone.
@@ -260,8 +260,8 @@ impl View {
         info: SnapshotInfo,
         attachments: Vec<Attachment>,
         origin: Origin,
-    ) -> Result<View, ReadError> {
-        View::of(store, (arrived, chain), info, attachments, origin)
+    ) -> Result<Self, ReadError> {
+        Self::of(store, (arrived, chain), info, attachments, origin)
     }
 
     fn of(
@@ -270,7 +270,7 @@ impl View {
         info: SnapshotInfo,
         attachments: Vec<Attachment>,
         origin: Origin,
-    ) -> Result<View, ReadError> {
+    ) -> Result<Self, ReadError> {
         let Arrived {
             spaces,
             runs: resolved,
@@ -305,7 +305,7 @@ impl View {
         };
         inner.check_shown()?;
         inner.check_beneath()?;
-        Ok(View {
+        Ok(Self {
             inner: Arc::new(inner),
         })
     }

@@ -27,12 +27,12 @@ pub struct Words {
 
 impl Words {
     /// Those of `page` where `parent` has others. `None` if they are too many to be worth it.
-    pub fn between(parent: &[u8], page: &[u8]) -> Option<Words> {
+    pub fn between(parent: &[u8], page: &[u8]) -> Option<Self> {
         if parent.len() != page.len() {
             return None;
         }
         let most = page.len() / BYTES_A_WORD;
-        let mut words = Words::default();
+        let mut words = Self::default();
         let mut next = 0;
         let lines = parent.chunks(BYTES_A_WORD).zip(page.chunks(BYTES_A_WORD));
         for (line, (old, new)) in lines.enumerate() {
@@ -130,7 +130,7 @@ impl FrameOfWords {
         pages: usize,
         page_bytes: usize,
         decompressor: &mut Wherever,
-    ) -> Result<FrameOfWords, FormatError> {
+    ) -> Result<Self, FormatError> {
         let Some((length, rest)) = stored.split_first_chunk::<LENGTH_BYTES>() else {
             return damaged("a frame of differences is too short");
         };
@@ -150,7 +150,7 @@ impl FrameOfWords {
         }
         let parents = hashes.chunks_exact(HASH_BYTES).map(PageHash::read);
         match places(&columns, parents, page_bytes) {
-            Some(pages) => Ok(FrameOfWords { pages, columns }),
+            Some(pages) => Ok(Self { pages, columns }),
             None => damaged("a frame of differences does not add up"),
         }
     }

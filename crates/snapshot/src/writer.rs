@@ -104,7 +104,7 @@ impl SnapshotWriter {
         id: SnapshotId,
         parent: Option<View>,
         options: WriteOptions,
-    ) -> Result<SnapshotWriter, WriteError> {
+    ) -> Result<Self, WriteError> {
         let name = partial_name(id);
         let fail = |what: &str, error| failure(&store, id, format!("{what} {name}"), error);
         let mut file = store
@@ -119,7 +119,7 @@ impl SnapshotWriter {
         }
         let encoder = FrameEncoder::new(options.compression)
             .map_err(|error| failure(&store, id, "prepare to compress".to_owned(), error))?;
-        Ok(SnapshotWriter {
+        Ok(Self {
             store,
             lock,
             id,
@@ -468,9 +468,10 @@ impl SnapshotWriter {
     }
 
     fn check_alive(&self) -> Result<(), WriteError> {
-        match self.failed {
-            true => Err(WriteError::Failed { snapshot: self.id }),
-            false => Ok(()),
+        if self.failed {
+            Err(WriteError::Failed { snapshot: self.id })
+        } else {
+            Ok(())
         }
     }
 

@@ -21,7 +21,7 @@ pub struct SlowFile {
 
 impl SlowFile {
     /// Mounts it; an error where this is not allowed.
-    pub fn mount() -> io::Result<SlowFile> {
+    pub fn mount() -> io::Result<Self> {
         let device = OpenOptions::new()
             .read(true)
             .write(true)
@@ -47,7 +47,7 @@ impl SlowFile {
         let (answers, to_give) = channel();
         let (ask, asked) = channel();
         let server = std::thread::spawn(move || serve(device, &ask, &to_give));
-        Ok(SlowFile {
+        Ok(Self {
             directory,
             answers: Some(answers),
             asked,

@@ -59,7 +59,7 @@ fn pause_a_little() {
 
 impl Child {
     /// Runs `body` in a child, which then sleeps until it is killed.
-    pub fn run(body: impl FnOnce(&Board<'_>)) -> Child {
+    pub fn run(body: impl FnOnce(&Board<'_>)) -> Self {
         let board = Region::shared(1);
         let alive = with_children();
         // SAFETY: the child only runs `body`, whose callers keep to what is safe after fork.
@@ -71,7 +71,7 @@ impl Child {
                 pause_a_little();
             }
         }
-        Child {
+        Self {
             pid,
             _alive: alive,
             board,
@@ -195,8 +195,9 @@ pub fn run_to_end(body: impl FnOnce() -> i32) -> Result<i32, i32> {
     let mut status = 0;
     // SAFETY: our own child and a place for its status.
     unsafe { libc::waitpid(pid, &mut status, 0) };
-    match libc::WIFSIGNALED(status) {
-        true => Err(libc::WTERMSIG(status)),
-        false => Ok(libc::WEXITSTATUS(status)),
+    if libc::WIFSIGNALED(status) {
+        Err(libc::WTERMSIG(status))
+    } else {
+        Ok(libc::WEXITSTATUS(status))
     }
 }

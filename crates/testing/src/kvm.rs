@@ -43,7 +43,7 @@ fn owned(fd: i32) -> OwnedFd {
 
 impl Guest {
     /// A machine whose memory, from address 0 on, is `memory`.
-    pub fn of(memory: &Region) -> io::Result<Guest> {
+    pub fn of(memory: &Region) -> io::Result<Self> {
         let null = std::ptr::null_mut();
         let kvm = File::options().read(true).write(true).open("/dev/kvm")?;
         let machine = owned(call(&kvm, KVM_CREATE_VM, null)?);
@@ -65,7 +65,7 @@ impl Guest {
         special[0] = 0;
         special[1] &= !0xffff_0000_0000;
         call(&processor, KVM_SET_SREGS, special.as_mut_ptr().cast())?;
-        Ok(Guest {
+        Ok(Self {
             _machine: machine,
             processor,
             run,

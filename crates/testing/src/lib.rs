@@ -17,11 +17,10 @@ pub mod ring;
 mod skipped;
 pub mod watched;
 
-pub use skipped::skipped;
-
 use nix::libc;
 use pagetide_kernel::pagemap_scan::{Categories, Pagemap, ScanFlags, ScanRequest, ScannedRange};
 use pagetide_pages::{PageIndex, PageRange, PageSet, PageSize};
+pub use skipped::skipped;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -148,7 +147,7 @@ impl Region {
         protection: i32,
         flags: i32,
         file: Option<(&File, usize)>,
-    ) -> io::Result<Region> {
+    ) -> io::Result<Self> {
         let start = free_address(length);
         let (fd, offset) = file.map_or((-1, 0), |(file, offset)| (file.as_raw_fd(), offset));
         map_at(
@@ -159,7 +158,7 @@ impl Region {
             fd,
             offset,
         )?;
-        Ok(Region {
+        Ok(Self {
             start,
             length,
             own: slots_of(length),
@@ -167,7 +166,7 @@ impl Region {
     }
 
     /// A shared mapping of a file at a place of the kernel's choice: some refuse any other.
-    pub fn map_anywhere(length: usize, file: &File, offset: usize) -> io::Result<Region> {
+    pub fn map_anywhere(length: usize, file: &File, offset: usize) -> io::Result<Self> {
         let offset = libc::off_t::try_from(offset).expect("offset");
         let (flags, fd) = (libc::MAP_SHARED, file.as_raw_fd());
         // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing.
@@ -175,7 +174,7 @@ impl Region {
             unsafe { libc::mmap(std::ptr::null_mut(), length, READ_WRITE, flags, fd, offset) };
         match mapped {
             libc::MAP_FAILED => Err(io::Error::last_os_error()),
-            at => Ok(Region {
+            at => Ok(Self {
                 start: at as u64,
                 length,
                 own: length,
@@ -184,28 +183,26 @@ impl Region {
     }
 
     /// Private anonymous memory in base pages, readable and writable, not touched yet.
-    pub fn private(pages: usize) -> Region {
+    pub fn private(pages: usize) -> Self {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        let region =
-            Region::map(pages * PAGE, READ_WRITE, flags, None).expect("map private memory");
+        let region = Self::map(pages * PAGE, READ_WRITE, flags, None).expect("map private memory");
         // Without transparent huge pages; not known (EINVAL) where the kernel has none.
         let _ = region.advise(0..pages, libc::MADV_NOHUGEPAGE);
         region
     }
 
     /// As [`Region::private`], every page filled with `value`.
-    pub fn filled(pages: usize, value: u8) -> Region {
-        let region = Region::private(pages);
+    pub fn filled(pages: usize, value: u8) -> Self {
+        let region = Self::private(pages);
         region.fill(0..pages, value);
         region
     }
 
     /// Private anonymous memory in transparent huge pages, filled; `None` if the machine gives none.
-    pub fn transparent_huge(huge_pages: usize, value: u8) -> Option<Region> {
+    pub fn transparent_huge(huge_pages: usize, value: u8) -> Option<Self> {
         let pages = huge_pages * HUGE / PAGE;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        let region =
-            Region::map(pages * PAGE, READ_WRITE, flags, None).expect("map private memory");
+        let region = Self::map(pages * PAGE, READ_WRITE, flags, None).expect("map private memory");
         region.advise(0..pages, libc::MADV_HUGEPAGE).ok()?;
         region.fill(0..pages, value);
         let huge = |at: usize| region.state(at * (HUGE / PAGE)).contains(Categories::HUGE);
@@ -217,30 +214,30 @@ impl Region {
     }
 
     /// Shared anonymous memory.
-    pub fn shared(pages: usize) -> Region {
+    pub fn shared(pages: usize) -> Self {
         let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
-        Region::map(pages * PAGE, READ_WRITE, flags, None).expect("map shared memory")
+        Self::map(pages * PAGE, READ_WRITE, flags, None).expect("map shared memory")
     }
 
     /// `pages` of a file from its start, MAP_SHARED or MAP_PRIVATE.
-    pub fn of_file(file: &File, pages: usize, shared: bool) -> Region {
+    pub fn of_file(file: &File, pages: usize, shared: bool) -> Self {
         let flags = if shared {
             libc::MAP_SHARED
         } else {
             libc::MAP_PRIVATE
         };
-        Region::map(pages * PAGE, READ_WRITE, flags, Some((file, 0))).expect("map a file")
+        Self::map(pages * PAGE, READ_WRITE, flags, Some((file, 0))).expect("map a file")
     }
 
     /// Anonymous memory in hugetlb pages.
-    pub fn hugetlb(huge_pages: usize, shared: bool) -> io::Result<Region> {
+    pub fn hugetlb(huge_pages: usize, shared: bool) -> io::Result<Self> {
         let flags = if shared {
             libc::MAP_SHARED
         } else {
             libc::MAP_PRIVATE
         };
         let flags = flags | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | libc::MAP_HUGE_2MB;
-        Region::map(huge_pages * HUGE, READ_WRITE, flags, None)
+        Self::map(huge_pages * HUGE, READ_WRITE, flags, None)
     }
 
     /// Address of the first byte.
@@ -405,7 +402,7 @@ impl Region {
 
     /// mremap(2) of `pages` to page `to` of `target` (which may be this region), leaving a hole, or,
     /// with MREMAP_DONTUNMAP, an empty mapping.
-    pub fn move_to(&self, pages: Range<usize>, target: &Region, to: usize, dont_unmap: bool) {
+    pub fn move_to(&self, pages: Range<usize>, target: &Self, to: usize, dont_unmap: bool) {
         let extra = if dont_unmap {
             libc::MREMAP_DONTUNMAP
         } else {
@@ -441,7 +438,7 @@ impl Region {
     }
 
     /// The same region, taken to be `pages` long from now on.
-    pub fn assume_pages(mut self, pages: usize) -> Region {
+    pub fn assume_pages(mut self, pages: usize) -> Self {
         self.length = pages * PAGE;
         self
     }

@@ -16,11 +16,11 @@ pub struct Machine {
 
 impl Machine {
     /// Waits for the right.
-    pub fn lock() -> Machine {
+    pub fn lock() -> Self {
         let path = std::env::temp_dir().join("pagetide-machine-tests.lock");
         let lock = File::create(path).expect("lock file");
         rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).expect("flock");
-        Machine {
+        Self {
             _lock: lock,
             restore: Vec::new(),
             swap: None,
@@ -42,12 +42,13 @@ impl Machine {
         self.set(path, &wanted)
             .map_err(|error| format!("write {path}: {error}"))?;
         let given = fs::read_to_string(path).map_err(|error| error.to_string())?;
-        match given.trim() == wanted {
-            true => Ok(()),
-            false => Err(format!(
+        if given.trim() == wanted {
+            Ok(())
+        } else {
+            Err(format!(
                 "{} of {pages} huge pages are to be had",
                 given.trim()
-            )),
+            ))
         }
     }
 

@@ -8,7 +8,7 @@ use std::ops::Range;
 impl Region {
     /// mremap(2) of `pages` to `new_pages` pages at a place of the kernel's choice, if there is no room
     /// where they are. Gives the new place if it is another.
-    pub fn resize_anywhere(&self, pages: Range<usize>, new_pages: usize) -> Option<Region> {
+    pub fn resize_anywhere(&self, pages: Range<usize>, new_pages: usize) -> Option<Self> {
         let (at, length) = (self.address(pages.start), pages.len() * PAGE);
         let flags = libc::MREMAP_MAYMOVE;
         // SAFETY: source and target belong to regions, to which no Rust reference exists.
@@ -19,18 +19,18 @@ impl Region {
             "mremap: {}",
             io::Error::last_os_error()
         );
-        (new as u64 != at).then(|| Region::adopt(new as u64, new_pages))
+        (new as u64 != at).then(|| Self::adopt(new as u64, new_pages))
     }
 
     /// mremap(2) of nothing to as many pages: for shared memory a second mapping of the same pages, at
     /// a place of the kernel's choice.
-    pub fn duplicate(&self, pages: Range<usize>) -> io::Result<Region> {
+    pub fn duplicate(&self, pages: Range<usize>) -> io::Result<Self> {
         let (at, length) = (self.address(pages.start), pages.len() * PAGE);
         // SAFETY: the new mapping is at a place of the kernel's choice and overlaps nothing.
         let new = unsafe { libc::mremap(at as *mut _, 0, length, libc::MREMAP_MAYMOVE) };
         match new {
             libc::MAP_FAILED => Err(io::Error::last_os_error()),
-            new => Ok(Region::adopt(new as u64, pages.len())),
+            new => Ok(Self::adopt(new as u64, pages.len())),
         }
     }
 
@@ -38,7 +38,7 @@ impl Region {
     pub fn try_move_to(
         &self,
         pages: Range<usize>,
-        target: &Region,
+        target: &Self,
         to: usize,
         dont_unmap: bool,
     ) -> io::Result<()> {
@@ -73,9 +73,9 @@ impl Region {
     }
 
     /// Takes over a mapping that the kernel has placed.
-    fn adopt(start: u64, pages: usize) -> Region {
+    fn adopt(start: u64, pages: usize) -> Self {
         let length = pages * PAGE;
-        Region {
+        Self {
             start,
             length,
             own: length,

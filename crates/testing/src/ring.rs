@@ -27,16 +27,16 @@ const ENTRIES: u32 = 4;
 
 impl Ring {
     /// A ring whose queues are mapped from it, as usual.
-    pub fn new() -> io::Result<Ring> {
-        Ring::with(IoringSetupFlags::empty())
+    pub fn new() -> io::Result<Self> {
+        Self::with(IoringSetupFlags::empty())
     }
 
     /// The same, which only the thread that makes it may use (IORING_SETUP_SINGLE_ISSUER).
-    pub fn for_one_thread() -> io::Result<Ring> {
-        Ring::with(IoringSetupFlags::SINGLE_ISSUER)
+    pub fn for_one_thread() -> io::Result<Self> {
+        Self::with(IoringSetupFlags::SINGLE_ISSUER)
     }
 
-    fn with(flags: IoringSetupFlags) -> io::Result<Ring> {
+    fn with(flags: IoringSetupFlags) -> io::Result<Self> {
         let mut parameters = io_uring_params::default();
         parameters.flags = flags;
         // SAFETY: the parameters are valid, and name no memory.
@@ -46,7 +46,7 @@ impl Ring {
         let rings = map(IORING_OFF_SQ_RING as usize)?;
         let requests = map(IORING_OFF_SQES as usize)?;
         let fd = OwnedFd::from(file);
-        Ok(Ring {
+        Ok(Self {
             fd,
             parameters,
             rings,
@@ -56,7 +56,7 @@ impl Ring {
     }
 
     /// A ring whose queues lie in private memory of this process (IORING_SETUP_NO_MMAP).
-    pub fn in_own_memory() -> io::Result<Ring> {
+    pub fn in_own_memory() -> io::Result<Self> {
         let rings = Region::filled(1, 0);
         let requests = Region::filled(1, 0);
         let mut parameters = io_uring_params::default();
@@ -66,7 +66,7 @@ impl Ring {
         // SAFETY: both areas are a page, which is enough for so few entries, and outlive the ring,
         // because the struct drops its fd first.
         let fd = unsafe { io_uring_setup(ENTRIES, &mut parameters) }?;
-        Ok(Ring {
+        Ok(Self {
             fd,
             parameters,
             rings,

@@ -18,8 +18,8 @@ pub struct Watcher {
 
 impl Watcher {
     /// A new one. The test has asked before, by `needs!(wp_async)`, whether there is such a thing.
-    pub fn of_self() -> Watcher {
-        Watcher {
+    pub fn of_self() -> Self {
+        Self {
             protector: WriteProtector::of_self().expect("userfaultfd"),
             pagemap: Pagemap::of_self().expect("pagemap"),
         }

@@ -16,14 +16,14 @@ pub enum Backend {
 
 impl Backend {
     /// All backends, the preferred first.
-    pub const ALL: [Backend; 3] = [Backend::WpAsync, Backend::SoftDirty, Backend::Rehash];
+    pub const ALL: [Self; 3] = [Self::WpAsync, Self::SoftDirty, Self::Rehash];
 
     /// The name by which users choose it.
     pub const fn name(self) -> &'static str {
         match self {
-            Backend::WpAsync => "wp-async",
-            Backend::SoftDirty => "soft-dirty",
-            Backend::Rehash => "rehash",
+            Self::WpAsync => "wp-async",
+            Self::SoftDirty => "soft-dirty",
+            Self::Rehash => "rehash",
         }
     }
 }

@@ -40,19 +40,19 @@ pub enum TrackError {
 }
 
 impl From<ScanError> for TrackError {
-    fn from(error: ScanError) -> TrackError {
+    fn from(error: ScanError) -> Self {
         match error {
-            ScanError::SpaceGone { .. } => TrackError::SpaceGone,
-            other => TrackError::Scan(other),
+            ScanError::SpaceGone { .. } => Self::SpaceGone,
+            other => Self::Scan(other),
         }
     }
 }
 
 impl From<UserfaultfdError> for TrackError {
-    fn from(error: UserfaultfdError) -> TrackError {
+    fn from(error: UserfaultfdError) -> Self {
         match error {
-            UserfaultfdError::SpaceGone { .. } => TrackError::SpaceGone,
-            other => TrackError::Protect(other),
+            UserfaultfdError::SpaceGone { .. } => Self::SpaceGone,
+            other => Self::Protect(other),
         }
     }
 }

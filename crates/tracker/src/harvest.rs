@@ -23,8 +23,8 @@ pub enum GivenBack {
 }
 
 impl Ledger {
-    pub(crate) fn new(restore: impl Fn(&PageSet) -> GivenBack + Send + Sync + 'static) -> Ledger {
-        Ledger {
+    pub(crate) fn new(restore: impl Fn(&PageSet) -> GivenBack + Send + Sync + 'static) -> Self {
+        Self {
             owed: Mutex::new(PageSet::new()),
             restore: Box::new(restore),
         }
@@ -67,8 +67,8 @@ impl Harvest {
         unmarked: PageSet,
         layout: LayoutChange,
         ledger: Arc<Ledger>,
-    ) -> Harvest {
-        Harvest {
+    ) -> Self {
+        Self {
             written,
             unmarked,
             layout,

@@ -10,8 +10,8 @@ pub(crate) struct Labels<T> {
 }
 
 impl<T> Default for Labels<T> {
-    fn default() -> Labels<T> {
-        Labels { runs: Vec::new() }
+    fn default() -> Self {
+        Self { runs: Vec::new() }
     }
 }
 
@@ -40,7 +40,7 @@ impl<T: Copy + Eq> Labels<T> {
     }
 
     /// The pages that have the same label in both.
-    pub fn alike(&self, other: &Labels<T>) -> PageSet {
+    pub fn alike(&self, other: &Self) -> PageSet {
         let (mut ours, mut theirs) = (self.runs.iter().peekable(), other.runs.iter().peekable());
         let mut alike = PageSet::new();
         while let (Some((a, label_a)), Some((b, label_b))) = (ours.peek(), theirs.peek()) {
@@ -59,7 +59,7 @@ impl<T: Copy + Eq> Labels<T> {
     }
 
     /// The pages that have a label in one and not the same in the other.
-    pub fn differing(&self, other: &Labels<T>) -> PageSet {
+    pub fn differing(&self, other: &Self) -> PageSet {
         let either = self.pages().union(&other.pages());
         either.subtract(&self.alike(other))
     }

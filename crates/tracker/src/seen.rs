@@ -55,25 +55,24 @@ pub(crate) fn place(page: PageIndex, entry: PagemapEntry) -> Result<Option<Where
 
 /// What a private mapping shows where it holds nothing of its own.
 pub(crate) fn backing(mapping: &Mapping) -> Backing {
-    match mapping.has_file() {
-        false => Backing::Anonymous,
-        true => {
-            let first = mapping.offset_bytes / pagetide_pages::PageSize::KIB_4.bytes();
-            let distance = first.wrapping_sub(mapping.pages().start().0);
-            Backing::File(mapping.device, mapping.inode, distance)
-        }
+    if !mapping.has_file() {
+        Backing::Anonymous
+    } else {
+        let first = mapping.offset_bytes / pagetide_pages::PageSize::KIB_4.bytes();
+        let distance = first.wrapping_sub(mapping.pages().start().0);
+        Backing::File(mapping.device, mapping.inode, distance)
     }
 }
 
 impl Seen {
     /// The pages that may show something else than they did in `before`, not counting stores.
-    pub fn changed_since(&self, before: &Seen) -> PageSet {
+    pub fn changed_since(&self, before: &Self) -> PageSet {
         self.fresh_since(before)
             .union(&self.places.differing(&before.places))
     }
 
     /// The pages that were not mapped to the same in `before`.
-    pub fn fresh_since(&self, before: &Seen) -> PageSet {
+    pub fn fresh_since(&self, before: &Self) -> PageSet {
         let now = self.backing.pages();
         now.subtract(&self.backing.alike(&before.backing))
     }
@@ -113,13 +112,13 @@ impl Seen {
     }
 
     /// `None` if the bytes are not whole, or of another version.
-    pub fn from_bytes(bytes: &[u8]) -> Option<Seen> {
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let mut input = Reader {
             rest: bytes,
             at: 0,
             distance: 0,
         };
-        let mut seen = Seen::default();
+        let mut seen = Self::default();
         if input.number()? != VERSION {
             return None;
         }

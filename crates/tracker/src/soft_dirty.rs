@@ -44,13 +44,13 @@ pub struct SoftDirty {
 
 impl SoftDirty {
     /// Tracks the calling process itself. Takes over the soft-dirty bits of all of its memory.
-    pub fn of_self() -> Result<SoftDirty, TrackError> {
-        SoftDirty::of_process(std::process::id().cast_signed())
+    pub fn of_self() -> Result<Self, TrackError> {
+        Self::of_process(std::process::id().cast_signed())
     }
 
     /// Tracks process `pid`. Takes over the soft-dirty bits of all of its memory.
-    pub fn of_process(pid: i32) -> Result<SoftDirty, TrackError> {
-        Ok(SoftDirty {
+    pub fn of_process(pid: i32) -> Result<Self, TrackError> {
+        Ok(Self {
             pid,
             clear_refs: ClearRefs::of_process(pid)?,
             pagemap: Pagemap::of_process(pid)?,
@@ -116,24 +116,27 @@ impl SoftDirty {
                 }
             })?;
         }
-        match hidden {
-            true => Err(TrackError::FramesHidden),
-            false => Ok(stored),
+        if hidden {
+            Err(TrackError::FramesHidden)
+        } else {
+            Ok(stored)
         }
     }
 
     fn check_alive(&self) -> Result<(), TrackError> {
-        match self.pagemap.is_alive() {
-            true => Ok(()),
-            false => Err(TrackError::SpaceGone),
+        if self.pagemap.is_alive() {
+            Ok(())
+        } else {
+            Err(TrackError::SpaceGone)
         }
     }
 
     /// An address space that goes away while it is looked at fails in many ways.
     fn explain(&self, error: TrackError) -> TrackError {
-        match self.pagemap.is_alive() {
-            true => error,
-            false => TrackError::SpaceGone,
+        if self.pagemap.is_alive() {
+            error
+        } else {
+            TrackError::SpaceGone
         }
     }
 
@@ -247,16 +250,16 @@ impl Tracker for SoftDirty {
 }
 
 impl From<ClearRefsError> for TrackError {
-    fn from(error: ClearRefsError) -> TrackError {
+    fn from(error: ClearRefsError) -> Self {
         match error {
-            ClearRefsError::Ended => TrackError::SpaceGone,
-            other => TrackError::ClearRefs(other),
+            ClearRefsError::Ended => Self::SpaceGone,
+            other => Self::ClearRefs(other),
         }
     }
 }
 
 impl From<ReadEntriesError> for TrackError {
-    fn from(error: ReadEntriesError) -> TrackError {
-        TrackError::Entries(error)
+    fn from(error: ReadEntriesError) -> Self {
+        Self::Entries(error)
     }
 }

@@ -62,18 +62,18 @@ pub struct WpAsync {
 
 impl WpAsync {
     /// Tracks memory of the calling process itself. Needs no privilege.
-    pub fn of_self() -> Result<WpAsync, TrackError> {
+    pub fn of_self() -> Result<Self, TrackError> {
         let pagemap = Pagemap::of_self()?;
-        Ok(WpAsync::with(WriteProtector::of_self()?, pagemap))
+        Ok(Self::with(WriteProtector::of_self()?, pagemap))
     }
 
     /// Tracks the address space to which both of these belong: a userfaultfd created in it, and its
     /// pagemap. If the userfaultfd was in use before, by a tracker that is gone, tracking goes on
     /// where that one left it.
-    pub fn with(protector: WriteProtector, pagemap: Pagemap) -> WpAsync {
+    pub fn with(protector: WriteProtector, pagemap: Pagemap) -> Self {
         let (protector, pagemap) = (Arc::new(protector), Arc::new(pagemap));
         let (marker, reader) = (Arc::clone(&protector), Arc::clone(&pagemap));
-        WpAsync {
+        Self {
             protector,
             pagemap,
             ledger: Arc::new(Ledger::new(move |pages| {
@@ -91,8 +91,8 @@ impl WpAsync {
     /// Has everything count as written at first, whatever its marks say. For a userfaultfd whose last user may have
     /// been killed at any point of a harvest.
     #[must_use]
-    pub fn distrusting(self) -> WpAsync {
-        WpAsync {
+    pub fn distrusting(self) -> Self {
+        Self {
             distrusts: true,
             ..self
         }
@@ -101,8 +101,8 @@ impl WpAsync {
     /// New mappings are refused if a harvest would make more page tables for them than this, in bytes, for
     /// memory that holds nothing.
     #[must_use]
-    pub fn with_page_table_limit(self, bytes: u64) -> WpAsync {
-        WpAsync {
+    pub fn with_page_table_limit(self, bytes: u64) -> Self {
+        Self {
             page_table_limit: bytes,
             ..self
         }
@@ -231,9 +231,10 @@ impl WpAsync {
         let refused: PageSet = change.refused.iter().map(|refused| refused.pages).collect();
         change.fresh = fresh.subtract(&refused);
         self.registered = spans.subtract(&refused);
-        let doubtful = match std::mem::take(&mut self.distrusts) {
-            true => self.registered.clone(),
-            false => change.fresh.clone(),
+        let doubtful = if std::mem::take(&mut self.distrusts) {
+            self.registered.clone()
+        } else {
+            change.fresh.clone()
         };
         self.take_stale_marks(&doubtful, mappings)?;
         Ok(change)
@@ -279,9 +280,10 @@ impl WpAsync {
     }
 
     fn check_alive(&self) -> Result<(), TrackError> {
-        match self.pagemap.is_alive() {
-            true => Ok(()),
-            false => Err(TrackError::SpaceGone),
+        if self.pagemap.is_alive() {
+            Ok(())
+        } else {
+            Err(TrackError::SpaceGone)
         }
     }
 

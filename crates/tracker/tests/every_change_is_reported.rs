@@ -93,8 +93,8 @@ fn tracker(backend: Backend) -> Box<dyn Tracker> {
 }
 
 impl World {
-    fn new(backend: Backend) -> World {
-        World {
+    fn new(backend: Backend) -> Self {
+        Self {
             backend,
             region: Region::filled(PAGES, 1),
             kinds: vec![Kind::Writable; PAGES],
@@ -115,7 +115,7 @@ impl World {
 
     /// The pages become new, zero and of this kind.
     fn renew(&mut self, pages: Range<usize>, kind: Kind) {
-        self.truth[World::bytes(pages.clone())].fill(0);
+        self.truth[Self::bytes(pages.clone())].fill(0);
         self.kinds[pages].fill(kind);
     }
 
@@ -142,11 +142,11 @@ impl World {
             .region
             .positions(&PageSet::from(self.region.pages()).subtract(&mapped))
         {
-            self.stored[World::bytes(page..page + 1)].fill(0);
+            self.stored[Self::bytes(page..page + 1)].fill(0);
         }
         for range in harvest.written().ranges() {
             let first = self.region.positions(&PageSet::from(*range))[0];
-            let bytes = World::bytes(first..first + range.count().0 as usize);
+            let bytes = Self::bytes(first..first + range.count().0 as usize);
             let out = &mut self.stored[bytes];
             self.memory
                 .read_pages(PageSize::KIB_4, &[*range], out)
@@ -154,7 +154,7 @@ impl World {
         }
         harvest.commit();
         for page in 0..PAGES {
-            let bytes = World::bytes(page..page + 1);
+            let bytes = Self::bytes(page..page + 1);
             let same = self.stored[bytes.clone()] == self.truth[bytes];
             assert!(same, "page {page} was changed and not reported");
         }
@@ -168,7 +168,7 @@ impl World {
             }
             Step::Fill(pages, value) if self.all(&pages, |kind| kind == Kind::Writable) => {
                 self.region.fill(pages.clone(), value);
-                self.truth[World::bytes(pages)].fill(value);
+                self.truth[Self::bytes(pages)].fill(value);
             }
             Step::StoreFromOutside(page, value)
                 if matches!(self.kinds[page], Kind::Writable | Kind::ReadOnly) =>
@@ -253,7 +253,7 @@ impl World {
         self.region.move_to(from.clone(), &self.region, to, keep);
         self.renew(from, if keep { Kind::Writable } else { Kind::Hole });
         self.renew(target.clone(), Kind::Writable);
-        self.truth[World::bytes(target)].fill(value);
+        self.truth[Self::bytes(target)].fill(value);
     }
 
     fn guard(&mut self, pages: Range<usize>) {

@@ -18,10 +18,10 @@ pub(super) struct Kinds {
 }
 
 impl Kinds {
-    pub(super) fn start() -> Kinds {
+    pub(super) fn start() -> Self {
         let directory = Scratch::new();
         let target = Target::start("pages", [directory.path()]);
-        Kinds { target, directory }
+        Self { target, directory }
     }
 
     /// All mappings that it tells of, by name.

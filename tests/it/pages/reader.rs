@@ -89,10 +89,10 @@ fn words(file: &File, first: u64, count: u64) -> Vec<u64> {
 }
 
 impl Reader {
-    fn of(pid: i32) -> Reader {
+    fn of(pid: i32) -> Self {
         let open = |path: &str| File::open(path).unwrap_or_else(|error| panic!("{path}: {error}"));
         let swaps = fs::read_to_string("/proc/swaps").expect("the swap areas");
-        Reader {
+        Self {
             pagemap: open(&format!("/proc/{pid}/pagemap")),
             flags: open("/proc/kpageflags"),
             users: open("/proc/kpagecount"),

@@ -201,13 +201,13 @@ fn more_mappings_than_the_machine_allows_are_told_beforehand_with_their_number()
 struct MemoryGroup(std::path::PathBuf);
 
 impl MemoryGroup {
-    fn of(pid: i32) -> Option<MemoryGroup> {
+    fn of(pid: i32) -> Option<Self> {
         let made = ["/sys/fs/cgroup/memory", "/sys/fs/cgroup"]
             .iter()
             .find_map(|top| {
                 let group = std::path::Path::new(top).join(format!("pagetide-it-{pid}"));
                 std::fs::create_dir(&group).ok()?;
-                let group = MemoryGroup(group);
+                let group = Self(group);
                 // Without the controller it counts nothing.
                 group.bytes()?;
                 Some(group)

@@ -29,8 +29,8 @@ struct Server {
 const NAMES: u32 = 500;
 
 impl Server {
-    fn new(port: u16, words: Words) -> Server {
-        let server = Server {
+    fn new(port: u16, words: Words) -> Self {
+        let server = Self {
             port,
             words,
             load: None,
@@ -43,7 +43,7 @@ impl Server {
         }
         drop(client);
         let load = Load::start(3, port, server.words.load.0, server.words.load.1);
-        Server {
+        Self {
             load: Some(load),
             ..server
         }

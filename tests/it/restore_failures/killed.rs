@@ -29,14 +29,14 @@ pub struct Killed {
 }
 
 impl Killed {
-    pub fn new(more: &[&str]) -> Killed {
+    pub fn new(more: &[&str]) -> Self {
         let scratch = Scratch::new();
         let name = scratch.path().file_name().expect("it has a name");
         let memory = Path::new("/dev/shm").join(name);
-        Killed::with_memory(scratch, memory, more)
+        Self::with_memory(scratch, memory, more)
     }
 
-    pub fn with_memory(scratch: Scratch, memory: PathBuf, more: &[&str]) -> Killed {
+    pub fn with_memory(scratch: Scratch, memory: PathBuf, more: &[&str]) -> Self {
         let directory = scratch.path().to_owned();
         let program = directory.join("program");
         fs::copy(compiled("failing"), &program).expect("copy the program");
@@ -61,7 +61,7 @@ impl Killed {
         let segments = segments(subject.pid());
         assert_eq!(segments.len(), 1);
         subject.kill();
-        Killed {
+        Self {
             subject,
             directory,
             memory,
@@ -195,9 +195,10 @@ impl Killed {
         instead(&path);
         let shown = path.to_str().expect("a plain path");
         self.fails(code, &[shown, says]);
-        match path.is_dir() {
-            true => fs::remove_dir_all(&path).expect("remove a directory"),
-            false => drop(fs::remove_file(&path)),
+        if path.is_dir() {
+            fs::remove_dir_all(&path).expect("remove a directory")
+        } else {
+            drop(fs::remove_file(&path))
         }
         fs::rename(&aside, &path).expect("move it back");
         self.works();
@@ -222,9 +223,10 @@ impl Drop for Killed {
 }
 
 fn more_of_checkpoint(more: &[&str]) -> &'static [&'static str] {
-    match more.contains(&"family") {
-        true => &["--tree"],
-        false => &[],
+    if more.contains(&"family") {
+        &["--tree"]
+    } else {
+        &[]
     }
 }
 

@@ -17,13 +17,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct Group(Option<PathBuf>);
 
 impl Group {
-    fn new() -> Group {
+    fn new() -> Self {
         let name = format!("pagetide-test-{}", std::process::id());
         let places = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"];
         let mut all = places.iter().map(|place| Path::new(place).join(&name));
         let made =
             all.find(|path| fs::create_dir(path).is_ok() && path.join("cgroup.procs").exists());
-        Group(made)
+        Self(made)
     }
 }
 

@@ -102,9 +102,9 @@ enum Decoy {
 impl Decoy {
     fn put(self, at: &Path, other: &Path) {
         match self {
-            Decoy::File => fs::hard_link(other.join(NAMES[0]), at),
-            Decoy::Live => fs::hard_link(other.join("live"), at),
-            Decoy::Link => symlink(other.join("socket"), at),
+            Self::File => fs::hard_link(other.join(NAMES[0]), at),
+            Self::Live => fs::hard_link(other.join("live"), at),
+            Self::Link => symlink(other.join("socket"), at),
         }
         .expect("put it there");
     }
@@ -129,9 +129,10 @@ fn whose_and_what(directory: &Path) -> BTreeMap<String, (u32, u32, u32, u64, Vec
     let entries = fs::read_dir(directory).expect("list").flatten();
     let tell = |path: &Path| {
         let found = fs::symlink_metadata(path).expect("look at it");
-        let content = match found.is_file() {
-            true => fs::read(path).expect("read it"),
-            false => Vec::new(),
+        let content = if found.is_file() {
+            fs::read(path).expect("read it")
+        } else {
+            Vec::new()
         };
         (found.uid(), found.gid(), found.mode(), found.ino(), content)
     };

@@ -41,8 +41,8 @@ pub enum Backend {
 
 impl Plan {
     /// Reads the file.
-    pub fn parse(text: &str) -> Result<Plan> {
-        let mut plan = Plan {
+    pub fn parse(text: &str) -> Result<Self> {
+        let mut plan = Self {
             backends: BTreeMap::new(),
             jobs: Vec::new(),
         };
@@ -112,14 +112,14 @@ impl Plan {
 }
 
 impl Job {
-    fn new(kernels: &str, backend: &str, program: &str, arguments: &[&str]) -> Option<Job> {
+    fn new(kernels: &str, backend: &str, program: &str, arguments: &[&str]) -> Option<Self> {
         let kernels: Vec<String> = match kernels {
             "all" => KERNELS.map(str::to_owned).to_vec(),
             some => some.split(',').map(str::to_owned).collect(),
         };
         let known = |name: &String| KERNELS.contains(&name.as_str());
         let (package, target) = program.split_once('/')?;
-        kernels.iter().all(known).then(|| Job {
+        kernels.iter().all(known).then(|| Self {
             kernels,
             backend: match backend {
                 "any" => Backend::Any,

@@ -46,8 +46,8 @@ pub enum Outcome {
 
 impl JobResult {
     /// Reads what a program printed.
-    pub fn new(job: &Job, is_test: bool, printed: &Printed) -> JobResult {
-        let mut result = JobResult {
+    pub fn new(job: &Job, is_test: bool, printed: &Printed) -> Self {
+        let mut result = Self {
             label: job.label(),
             backend: job.backend.clone(),
             tests: Vec::new(),
@@ -56,15 +56,16 @@ impl JobResult {
             printed: String::new(),
             seconds: printed.seconds,
         };
-        match is_test {
-            true => result.read_tests(printed),
-            false => result.tests.push(Test {
+        if is_test {
+            result.read_tests(printed)
+        } else {
+            result.tests.push(Test {
                 name: job.arguments.join(" "),
                 outcome: match printed.status {
                     Some(0) => Outcome::Passed,
                     _ => Outcome::Failed,
                 },
-            }),
+            })
         }
         result.read_skips(&printed.stderr);
         let failed = result.count(|outcome| *outcome == Outcome::Failed);

@@ -15,7 +15,7 @@ struct Skip {
 
 impl Skips {
     /// Reads the file.
-    pub fn parse(text: &str) -> Result<Skips> {
+    pub fn parse(text: &str) -> Result<Self> {
         let mut skips = Vec::new();
         for line in text.lines() {
             let words: Vec<&str> = line.split_whitespace().collect();
@@ -30,7 +30,7 @@ impl Skips {
                 _ => bail!("cannot be understood: {line}"),
             }
         }
-        Ok(Skips(skips))
+        Ok(Self(skips))
     }
 
     /// True if this test may be skipped there for this reason.

@@ -136,9 +136,10 @@ impl fmt::Display for Table {
         let group = BACKENDS.len() * (CELL + 1) - 1;
         write!(f, "{:width$}", "")?;
         for kernel in &self.kernels {
-            let title = match kernel.release.starts_with(&kernel.name) {
-                true => kernel.release.clone(),
-                false => format!("{} {}", kernel.name, kernel.release),
+            let title = if kernel.release.starts_with(&kernel.name) {
+                kernel.release.clone()
+            } else {
+                format!("{} {}", kernel.name, kernel.release)
             };
             write!(f, " | {title:group$}")?;
         }

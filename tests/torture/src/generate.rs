@@ -139,9 +139,10 @@ fn epoch(model: &mut Model, choices: &[Choice], count: u64, lines: &mut Vec<Stri
         mode
     };
     let when = model.random.pick(&["before", "after"]);
-    let stop = match model.random.one_in(6) {
-        true => "leave",
-        false => "signal",
+    let stop = if model.random.one_in(6) {
+        "leave"
+    } else {
+        "signal"
     };
     // With --leave stopped there is no time before it.
     let when = if stop == "leave" { "after" } else { when };

@@ -49,9 +49,10 @@ pub fn available(conditions: &Conditions) -> Available {
 fn attempt(example: &[String], conditions: &Conditions) -> Tally {
     let mut stage = Stage::new(conditions);
     for step in example {
-        let outcome = match crate::program::is_of_driver(step) {
-            true => stage.drive(step),
-            false => stage.operate(std::slice::from_ref(step)),
+        let outcome = if crate::program::is_of_driver(step) {
+            stage.drive(step)
+        } else {
+            stage.operate(std::slice::from_ref(step))
         };
         assert_eq!(outcome, Ok(()), "{step}");
     }

@@ -24,8 +24,8 @@ pub struct Machine {
 
 impl Machine {
     /// Without any right yet. It is asked for at the first change.
-    pub fn new() -> Machine {
-        Machine {
+    pub fn new() -> Self {
+        Self {
             lock: None,
             restore: Vec::new(),
             swap: false,
@@ -101,8 +101,8 @@ impl Machine {
 }
 
 impl Default for Machine {
-    fn default() -> Machine {
-        Machine::new()
+    fn default() -> Self {
+        Self::new()
     }
 }
 

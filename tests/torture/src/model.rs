@@ -51,9 +51,9 @@ pub struct Flavour {
 
 impl Flavour {
     /// One by chance.
-    pub fn of(random: &mut Random) -> Flavour {
+    pub fn of(random: &mut Random) -> Self {
         let rings = random.one_in(4);
-        Flavour {
+        Self {
             rings,
             own_rings: rings && random.one_in(4),
             uffd: random.one_in(4),
@@ -95,8 +95,8 @@ impl Flavour {
     }
 
     /// What either of the two has.
-    pub fn or(self, other: Flavour) -> Flavour {
-        Flavour {
+    pub fn or(self, other: Self) -> Self {
+        Self {
             rings: self.rings | other.rings | other.own_rings,
             own_rings: self.own_rings | other.own_rings,
             uffd: self.uffd | other.uffd,
@@ -170,9 +170,10 @@ impl Model {
             return (first, count);
         }
         let skipped = self.random.dice(count);
-        let most = match self.random.one_in(3) {
-            true => count - skipped,
-            false => (count - skipped).min(4),
+        let most = if self.random.one_in(3) {
+            count - skipped
+        } else {
+            (count - skipped).min(4)
         };
         (first + skipped, 1 + self.random.dice(most))
     }
@@ -190,9 +191,10 @@ impl Model {
             // Those of huge pages fit nowhere.
             .filter_map(|(number, (kind, pages))| (kind != "hugetlb").then_some((number, pages)))
             .collect();
-        match known.is_empty() {
-            true => (self.random.dice(OBJECTS), 8),
-            false => self.random.pick(&known),
+        if known.is_empty() {
+            (self.random.dice(OBJECTS), 8)
+        } else {
+            self.random.pick(&known)
         }
     }
 

@@ -83,9 +83,10 @@ fn protection(m: &mut Model) -> u64 {
 
 /// A mapping at a place of its own, or over what is there.
 pub fn new_mapping(m: &mut Model) -> String {
-    let count = match m.random.one_in(4) {
-        true => 1 + m.random.dice(160),
-        false => 1 + m.random.dice(24),
+    let count = if m.random.one_in(4) {
+        1 + m.random.dice(160)
+    } else {
+        1 + m.random.dice(24)
     };
     let (object, length) = m.object();
     let part = m.random.dice(length);
@@ -102,12 +103,13 @@ pub fn new_mapping(m: &mut Model) -> String {
         "shared",
         "shared",
     ];
-    let (kind, count) = match m.random.one_in(2) {
-        true => (
+    let (kind, count) = if m.random.one_in(2) {
+        (
             m.mappable(object),
             1 + m.random.dice((length - part).min(200)),
-        ),
-        false => (m.random.pick(&kinds), count),
+        )
+    } else {
+        (m.random.pick(&kinds), count)
     };
     // Huge pages begin and end where they can.
     let (first, count) = match kind {
@@ -190,9 +192,10 @@ fn advise(m: &mut Model) -> Option<String> {
         "guard_remove",
         "cold",
     ];
-    let advice = match m.random.one_in(2) {
-        true => m.random.pick(&frequent),
-        false => m.random.pick(&ADVICE),
+    let advice = if m.random.one_in(2) {
+        m.random.pick(&frequent)
+    } else {
+        m.random.pick(&ADVICE)
     };
     let (first, count) = match advice {
         // It works on whole huge pages that are there, and not where tracking has protected them.
@@ -222,9 +225,10 @@ fn remap(m: &mut Model) -> Option<String> {
         0 | 1 => format!("resize {first} {count} {}", 1 + m.random.dice(count + 12)),
         2..=4 => {
             m.unmapped(first, count);
-            let new = match m.random.one_in(3) {
-                true => 1 + m.random.dice(count + 8),
-                false => count,
+            let new = if m.random.one_in(3) {
+                1 + m.random.dice(count + 8)
+            } else {
+                count
             };
             m.mapped(to, new);
             format!("move {first} {count} {to} {new}")
@@ -236,13 +240,12 @@ fn remap(m: &mut Model) -> Option<String> {
         _ => {
             let (object, length) = m.object();
             let at = m.random.dice(length);
-            match m.random.one_in(2) {
-                true => format!("file_pages {first} {count} {at}"),
-                false => {
-                    let new = 1 + object;
-                    m.mapped(to, new);
-                    format!("move {first} 0 {to} {new}")
-                }
+            if m.random.one_in(2) {
+                format!("file_pages {first} {count} {at}")
+            } else {
+                let new = 1 + object;
+                m.mapped(to, new);
+                format!("move {first} 0 {to} {new}")
             }
         }
     };
@@ -293,9 +296,10 @@ fn change_object(m: &mut Model) -> Option<String> {
         if m.flavour.aged && !m.random.one_in(20) {
             return None;
         }
-        let file = match m.flavour.aged {
-            true => 0,
-            false => m.random.dice(PREPARED),
+        let file = if m.flavour.aged {
+            0
+        } else {
+            m.random.dice(PREPARED)
         };
         let page = m.random.dice(PREPARED_PAGES);
         return Some(format!("!prepared {file} {page} {}", m.seed()));
@@ -391,9 +395,10 @@ fn fork(m: &mut Model) -> Option<String> {
 }
 
 fn numa(m: &mut Model) -> Option<String> {
-    let line = match m.random.one_in(2) {
-        true => format!("mbind {} {}", range(m), m.random.dice(4)),
-        false => format!("move_pages {} {}", range(m), m.random.dice(2)),
+    let line = if m.random.one_in(2) {
+        format!("mbind {} {}", range(m), m.random.dice(4))
+    } else {
+        format!("move_pages {} {}", range(m), m.random.dice(2))
     };
     Some(line)
 }
@@ -466,9 +471,10 @@ fn uffd(m: &mut Model) -> Option<String> {
 
 fn thread(m: &mut Model) -> Option<String> {
     let which = m.random.dice(THREADS);
-    let line = match m.random.one_in(3) {
-        true => format!("join {which}"),
-        false => format!("thread {which} {} {}", range(m), m.seed()),
+    let line = if m.random.one_in(3) {
+        format!("join {which}")
+    } else {
+        format!("thread {which} {} {}", range(m), m.seed())
     };
     Some(line)
 }

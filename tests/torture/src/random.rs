@@ -6,8 +6,8 @@ pub struct Random(u64);
 
 impl Random {
     /// The numbers of `seed`.
-    pub fn new(seed: u64) -> Random {
-        Random(seed)
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
     }
 
     /// The next number.

@@ -8,18 +8,20 @@ pub fn ring(m: &mut Model) -> Option<String> {
     let line = match m.random.dice(28) {
         0 | 1 => {
             let own = m.flavour.own_rings && m.random.one_in(2);
-            match own {
-                true => format!("ring {} {}", m.page(), m.random.dice(2)),
-                false => "ring 0 0".to_owned(),
+            if own {
+                format!("ring {} {}", m.page(), m.random.dice(2))
+            } else {
+                "ring 0 0".to_owned()
             }
         }
         2 if m.random.one_in(3) => "ring_close".to_owned(),
         3 | 4 => {
             let (first, count) = m.range();
             m.buffer = Some((first, count));
-            match m.random.one_in(3) {
-                true => format!("ring_sparse {first} {count}"),
-                false => format!("ring_buffer {first} {count}"),
+            if m.random.one_in(3) {
+                format!("ring_sparse {first} {count}")
+            } else {
+                format!("ring_buffer {first} {count}")
             }
         }
         5 if m.random.one_in(2) => "ring_no_buffer".to_owned(),

@@ -21,8 +21,8 @@ pub struct Failure {
 
 impl Failure {
     /// True if the other is of the same sort: says the same, but for numbers.
-    pub fn is_like(&self, other: &Failure) -> bool {
-        let sort = |failure: &Failure| {
+    pub fn is_like(&self, other: &Self) -> bool {
+        let sort = |failure: &Self| {
             let regions = failure.what.contains("only in the process");
             let said = failure.what.lines().next().unwrap_or("").to_owned();
             let said: String = said
@@ -63,14 +63,16 @@ pub fn run(
                 continue;
             }
             let before = std::mem::take(&mut waiting);
-            let repeated = match line.starts_with("!during") {
-                true => before.len().saturating_sub(REPEATED),
-                false => before.len(),
+            let repeated = if line.starts_with("!during") {
+                before.len().saturating_sub(REPEATED)
+            } else {
+                before.len()
             };
             stage.operate(&before[..repeated])?;
-            match repeated < before.len() {
-                true => stage.during(&before[repeated..], line)?,
-                false => stage.drive(line)?,
+            if repeated < before.len() {
+                stage.during(&before[repeated..], line)?
+            } else {
+                stage.drive(line)?
             }
             let is_late = deadline.is_some_and(|deadline| Instant::now() > deadline);
             if is_late && line.starts_with("!check") {

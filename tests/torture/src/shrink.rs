@@ -26,9 +26,10 @@ pub fn shrink(
             }
             let end = (at + piece).min(program.len());
             let less = [&program[..at], &program[end..]].concat();
-            match fails(&less) {
-                true => program = less,
-                false => at = end,
+            if fails(&less) {
+                program = less
+            } else {
+                at = end
             }
         }
         // The last pieces are tried again while that helps.

@@ -39,14 +39,14 @@ struct Running {
 }
 
 impl Running {
-    fn of(mut run: Background) -> Running {
+    fn of(mut run: Background) -> Self {
         let (sender, outcome) = std::sync::mpsc::channel();
         let pid = run.pid();
         let pidfd = Pid::from_raw(pid)
             .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
             .expect("open pagetide's pidfd");
         std::thread::spawn(move || sender.send(run.wait()));
-        Running {
+        Self {
             pid,
             pidfd,
             outcome,
@@ -101,7 +101,7 @@ fn prepared(directory: &Path, file: u64) -> PathBuf {
 
 impl Stage {
     /// A new target and an empty store.
-    pub fn new(conditions: &Conditions) -> Stage {
+    pub fn new(conditions: &Conditions) -> Self {
         let disk = tempfile::Builder::new()
             .prefix("pagetide-torture-")
             .tempdir_in(&conditions.disk)
@@ -111,15 +111,16 @@ impl Stage {
             std::fs::write(prepared(disk.path(), file), pages.collect::<Vec<u8>>())
                 .expect("write a file");
         }
-        let memory = match Path::new("/dev/shm").is_dir() {
-            true => Path::new("/dev/shm"),
-            false => disk.path(),
+        let memory = if Path::new("/dev/shm").is_dir() {
+            Path::new("/dev/shm")
+        } else {
+            disk.path()
         };
         let mut command = Command::new(compiled("adversary"));
         // Without restartable sequences: a thread that makes system calls for us passes through user
         // mode, and the kernel would then tell it in memory which processor it is on.
         command.env("GLIBC_TUNABLES", "glibc.pthread.rseq=0");
-        Stage {
+        Self {
             target: Target::start_by(command.arg(disk.path()).arg(memory)),
             store: TestStore::new(),
             disk,
@@ -268,12 +269,11 @@ impl Stage {
         };
         let mut options = self.words(mode);
         let leave = stop == "leave";
-        let frozen = match leave {
-            true => {
-                options.extend(["--leave", "stopped"]);
-                None
-            }
-            false => Some(Frozen::freeze_alone(self.target.pid())),
+        let frozen = if leave {
+            options.extend(["--leave", "stopped"]);
+            None
+        } else {
+            Some(Frozen::freeze_alone(self.target.pid()))
         };
         let early = frozen
             .as_ref()
@@ -334,9 +334,10 @@ impl Stage {
     /// Checkpoints begin, and the target runs on.
     fn begin(&mut self, repeated: bool, how: &str) -> Result<(), String> {
         let interval = format!("{how}ms");
-        let options = match repeated {
-            true => [self.words("auto"), vec!["--every", &interval]].concat(),
-            false => self.words(how),
+        let options = if repeated {
+            [self.words("auto"), vec!["--every", &interval]].concat()
+        } else {
+            self.words(how)
         };
         let run = background(self.store.checkpoint_words(self.target.pid(), &options));
         let run = Running::of(run);

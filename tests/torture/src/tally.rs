@@ -53,7 +53,7 @@ impl Tally {
     }
 
     /// Adds another.
-    pub fn add(&mut self, other: &Tally) {
+    pub fn add(&mut self, other: &Self) {
         for (kind, count) in &other.done {
             *self.done.entry(kind.clone()).or_default() += count;
         }

@@ -30,11 +30,11 @@ pub struct Connection {
 
 impl Connection {
     /// Connects, and says who we are where that is asked.
-    pub fn open(protocol: Protocol, port: u16) -> anyhow::Result<Connection> {
+    pub fn open(protocol: Protocol, port: u16) -> anyhow::Result<Self> {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
-        let mut connection = Connection {
+        let mut connection = Self {
             protocol,
             stream: BufReader::new(stream),
         };

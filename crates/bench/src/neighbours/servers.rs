@@ -186,9 +186,10 @@ fn nginx(directory: &Path, port: u16) -> anyhow::Result<Command> {
     let file = directory.join("nginx.conf");
     std::fs::write(&file, settings)?;
     std::fs::write(directory.join("page"), [b'x'; 1024])?;
-    let nginx = match Path::new("/usr/sbin/nginx").exists() {
-        true => "/usr/sbin/nginx",
-        false => "nginx",
+    let nginx = if Path::new("/usr/sbin/nginx").exists() {
+        "/usr/sbin/nginx"
+    } else {
+        "nginx"
     };
     let mut command = Command::new(nginx);
     command.args(["-c".as_ref(), file.as_os_str()]);
@@ -206,15 +207,14 @@ fn postgres_programs() -> Option<PathBuf> {
 /// PostgreSQL refuses to run as root.
 fn as_postgres(program: &str) -> Command {
     let path = postgres_programs().unwrap_or_default().join(program);
-    match rustix::process::geteuid().is_root() {
-        false => Command::new(path),
-        true => {
-            let mut command = Command::new("setpriv");
-            command
-                .args(["--reuid=postgres", "--regid=postgres", "--clear-groups"])
-                .arg(path);
-            command
-        }
+    if !rustix::process::geteuid().is_root() {
+        Command::new(path)
+    } else {
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--reuid=postgres", "--regid=postgres", "--clear-groups"])
+            .arg(path);
+        command
     }
 }
 

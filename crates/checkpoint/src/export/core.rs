@@ -73,9 +73,10 @@ pub fn write_core(
     // Too many segments for the header's 16 bits are counted in a section header instead.
     let extended = segments >= u64::from(PN_XNUM);
     let section_at = HEADER_BYTES + segments * SEGMENT_BYTES;
-    let section_bytes = match extended {
-        true => size_of::<elf::SectionHeader64<Le>>() as u64,
-        false => 0,
+    let section_bytes = if extended {
+        size_of::<elf::SectionHeader64<Le>>() as u64
+    } else {
+        0
     };
     let notes_at = section_at + section_bytes;
     let mut data_at = (notes_at + notes.len() as u64).next_multiple_of(SIZE.bytes());

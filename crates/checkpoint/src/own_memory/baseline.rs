@@ -50,13 +50,13 @@ struct WrittenSince {
 }
 
 impl Baseline {
-    fn of(places: &Arc<Places>, held: PageSet) -> Baseline {
+    fn of(places: &Arc<Places>, held: PageSet) -> Self {
         let (mut offsets, mut end) = (Vec::new(), 0);
         for range in held.ranges() {
             offsets.push(end);
             end += SIZE.bytes_of(range.count()) as usize;
         }
-        Baseline {
+        Self {
             places: Arc::clone(places),
             held,
             bytes: vec![0; end],
@@ -294,9 +294,10 @@ impl Watched {
 impl WrittenSince {
     /// What the kernel may write to from now on without a trace.
     fn unseen(&self) -> PageSet {
-        match self.signs.under_way {
-            true => self.signs.buffers.union(&self.written),
-            false => self.signs.buffers.clone(),
+        if self.signs.under_way {
+            self.signs.buffers.union(&self.written)
+        } else {
+            self.signs.buffers.clone()
         }
     }
 }

@@ -28,8 +28,8 @@ pub struct Captured {
 }
 
 impl Captured {
-    pub(super) fn new(line: &Arc<Line>, worker: &Arc<Worker>, number: u64) -> Captured {
-        Captured {
+    pub(super) fn new(line: &Arc<Line>, worker: &Arc<Worker>, number: u64) -> Self {
+        Self {
             line: Arc::clone(line),
             worker: Arc::clone(worker),
             number,

@@ -24,7 +24,7 @@ pub(super) struct Claim {
 
 impl Claim {
     /// Claims `pages`, by address, for process `pid`, which is this one.
-    pub fn new(pid: u32, pages: &PageSet) -> Result<Claim, OwnMemoryError> {
+    pub fn new(pid: u32, pages: &PageSet) -> Result<Self, OwnMemoryError> {
         let mut claims = CLAIMS.lock().unwrap_or_else(PoisonError::into_inner);
         // A child has copies of its parent's claims, but other memory.
         claims.retain(|claim| claim.pid == pid);
@@ -35,7 +35,7 @@ impl Claim {
             number,
             pages: pages.clone(),
         });
-        Ok(Claim { pid, number })
+        Ok(Self { pid, number })
     }
 
     /// Claims `pages` in place of what it claimed. On an error it claims what it did.

@@ -53,8 +53,8 @@ impl OwnTracker {
     pub fn new(
         placements: &[Placement],
         options: OwnTrackerOptions,
-    ) -> Result<OwnTracker, OwnMemoryError> {
-        Ok(OwnTracker {
+    ) -> Result<Self, OwnMemoryError> {
+        Ok(Self {
             watched: Watched::new(placements, options.page_table_limit_bytes)?,
             options,
             next: None,

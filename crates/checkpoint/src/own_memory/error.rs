@@ -127,7 +127,7 @@ pub enum OwnMemoryError {
     NotDumpable {
         /// What was refused.
         #[source]
-        source: Box<OwnMemoryError>,
+        source: Box<Self>,
     },
     /// The buffer is full, and what was captured earlier is neither stored nor given back.
     #[error(
@@ -157,7 +157,7 @@ pub enum OwnMemoryError {
         not_put_back: pagetide_pages::PageSet,
         /// Why not.
         #[source]
-        source: Box<OwnMemoryError>,
+        source: Box<Self>,
     },
     /// Memory that is to come from a snapshot holds something.
     #[error(

@@ -46,7 +46,7 @@ pub(super) struct Ground {
 
 impl Ground {
     /// Looks at the mappings of this process. The regions must be mapped as a whole.
-    pub fn look(pid: i32, places: &Places) -> Result<Ground, OwnMemoryError> {
+    pub fn look(pid: i32, places: &Places) -> Result<Self, OwnMemoryError> {
         // The list is not read in one piece: other threads that map and unmap elsewhere can make it look as if
         // there were a gap.
         let mut tries = 3;
@@ -56,7 +56,7 @@ impl Ground {
             match pieces(places, &mappings) {
                 Err(OwnMemoryError::NotMapped { .. }) if tries > 0 => {}
                 Err(error) => return Err(error),
-                Ok(pieces) => return Ok(Ground { pieces, mappings }),
+                Ok(pieces) => return Ok(Self { pieces, mappings }),
             }
         }
     }
@@ -133,7 +133,7 @@ struct SharedMappings<'a> {
 }
 
 impl<'a> SharedMappings<'a> {
-    fn among(mappings: &'a [Mapping]) -> SharedMappings<'a> {
+    fn among(mappings: &'a [Mapping]) -> Self {
         let shared = mappings.iter().filter(|mapping| mapping.shared);
         let mut all: Vec<_> = shared
             .map(|mapping| {
@@ -233,9 +233,10 @@ fn kind_of(
             Err(refused(pages, "it is code of the kernel".to_owned()))
         }
         ChangeDetection::Compare | ChangeDetection::Object => {
-            Ok(match placement.is_written_through_it_only() {
-                true => Kind::SharedAlone,
-                false => Kind::Shared,
+            Ok(if placement.is_written_through_it_only() {
+                Kind::SharedAlone
+            } else {
+                Kind::Shared
             })
         }
         ChangeDetection::CompareHeld => Ok(Kind::Huge),

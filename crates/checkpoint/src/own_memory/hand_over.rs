@@ -64,7 +64,7 @@ pub enum CaptureLoss {
 }
 
 impl<T> Default for HandOver<T> {
-    fn default() -> HandOver<T> {
+    fn default() -> Self {
         let state = State {
             newest: 0,
             waiting: VecDeque::new(),
@@ -74,7 +74,7 @@ impl<T> Default for HandOver<T> {
             durable: 0,
             is_closed: false,
         };
-        HandOver {
+        Self {
             state: Mutex::new(state),
             changed: Condvar::new(),
             giving_back: Mutex::new(()),
@@ -91,9 +91,10 @@ impl<T> State<T> {
     }
 
     fn place_or_gone(&self, number: u64) -> Result<usize, CaptureLoss> {
-        self.place(number).ok_or(match self.is_closed {
-            true => CaptureLoss::Closed,
-            false => CaptureLoss::WithLater,
+        self.place(number).ok_or(if self.is_closed {
+            CaptureLoss::Closed
+        } else {
+            CaptureLoss::WithLater
         })
     }
 

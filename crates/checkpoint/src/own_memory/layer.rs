@@ -25,7 +25,7 @@ pub(super) struct Layer {
     pub told: ReportedWrites,
     /// The snapshot that was begun because the buffer did not hold it all, and what fell to it before.
     pub begun: Option<SnapshotWriter>,
-    pub below: Vec<Layer>,
+    pub below: Vec<Self>,
     /// Some of its pages are in that snapshot only.
     pub is_in_part: bool,
     pub attachments: Vec<(String, Vec<u8>)>,
@@ -60,8 +60,8 @@ pub(super) struct CaptureFigures {
 
 impl CaptureFigures {
     /// Of this and of what was captured before it and is stored with it.
-    pub fn over(self, older: &CaptureFigures) -> CaptureFigures {
-        CaptureFigures {
+    pub fn over(self, older: &Self) -> Self {
+        Self {
             copied: self.copied.union(&older.copied),
             mapped_anew: self.mapped_anew.union(&older.mapped_anew),
             compared_because: self.compared_because.or(older.compared_because.clone()),
@@ -82,8 +82,8 @@ pub(super) struct ReportedWrites {
 }
 
 impl ReportedWrites {
-    pub fn take(teller: &WrittenPages) -> ReportedWrites {
-        ReportedWrites {
+    pub fn take(teller: &WrittenPages) -> Self {
+        Self {
             pages: teller.take(),
             teller: Some(teller.clone()),
         }

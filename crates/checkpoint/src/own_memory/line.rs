@@ -62,7 +62,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Line {
     /// Takes the lock of the store for process `pid`, which is this one.
-    pub fn open(store: Store, pid: u32, making: Making) -> Result<Line, OwnMemoryError> {
+    pub fn open(store: Store, pid: u32, making: Making) -> Result<Self, OwnMemoryError> {
         let held = without_forks(|| -> Result<Locked, OwnMemoryError> {
             let lock = store.lock()?;
             let withheld = lock.descriptor().map(withhold).transpose();
@@ -72,7 +72,7 @@ impl Line {
             })
         });
         let held = held.map_err(OwnMemoryError::Withhold)??;
-        Ok(Line {
+        Ok(Self {
             pid,
             hand_over: HandOver::default(),
             store,

@@ -29,8 +29,8 @@ pub struct Placement {
 
 impl Placement {
     /// Places `region` at `first_page` of the space, such as the guest frame number of its first byte.
-    pub fn new(region: OwnRegion, first_page: PageIndex) -> Placement {
-        Placement {
+    pub fn new(region: OwnRegion, first_page: PageIndex) -> Self {
+        Self {
             region,
             first_page,
             through_it_only: false,
@@ -53,8 +53,8 @@ impl Placement {
     /// else, and for each hole that is punched, tell by [`WrittenPages::mark`](crate::WrittenPages::mark). Private
     /// memory and files that are mapped private need no promise, and this does nothing for them.
     #[must_use]
-    pub fn written_through_it_only(self) -> Placement {
-        Placement {
+    pub fn written_through_it_only(self) -> Self {
+        Self {
             through_it_only: true,
             ..self
         }
@@ -76,8 +76,8 @@ impl Placement {
 
     /// True if both have the same memory at the same place of the space, and are watched in the same way, where they have
     /// something in common.
-    pub(super) fn is_in_line_with(&self, other: &Placement) -> bool {
-        let distance = |of: &Placement| of.mapped().start().0.wrapping_sub(of.first_page.0);
+    pub(super) fn is_in_line_with(&self, other: &Self) -> bool {
+        let distance = |of: &Self| of.mapped().start().0.wrapping_sub(of.first_page.0);
         distance(self) == distance(other) && self.through_it_only == other.through_it_only
     }
 
@@ -103,7 +103,7 @@ pub(super) struct Places {
 
 impl Places {
     /// Whole pages, that overlap neither in memory nor in the space.
-    pub fn new(placements: &[Placement]) -> Result<Places, OwnMemoryError> {
+    pub fn new(placements: &[Placement]) -> Result<Self, OwnMemoryError> {
         let mut list = placements.to_vec();
         list.sort_by_key(|placement| placement.region.address());
         let (mut taken, mut taken_in_space) = (PageSet::new(), PageSet::new());
@@ -130,7 +130,7 @@ impl Places {
             taken.insert(pages);
             taken_in_space.insert(in_space);
         }
-        Ok(Places { list })
+        Ok(Self { list })
     }
 
     pub fn list(&self) -> &[Placement] {

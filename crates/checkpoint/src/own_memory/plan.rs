@@ -24,10 +24,10 @@ pub(super) struct Signs {
 impl Signs {
     /// Looks at the descriptors and mappings of process `pid`, which is this one. If it `has_buffer_rings`, they may lie in
     /// the memory.
-    pub fn look(pid: i32, mappings: &[Mapping], has_buffer_rings: bool) -> Signs {
+    pub fn look(pid: i32, mappings: &[Mapping], has_buffer_rings: bool) -> Self {
         let io = rings::asynchronous_io(pid, mappings, Depth::Shallow);
         let buffer_ring = has_buffer_rings.then_some(ComparedBecause::BufferRing);
-        Signs {
+        Self {
             under_way: io.any || rings::reads_directly(pid),
             unlisted: io.unlisted.into_iter().next().or(buffer_ring),
             buffers: io.buffers,
@@ -118,7 +118,7 @@ pub(super) struct OwnCopyPlan {
 }
 
 impl OwnCopyPlan {
-    pub fn new(known: Known<'_>) -> Result<OwnCopyPlan, CaptureError> {
+    pub fn new(known: Known<'_>) -> Result<Self, CaptureError> {
         let ground = known.ground;
         let signs = known.signs;
         let is_unlisted = signs.unlisted.is_some();
@@ -158,15 +158,16 @@ impl OwnCopyPlan {
         let memo = Memo {
             buffers: signs.buffers,
             moved,
-            in_flight: match signs.under_way {
-                true => known.written,
-                false => PageSet::new(),
+            in_flight: if signs.under_way {
+                known.written
+            } else {
+                PageSet::new()
             },
             unlisted: is_unlisted,
             shown: HashMap::new(),
             settled: known.report.settled().into_iter().collect(),
         };
-        let mut plan = OwnCopyPlan {
+        let mut plan = Self {
             read,
             compare,
             anonymous: private.union(&huge),

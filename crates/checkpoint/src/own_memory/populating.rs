@@ -116,7 +116,7 @@ impl Populating {
         filler: Filler,
         pages: &Arc<MissingPages>,
         population: Population,
-    ) -> Result<Populating, OwnMemoryError> {
+    ) -> Result<Self, OwnMemoryError> {
         let bell = without_forks(|| {
             let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
             let withheld = vec![withhold(pages.as_fd())?, withhold(bell.as_fd())?];
@@ -133,7 +133,7 @@ impl Populating {
         if let Ok(mask) = mask {
             let _ = mask.thread_set_mask();
         }
-        Ok(Populating {
+        Ok(Self {
             pid,
             _withheld: withheld,
             population,

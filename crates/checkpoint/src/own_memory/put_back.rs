@@ -199,9 +199,10 @@ impl PutBack<'_> {
         }
         let is_full = locked.gathered_bytes > self.buffer_bytes;
         drop(locked);
-        match is_full {
-            true => self.write_gathered(state),
-            false => Ok(()),
+        if is_full {
+            self.write_gathered(state)
+        } else {
+            Ok(())
         }
     }
 

@@ -86,9 +86,10 @@ impl SharedReader<'_> {
         push(copied, &guards, PageState::Guard);
         let wanted = wanted.subtract(&guards);
         let key = files::key(&piece.mapping);
-        let object = match self.files.is_object(&piece.mapping, self.report) {
-            true => self.files.open(key),
-            false => None,
+        let object = if self.files.is_object(&piece.mapping, self.report) {
+            self.files.open(key)
+        } else {
+            None
         };
         let Some(object) = object else {
             let empty = self.holes(piece, &wanted, copied);
@@ -160,9 +161,10 @@ impl SharedReader<'_> {
 
     fn judge(&self, page: PageIndex, bytes: &[u8]) -> Verdict {
         let known = self.source.known.and_then(|known| known(page));
-        match known == Some(PageHash::of(bytes)) {
-            true => Verdict::Unchanged,
-            false => Verdict::Keep,
+        if known == Some(PageHash::of(bytes)) {
+            Verdict::Unchanged
+        } else {
+            Verdict::Keep
         }
     }
 }

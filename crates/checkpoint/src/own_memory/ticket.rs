@@ -41,16 +41,16 @@ enum Recipient {
 
 impl Reply {
     /// A ticket for capture `number`, and its other end.
-    pub fn and_ticket(number: u64) -> (Reply, Ticket) {
+    pub fn and_ticket(number: u64) -> (Self, Ticket) {
         let place = Arc::new(OutcomeSlot::default());
         let to = Some(Recipient::Ticket(Arc::clone(&place)));
-        (Reply { to }, Ticket { place, number })
+        (Self { to }, Ticket { place, number })
     }
 
     /// Calls `done` with the outcome.
-    pub fn calling(done: impl FnOnce(Outcome) + Send + 'static) -> Reply {
+    pub fn calling(done: impl FnOnce(Outcome) + Send + 'static) -> Self {
         let to = Some(Recipient::Callback(Box::new(done)));
-        Reply { to }
+        Self { to }
     }
 
     pub fn answer(mut self, outcome: Outcome) {
@@ -87,7 +87,7 @@ impl Ticket {
     }
 
     /// What came of it, or the ticket again if that is not known yet.
-    pub fn try_wait(self) -> Result<Result<OwnSnapshot, OwnMemoryError>, Ticket> {
+    pub fn try_wait(self) -> Result<Result<OwnSnapshot, OwnMemoryError>, Self> {
         let outcome = self.place.lock().take();
         outcome.ok_or(self)
     }

@@ -66,8 +66,8 @@ impl Ways {
     fn open(
         pid: i32,
         make: impl FnOnce() -> Result<WpAsync, TrackError>,
-    ) -> Result<Ways, OwnMemoryError> {
-        let mut ways = Ways {
+    ) -> Result<Self, OwnMemoryError> {
+        let mut ways = Self {
             withheld: Vec::new(),
             tracker: make()?,
             pagemap: Pagemap::of_self()?,
@@ -146,8 +146,8 @@ impl Watched {
     pub fn new(
         placements: &[Placement],
         page_table_limit_bytes: Option<u64>,
-    ) -> Result<Watched, OwnMemoryError> {
-        Watched::with(placements, page_table_limit_bytes, WpAsync::of_self)
+    ) -> Result<Self, OwnMemoryError> {
+        Self::with(placements, page_table_limit_bytes, WpAsync::of_self)
     }
 
     /// The same, by a tracker of this process that is made for it.
@@ -155,7 +155,7 @@ impl Watched {
         placements: &[Placement],
         page_table_limit_bytes: Option<u64>,
         make: impl FnOnce() -> Result<WpAsync, TrackError>,
-    ) -> Result<Watched, OwnMemoryError> {
+    ) -> Result<Self, OwnMemoryError> {
         let pid = pid_now();
         let places = Places::new(placements)?;
         let claim = Claim::new(pid, &places.mapped())?;
@@ -163,7 +163,7 @@ impl Watched {
         let ways = ways.map_err(OwnMemoryError::Withhold)?;
         let ways = ways.map_err(explained)?;
         let limit = page_table_limit::of(pid.cast_signed(), page_table_limit_bytes);
-        let mut watched = Watched {
+        let mut watched = Self {
             pid,
             claim,
             populating: None,
@@ -196,9 +196,10 @@ impl Watched {
         };
         for _ in 0..HELD_TRIES {
             let change = self.tracker.arm(&ground.tracked())?;
-            match change.refused.iter().any(is_held) {
-                true => std::thread::sleep(HELD_PAUSE),
-                false => return refuse(&change.refused),
+            if change.refused.iter().any(is_held) {
+                std::thread::sleep(HELD_PAUSE)
+            } else {
+                return refuse(&change.refused);
             }
         }
         let change = self.tracker.arm(&ground.tracked())?;

@@ -40,7 +40,7 @@ impl Newborns {
         view: &View,
         plans: &[RestorePlan<'_>],
         new_pid: bool,
-    ) -> Result<Newborns, RestoreError> {
+    ) -> Result<Self, RestoreError> {
         let mut processes = tree_of(view).unwrap_or_default();
         if processes.is_empty() {
             processes.extend(plans.iter().map(|plan| TreeProcess {
@@ -53,7 +53,7 @@ impl Newborns {
         let all: HashSet<i32> = processes.iter().map(|process| process.pid).collect();
         let ended = processes.iter().filter(|process| process.ended);
         let ended: HashSet<i32> = ended.map(|process| process.pid).collect();
-        let mut born = Newborns::default();
+        let mut born = Self::default();
         let terminal = Terminal::own();
         let family = Family {
             processes: &processes,
@@ -203,7 +203,7 @@ struct Terminal {
 }
 
 impl Terminal {
-    fn own() -> Terminal {
+    fn own() -> Self {
         let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
         let (_, fields) = stat.rsplit_once(") ").unwrap_or_default();
         // tty_nr, the seventh; the state is the third.
@@ -230,7 +230,7 @@ impl Terminal {
             let mut found = stats.filter(|stat| stat.st_rdev == wanted);
             found.next().map(|stat| stat.st_uid)
         };
-        Terminal {
+        Self {
             owner: (number != 0).then(owner),
         }
     }

@@ -108,7 +108,7 @@ pub(super) struct Lazy {
 }
 
 impl Lazy {
-    pub fn new(store: &Store, view: &View) -> Result<Lazy, RestoreError> {
+    pub fn new(store: &Store, view: &View) -> Result<Self, RestoreError> {
         // Where it cannot be locked, it cannot be written to either, or somebody else does and keeps what is needed or not:
         // what is no longer there is lost memory, and told.
         let lock = store.lock().ok();
@@ -118,7 +118,7 @@ impl Lazy {
             .name("pagetide-serve".to_owned())
             .spawn(move || there.serve())
             .map_err(LazyError::Thread)?;
-        Ok(Lazy {
+        Ok(Self {
             lock,
             shared,
             server: Some(server),

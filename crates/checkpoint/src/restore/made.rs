@@ -30,7 +30,7 @@ enum ExistingObject {
 impl ExistingObject {
     fn overwrite(&mut self, object: &Object<'_>) -> Result<(), RestoreError> {
         match self {
-            ExistingObject::File {
+            Self::File {
                 file,
                 length_bytes,
                 overwritten,
@@ -43,7 +43,7 @@ impl ExistingObject {
                 *length_bytes = Some(object.tell_tail(file, &note)?);
                 object.put_back(file, &note)
             }
-            ExistingObject::Segment { id, overwritten } => {
+            Self::Segment { id, overwritten } => {
                 let attached = object.attach(*id)?;
                 let mut chunk = vec![0; AT_ONCE];
                 for at in (0..attached.length()).step_by(AT_ONCE) {
@@ -59,7 +59,7 @@ impl ExistingObject {
     /// Undoes that. Whatever failed has been told; more cannot be done about what cannot be written.
     fn undo(&mut self) {
         match self {
-            ExistingObject::File {
+            Self::File {
                 file,
                 length_bytes: Some(length_bytes),
                 overwritten,
@@ -69,8 +69,8 @@ impl ExistingObject {
                 overwritten.play(|at, bytes| drop(file.write_all_at(bytes, at)));
                 file.set_len(*length_bytes).ok();
             }
-            ExistingObject::File { .. } => {}
-            ExistingObject::Segment { id, overwritten } => {
+            Self::File { .. } => {}
+            Self::Segment { id, overwritten } => {
                 if let Ok(attached) = AttachedSegment::attach(*id) {
                     overwritten.play(|at, bytes| {
                         attached.write_at(usize::try_from(at).unwrap_or(usize::MAX), bytes);

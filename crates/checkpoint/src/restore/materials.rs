@@ -26,7 +26,7 @@ impl Materials {
         view: &'a View,
         design: &'a Design<'a>,
         options: &RestoreOptions,
-    ) -> Result<(Materials, UndoLog<'a>), RestoreError> {
+    ) -> Result<(Self, UndoLog<'a>), RestoreError> {
         let openers = &design.openers;
         let mut sources = Sources::new(OUT_OF_THE_WAY);
         let mut programs = Vec::with_capacity(design.plans.len());
@@ -50,9 +50,6 @@ impl Materials {
             without_streams: options.without_streams,
         };
         let reopened = design.files.reopen(&choices)?;
-        Ok((
-            Materials { sources, programs },
-            UndoLog::new(made, reopened),
-        ))
+        Ok((Self { sources, programs }, UndoLog::new(made, reopened)))
     }
 }

@@ -96,9 +96,10 @@ impl<'a> Object<'a> {
         );
         let owned = rustix::fs::fchown(file, Some(uid), Some(gid));
         // What a process has written never runs with the rights of another user.
-        let mode = match self.is_own() {
-            true => self.record.mode & 0o7777,
-            false => self.record.mode & 0o1777,
+        let mode = if self.is_own() {
+            self.record.mode & 0o7777
+        } else {
+            self.record.mode & 0o1777
         };
         let moded = rustix::fs::fchmod(file, Mode::from_raw_mode(mode));
         let both = owned.and(moded);
@@ -108,9 +109,10 @@ impl<'a> Object<'a> {
     /// What had a name in a file system and has none any more.
     pub fn without_name(&self, path: &Path) -> Result<MappingSource, RestoreError> {
         let size = self.record.size_bytes;
-        let file = match self.is_own() {
-            true => sources::nameless(path, size, self.opener)?,
-            false => sources::unlinkable(path, size, self.opener)?,
+        let file = if self.is_own() {
+            sources::nameless(path, size, self.opener)?
+        } else {
+            sources::unlinkable(path, size, self.opener)?
         };
         self.own(&file)?;
         self.filled(file)
@@ -194,10 +196,7 @@ impl<'a> Object<'a> {
                     PageContent::Bytes(bytes) => self.has_bytes(&file, pages, bytes)?,
                     PageContent::Zero => self.has_zeros(&file, pages)?,
                 };
-                match same {
-                    true => Ok(()),
-                    false => Err(changed()),
-                }
+                if same { Ok(()) } else { Err(changed()) }
             })?;
         Ok(file.into())
     }

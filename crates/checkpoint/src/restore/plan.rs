@@ -59,7 +59,7 @@ fn check_spaces(view: &View) -> Result<(), RestoreError> {
 }
 
 impl<'a> RestorePlan<'a> {
-    pub fn of(view: &'a View, names: &MemberNames) -> Result<RestorePlan<'a>, RestoreError> {
+    pub fn of(view: &'a View, names: &MemberNames) -> Result<Self, RestoreError> {
         let id = view.id();
         let none = || RestoreError::NotAProcess { id };
         let space = view.space_index(&names.space).ok_or_else(none)?;
@@ -115,9 +115,10 @@ impl<'a> RestorePlan<'a> {
         let mut present = vec![0; usize::try_from(own.end - own.start).unwrap_or(0)];
         let memory = ProcessMemory::open(std::process::id().cast_signed())?;
         memory.read(own.start, &mut present)?;
-        match bytes == present {
-            true => Ok(()),
-            false => Err(differs()),
+        if bytes == present {
+            Ok(())
+        } else {
+            Err(differs())
         }
     }
 

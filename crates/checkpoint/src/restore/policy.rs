@@ -113,11 +113,12 @@ pub(super) fn set(
         let mode = u64::from(policy.policy.mode);
         // The kernel takes one bit less than it is told.
         let bits = nodes.len() as u64 * 8 + 1;
-        let set = match nodes.is_empty() {
-            true => calls.call(SYS_MBIND, [from, until - from, mode, 0, 0, 0]),
-            false => calls.with_bytes(&nodes, |calls, nodes| {
+        let set = if nodes.is_empty() {
+            calls.call(SYS_MBIND, [from, until - from, mode, 0, 0, 0])
+        } else {
+            calls.with_bytes(&nodes, |calls, nodes| {
                 calls.call(SYS_MBIND, [from, until - from, mode, nodes, bits, 0])
-            }),
+            })
         };
         match set {
             Ok(_) => {}

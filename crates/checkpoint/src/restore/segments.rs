@@ -57,8 +57,8 @@ impl Attached {
         regions: &[Region],
         sources: &Sources,
         place: u64,
-    ) -> Result<Attached, RemoteCallError> {
-        let mut attached = Attached::default();
+    ) -> Result<Self, RemoteCallError> {
+        let mut attached = Self::default();
         let mut place = place;
         for (key, segment) in parts(regions, sources) {
             attach(calls, segment, place, key.1)?;

@@ -104,9 +104,9 @@ pub fn make_room_for_descriptors() {
 
 impl Sources {
     /// None are open yet. The limit of open files of this program is raised, see `raise_limit`.
-    pub fn new(at_least: RawFd) -> Sources {
+    pub fn new(at_least: RawFd) -> Self {
         raise_limit(at_least);
-        Sources {
+        Self {
             open: HashMap::new(),
             made: HashSet::new(),
             at_least,
@@ -315,9 +315,10 @@ pub(super) fn open_file(
     path: &Path,
     opener: &Opener,
 ) -> Result<(OwnedFd, rustix::fs::Stat), RestoreError> {
-    let access = match writes_through(region) {
-        true => OFlags::RDWR,
-        false => OFlags::RDONLY,
+    let access = if writes_through(region) {
+        OFlags::RDWR
+    } else {
+        OFlags::RDONLY
     };
     open_regular(path, identity(region), access, opener)
 }

@@ -18,7 +18,7 @@ pub(super) struct UndoLog<'a> {
 
 impl<'a> UndoLog<'a> {
     /// No process has been born yet.
-    pub fn new(made: NewObjects<'a>, reopened: Reopened) -> UndoLog<'a> {
+    pub fn new(made: NewObjects<'a>, reopened: Reopened) -> Self {
         UndoLog {
             born: Newborns::default(),
             reopened,

@@ -118,7 +118,7 @@ pub enum RollbackError {
         pid: i32,
         /// What went wrong.
         #[source]
-        source: Box<RollbackError>,
+        source: Box<Self>,
     },
 }
 
@@ -126,15 +126,15 @@ impl RollbackError {
     /// True if the process or the snapshot cannot be handled, as opposed to something that failed.
     pub fn is_refusal(&self) -> bool {
         match self {
-            RollbackError::Refused(inner) => inner.is_refusal(),
-            RollbackError::Stop(inner) => inner.is_refusal(),
-            RollbackError::Store(inner) => inner.is_refusal(),
-            RollbackError::Tracking(inner) => inner.is_refusal(),
-            RollbackError::NotAProcess { .. }
-            | RollbackError::Tree { .. }
-            | RollbackError::AnotherProcess { .. }
-            | RollbackError::Threads { .. }
-            | RollbackError::Mapping { .. } => true,
+            Self::Refused(inner) => inner.is_refusal(),
+            Self::Stop(inner) => inner.is_refusal(),
+            Self::Store(inner) => inner.is_refusal(),
+            Self::Tracking(inner) => inner.is_refusal(),
+            Self::NotAProcess { .. }
+            | Self::Tree { .. }
+            | Self::AnotherProcess { .. }
+            | Self::Threads { .. }
+            | Self::Mapping { .. } => true,
             _ => false,
         }
     }
@@ -142,10 +142,10 @@ impl RollbackError {
     /// What whoever runs the command line can do about it, if something.
     pub fn advice(&self) -> Option<Cow<'static, str>> {
         match self {
-            RollbackError::Refused(inner) => inner.advice(),
-            RollbackError::Stop(inner) => inner.advice(),
-            RollbackError::Store(inner) => inner.advice(),
-            RollbackError::Tracking(inner) => inner.advice(),
+            Self::Refused(inner) => inner.advice(),
+            Self::Stop(inner) => inner.advice(),
+            Self::Store(inner) => inner.advice(),
+            Self::Tracking(inner) => inner.advice(),
             _ => None,
         }
     }

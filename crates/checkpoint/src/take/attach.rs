@@ -42,9 +42,12 @@ pub(crate) fn all(
         memos.insert(member.pid(), memo);
     }
     let tree = context.options.tree;
-    found.restorable.attach(writer, |pid| match tree {
-        true => MemberNames::in_tree(pid).kernel,
-        false => MemberNames::alone().kernel,
+    found.restorable.attach(writer, |pid| {
+        if tree {
+            MemberNames::in_tree(pid).kernel
+        } else {
+            MemberNames::alone().kernel
+        }
     })?;
     if let Some(bytes) = object_records::to_bytes(&found.objects.records()) {
         writer.attach(object_records::ATTACHMENT, bytes)?;

@@ -17,13 +17,13 @@ pub(crate) struct Looks {
 impl Looks {
     /// The looks before the stop after `stops` others for the same snapshot, at processes of which each has as many
     /// `mappings`.
-    pub fn before(members: &mut [Member], mappings: &[usize], stops: usize) -> Looks {
+    pub fn before(members: &mut [Member], mappings: &[usize], stops: usize) -> Self {
         let mut budget = Budget::after(stops);
         let looks = members.iter_mut().zip(mappings).map(|(member, &mappings)| {
             let pid = member.pid();
             member.last_look.before(pid, mappings, &mut budget)
         });
-        Looks {
+        Self {
             all: looks.collect(),
             budget,
             mappings: mappings.iter().copied().max().unwrap_or(0),

@@ -168,9 +168,10 @@ fn copy_round(
     let refused: PageSet = harvest.layout().refused.iter().map(|r| r.pages).collect();
     let refused = refused.union(&harvest.layout().left);
     // Only private anonymous memory: its pages change by being written and by nothing else.
-    let read = match everything {
-        true => layout.anonymous.subtract(&refused),
-        false => harvest.written().intersect(&layout.anonymous),
+    let read = if everything {
+        layout.anonymous.subtract(&refused)
+    } else {
+        harvest.written().intersect(&layout.anonymous)
     };
     // A reservation is not copied, but what was harvested of it reads clean from now on, also if it is made
     // accessible before the stop.

@@ -184,9 +184,10 @@ impl Window<'_> {
             .set(|_, watch| watch == ChangeDetection::OverFile);
         let Private { copies, guards } = member.private_pages(&over_file)?;
         // Buffers that the kernel may write to unseen, since the last snapshot or from now on.
-        let buffers = match self.io.any {
-            false => PageSet::new(),
-            true => rings::listed_buffers(member.pid()).union(&self.io.buffers),
+        let buffers = if !self.io.any {
+            PageSet::new()
+        } else {
+            rings::listed_buffers(member.pid()).union(&self.io.buffers)
         };
         let evidence = self.evidence(member, &looked, (&copies, guards), &buffers)?;
         let empty = evidence.empty.clone();
@@ -220,9 +221,10 @@ impl Window<'_> {
                 private_copies: copies,
                 settled: Vec::new(),
                 buffers,
-                in_flight: match self.io.any {
-                    true => looked.written,
-                    false => PageSet::new(),
+                in_flight: if self.io.any {
+                    looked.written
+                } else {
+                    PageSet::new()
                 },
                 unlisted_ring: looked.unlisted,
             },
@@ -255,9 +257,10 @@ impl Window<'_> {
             knows_guards: member.space.knows_guards,
             // Soft-dirty bits also tell of memory that has a userfaultfd of the process's own. To read
             // there what holds nothing would wait for a handler that stands still.
-            ask_from: match member.needs_stop() {
-                true => PageCount(1),
-                false => ASK_FROM,
+            ask_from: if member.needs_stop() {
+                PageCount(1)
+            } else {
+                ASK_FROM
             },
             instead: &probes.instead,
         };
@@ -343,9 +346,10 @@ impl Window<'_> {
         let mappings = layout.each().filter(|(_, watch)| read_here(*watch));
         for (mapping, _) in mappings.filter(|(mapping, _)| mapping.has_file()) {
             let pages = PageSet::from(mapping.pages());
-            let holes = match sparse::is_bpf_memory(mapping) {
-                true => pages,
-                false => self.files.holes_in(mapping, self.report),
+            let holes = if sparse::is_bpf_memory(mapping) {
+                pages
+            } else {
+                self.files.holes_in(mapping, self.report)
             };
             empty = empty.union(&holes.subtract(&held_in(member, &holes)?));
         }

@@ -18,7 +18,7 @@ struct Target {
 
 impl Target {
     /// `None`, and the test is skipped, where there is no such group.
-    fn start(test: &str) -> Option<Target> {
+    fn start(test: &str) -> Option<Self> {
         let mounts = CgroupMount::all().unwrap_or_default();
         let mount = mounts.iter().find(|mount| mount.controls("freezer"));
         let group = mount.map(|mount| mount.point.join(format!("{test}-{}", std::process::id())));
@@ -34,7 +34,7 @@ impl Target {
         wait_for("the program", || {
             std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == "sleep\n")
         });
-        let target = Target {
+        let target = Self {
             child,
             identity: ProcessIdentity::of(pid).expect("it runs"),
             outside: mount.point.clone(),

@@ -26,9 +26,10 @@ fn written_between_capture_and_its_end() {
         let captured = own.capture().unwrap();
         region.store(5, 77);
         region.store(0, 98);
-        match give_back {
-            true => captured.give_back(),
-            false => assert!(differing_from(&captured.commit().unwrap().view, &truth).is_empty()),
+        if give_back {
+            captured.give_back()
+        } else {
+            assert!(differing_from(&captured.commit().unwrap().view, &truth).is_empty())
         }
         region.store(11, 5);
         exact(&mut own, &region, "the next");

@@ -151,9 +151,10 @@ fn follow_schedule(
                 let first = schedule.taken == 0;
                 let told = told(error, signals, schedule.taken);
                 let is_final = told.is::<Signalled>() || first && failure::is_refused(&told);
-                let ends = match repeats && !is_final {
-                    true => schedule.put_off(told).err(),
-                    false => Some(told),
+                let ends = if repeats && !is_final {
+                    schedule.put_off(told).err()
+                } else {
+                    Some(told)
                 };
                 if let Some(error) = ends {
                     tidy_up(checkpointer);
@@ -360,7 +361,7 @@ struct StoreInUse {
 
 impl StoreInUse {
     /// The store in a directory; a new one if there is no directory, or an empty one.
-    fn open_or_create(taking: &Taking) -> anyhow::Result<StoreInUse> {
+    fn open_or_create(taking: &Taking) -> anyhow::Result<Self> {
         let storage = storage_to_act(&taking.store, taking.trust_store);
         let (store, is_new) = match Store::open(storage.clone()) {
             // Creating looks whether there is anything, and takes over what an attempt that failed left.
@@ -370,7 +371,7 @@ impl StoreInUse {
             }
             other => (other?, false),
         };
-        Ok(StoreInUse {
+        Ok(Self {
             store,
             storage,
             is_new,
@@ -378,8 +379,8 @@ impl StoreInUse {
     }
 
     /// The same, where there is room for what a writer leaves there.
-    fn writable(taking: &Taking) -> anyhow::Result<StoreInUse> {
-        let place = StoreInUse::open_or_create(taking)?;
+    fn writable(taking: &Taking) -> anyhow::Result<Self> {
+        let place = Self::open_or_create(taking)?;
         match place.store.lock() {
             Err(error @ LockError::Io { .. }) => Err(error.into()),
             // Whatever else is wrong with it is told by whoever needs it.

@@ -57,9 +57,10 @@ pub fn run(options: &Export) -> anyhow::Result<()> {
             };
             let (place, name) = Output::around(&options.output)?;
             let out = place.create(&name)?;
-            let extent = match options.all {
-                true => CoreExtent::All,
-                false => CoreExtent::AsTheKernel,
+            let extent = if options.all {
+                CoreExtent::All
+            } else {
+                CoreExtent::AsTheKernel
             };
             let written = pagetide::write_core(&view, names, extent, &out);
             if written.is_err() {
@@ -166,24 +167,24 @@ const DIRECTORY: OFlags = OFlags::RDONLY
 
 impl Output {
     /// A directory, which is made if it does not exist.
-    fn at(path: &Path) -> anyhow::Result<Output> {
+    fn at(path: &Path) -> anyhow::Result<Self> {
         let failed = || format!("make {}", path.display());
         fs::create_dir_all(path).with_context(failed)?;
         let directory = rustix::fs::open(path, DIRECTORY, Mode::empty());
-        Ok(Output {
+        Ok(Self {
             directory: directory.with_context(failed)?,
             path: path.to_owned(),
         })
     }
 
     /// The directory of a file that is to be made, and the file's name.
-    fn around(path: &Path) -> anyhow::Result<(Output, OsString)> {
+    fn around(path: &Path) -> anyhow::Result<(Self, OsString)> {
         let name = path.file_name();
         let name = name.with_context(|| format!("{} names no file", path.display()))?;
         let parent = path.parent().filter(|parent| *parent != Path::new(""));
         let parent = parent.unwrap_or(Path::new("."));
         let directory = rustix::fs::open(parent, DIRECTORY, Mode::empty());
-        let output = Output {
+        let output = Self {
             directory: directory.with_context(|| format!("create {}", path.display()))?,
             path: parent.to_owned(),
         };
@@ -191,7 +192,7 @@ impl Output {
     }
 
     /// A directory in it, which is made if it does not exist. No link leads there.
-    fn inside(&self, name: &str) -> anyhow::Result<Output> {
+    fn inside(&self, name: &str) -> anyhow::Result<Self> {
         let path = self.path.join(name);
         let made = match mkdirat(&self.directory, name, Mode::from_raw_mode(0o777)) {
             Err(Errno::EXIST) => Ok(()),
@@ -200,7 +201,7 @@ impl Output {
         let flags = DIRECTORY | OFlags::NOFOLLOW;
         let opened = made.and_then(|()| openat(&self.directory, name, flags, Mode::empty()));
         let directory = opened.with_context(|| format!("make {}", path.display()))?;
-        Ok(Output { directory, path })
+        Ok(Self { directory, path })
     }
 
     /// A new file that only its owner can read: what a process had in memory may be secret.

@@ -75,9 +75,10 @@ pub fn run(options: &StoreOnly) -> anyhow::Result<()> {
         "id", "parent", "kind", "created", "pages", "size", "pid", "command",
     ];
     let rows_are_empty = rows.is_empty();
-    match rows_are_empty && answer.damaged.is_empty() {
-        true => output::line("no snapshots yet")?,
-        false => Page::new().table(&header, &[0, 1, 4, 5, 6], rows).print()?,
+    if rows_are_empty && answer.damaged.is_empty() {
+        output::line("no snapshots yet")?
+    } else {
+        Page::new().table(&header, &[0, 1, 4, 5, 6], rows).print()?
     }
     if !answer.bases.is_empty() && !rows_are_empty {
         let files = output::counted(answer.bases.len() as u64, "file", "files");

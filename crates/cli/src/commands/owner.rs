@@ -14,15 +14,16 @@ pub struct Owner {
 }
 
 impl Owner {
-    fn of(outside: OutsideState) -> Owner {
+    fn of(outside: OutsideState) -> Self {
         let words = outside.cmdline.split(|byte| *byte == 0);
         let words: Vec<_> = words.map(String::from_utf8_lossy).collect();
         let command = words.join(" ").trim_end().to_owned();
-        Owner {
+        Self {
             identity: outside.identity,
-            command: match command.is_empty() {
-                true => outside.comm.clone(),
-                false => command,
+            command: if command.is_empty() {
+                outside.comm.clone()
+            } else {
+                command
             },
             comm: outside.comm,
         }

@@ -210,9 +210,10 @@ fn answer(view: &View) -> Answer {
 pub fn run(options: &StoreAt) -> anyhow::Result<()> {
     let store = open_store(&options.store)?;
     let answer = answer(&view_at(&store, options.at)?);
-    match options.json {
-        true => output::json(&answer),
-        false => page(&answer).print(),
+    if options.json {
+        output::json(&answer)
+    } else {
+        page(&answer).print()
     }
 }
 

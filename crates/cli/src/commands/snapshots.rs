@@ -104,8 +104,8 @@ pub struct Printer {
 
 impl Printer {
     /// JSON or a table, to `sink`, of snapshots of process `pid` in the store at this place.
-    pub fn new(json: bool, sink: Sink, pid: i32, store: &Path) -> Printer {
-        Printer {
+    pub fn new(json: bool, sink: Sink, pid: i32, store: &Path) -> Self {
+        Self {
             json,
             sink,
             pid,
@@ -122,13 +122,15 @@ impl Printer {
 
     /// One more was taken. With `goes_on`, a line that cannot be written is told and written later.
     pub fn print(&mut self, report: &Report, goes_on: bool) -> anyhow::Result<()> {
-        let text = match self.json {
-            true => output::json_line(&self.line(report))?,
-            false => self.row(report).into_bytes(),
+        let text = if self.json {
+            output::json_line(&self.line(report))?
+        } else {
+            self.row(report).into_bytes()
         };
-        match goes_on {
-            true => self.sink.put(&text),
-            false => self.sink.put_now(&text)?,
+        if goes_on {
+            self.sink.put(&text)
+        } else {
+            self.sink.put_now(&text)?
         }
         if !self.json {
             self.tell(report);
@@ -225,9 +227,10 @@ impl Printer {
         }
         let is_new = |missing: &&NotTracked| !self.told_compared.contains(missing);
         for missing in report.not_tracked.iter().filter(is_new) {
-            let what = match missing.is_whole() {
-                true => format!("all memory of process {}", missing.pid),
-                false => format!("{:#x}-{:#x}", missing.start, missing.end),
+            let what = if missing.is_whole() {
+                format!("all memory of process {}", missing.pid)
+            } else {
+                format!("{:#x}-{:#x}", missing.start, missing.end)
             };
             let reason = &missing.reason;
             output::note!("pagetide: {what} cannot be tracked and is compared each time: {reason}");

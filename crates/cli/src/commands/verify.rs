@@ -37,9 +37,10 @@ pub fn run(options: &StoreOnly) -> anyhow::Result<ExitCode> {
     });
     bar.finish_and_clear();
     let report = report?;
-    let code = match report.ok {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
+    let code = if report.ok {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
     };
     let damaged: BTreeSet<u64> = report
         .damaged
@@ -77,9 +78,10 @@ pub fn run(options: &StoreOnly) -> anyhow::Result<ExitCode> {
         page.line(line + ": " + &damage.what);
     }
     let size = output::bytes(answer.checked_bytes);
-    page.line(match answer.ok {
-        true => format!("ok: {} snapshots, {size} checked", answer.snapshots),
-        false => told(&damaged, &answer.lost, answer.newest_whole),
+    page.line(if answer.ok {
+        format!("ok: {} snapshots, {size} checked", answer.snapshots)
+    } else {
+        told(&damaged, &answer.lost, answer.newest_whole)
     });
     page.print()?;
     Ok(code)

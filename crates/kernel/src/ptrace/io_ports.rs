@@ -1,10 +1,8 @@
 //! Whether a thread may use I/O ports by itself (`ioperm(2)`): PTRACE_GETREGSET with NT_386_IOPERM.
 
-use std::io;
-
-use nix::libc;
-
 use super::thread::{ThreadId, check};
+use nix::libc;
+use std::io;
 
 const NT_386_IOPERM: usize = 0x201;
 /// The bitmap: a bit for each of 65,536 ports.

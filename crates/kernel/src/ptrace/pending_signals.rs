@@ -4,12 +4,10 @@
 //! A signal may be pending without being in a queue (the kernel had no memory for it, or it came from the kernel
 //! itself): then only `SigPnd` and `ShdPnd` of `/proc/PID/status` tell.
 
+use super::thread::{ThreadId, check};
+use nix::libc;
 use std::io;
 use std::mem::{offset_of, size_of};
-
-use nix::libc;
-
-use super::thread::{ThreadId, check};
 
 /// Length of `siginfo_t`, in bytes.
 pub const SIGNAL_INFO_BYTES: usize = size_of::<libc::siginfo_t>();

@@ -1,10 +1,8 @@
 //! Which system call a stopped thread is about to make: PTRACE_GET_SYSCALL_INFO, Linux 5.3.
 
-use std::io;
-
-use nix::libc;
-
 use super::thread::{ThreadId, check};
+use nix::libc;
+use std::io;
 
 /// PTRACE_SYSCALL_INFO_ENTRY
 const ENTRY: u8 = 1;

@@ -1,9 +1,8 @@
 //! Which thread is traced, and what the kernel answers about it.
 
+use nix::libc;
 use std::fmt;
 use std::io;
-
-use nix::libc;
 
 /// Number of a thread, as the kernel counts them. The first thread's is that of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

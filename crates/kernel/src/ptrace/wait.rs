@@ -1,11 +1,9 @@
 //! What traced threads report: `wait4(2)` and `waitid(2)`, without waiting unless that is asked for. Who is to be let go after
 //! a report, and with which signal, is not decided here.
 
-use std::io;
-
-use nix::libc;
-
 use super::thread::{ThreadId, check};
+use nix::libc;
+use std::io;
 
 /// What a traced thread reported to `wait4(2)`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

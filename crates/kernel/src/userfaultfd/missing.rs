@@ -132,13 +132,13 @@ impl MissingPages {
     ///
     /// # Errors
     /// [`UserfaultfdError::Kernel`] with EPERM if this process lacks CAP_SYS_PTRACE.
-    pub fn enable(fd: OwnedFd) -> Result<MissingPages, UserfaultfdError> {
+    pub fn enable(fd: OwnedFd) -> Result<Self, UserfaultfdError> {
         let with_poison = enable(&fd, FEATURES | u64::from(UFFD_FEATURE_POISON));
         let can_poison = with_poison.is_ok();
         if let Err(errno) = with_poison.or_else(|_| enable(&fd, FEATURES)) {
             return Err(failed("enable a userfaultfd for", 0, 0, errno));
         }
-        Ok(MissingPages { fd, can_poison })
+        Ok(Self { fd, can_poison })
     }
 
     /// A new one for the calling process itself, whose pages are tracked from when they come, see
@@ -147,7 +147,7 @@ impl MissingPages {
     /// # Errors
     /// [`UserfaultfdError::Create`] with EPERM if this process has neither CAP_SYS_PTRACE nor
     /// `vm.unprivileged_userfaultfd`; [`UserfaultfdError::FeaturesMissing`] before Linux 6.7.
-    pub fn of_self_tracked() -> Result<MissingPages, UserfaultfdError> {
+    pub fn of_self_tracked() -> Result<Self, UserfaultfdError> {
         let flags = UserfaultfdFlags::from_bits_retain(MISSING_CREATION_FLAGS);
         // SAFETY: whoever registers memory with it serves it; write faults are resolved by the kernel.
         let fd = unsafe { rustix::mm::userfaultfd(flags) };
@@ -158,7 +158,7 @@ impl MissingPages {
         with_poison
             .or_else(|_| enable(&fd, features))
             .map_err(|errno| UserfaultfdError::FeaturesMissing(errno.into()))?;
-        Ok(MissingPages { fd, can_poison })
+        Ok(Self { fd, can_poison })
     }
 
     /// The same descriptor, for tracking what is written.
@@ -308,7 +308,7 @@ impl MissingPages {
                 // SAFETY: the kernel has opened this descriptor for us when we read the message, and nobody else has it.
                 let fd = unsafe { OwnedFd::from_raw_fd(number.cast_signed()) };
                 Some(MissingEvent::Forked {
-                    child: MissingPages {
+                    child: Self {
                         fd,
                         can_poison: self.can_poison,
                     },

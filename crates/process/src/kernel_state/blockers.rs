@@ -1,15 +1,13 @@
 //! What of the state that the kernel keeps cannot be brought back.
 
-use std::fs;
-use std::path::PathBuf;
-
-use pagetide_kernel::ptrace::ThreadId;
-
 use crate::blocker::Blocker;
 use crate::blocker_kind::BlockerKind;
 use crate::kernel_state::error::KernelStateError;
 use crate::proc_files::Status;
 use crate::remote_error::RemoteCallError;
+use pagetide_kernel::ptrace::ThreadId;
+use std::fs;
+use std::path::PathBuf;
 
 /// A thread whose state is known in part only, because it could not be asked.
 pub(super) fn unknown(pid: i32, thread: ThreadId, error: &RemoteCallError) -> Blocker {

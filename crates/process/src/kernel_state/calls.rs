@@ -1,12 +1,10 @@
 //! Calls by a thread of a process that is being built.
 
-use std::io;
-
-use nix::libc;
-
 use crate::kernel_state::error::KernelStateApplyError;
 use crate::remote_error::RemoteCallError;
 use crate::system_calls::SystemCalls;
+use nix::libc;
+use std::io;
 
 /// A thread that is told what to call.
 pub(super) struct Caller<'a> {

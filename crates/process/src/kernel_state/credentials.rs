@@ -1,14 +1,13 @@
 //! Who a thread is and what it may do. The kernel keeps it by thread, and so do we.
 
-use bincode::{Decode, Encode};
-use nix::libc;
-use pagetide_kernel::acting::Actor;
-use pagetide_kernel::ptrace::ThreadId;
-
 use crate::kernel_state::ask::Question;
 use crate::kernel_state::calls::Caller;
 use crate::kernel_state::error::KernelStateApplyError;
 use crate::proc_files::Status;
+use bincode::{Decode, Encode};
+use nix::libc;
+use pagetide_kernel::acting::Actor;
+use pagetide_kernel::ptrace::ThreadId;
 
 const PR_CAPBSET_DROP: u64 = 24;
 const PR_GET_SECUREBITS: u64 = 27;

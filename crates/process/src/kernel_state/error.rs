@@ -1,11 +1,9 @@
 //! Why a kernel state cannot be read or applied. The texts, and nothing else.
 
+use crate::remote_error::RemoteCallError;
+use pagetide_kernel::ptrace::ThreadId;
 use std::io;
 use std::path::PathBuf;
-
-use pagetide_kernel::ptrace::ThreadId;
-
-use crate::remote_error::RemoteCallError;
 
 /// Why the kernel state of a process could not be read.
 #[derive(Debug, thiserror::Error)]

@@ -1,11 +1,10 @@
 //! On which NUMA nodes a thread wants its memory: `set_mempolicy(2)`. A kernel without NUMA has no such thing.
 
-use bincode::{Decode, Encode};
-use nix::libc;
-
 use crate::kernel_state::ask::{Answer, Question};
 use crate::kernel_state::calls::Caller;
 use crate::kernel_state::error::KernelStateApplyError;
+use bincode::{Decode, Encode};
+use nix::libc;
 
 /// As many nodes as any kernel for x86-64 is built for.
 const NODES: usize = 1024;

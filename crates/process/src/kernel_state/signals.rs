@@ -1,13 +1,12 @@
 //! What a process does about signals, and which ones wait.
 
-use bincode::{Decode, Encode};
-use nix::libc;
-use pagetide_kernel::ptrace::{SIGNAL_INFO_BYTES, SignalInfo};
-
 use crate::kernel_state::ask::{Answer, Question};
 use crate::kernel_state::calls::{Caller, signed};
 use crate::kernel_state::error::KernelStateApplyError;
 use crate::proc_files::Status;
+use bincode::{Decode, Encode};
+use nix::libc;
+use pagetide_kernel::ptrace::{SIGNAL_INFO_BYTES, SignalInfo};
 
 const SIGKILL: i32 = 9;
 const SIGCHLD: i32 = 17;

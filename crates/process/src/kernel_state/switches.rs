@@ -1,16 +1,14 @@
 //! What is on or off for a whole process, and its limits.
 
-use nix::libc;
-use std::fs;
-use std::io;
-
-use bincode::{Decode, Encode};
-use rustix::process::{Pid, Resource, Rlimit, prlimit};
-
 use crate::kernel_state::ask::{Answer, Question};
 use crate::kernel_state::calls::Caller;
 use crate::kernel_state::error::KernelStateApplyError;
 use crate::system_calls::Batch;
+use bincode::{Decode, Encode};
+use nix::libc;
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use std::fs;
+use std::io;
 
 const PR_GET_DUMPABLE: u64 = 3;
 const PR_SET_DUMPABLE: u64 = 4;

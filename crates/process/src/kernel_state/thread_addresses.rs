@@ -1,15 +1,14 @@
 //! Addresses in its memory that a thread has told the kernel.
 
+use crate::kernel_state::ask::{Answer, Question};
+use crate::kernel_state::calls::Caller;
+use crate::kernel_state::error::KernelStateApplyError;
+use crate::remote_error::RemoteCallError;
 use bincode::{Decode, Encode};
 use nix::libc;
 use pagetide_kernel::ptrace::RseqConfiguration;
 use pagetide_kernel::robust_list::RobustList;
 use rustix::io::Errno;
-
-use crate::kernel_state::ask::{Answer, Question};
-use crate::kernel_state::calls::Caller;
-use crate::kernel_state::error::KernelStateApplyError;
-use crate::remote_error::RemoteCallError;
 
 const PR_GET_TID_ADDRESS: u64 = 40;
 /// `ss_flags` of a stack that is in use at the moment of the question. Not for the kernel to be told.

@@ -3,15 +3,14 @@
 //! A timer counts on from where it was. Numbers of POSIX timers are given back: by request where the kernel knows
 //! `PR_TIMER_CREATE_RESTORE_IDS` (Linux 6.15), else by making and deleting timers until the number comes.
 
-use bincode::{Decode, Encode};
-use nix::libc;
-use pagetide_kernel::ptrace::ThreadId;
-
 use crate::kernel_state::ask::{Answer, Question};
 use crate::kernel_state::calls::{Caller, signed};
 use crate::kernel_state::error::KernelStateApplyError;
 use crate::kernel_state::signals::PendingSignal;
 use crate::system_calls::SystemCalls;
+use bincode::{Decode, Encode};
+use nix::libc;
+use pagetide_kernel::ptrace::ThreadId;
 
 /// `struct itimerspec` and `struct itimerval`: interval and value, of two words each.
 const TIMER_BYTES: usize = 32;

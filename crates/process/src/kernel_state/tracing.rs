@@ -1,12 +1,10 @@
 //! Whether a process traces others. Only the traced ones tell by whom, so all of them are asked.
 
-use std::fs;
-
-use pagetide_kernel::ptrace::ThreadId;
-
 use crate::blocker::Blocker;
 use crate::blocker_kind::BlockerKind;
 use crate::proc_files::{self, Status};
+use pagetide_kernel::ptrace::ThreadId;
+use std::fs;
 
 /// One blocker a process that is traced by one of the threads. Processes that end while they are asked are none.
 pub(super) fn blockers(pid: i32, threads: &[ThreadId]) -> Vec<Blocker> {

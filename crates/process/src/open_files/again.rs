@@ -1,11 +1,9 @@
 //! Opening a file another time, through a descriptor of it, and setting status flags.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-
+use crate::opener::{OpenError, PathTarget};
 use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl, open};
 use rustix::io::{Errno, Result};
-
-use crate::opener::{OpenError, PathTarget};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// What open(2) may be given again. The flags that create or empty files are not among them, and O_ASYNC comes last of all.
 const FLAGS_OF_OPEN: u32 = OFlags::ACCMODE.bits()

@@ -1,12 +1,10 @@
 //! What whoever restores has decided.
 
-use std::collections::HashMap;
-use std::os::fd::OwnedFd;
-
-use crate::opener::Openers;
-
 use super::error::ReopenError;
 use super::socket::TcpChoice;
+use crate::opener::Openers;
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 
 /// What whoever restores has decided.
 #[derive(Debug, Default)]

@@ -1,11 +1,10 @@
 //! What is in a file that no path leads to: its runs of data, with the holes between them left out.
 
-use std::os::fd::{AsFd, OwnedFd};
-
 use bincode::{Decode, Encode};
 use rustix::fs::{Mode, OFlags, SeekFrom, ftruncate, open, seek};
 use rustix::io::{Errno, Result, pread, pwrite};
 use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// Bytes of a file that lie behind one another.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]

@@ -1,19 +1,16 @@
 //! Character devices that have no state: null(4), random(4) and kin.
 
-use std::os::fd::OwnedFd;
-
-use bincode::{Decode, Encode};
-use rustix::fs::{FileType, major, minor};
-
-use crate::blocker::Blocker;
-use crate::opener::Opener;
-
 use super::again::open_found;
 use super::error::ReopenError;
 use super::file_path::FilePath;
 use super::foreign::Foreign;
 use super::path;
 use super::refused;
+use crate::blocker::Blocker;
+use crate::opener::Opener;
+use bincode::{Decode, Encode};
+use rustix::fs::{FileType, major, minor};
+use std::os::fd::OwnedFd;
 
 /// A device without state.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]

@@ -1,20 +1,17 @@
 //! Directories that are open, and those that processes stand in.
 
-use std::os::fd::OwnedFd;
-use std::path::Path;
-
-use bincode::{Decode, Encode};
-use rustix::fs::{FileType, stat};
-
-use crate::blocker::Blocker;
-use crate::blocker_kind::BlockerKind;
-use crate::opener::Opener;
-
 use super::again::{open_found, seek};
 use super::error::ReopenError;
 use super::foreign::Foreign;
 use super::path::{self, PathIdentity};
 use super::served::Mounts;
+use crate::blocker::Blocker;
+use crate::blocker_kind::BlockerKind;
+use crate::opener::Opener;
+use bincode::{Decode, Encode};
+use rustix::fs::{FileType, stat};
+use std::os::fd::OwnedFd;
+use std::path::Path;
 
 /// A directory that is open.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]

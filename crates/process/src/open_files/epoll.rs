@@ -4,20 +4,17 @@
 //! before the descriptors get their final places. A registration that is switched off (EPOLLONESHOT, after an event) is
 //! registered with errors and hang-ups switched on: the kernel knows no other way.
 
-use std::collections::HashMap;
-use std::os::fd::OwnedFd;
-
+use super::error::ReopenError;
+use super::foreign::Foreign;
+use super::tables::{ByNumber, Listed};
+use crate::blocker::Blocker;
+use crate::blocker_kind::BlockerKind;
 use bincode::{Decode, Encode};
 use pagetide_kernel::kcmp::is_watched_file;
 use rustix::event::epoll;
 use rustix::io::Errno;
-
-use crate::blocker::Blocker;
-use crate::blocker_kind::BlockerKind;
-
-use super::error::ReopenError;
-use super::foreign::Foreign;
-use super::tables::{ByNumber, Listed};
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 
 /// What is registered.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]

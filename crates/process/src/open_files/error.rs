@@ -1,18 +1,15 @@
 //! Why open files could not be read, or not be brought back.
 
-use std::io;
-use std::path::PathBuf;
-
-use pagetide_kernel::maps::MapsError;
-use pagetide_kernel::pidfd::PidFdError;
-use rustix::io::Errno;
-
+use super::file_path::FilePath;
+use super::socket::SocketError;
 use crate::blocker::Blocker;
 use crate::opener::OpenError;
 use crate::remote_error::RemoteCallError;
-
-use super::file_path::FilePath;
-use super::socket::SocketError;
+use pagetide_kernel::maps::MapsError;
+use pagetide_kernel::pidfd::PidFdError;
+use rustix::io::Errno;
+use std::io;
+use std::path::PathBuf;
 
 /// Why open files were not brought back.
 #[derive(Debug, thiserror::Error)]

@@ -1,17 +1,14 @@
 //! Counters: eventfd(2).
 
-use std::os::fd::OwnedFd;
-
-use bincode::{Decode, Encode};
-use rustix::event::{EventfdFlags, eventfd};
-use rustix::io::{Errno, write};
-
-use crate::blocker::Blocker;
-use crate::blocker_kind::BlockerKind;
-
 use super::again::set_flags;
 use super::error::ReopenError;
 use super::foreign::Foreign;
+use crate::blocker::Blocker;
+use crate::blocker_kind::BlockerKind;
+use bincode::{Decode, Encode};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::{Errno, write};
+use std::os::fd::OwnedFd;
 
 /// A counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]

@@ -1,9 +1,8 @@
 //! `/proc/PID/fdinfo/N`, as text asked by key. Source: `proc_pid_fdinfo(5)`.
 
-use std::io;
-
 use pagetide_kernel::proc_file;
 use rustix::fs::OFlags;
+use std::io;
 
 /// What the kernel says of one descriptor.
 #[derive(Debug, Clone)]

@@ -1,10 +1,9 @@
 //! A path as the kernel takes it.
 
+use bincode::{Decode, Encode};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-
-use bincode::{Decode, Encode};
 
 /// A path as the kernel takes it: absolute, any bytes but zero.
 #[derive(Clone, PartialEq, Eq, Hash, Encode, Decode)]

@@ -1,16 +1,13 @@
 //! Whom open files signal: set when all processes are there, since owners are processes.
 
-use std::collections::HashSet;
-use std::io;
-
-use pagetide_kernel::descriptor_owner::{OwnerKind, set_owner, set_signal};
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
-
-use crate::opener::Openers;
-
 use super::error::ReopenError;
 use super::model::{Kind, OpenFiles};
 use super::reopen::Reopened;
+use crate::opener::Openers;
+use pagetide_kernel::descriptor_owner::{OwnerKind, set_owner, set_signal};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use std::collections::HashSet;
+use std::io;
 
 impl OpenFiles {
     /// Seals memory that was handed over, which could not be mapped as it is with its seals, and sets the owners of

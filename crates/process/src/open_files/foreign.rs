@@ -1,15 +1,12 @@
 //! One open file description of the stopped processes while it is looked at.
 
+use super::fdinfo::FdInfo;
+use crate::blocker::Blocker;
+use crate::blocker_kind::BlockerKind;
+use rustix::fs::{FileType, Stat};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-
-use rustix::fs::{FileType, Stat};
-
-use crate::blocker::Blocker;
-use crate::blocker_kind::BlockerKind;
-
-use super::fdinfo::FdInfo;
 
 /// A descriptor of the description, and a copy of it.
 pub(crate) struct Foreign {

@@ -3,27 +3,24 @@
 //! The kernel tells the file of a watch by a handle of its file system and not by a path; a path is found through the
 //! handle. Events that wait to be read are lost in a restore.
 
-use std::collections::HashMap;
-use std::fs;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-
-use bincode::{Decode, Encode};
-use pagetide_kernel::file_handle::{HANDLE_BYTES_MAX, open_path};
-use rustix::fs::{FileType, Mode, OFlags, fstat, inotify, makedev, open};
-use rustix::io::{Errno, ioctl_fionread};
-
-use crate::blocker::Blocker;
-use crate::blocker_kind::BlockerKind;
-use crate::opener::Opener;
-
 use super::again::set_flags;
 use super::choices::ReopenChoices;
 use super::choices::accept;
 use super::error::ReopenError;
 use super::foreign::Foreign;
 use super::path::{self, PathIdentity};
+use crate::blocker::Blocker;
+use crate::blocker_kind::BlockerKind;
+use crate::opener::Opener;
+use bincode::{Decode, Encode};
+use pagetide_kernel::file_handle::{HANDLE_BYTES_MAX, open_path};
+use rustix::fs::{FileType, Mode, OFlags, fstat, inotify, makedev, open};
+use rustix::io::{Errno, ioctl_fionread};
+use std::collections::HashMap;
+use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// All watches of an inotify.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]

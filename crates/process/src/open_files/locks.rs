@@ -1,13 +1,11 @@
 //! Locks on files, as `/proc/PID/fdinfo` tells them: flock(2), record locks of descriptions and of processes (fcntl(2)).
 
-use std::os::fd::AsFd;
-
+use super::fdinfo::FdInfo;
 use bincode::{Decode, Encode};
 use pagetide_kernel::record_locks::{Lock, lock_description};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::{Errno, Result};
-
-use super::fdinfo::FdInfo;
+use std::os::fd::AsFd;
 
 /// A part of a file that is locked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]

@@ -1,14 +1,12 @@
 //! Files of memory: what memfd_create(2) made.
 
-use rustix::fs::{MemfdFlags, fcntl_get_seals, fstatfs};
-
-use crate::blocker::Blocker;
-
 use super::file_path::FilePath;
 use super::foreign::Foreign;
 use super::refused::file_system;
+use crate::blocker::Blocker;
 use bincode::Decode;
 use bincode::Encode;
+use rustix::fs::{MemfdFlags, fcntl_get_seals, fstatfs};
 
 /// Longest name of a memfd, in bytes.
 pub(crate) const NAME_BYTES_MAX: usize = 249;

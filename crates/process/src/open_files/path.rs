@@ -1,19 +1,16 @@
 //! Files by path: whether a path leads to a file, and descriptors opened with O_PATH.
 
-use std::os::fd::OwnedFd;
-use std::path::Path;
-
-use bincode::{Decode, Encode};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, open, statat};
-
-use crate::blocker::Blocker;
-use crate::blocker_kind::BlockerKind;
-use crate::opener::{FileIdentity, OpenError, Opener, PathTarget};
-
 use super::again::flags_of_open;
 use super::error::ReopenError;
 use super::file_path::FilePath;
 use super::foreign::Foreign;
+use crate::blocker::Blocker;
+use crate::blocker_kind::BlockerKind;
+use crate::opener::{FileIdentity, OpenError, Opener, PathTarget};
+use bincode::{Decode, Encode};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, open, statat};
+use std::os::fd::OwnedFd;
+use std::path::Path;
 
 /// A path, and the file it led to.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]

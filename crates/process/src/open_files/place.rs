@@ -1,15 +1,12 @@
 //! Putting descriptors at their numbers, in the processes themselves.
 
-use std::os::fd::{AsRawFd, OwnedFd};
-
-use nix::libc;
-
-use crate::remote_error::RemoteCallError;
-use crate::system_calls::{Batch, SystemCalls};
-
 use super::error::ReopenError;
 use super::model::{DescriptorTable, Kind, OpenFiles};
 use super::reopen::Reopened;
+use crate::remote_error::RemoteCallError;
+use crate::system_calls::{Batch, SystemCalls};
+use nix::libc;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 const EPOLL_CTL_ADD: u64 = 1;
 const F_SETLK: u64 = 6;

@@ -1,12 +1,10 @@
 //! Kinds of files that are not brought back, each by its fixed name.
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
-
+use super::foreign::Foreign;
 use crate::blocker::Blocker;
 use crate::blocker_kind::BlockerKind;
-
-use super::foreign::Foreign;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 
 /// File systems: `f_type` of statfs(2), which say what a file is.
 pub(crate) mod file_system {

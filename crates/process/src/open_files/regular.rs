@@ -13,15 +13,6 @@
 //! created, emptied, or written to. A file of memory that processes map shared is what whoever restores made of it
 //! ([`ReopenChoices::objects`]), whatever is at its path.
 
-use std::os::fd::OwnedFd;
-
-use bincode::{Decode, Encode};
-use rustix::fs::{FileType, OFlags, Stat};
-use rustix::io::Errno;
-
-use crate::blocker::Blocker;
-use crate::opener::Opener;
-
 use super::again::{can_read, open_again, open_found, seek};
 use super::choices::ReopenChoices;
 use super::choices::accept;
@@ -29,6 +20,12 @@ use super::error::ReopenError;
 use super::foreign::Foreign;
 use super::path::{self, PathIdentity};
 use super::refused::file_system;
+use crate::blocker::Blocker;
+use crate::opener::Opener;
+use bincode::{Decode, Encode};
+use rustix::fs::{FileType, OFlags, Stat};
+use rustix::io::Errno;
+use std::os::fd::OwnedFd;
 
 /// A regular file that its path leads to.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]

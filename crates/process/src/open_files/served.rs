@@ -5,18 +5,16 @@
 //!
 //! Where a descriptor leads is told by the number of its mount in `/proc/PID/fdinfo`, which asks nobody.
 
+use super::fdinfo::FdInfo;
+use pagetide_kernel::proc_file;
+use rustix::fs::{Mode, OFlags, open};
+use rustix::process::getpid;
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
-
-use pagetide_kernel::proc_file;
-use rustix::fs::{Mode, OFlags, open};
-use rustix::process::getpid;
-
-use super::fdinfo::FdInfo;
 
 /// Kinds that others serve, as `/proc/PID/mountinfo` calls them; those that begin with `fuse` besides.
 const SERVED: [&str; 14] = [

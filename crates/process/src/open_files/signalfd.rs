@@ -1,15 +1,12 @@
 //! Signals as something that can be read: signalfd(2). It holds none itself: those that wait belong to the process.
 
-use std::os::fd::OwnedFd;
-
+use super::error::ReopenError;
+use super::foreign::Foreign;
+use crate::blocker::Blocker;
 use bincode::{Decode, Encode};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
-
-use crate::blocker::Blocker;
-
-use super::error::ReopenError;
-use super::foreign::Foreign;
+use std::os::fd::OwnedFd;
 
 /// Which signals are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]

@@ -1,19 +1,16 @@
 //! Which descriptors processes have, and which of them are one open file description.
 
+use super::error::OpenFilesError;
+use super::fdinfo::FdInfo;
+use super::sorted::Sorted;
+use crate::blocker::Blocker;
+use crate::blocker_kind::BlockerKind;
+use crate::stop::StoppedProcess;
+use pagetide_kernel::kcmp::{compare_files, share_descriptors, share_directories};
 use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
-
-use pagetide_kernel::kcmp::{compare_files, share_descriptors, share_directories};
-
-use crate::blocker::Blocker;
-use crate::blocker_kind::BlockerKind;
-use crate::stop::StoppedProcess;
-
-use super::error::OpenFilesError;
-use super::fdinfo::FdInfo;
-use super::sorted::Sorted;
 
 /// One descriptor of one process.
 pub(crate) struct Listed {

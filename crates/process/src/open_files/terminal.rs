@@ -7,24 +7,21 @@
 //! program alone gives it `/dev/null` instead, and so does one whose terminal belongs to another user than the program's:
 //! whoever has a terminal can type in it.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::Path;
-
-use bincode::{Decode, Encode};
-use rustix::fs::{FileType, Mode, OFlags, fcntl_getfl, fstat, major, minor};
-use rustix::io::Errno;
-use rustix::stdio::{stderr, stdin, stdout};
-use rustix::termios::isatty;
-
-use crate::blocker::Blocker;
-use crate::blocker_kind::BlockerKind;
-use crate::opener::Opener;
-
 use super::again::{flags_of_open, open_again, open_found};
 use super::error::ReopenError;
 use super::file_path::FilePath;
 use super::foreign::Foreign;
 use super::path;
+use crate::blocker::Blocker;
+use crate::blocker_kind::BlockerKind;
+use crate::opener::Opener;
+use bincode::{Decode, Encode};
+use rustix::fs::{FileType, Mode, OFlags, fcntl_getfl, fstat, major, minor};
+use rustix::io::Errno;
+use rustix::stdio::{stderr, stdin, stdout};
+use rustix::termios::isatty;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
 
 /// One of pagetide's own standard streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]

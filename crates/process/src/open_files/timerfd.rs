@@ -3,21 +3,18 @@
 //! A timer goes on with the time that was left to it at the snapshot, except one that was set to a moment of the clock of the
 //! calendar (TFD_TIMER_ABSTIME): that moment stays, and a timer that it passed meanwhile expires at once.
 
-use std::os::fd::OwnedFd;
-
+use super::again::set_flags;
+use super::error::ReopenError;
+use super::fdinfo::FdInfo;
+use super::foreign::Foreign;
+use crate::blocker::Blocker;
 use bincode::{Decode, Encode};
 use rustix::io::Errno;
 use rustix::time::{
     ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime,
     timerfd_create, timerfd_gettime, timerfd_settime,
 };
-
-use crate::blocker::Blocker;
-
-use super::again::set_flags;
-use super::error::ReopenError;
-use super::fdinfo::FdInfo;
-use super::foreign::Foreign;
+use std::os::fd::OwnedFd;
 
 const NANOSECONDS: i128 = 1_000_000_000;
 /// Clocks of clock_gettime(2): those of the calendar.

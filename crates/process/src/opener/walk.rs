@@ -1,15 +1,14 @@
 //! Looking up a path without following links that others made.
 
+use rustix::fs::{
+    CWD, FileType, Mode, OFlags, ResolveFlags, fstat, open, openat, openat2, readlinkat,
+};
+use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
-
-use rustix::fs::{
-    CWD, FileType, Mode, OFlags, ResolveFlags, fstat, open, openat, openat2, readlinkat,
-};
-use rustix::io::Errno;
 
 /// So many links are followed, as by the kernel.
 const LINKS_MAX: usize = 40;

@@ -42,8 +42,8 @@ pub(super) struct Nature {
 }
 
 impl Nature {
-    pub(super) fn of(counted: &CountedMapping) -> Nature {
-        Nature {
+    pub(super) fn of(counted: &CountedMapping) -> Self {
+        Self {
             hugetlb: counted.has_flag("ht"),
             uncounted: counted.has_flag("pf") || counted.has_flag("mm"),
             anonymous: !counted.mapping.has_file(),
@@ -305,10 +305,10 @@ impl Tally {
         if is_part {
             usage.swap_bytes = self.slots_bytes;
         }
-        usage.swapped_bytes = match self.frames_shown || !registered {
-            true => self.slots_bytes,
-            // Markers of empty slots look the same; only smaps tells how many pages are in swap.
-            false => self.slots_bytes.min(usage.swap_bytes),
+        usage.swapped_bytes = if self.frames_shown || !registered {
+            self.slots_bytes
+        } else {
+            self.slots_bytes.min(usage.swap_bytes)
         };
         // An empty slot without a marker is not protected: it counts as written.
         usage.written_bytes = registered.then(|| usage.size_bytes - self.protected_bytes);

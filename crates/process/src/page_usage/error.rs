@@ -46,9 +46,6 @@ pub enum PageUsageError {
 impl PageUsageError {
     /// True if nothing went wrong: it cannot be done with this process, this store or these rights, and trying again does not help.
     pub fn is_refusal(&self) -> bool {
-        matches!(
-            self,
-            PageUsageError::NotMapped { .. } | PageUsageError::FramesHidden
-        )
+        matches!(self, Self::NotMapped { .. } | Self::FramesHidden)
     }
 }

@@ -88,9 +88,10 @@ fn explain(pid: i32, address: u64, sources: &mut Sources) -> Result<ExplainedPag
         entry,
         categories,
         registered,
-    } = match in_page_tables {
-        true => Entry::read(page, sources)?,
-        false => Entry::none(),
+    } = if in_page_tables {
+        Entry::read(page, sources)?
+    } else {
+        Entry::none()
     };
     let frame = entry.frame_number();
     let frames = frame.map(|frame| sources.look_up(&[frame]));

@@ -122,9 +122,10 @@ fn each_frame(
             }
         }
     }
-    match sources.pagemap.is_alive() {
-        true => Ok(()),
-        false => Err(PageUsageError::Gone { pid }),
+    if sources.pagemap.is_alive() {
+        Ok(())
+    } else {
+        Err(PageUsageError::Gone { pid })
     }
 }
 

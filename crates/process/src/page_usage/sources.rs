@@ -37,10 +37,10 @@ pub(super) struct Frames {
 }
 
 impl Sources {
-    pub(super) fn open(pid: i32) -> Result<Sources, PageUsageError> {
+    pub(super) fn open(pid: i32) -> Result<Self, PageUsageError> {
         let pagemap = Pagemap::of_process(pid)?;
         let (frames, soft_dirty) = shown_of_own_page();
-        let mut sources = Sources {
+        let mut sources = Self {
             pagemap,
             categories: known_categories(),
             soft_dirty,

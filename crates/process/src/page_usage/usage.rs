@@ -73,7 +73,7 @@ impl Usage {
         self.pss_fixed.map(|pss| pss >> PSS_SHIFT)
     }
 
-    pub(super) fn add(&mut self, other: &Usage) {
+    pub(super) fn add(&mut self, other: &Self) {
         fn both(a: Option<u64>, b: Option<u64>) -> Option<u64> {
             match (a, b) {
                 (Some(a), Some(b)) => Some(a + b),

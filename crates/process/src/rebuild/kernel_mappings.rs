@@ -1,10 +1,9 @@
 //! What the kernel maps into every process by itself: the vdso, and the data that its code reads. A program holds
 //! addresses of functions in it, so it has to be where it was, and the same.
 
+use pagetide_kernel::maps::{Mapping, MappingName};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-
-use pagetide_kernel::maps::{Mapping, MappingName};
 
 /// One such mapping.
 #[derive(Clone, Debug, PartialEq, Eq)]

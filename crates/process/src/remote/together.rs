@@ -1,12 +1,6 @@
 //! The same system calls run by many threads of the stopped target at the same time. That takes little longer than by one:
 //! most of the time of a call goes by while its thread is put on a processor and taken off again.
 
-use std::collections::{HashMap, VecDeque};
-use std::time::{Duration, Instant};
-
-use pagetide_kernel::ptrace::{self, ThreadId, WaitReport};
-use rustix::io::Errno;
-
 use crate::remote_error::RemoteCallError;
 use crate::session::call::{LOOK_AFTER, Patience, Step, UnderWay, given_up};
 use crate::session::{Ending, INTERRUPT_TIMEOUT, Session};
@@ -14,6 +8,10 @@ use crate::stop::StoppedProcess;
 use crate::syscall_names::SystemCall;
 use crate::system_calls::checked;
 use crate::tracees::{SessionReport, Tracees};
+use pagetide_kernel::ptrace::{self, ThreadId, WaitReport};
+use rustix::io::Errno;
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
 
 /// How long all of them together may take before they are ended one by one.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -122,9 +120,10 @@ fn run_all(tracees: &mut Tracees, callers: &mut [Result<Caller, RemoteCallError>
                     continue;
                 };
                 caller.take(report, pid);
-                match caller.is_under_way() {
-                    true => awaited.push_back(caller.session.thread),
-                    false => _ = going.remove(&caller.session.thread),
+                if caller.is_under_way() {
+                    awaited.push_back(caller.session.thread);
+                } else {
+                    going.remove(&caller.session.thread);
                 }
             }
             (SessionReport::Report(_), None) => {}
@@ -227,12 +226,11 @@ impl Caller {
         pid: i32,
     ) -> Result<(), RemoteCallError> {
         self.session.step_to_end(&mut ending, report, pid)?;
-        match ending.stands {
-            true => self.session.complete_end(ending),
-            false => {
-                self.doing = Doing::Ending(ending);
-                Ok(())
-            }
+        if ending.stands {
+            self.session.complete_end(ending)
+        } else {
+            self.doing = Doing::Ending(ending);
+            Ok(())
         }
     }
 

@@ -51,9 +51,10 @@ impl Patience {
         {
             self.frozen = true;
             // One that can be stopped is made what it was at once.
-            let more = match freezer.lets_threads_stop() {
-                true => Duration::ZERO,
-                false => THAW_TIMEOUT,
+            let more = if freezer.lets_threads_stop() {
+                Duration::ZERO
+            } else {
+                THAW_TIMEOUT
             };
             self.deadline = self.deadline.min(Instant::now() + more);
         }
@@ -178,9 +179,10 @@ impl Session {
     /// Where there is no frame, nothing would put the thread right without us: it is done after every single call. A process that
     /// is being built ends with us.
     pub(crate) fn after_call(&self, pid: i32) -> Result<(), RemoteCallError> {
-        match self.frame.is_none() && !self.is_new && !self.lost {
-            true => self.put_back(pid),
-            false => Ok(()),
+        if self.frame.is_none() && !self.is_new && !self.lost {
+            self.put_back(pid)
+        } else {
+            Ok(())
         }
     }
 
@@ -288,9 +290,10 @@ impl Session {
             .ok_or(RemoteCallError::NoThread { pid })?;
         // A stop signal interrupted the call before it did anything.
         let unheard = (-516..=-512).contains(&registers.rax.cast_signed());
-        Ok(match unheard && under_way.begun < BEGUN_MAX {
-            true => Step::Again,
-            false => Step::Done(registers.rax),
+        Ok(if unheard && under_way.begun < BEGUN_MAX {
+            Step::Again
+        } else {
+            Step::Done(registers.rax)
         })
     }
 

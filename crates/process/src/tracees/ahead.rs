@@ -3,14 +3,12 @@
 //! A thread that is left between the two is woken by the end of the tracing and sees EINTR. So whoever is sent on its way
 //! is waited for until it is in its call, and only then does anything end.
 
-use std::collections::VecDeque;
-use std::time::{Duration, Instant};
-
-use pagetide_kernel::ptrace::{self, ThreadId, WaitReport};
-
 use super::{Now, Pause, SessionReport, Tracees};
 use crate::restart;
 use crate::waits::Ahead;
+use pagetide_kernel::ptrace::{self, ThreadId, WaitReport};
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 /// How long threads are led, one batch after another: the others wait for it. Each needs some 50 us.
 const LEADING_MAX: Duration = Duration::from_millis(10);
@@ -32,9 +30,10 @@ impl Tracees {
             let mut later = Vec::new();
             for ahead in threads {
                 let is_free = |other: &Ahead| !other.socket.is_same(&ahead.socket);
-                match batch.len() < BATCH_MAX && batch.iter().all(is_free) {
-                    true => batch.push(ahead),
-                    false => later.push(ahead),
+                if batch.len() < BATCH_MAX && batch.iter().all(is_free) {
+                    batch.push(ahead)
+                } else {
+                    later.push(ahead)
                 }
             }
             threads = later;

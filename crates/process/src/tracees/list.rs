@@ -1,9 +1,8 @@
 //! The threads of a process and what each of them is doing: found by number, and counted, so that a process of many threads
 //! costs as much a thread as one of few.
 
-use std::collections::BTreeMap;
-
 use pagetide_kernel::ptrace::ThreadId;
+use std::collections::BTreeMap;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Now {

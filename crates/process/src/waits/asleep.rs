@@ -12,13 +12,11 @@
 //!
 //! A thread that wakes and falls asleep again has one more voluntary switch, which is how that is seen.
 
-use std::time::{Duration, Instant};
-
+use crate::proc_files::Stat;
 use pagetide_kernel::proc_file;
 use pagetide_kernel::ptrace::ThreadId;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-
-use crate::proc_files::Stat;
+use std::time::{Duration, Instant};
 
 /// What the scheduler says of a thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,9 +122,10 @@ impl Clocks {
         if let Some((_, reading)) = known {
             return *reading;
         }
-        let reading = match Instant::now() < self.until {
-            true => read_clock(processor),
-            false => None,
+        let reading = if Instant::now() < self.until {
+            read_clock(processor)
+        } else {
+            None
         };
         self.readings.push((processor, reading));
         reading

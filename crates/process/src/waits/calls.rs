@@ -5,15 +5,13 @@
 //! mq_timedreceive(2)), and select(2), pselect6(2) and ppoll(2) as long as it can write the rest to where the caller had
 //! the time. recvmmsg(2) writes the rest, too, but only when it has something: its time is not touched.
 
+use crate::restart::{EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND};
+use crate::syscall_names::SYS_IO_PGETEVENTS;
+use nix::libc;
+use pagetide_kernel::ptrace::Registers;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
-
-use nix::libc;
-use pagetide_kernel::ptrace::Registers;
-
-use crate::restart::{EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND};
-use crate::syscall_names::SYS_IO_PGETEVENTS;
 
 /// One of the six registers with the arguments of a system call, by its place among them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,18 +10,16 @@
 //! noted below the thread's stack, with the number of times the thread has slept: one more, and the note speaks of
 //! another call.
 
+use super::calls;
+use nix::libc;
+use pagetide_kernel::pidfd::PidFd;
+use pagetide_kernel::ptrace::ThreadId;
+use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_timeout};
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-
-use nix::libc;
-use pagetide_kernel::pidfd::PidFd;
-use pagetide_kernel::ptrace::ThreadId;
-use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_timeout};
-
-use super::calls;
 
 /// The shortest time that is not "for ever".
 const AT_ONCE: Duration = Duration::from_micros(1);

@@ -5,13 +5,12 @@
 //! every way from there it is loaded anew, or the function returns, for to its caller it means nothing (System V ABI: all
 //! registers of arguments belong to whoever is called). What cannot be followed counts as reading.
 
-use std::collections::HashSet;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-
 use iced_x86::{
     Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, OpAccess, Register,
 };
+use std::collections::HashSet;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 
 /// No more instructions than this are followed.
 const INSTRUCTIONS_MAX: usize = 400;

@@ -2,17 +2,16 @@
 //! because of it leaves a thread with registers that are not its own, or that it is made after all by one that could
 //! have been stopped.
 
-use std::fs;
-use std::io::Write;
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
-
 use crate::harness::{PATIENCE, Target, wait_until};
 use nix::libc;
 use pagetide_kernel::cgroups::CgroupMount;
 use pagetide_process::{
     KernelState, RefusalError, RemoteCallError, StopError, StopOptions, StoppedProcess, examine,
 };
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 /// Shorter than any wait that was made for a call before, and much longer than an answer at once.
 const AT_ONCE: Duration = Duration::from_secs(9);
@@ -28,17 +27,20 @@ struct ControlGroup {
 
 impl ControlGroup {
     /// `None`, and the test is skipped, if this machine has no such hierarchy.
-    fn of(test: &str, is_unified: bool, target: &Target) -> Option<ControlGroup> {
+    fn of(test: &str, is_unified: bool, target: &Target) -> Option<Self> {
         let mounts = CgroupMount::all().unwrap_or_default();
-        let is_it = |mount: &&CgroupMount| match is_unified {
-            true => mount.is_unified,
-            false => mount.controls("freezer"),
+        let is_it = |mount: &&CgroupMount| {
+            if is_unified {
+                mount.is_unified
+            } else {
+                mount.controls("freezer")
+            }
         };
         let outside = mounts.iter().find(is_it).map(|mount| mount.point.clone());
         let made = outside.and_then(|outside| {
             let directory = outside.join(format!("pagetide-{test}-{}", target.pid()));
             fs::create_dir(&directory).ok()?;
-            Some(ControlGroup {
+            Some(Self {
                 directory,
                 outside,
                 is_unified,
@@ -65,28 +67,34 @@ impl ControlGroup {
     }
 
     fn freeze(&self) {
-        match self.is_unified {
-            true => self.put("cgroup.freeze", "1"),
-            false => self.put("freezer.state", "FROZEN"),
+        if self.is_unified {
+            self.put("cgroup.freeze", "1")
+        } else {
+            self.put("freezer.state", "FROZEN")
         }
-        wait_until("frozen", || match self.is_unified {
-            true => self.says("cgroup.events", "frozen 1"),
-            false => self.says("freezer.state", "FROZEN"),
+        wait_until("frozen", || {
+            if self.is_unified {
+                self.says("cgroup.events", "frozen 1")
+            } else {
+                self.says("freezer.state", "FROZEN")
+            }
         });
     }
 
     fn thaw(&self) {
-        match self.is_unified {
-            true => self.put("cgroup.freeze", "0"),
-            false => self.put("freezer.state", "THAWED"),
+        if self.is_unified {
+            self.put("cgroup.freeze", "0")
+        } else {
+            self.put("freezer.state", "THAWED")
         }
     }
 
     #[track_caller]
     fn assert_named(&self, message: &str) {
-        let command = match self.is_unified {
-            true => format!("echo 0 > {}/cgroup.freeze", self.directory.display()),
-            false => format!("echo THAWED > {}/freezer.state", self.directory.display()),
+        let command = if self.is_unified {
+            format!("echo 0 > {}/cgroup.freeze", self.directory.display())
+        } else {
+            format!("echo THAWED > {}/freezer.state", self.directory.display())
         };
         assert!(message.contains(&command), "{message}");
     }

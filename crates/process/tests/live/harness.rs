@@ -1,5 +1,7 @@
 //! Target programs: compiled once, started, talked to by lines, and killed at the end of a test.
 
+use nix::libc;
+use pagetide_process::{ProcessIdentity, StopOptions, StoppedProcess};
 use std::collections::HashMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -9,9 +11,6 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Mutex, OnceLock};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
-
-use nix::libc;
-use pagetide_process::{ProcessIdentity, StopOptions, StoppedProcess};
 
 /// Longer than anything here takes on a busy machine; reached only by a hang.
 pub const PATIENCE: Duration = Duration::from_secs(60);

@@ -1,12 +1,10 @@
 //! Prevents: a system call that a stop interrupts and that then fails, returns early, or sleeps
 //! twice as long. The target has one thread, so the remote calls run in the very thread that waits.
 
+use crate::harness::{Target, kill, stop_call_resume};
+use nix::libc;
 use std::thread::sleep;
 use std::time::Duration;
-
-use nix::libc;
-
-use crate::harness::{Target, kill, stop_call_resume};
 
 #[derive(Debug)]
 struct Outcome {

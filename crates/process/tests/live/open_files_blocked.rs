@@ -1,22 +1,20 @@
 //! Prevents: an open file that a restore would drop or bring back as something else without a word; and one that is refused
 //! though nothing is in its way.
 
-use std::collections::HashMap;
-use std::fs::File;
-use std::io::Write;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::PathBuf;
-use std::process::Command;
-
+use crate::harness::{Target, patient, program, wait_until};
 use pagetide_kernel::spawn::{Fate, Seed, spawn};
 use pagetide_process::{Blocker, Kind, NewProcess, OpenFiles, ReopenChoices, ReopenError};
 use rustix::fs::{MemfdFlags, OFlags, fcntl_getfl, fstat, memfd_create};
 use rustix::pty::{OpenptFlags, openpt, ptsname, unlockpt};
 use rustix::stdio::{stderr, stdin, stdout};
 use rustix::termios::isatty;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::Command;
 use tempfile::TempDir;
-
-use crate::harness::{Target, patient, program, wait_until};
 
 /// What each way of the target to be in the way is named.
 const KINDS: [&str; 26] = [

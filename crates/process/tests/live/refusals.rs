@@ -1,15 +1,13 @@
 //! Prevents: touching a process that cannot be handled, and a refusal that does not say why.
 
+use crate::harness::{Target, program, state_of, wait_until};
+use pagetide_process::{
+    NoPrivilege, RefusalError, StopError, StopOptions, StoppedProcess, examine,
+};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
-
-use pagetide_process::{
-    NoPrivilege, RefusalError, StopError, StopOptions, StoppedProcess, examine,
-};
-
-use crate::harness::{Target, program, state_of, wait_until};
 
 #[test]
 fn an_ordinary_process_is_accepted() {

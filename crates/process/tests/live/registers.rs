@@ -1,14 +1,12 @@
 //! Prevents: a thread that goes on with other registers than its own, and a roll-back of registers
 //! that does not take the thread to where it was.
 
+use crate::harness::{Target, stop_call_resume, wait_until};
+use pagetide_process::{ThreadId, ThreadStateError};
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
-
-use pagetide_process::{ThreadId, ThreadStateError};
-
-use crate::harness::{Target, stop_call_resume, wait_until};
 
 #[test]
 fn vector_registers_are_unchanged_by_stops_and_calls() {

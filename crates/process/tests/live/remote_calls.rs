@@ -1,14 +1,12 @@
 //! Prevents: a remote call that answers something else than the kernel, or that leaves a trace in
 //! the target.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-
+use crate::harness::Target;
 use nix::libc;
 use pagetide_process::{RemoteCallError, StoppedProcess};
 use rustix::io::Errno;
-
-use crate::harness::Target;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 
 const MEMFD_CREATE: i64 = 319;
 

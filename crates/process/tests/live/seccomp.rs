@@ -1,9 +1,8 @@
 //! Prevents: a target killed by its own seccomp filter for a call of ours.
 
+use crate::harness::Target;
 use nix::libc;
 use pagetide_process::RemoteCallError;
-
-use crate::harness::Target;
 
 #[test]
 fn a_call_that_the_filter_kills_for_is_not_made() {

@@ -1,13 +1,11 @@
 //! Prevents: a signal lost, delivered twice, or delivered in the middle of a remote call; and a
 //! SIGTRAP of ours that the target sees.
 
+use crate::harness::{Target, kill, stop_call_resume, wait_until};
+use nix::libc;
 use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
-
-use nix::libc;
-
-use crate::harness::{Target, kill, stop_call_resume, wait_until};
 
 /// Queues `count` real-time signals to a process with sigqueue(3), from a process of its own.
 fn storm(pid: i32, count: u32) -> std::process::Child {

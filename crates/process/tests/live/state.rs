@@ -1,8 +1,7 @@
 //! Prevents: a process state that does not survive being stored, and damage that is not noticed.
 
-use pagetide_process::{OutsideState, ProcessState, StateDecodeError};
-
 use crate::harness::{Target, program};
+use pagetide_process::{OutsideState, ProcessState, StateDecodeError};
 
 #[test]
 fn a_state_survives_being_stored() {

@@ -1,13 +1,11 @@
 //! Prevents: a thread that runs on while the process counts as stopped, a thread left stopped for
 //! ever, and a process that is not in the state it was in before.
 
-use std::thread::sleep;
-use std::time::{Duration, Instant};
-
+use crate::harness::{Target, kill, state_of, wait_until};
 use nix::libc;
 use pagetide_process::{StopError, StopOptions, StoppedProcess};
-
-use crate::harness::{Target, kill, state_of, wait_until};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 fn tasks(pid: i32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/task"))

@@ -1,14 +1,12 @@
 //! Prevents: a target that crashes, hangs or computes wrong because *we* were killed, at whatever
 //! moment of a stop or a remote call.
 
+use crate::harness::Target;
+use nix::libc;
+use pagetide_process::{ProcessIdentity, StopOptions, StoppedProcess};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
-
-use nix::libc;
-use pagetide_process::{ProcessIdentity, StopOptions, StoppedProcess};
-
-use crate::harness::Target;
 
 const TARGET: &str = "PAGETIDE_TEST_TARGET";
 

@@ -49,12 +49,10 @@ pub enum DescriptorError {
 }
 
 impl From<FormatError> for DescriptorError {
-    fn from(error: FormatError) -> DescriptorError {
+    fn from(error: FormatError) -> Self {
         match error {
-            FormatError::Damaged(what) | FormatError::Future(what) => {
-                DescriptorError::Damaged(what)
-            }
-            FormatError::Unknown(error) => DescriptorError::Damaged(error.to_string()),
+            FormatError::Damaged(what) | FormatError::Future(what) => Self::Damaged(what),
+            FormatError::Unknown(error) => Self::Damaged(error.to_string()),
         }
     }
 }

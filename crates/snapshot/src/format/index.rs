@@ -348,12 +348,12 @@ struct Places {
 }
 
 impl Places {
-    fn of(space: &Space) -> Places {
+    fn of(space: &Space) -> Self {
         let that_admit = |state| {
             let regions = captured_regions(space).filter(move |region| region.admits(state));
             regions.map(|region| region.pages).collect()
         };
-        Places {
+        Self {
             captured: that_admit(PageState::Data),
             showing: that_admit(PageState::Shown),
             of_files: that_admit(PageState::File),

@@ -49,17 +49,17 @@ impl FormatError {
     pub fn at(self, snapshot: SnapshotId, file: &str) -> ReadError {
         let file = file.to_owned();
         match self {
-            FormatError::Damaged(what) => ReadError::Damaged {
+            Self::Damaged(what) => ReadError::Damaged {
                 snapshot,
                 file,
                 what,
             },
-            FormatError::Future(what) => ReadError::Future {
+            Self::Future(what) => ReadError::Future {
                 snapshot,
                 file,
                 what,
             },
-            FormatError::Unknown(source) => ReadError::Io {
+            Self::Unknown(source) => ReadError::Io {
                 location: file,
                 operation: "have it decompressed".to_owned(),
                 source,
@@ -79,7 +79,7 @@ pub struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    pub fn new(bytes: &'a [u8]) -> Fields<'a> {
+    pub fn new(bytes: &'a [u8]) -> Self {
         Fields { rest: bytes }
     }
 

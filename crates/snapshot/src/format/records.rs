@@ -92,8 +92,8 @@ pub const SHOWS_NOTHING: u8 = 1;
 pub const SHOWS_A_SPACE: u8 = 2;
 
 impl From<RegionRecord1> for RegionRecord {
-    fn from(old: RegionRecord1) -> RegionRecord {
-        RegionRecord {
+    fn from(old: RegionRecord1) -> Self {
+        Self {
             first_page: old.first_page,
             page_count: old.page_count,
             protection: old.protection,
@@ -118,8 +118,8 @@ impl From<RegionRecord1> for RegionRecord {
 }
 
 impl From<SpaceRecord1> for SpaceRecord {
-    fn from(old: SpaceRecord1) -> SpaceRecord {
-        SpaceRecord {
+    fn from(old: SpaceRecord1) -> Self {
+        Self {
             name: old.name,
             page_size_bytes: old.page_size_bytes,
             regions: old.regions.into_iter().map(RegionRecord::from).collect(),
@@ -128,8 +128,8 @@ impl From<SpaceRecord1> for SpaceRecord {
 }
 
 impl From<MetadataRecord1> for MetadataRecord {
-    fn from(old: MetadataRecord1) -> MetadataRecord {
-        MetadataRecord {
+    fn from(old: MetadataRecord1) -> Self {
+        Self {
             created_unix_ns: old.created_unix_ns,
             data_pages: old.data_pages,
             zero_pages: old.zero_pages,

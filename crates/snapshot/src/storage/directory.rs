@@ -47,23 +47,23 @@ impl DirectoryStorage {
     /// The directory `root`, if only root and the caller can have written to it: it, what is in it, and each directory on
     /// the way to it must belong to one of them, and group and others must not be able to write to it (but to a directory
     /// on the way that has the sticky bit). Otherwise operations fail with an [`Untrusted`]. Nothing is read or made yet.
-    pub fn new(root: impl Into<PathBuf>) -> DirectoryStorage {
-        DirectoryStorage::with(root.into(), Reliance::Checked)
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self::with(root.into(), Reliance::Checked)
     }
 
     /// The directory `root`, whoever may have written to it.
-    pub fn trusting(root: impl Into<PathBuf>) -> DirectoryStorage {
-        DirectoryStorage::with(root.into(), Reliance::Trusting)
+    pub fn trusting(root: impl Into<PathBuf>) -> Self {
+        Self::with(root.into(), Reliance::Trusting)
     }
 
-    fn with(root: PathBuf, reliance: Reliance) -> DirectoryStorage {
+    fn with(root: PathBuf, reliance: Reliance) -> Self {
         let place = DirectoryPlace {
             root,
             reliance,
             held: OnceLock::new(),
             snapshots: OnceLock::new(),
         };
-        DirectoryStorage {
+        Self {
             place: Arc::new(place),
         }
     }
@@ -177,9 +177,10 @@ impl Storage for DirectoryStorage {
         let DirectoryPlace { root, reliance, .. } = &*self.place;
         let private = Mode::RWXU;
         if let (Some(parent), Some(name)) = (root.parent(), root.file_name()) {
-            let parent = match parent.as_os_str().is_empty() {
-                true => Path::new("."),
-                false => parent,
+            let parent = if parent.as_os_str().is_empty() {
+                Path::new(".")
+            } else {
+                parent
             };
             let parent = held::walk(parent, *reliance)?;
             match mkdirat(&parent, name, private) {
@@ -267,10 +268,10 @@ impl Storage for DirectoryStorage {
         // Only for the message another writer gets; the lock itself is the kernel's.
         let note = format!("{NOTE_BEGINS}{}\n", std::process::id());
         is_note(&mut file)
-            .and_then(|is_note| match is_note {
-                true => Ok(()),
-                // It is another name of somebody's file, which must stay as it is.
-                false => {
+            .and_then(|is_note| {
+                if is_note {
+                    Ok(())
+                } else {
                     let shown = self.place.root.join(name);
                     Err(Untrusted::error(&shown, "is not the lock of a store"))
                 }

@@ -34,7 +34,7 @@ pub struct Untrusted {
 
 impl Untrusted {
     pub(super) fn error(path: &Path, what: impl Into<String>) -> io::Error {
-        io::Error::other(Untrusted {
+        io::Error::other(Self {
             path: path.to_owned(),
             what: what.into(),
         })
@@ -42,7 +42,7 @@ impl Untrusted {
 
     /// True if `error` is of this kind.
     pub fn is(error: &io::Error) -> bool {
-        error.get_ref().is_some_and(|inner| inner.is::<Untrusted>())
+        error.get_ref().is_some_and(|inner| inner.is::<Self>())
     }
 
     /// What whoever runs the command line can do about it.
@@ -65,8 +65,8 @@ impl Reliance {
     /// What stands in a directory, or is the store's own directory.
     pub fn check(self, path: &Path, stat: &Stat) -> io::Result<()> {
         match self {
-            Reliance::Trusting => Ok(()),
-            Reliance::Checked => check(path, stat, OTHERS_WRITE),
+            Self::Trusting => Ok(()),
+            Self::Checked => check(path, stat, OTHERS_WRITE),
         }
     }
 
@@ -74,9 +74,9 @@ impl Reliance {
     /// rename or remove that: who else may write to it cannot lead us anywhere, since the next step is looked at, too.
     fn check_on_the_way(self, path: &Path, stat: &Stat) -> io::Result<()> {
         match self {
-            Reliance::Trusting => Ok(()),
-            Reliance::Checked if stat.st_mode & STICKY != 0 => check(path, stat, 0),
-            Reliance::Checked => check(path, stat, OTHERS_WRITE),
+            Self::Trusting => Ok(()),
+            Self::Checked if stat.st_mode & STICKY != 0 => check(path, stat, 0),
+            Self::Checked => check(path, stat, OTHERS_WRITE),
         }
     }
 }
@@ -157,12 +157,11 @@ fn walk_to(path: &Path, reliance: Reliance) -> io::Result<(OwnedFd, PathBuf)> {
         );
         match next {
             Ok(next) => {
-                match step == ".." {
-                    true => shown.pop(),
-                    false => {
-                        shown.push(&step);
-                        true
-                    }
+                if step == ".." {
+                    shown.pop()
+                } else {
+                    shown.push(&step);
+                    true
                 };
                 reliance.check_on_the_way(&shown, &fstat(&next)?)?;
                 here = next;

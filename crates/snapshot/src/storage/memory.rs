@@ -58,8 +58,8 @@ struct Content {
 
 impl MemoryStorage {
     /// A place with no files.
-    pub fn new() -> MemoryStorage {
-        MemoryStorage::default()
+    pub fn new() -> Self {
+        Self::default()
     }
 
     /// Sets what goes wrong from now on, and counts operations from 0 again.
@@ -75,13 +75,13 @@ impl MemoryStorage {
     }
 
     /// What would be found after a power cut at this moment, with no fault set and no lock held.
-    pub fn crashed(&self, after: AfterCrash) -> MemoryStorage {
+    pub fn crashed(&self, after: AfterCrash) -> Self {
         let files = self.files();
         let names = match after {
             AfterCrash::Lost => &files.durable_names,
             AfterCrash::Torn | AfterCrash::Kept => &files.names,
         };
-        let survived = MemoryStorage::new();
+        let survived = Self::new();
         for (name, &number) in names {
             let content = &files.contents[number];
             survived.put(name, content.after(after));
@@ -115,7 +115,7 @@ impl MemoryStorage {
     }
 
     /// A place of its own with the same files, durable ones, and no fault.
-    pub fn duplicate(&self) -> MemoryStorage {
+    pub fn duplicate(&self) -> Self {
         self.crashed(AfterCrash::Kept)
     }
 

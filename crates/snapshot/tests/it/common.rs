@@ -79,13 +79,13 @@ pub enum Content {
 
 impl From<PageContent<'_>> for Content {
     /// The content of one page.
-    fn from(content: PageContent<'_>) -> Content {
+    fn from(content: PageContent<'_>) -> Self {
         match content {
-            PageContent::Bytes(bytes) => Content::Bytes(bytes.to_vec()),
-            PageContent::Zero => Content::Zero,
-            PageContent::Guard => Content::Guard,
-            PageContent::Unbacked => Content::Unbacked,
-            PageContent::File(hashes) => Content::File(hashes[0]),
+            PageContent::Bytes(bytes) => Self::Bytes(bytes.to_vec()),
+            PageContent::Zero => Self::Zero,
+            PageContent::Guard => Self::Guard,
+            PageContent::Unbacked => Self::Unbacked,
+            PageContent::File(hashes) => Self::File(hashes[0]),
         }
     }
 }
@@ -132,10 +132,11 @@ pub fn hash(seed: u8, bytes: usize) -> PageHash {
 }
 
 impl Content {
-    pub fn of(bytes: &[u8]) -> Content {
-        match bytes.iter().all(|&byte| byte == 0) {
-            true => Content::Zero,
-            false => Content::Bytes(bytes.to_vec()),
+    pub fn of(bytes: &[u8]) -> Self {
+        if bytes.iter().all(|&byte| byte == 0) {
+            Self::Zero
+        } else {
+            Self::Bytes(bytes.to_vec())
         }
     }
 }

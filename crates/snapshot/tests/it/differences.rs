@@ -24,10 +24,10 @@ struct Chain {
 }
 
 impl Chain {
-    fn new(pages: u64, shadow_bytes: u64) -> Chain {
+    fn new(pages: u64, shadow_bytes: u64) -> Self {
         let storage = MemoryStorage::new();
         let store = Store::create(Arc::new(storage.clone())).expect("a store");
-        Chain {
+        Self {
             lock: store.lock().expect("the lock"),
             storage,
             store,

@@ -30,12 +30,12 @@ impl Layout {
     }
 
     pub fn is_captured(&self, space: usize, page: u64) -> bool {
-        Layout::bit(self.captured[space], page)
+        Self::bit(self.captured[space], page)
     }
 
     /// Captured, shows, of a file.
     fn kind(&self, space: usize, page: u64) -> (bool, bool, bool) {
-        let in_mem = |mask| space == MEM && Layout::bit(mask, page);
+        let in_mem = |mask| space == MEM && Self::bit(mask, page);
         (
             self.is_captured(space, page),
             in_mem(self.shows),
@@ -63,9 +63,10 @@ impl Layout {
                     last.pages = PageRange::new(last.pages.start(), PageIndex(page + 1));
                     continue;
                 }
-                let mut new = match captured {
-                    true => region(page, page + 1),
-                    false => not_captured(page, page + 1),
+                let mut new = if captured {
+                    region(page, page + 1)
+                } else {
+                    not_captured(page, page + 1)
                 };
                 if is_of_file {
                     new = of_file(new);
@@ -109,7 +110,7 @@ pub enum Wrong {
 
 impl Model {
     /// The snapshot with this layout, parent, and own pages.
-    pub fn new(layout: Layout, parent: Option<&Model>, puts: &Puts) -> Model {
+    pub fn new(layout: Layout, parent: Option<&Self>, puts: &Puts) -> Self {
         let mut own = Puts::default();
         for (space, own) in own.iter_mut().enumerate() {
             let held = parent.map(|parent| &parent.own[space]);
@@ -121,7 +122,7 @@ impl Model {
             own.extend(puts[space].clone());
             own.retain(|&page, _| layout.is_captured(space, page));
         }
-        Model { own, layout }
+        Self { own, layout }
     }
 
     pub fn wrong(&self) -> Vec<Wrong> {
@@ -161,14 +162,14 @@ impl Model {
     }
 
     /// The pages of a space that differ.
-    pub fn changed(&self, other: &Model, space: usize) -> PageSet {
+    pub fn changed(&self, other: &Self, space: usize) -> PageSet {
         let differ = |&page: &u64| {
             let own = [self, other].map(|model| model.own[space].get(&page));
             let both_shown = own == [Some(&Own::Shown); 2];
             if both_shown && self.layout.target(page) == other.layout.target(page) {
                 return false;
             }
-            let key = |model: &Model| {
+            let key = |model: &Self| {
                 model
                     .at(space, page)
                     .map(|content| key(content, SIZES[space]))

@@ -90,8 +90,8 @@ enum Stopped {
 }
 
 impl From<ReadError> for Stopped {
-    fn from(_: ReadError) -> Stopped {
-        Stopped::Read
+    fn from(_: ReadError) -> Self {
+        Self::Read
     }
 }
 

@@ -170,9 +170,10 @@ impl World {
             for (page, entry) in range.pages().zip(entries) {
                 // A page that was never touched is not touched here either.
                 let empty = !file && !entry.is_present() && !entry.is_swapped();
-                let content = match empty {
-                    true => Content::Zero,
-                    false => self.content(page),
+                let content = if empty {
+                    Content::Zero
+                } else {
+                    self.content(page)
                 };
                 contents.insert(page, content);
             }

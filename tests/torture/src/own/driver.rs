@@ -217,9 +217,10 @@ impl Driver {
             let length = slot.cells.len() * PAGE;
             let region = name(&slot.region, length);
             let place = Placement::new(region, PageIndex(number as u64 * APART));
-            match slot.alone {
-                true => place.written_through_it_only(),
-                false => place,
+            if slot.alone {
+                place.written_through_it_only()
+            } else {
+                place
             }
         };
         let placements: Vec<Placement> = self.world.slots.iter().enumerate().map(placed).collect();
@@ -434,9 +435,10 @@ impl Driver {
         match own.roll_back(&view) {
             Ok(_) => {}
             Err(OwnMemoryError::ShowTheSame { .. }) if self.shows_what_differed(&view)? => {
-                return match self.contents()? == before {
-                    true => Ok(Err("two places show the same by now".to_owned())),
-                    false => Err("something was written by what was refused".to_owned()),
+                return if self.contents()? == before {
+                    Ok(Err("two places show the same by now".to_owned()))
+                } else {
+                    Err("something was written by what was refused".to_owned())
                 };
             }
             Err(error) => return Err(whole(&error)),

@@ -50,9 +50,10 @@ pub fn program(seed: u64) -> Vec<String> {
     };
     let mut lines = Vec::new();
     for _ in 0..=random.dice(3) {
-        let kind = match random.one_in(8) {
-            true => "disk",
-            false => random.pick(&KINDS),
+        let kind = if random.one_in(8) {
+            "disk"
+        } else {
+            random.pick(&KINDS)
         };
         lines.push(format!("region {kind} {}", size(random, kind)));
     }
@@ -86,17 +87,19 @@ fn size(random: &mut Random, kind: &str) -> u64 {
 
 /// A place that is often one of few, so that things meet.
 fn place(random: &mut Random) -> String {
-    let page = match random.one_in(2) {
-        true => random.dice(12),
-        false => random.dice(1000),
+    let page = if random.one_in(2) {
+        random.dice(12)
+    } else {
+        random.dice(1000)
     };
     format!("{} {page}", random.dice(4))
 }
 
 fn count(random: &mut Random) -> u64 {
-    match random.one_in(4) {
-        true => 1 + random.dice(600),
-        false => 1 + random.dice(12),
+    if random.one_in(4) {
+        1 + random.dice(600)
+    } else {
+        1 + random.dice(12)
     }
 }
 
@@ -135,10 +138,13 @@ fn operation(random: &mut Random, flavour: &Flavour) -> String {
         },
         21 if flavour.rings => ring(random, &at),
         22 if flavour.direct => format!("direct {at} {value}"),
-        23 if flavour.keeps => match random.one_in(2) {
-            true => format!("keep {}", random.dice(4)),
-            false => "unkeep".to_owned(),
-        },
+        23 if flavour.keeps => {
+            if random.one_in(2) {
+                format!("keep {}", random.dice(4))
+            } else {
+                "unkeep".to_owned()
+            }
+        }
         23 if flavour.own_ring => random.pick(&["ownring", "unownring"]).to_owned(),
         _ => format!("store {at} {value}"),
     }

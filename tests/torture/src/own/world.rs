@@ -61,8 +61,8 @@ fn said(error: impl std::fmt::Display) -> String {
 const FILE_PAGES: usize = 1024;
 
 impl World {
-    pub fn new(disk: &std::path::Path) -> World {
-        World {
+    pub fn new(disk: &std::path::Path) -> Self {
+        Self {
             slots: Vec::new(),
             files: Vec::new(),
             disk: disk.to_owned(),
@@ -565,9 +565,10 @@ impl World {
     }
 
     pub fn own_ring(&mut self, there: bool) -> Outcome {
-        self.own_ring = match there {
-            true => Some(Ring::in_own_memory().map_err(said)?),
-            false => None,
+        self.own_ring = if there {
+            Some(Ring::in_own_memory().map_err(said)?)
+        } else {
+            None
         };
         Ok(())
     }

@@ -30,7 +30,7 @@ enum Call {
 }
 
 impl Call {
-    fn of(entry: &SyscallEntry) -> Option<Call> {
+    fn of(entry: &SyscallEntry) -> Option<Self> {
         let number = match entry.architecture {
             AUDIT_ARCH_X86_64 => (entry.number & !X32).cast_signed(),
             // The others have the same number everywhere.
@@ -44,11 +44,11 @@ impl Call {
             _ => return None,
         };
         match number {
-            libc::SYS_madvise => Some(Call::Madvise),
-            libc::SYS_process_madvise => Some(Call::ProcessMadvise),
-            libc::SYS_clone => Some(Call::Clone),
-            libc::SYS_clone3 => Some(Call::Clone3),
-            libc::SYS_io_uring_setup => Some(Call::IoUringSetup),
+            libc::SYS_madvise => Some(Self::Madvise),
+            libc::SYS_process_madvise => Some(Self::ProcessMadvise),
+            libc::SYS_clone => Some(Self::Clone),
+            libc::SYS_clone3 => Some(Self::Clone3),
+            libc::SYS_io_uring_setup => Some(Self::IoUringSetup),
             _ => None,
         }
     }

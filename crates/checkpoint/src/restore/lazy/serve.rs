@@ -83,8 +83,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 type Work = Vec<(usize, Arc<LateSpace>, usize)>;
 
 impl Shared {
-    pub fn new(view: View) -> Result<Shared, RestoreError> {
-        Ok(Shared {
+    pub fn new(view: View) -> Result<Self, RestoreError> {
+        Ok(Self {
             view,
             spaces: Mutex::new(Spaces::default()),
             sources: Mutex::new(HashMap::new()),
@@ -127,9 +127,10 @@ impl Shared {
     }
 
     pub fn outcome(&self) -> Result<FilledReport, FillError> {
-        let consequence = match self.must_die.load(Ordering::Acquire) {
-            true => "the process was killed",
-            false => "touching them is a SIGBUS",
+        let consequence = if self.must_die.load(Ordering::Acquire) {
+            "the process was killed"
+        } else {
+            "touching them is a SIGBUS"
         };
         match lock(&self.lost).take() {
             None => Ok(FilledReport {
@@ -318,7 +319,7 @@ impl Shared {
     }
 
     /// Starts to fetch in the background.
-    pub fn fill(shared: &Arc<Shared>) -> io::Result<Vec<JoinHandle<()>>> {
+    pub fn fill(shared: &Arc<Self>) -> io::Result<Vec<JoinHandle<()>>> {
         let mut work: Work = Vec::new();
         for (&space, source) in lock(&shared.sources).iter() {
             let batches = 0..source.batches.len();
@@ -406,9 +407,10 @@ impl Shared {
             for (space, batch) in left {
                 any |= self.bring_missing(space, batch, reader);
             }
-            tries = match any || lock(&self.spaces).events != events {
-                true => 0,
-                false => tries + 1,
+            tries = if any || lock(&self.spaces).events != events {
+                0
+            } else {
+                tries + 1
             };
             sleep(SOON);
         }

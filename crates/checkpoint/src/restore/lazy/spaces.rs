@@ -260,9 +260,10 @@ impl AddressSpace {
         let mut at = now.start();
         let mut one_by_one = false;
         while at < now.end() {
-            let count = match one_by_one {
-                true => PageCount(1),
-                false => PageCount(now.end().0 - at.0),
+            let count = if one_by_one {
+                PageCount(1)
+            } else {
+                PageCount(now.end().0 - at.0)
             };
             let (address, length) = (SIZE.address_of(at), SIZE.bytes_of(count));
             let put = match what {

@@ -43,9 +43,10 @@ pub fn run(pid: i32, other: i32, json: bool) -> anyhow::Result<()> {
         of_bytes: SIZE.bytes_of(shared.of),
         regions: shared.regions.iter().map(region).collect(),
     };
-    match json {
-        true => output::json(&answer),
-        false => page(&answer).print(),
+    if json {
+        output::json(&answer)
+    } else {
+        page(&answer).print()
     }
 }
 

@@ -40,7 +40,7 @@ pub struct Behind {
 
 impl Behind {
     /// Takes the place of the command that started this one.
-    pub fn new() -> anyhow::Result<Behind> {
+    pub fn new() -> anyhow::Result<Self> {
         let tell = rustix::io::fcntl_dupfd_cloexec(std::io::stdin(), AT_LEAST)?;
         let command = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
         let input = PidFd::open(command).and_then(|command| command.get_fd(0));
@@ -50,7 +50,7 @@ impl Behind {
             Err(_) => nothing()?,
         };
         rustix::stdio::dup2_stdin(&input)?;
-        Ok(Behind { tell })
+        Ok(Self { tell })
     }
 
     /// The processes run: lets the command end, and whoever reads its output.

@@ -3,11 +3,10 @@
 //! sock_diag(7), `linux/unix_diag.h`; since Linux 3.3, with CONFIG_UNIX_DIAG. It sees the sockets of the network
 //! namespace of this process only. No privilege is needed.
 
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-
 use pagetide_kernel::socket;
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SocketFlags, SocketType, recv, socket_with};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 
 const NETLINK_SOCK_DIAG: u32 = 4;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;

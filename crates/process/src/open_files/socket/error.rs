@@ -1,8 +1,7 @@
 //! Why sockets could not be opened again.
 
-use std::io;
-
 use crate::blocker::Blocker;
+use std::io;
 
 /// Why sockets could not be opened again. None of them is open then.
 #[derive(Debug, thiserror::Error)]
@@ -36,8 +35,8 @@ impl SocketError {
     /// True if something that is here now is in the way.
     pub(crate) fn is_refusal(&self) -> bool {
         match self {
-            SocketError::Refused(_) => true,
-            SocketError::Open { source, .. } => source.kind() == io::ErrorKind::AddrInUse,
+            Self::Refused(_) => true,
+            Self::Open { source, .. } => source.kind() == io::ErrorKind::AddrInUse,
             _ => false,
         }
     }

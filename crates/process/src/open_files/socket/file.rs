@@ -5,6 +5,18 @@
 //! on the way. If the process may not make files in that directory any more, we do it, but only where nobody but root could
 //! have changed the directory or any above it.
 
+use super::address::address_of;
+use super::options::Shape;
+use super::rooted::{Resident, enter, make_parents, open_directory};
+use super::state::SocketFile;
+use crate::opener::{FileIdentity, Name, OpenError, Opener, PathTarget, identity};
+use pagetide_kernel::socket::{bind, connect};
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Stat, Uid, chmodat, chownat, fstat, linkat,
+    mkdirat, openat, renameat_with, statat, unlinkat,
+};
+use rustix::io::Errno;
+use rustix::process::umask;
 use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
@@ -14,20 +26,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
-
-use pagetide_kernel::socket::{bind, connect};
-use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Stat, Uid, chmodat, chownat, fstat, linkat,
-    mkdirat, openat, renameat_with, statat, unlinkat,
-};
-use rustix::io::Errno;
-use rustix::process::umask;
-
-use super::address::address_of;
-use super::options::Shape;
-use super::rooted::{Resident, enter, make_parents, open_directory};
-use super::state::SocketFile;
-use crate::opener::{FileIdentity, Name, OpenError, Opener, PathTarget, identity};
 
 const TRIES_FOR_A_NAME: u128 = 1000;
 
@@ -163,7 +161,7 @@ impl Egg {
         name: &[u8],
         base: &OsStr,
         file: &SocketFile,
-    ) -> io::Result<Egg> {
+    ) -> io::Result<Self> {
         let address = address_of(name).ok_or(io::ErrorKind::InvalidData)?;
         let inside = PathBuf::from(OsStr::from_bytes(name));
         nest.ways.borrow_mut().extend(ways(&inside));
@@ -180,7 +178,7 @@ impl Egg {
             Ok((bed, identity(&stat)))
         };
         let (bed, which) = nest.resident()?.run(work)?;
-        Ok(Egg {
+        Ok(Self {
             nest: Rc::clone(nest),
             name: base.to_owned(),
             bed,
@@ -328,9 +326,10 @@ fn put_in_place(
     }
     unlinkat(bed, name, AtFlags::empty())?;
     let now = identity(&statat(home, name, AtFlags::SYMLINK_NOFOLLOW)?);
-    match now == which {
-        true => Ok(false),
-        false => Err(Errno::ADDRINUSE),
+    if now == which {
+        Ok(false)
+    } else {
+        Err(Errno::ADDRINUSE)
     }
 }
 

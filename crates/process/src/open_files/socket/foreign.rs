@@ -1,9 +1,8 @@
 //! A socket of the target, held here, and how it is named when it is a blocker.
 
-use std::os::fd::BorrowedFd;
-
 use crate::blocker::Blocker;
 use crate::blocker_kind::BlockerKind;
+use std::os::fd::BorrowedFd;
 
 /// A socket of the target, held here.
 #[derive(Clone, Copy, Debug)]

@@ -3,12 +3,11 @@
 //! The kernel lists the groups of each interface (`/proc/net/igmp`, `/proc/net/igmp6`), but not those of a socket. So the socket
 //! is asked for each.
 
+use pagetide_kernel::socket_option::is_group_member;
 use std::cell::OnceCell;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::BorrowedFd;
-
-use pagetide_kernel::socket_option::is_group_member;
 
 /// The groups of all interfaces, read when they are first needed.
 #[derive(Default)]

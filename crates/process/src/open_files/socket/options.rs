@@ -1,12 +1,11 @@
 //! Options of a socket: those that differ from a new one's, and setting them on another.
 
-use std::collections::HashMap;
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-
 use bincode::{Decode, Encode};
 use pagetide_kernel::socket_option::SocketOption;
 use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType, socket_with};
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// An option, and the bytes of its value.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]

@@ -4,17 +4,15 @@
 //! thread that acts as the process. Where no file is wanted, as for an accepted connection, which has the name of the
 //! listening socket, nothing of it stays. Where one is, see `file`.
 
+use super::file::Egg;
+use super::rooted::{enter, make_parents, open_directory};
+use crate::opener::Opener;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::rc::Rc;
-
 use tempfile::TempDir;
-
-use super::file::Egg;
-use super::rooted::{enter, make_parents, open_directory};
-use crate::opener::Opener;
 
 /// Where a name leads to a socket.
 #[derive(Clone)]

@@ -6,13 +6,11 @@
 //! An empty datagram that was looked at once is passed over when looked at again from an offset, by design of the kernel. So a
 //! second checkpoint sees of empty datagrams only one, and only if nothing else waits.
 
-use std::io;
-use std::os::fd::BorrowedFd;
-
+use super::state::Message;
 use pagetide_kernel::socket::{PEEK_WHOLE_LENGTH, bytes_to_read, peek};
 use pagetide_kernel::socket_option::SocketOption;
-
-use super::state::Message;
+use std::io;
+use std::os::fd::BorrowedFd;
 
 /// Most bytes that are taken from one queue.
 pub(super) const QUEUE_BYTES_MAX: usize = 256 << 20;

@@ -1,13 +1,5 @@
 //! Sockets read, one after the other, with what they know of each other.
 
-use std::io;
-use std::os::fd::AsFd;
-
-use pagetide_kernel::socket::own_address;
-use pagetide_kernel::socket_option::{SocketOption, has_filter};
-use rustix::event::PollFlags;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
-
 use super::blockers::{Known, classify};
 use super::diag::UnixDiag;
 use super::foreign::ForeignSocket;
@@ -18,6 +10,12 @@ use super::surroundings::{Surroundings, events};
 use super::{tcp, udp, unix};
 use crate::blocker::Blocker;
 use crate::blocker_kind::BlockerKind;
+use pagetide_kernel::socket::own_address;
+use pagetide_kernel::socket_option::{SocketOption, has_filter};
+use rustix::event::PollFlags;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use std::io;
+use std::os::fd::AsFd;
 
 /// Reads sockets, in the given order. All of the tree have to be there, each open file description once. The processes
 /// have to stand still. Nothing changes in them, but that TCP connections are in repair mode for a moment.

@@ -1,17 +1,15 @@
 //! Sockets opened again in this process.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-
-use pagetide_kernel::socket::bind;
-use pagetide_kernel::socket_option::SocketOption;
-use rustix::fs::{Gid, Uid, fchown, fstat};
-
 use super::choices::{OpenerOf, SocketChoices, TcpChoice};
 use super::error::SocketError;
 use super::file::Files;
 use super::options::{KeptOption, Shape};
 use super::state::{NetlinkSocket, SocketKind, SocketState, TcpRole};
 use super::{tcp_reopen, udp, unix_reopen};
+use pagetide_kernel::socket::bind;
+use pagetide_kernel::socket_option::SocketOption;
+use rustix::fs::{Gid, Uid, fchown, fstat};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Opens sockets in this process, close-on-exec, in the given order; each comes with the number by which the caller
 /// knows it. All that [`super::read_sockets`] gave for the tree have to be there but those the caller closes: a connection to one

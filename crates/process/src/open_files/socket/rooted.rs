@@ -1,5 +1,9 @@
 //! Threads whose root directory is another one than that of this program, and which act as a process.
 
+use crate::opener::Opener;
+use pagetide_kernel::file_context::unshare_file_context;
+use rustix::fs::{Mode, OFlags, open};
+use rustix::process::fchdir;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
@@ -8,12 +12,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::chroot;
 use std::path::Path;
 use std::sync::mpsc::{Sender, channel};
-
-use pagetide_kernel::file_context::unshare_file_context;
-use rustix::fs::{Mode, OFlags, open};
-use rustix::process::fchdir;
-
-use crate::opener::Opener;
 
 /// The directories that a name leads through.
 pub(super) fn make_parents(name: &[u8]) -> io::Result<()> {

@@ -3,14 +3,12 @@
 //! Addresses are the bytes of a `sockaddr`. A socket knows its peer by the peer's inode, the number that
 //! `/proc/PID/fd` shows: within one snapshot it is unique.
 
+use super::options::{Buffers, KeptOption};
+use crate::blocker::Blocker;
+use bincode::{Decode, Encode};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
-
-use bincode::{Decode, Encode};
-
-use super::options::{Buffers, KeptOption};
-use crate::blocker::Blocker;
 
 /// One socket (one open file description) as it was at the stop.
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]

@@ -1,13 +1,11 @@
 //! What all sockets of a tree are read with, and what one of them can be asked without a change.
 
-use std::collections::HashSet;
-use std::os::fd::BorrowedFd;
-
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-
 use super::diag::UnixDiag;
 use super::groups::Groups;
 use super::options::Defaults;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::collections::HashSet;
+use std::os::fd::BorrowedFd;
 
 /// What reading one socket needs to know of the others and of this system.
 pub(super) struct Surroundings {

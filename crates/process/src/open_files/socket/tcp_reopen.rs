@@ -1,18 +1,16 @@
 //! TCP sockets opened again: listening ones, connections mended by TCP_REPAIR, and sockets whose connection is over.
 
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-
-use pagetide_kernel::socket::{bind, bytes_to_send, connect, own_address, peer_address, send};
-use pagetide_kernel::socket_option::SocketOption;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{Shutdown, SocketFlags, accept_with, listen, shutdown};
-
 use super::address::{check_address, port};
 use super::error::SocketError;
 use super::options::{Shape, widen};
 use super::state::{SocketState, TcpConnection, TcpRole, TcpSocket};
 use super::tcp::{QUEUE_NONE, QUEUE_RECEIVE, QUEUE_SEND, REPAIR_OFF, REPAIR_ON};
+use pagetide_kernel::socket::{bind, bytes_to_send, connect, own_address, peer_address, send};
+use pagetide_kernel::socket_option::SocketOption;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{Shutdown, SocketFlags, accept_with, listen, shutdown};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Codes of TCP options, in what TCP_REPAIR_OPTIONS takes.
 const OPTION_SEGMENT: u32 = 2;

@@ -4,16 +4,14 @@ mod inet;
 mod refused;
 mod unix;
 
-use std::os::fd::{AsFd, OwnedFd};
-
-use pagetide_kernel::socket_option::SocketOption;
-
 use super::state::SocketState;
 use super::{
     ForeignSocket, SocketChoices, SocketError, TcpChoice, let_go, read_sockets, reopen_sockets,
 };
 use crate::blocker::Blocker;
 use crate::opener::Opener;
+use pagetide_kernel::socket_option::SocketOption;
+use std::os::fd::{AsFd, OwnedFd};
 
 /// The sockets as those of this process, but numbered from 3.
 fn read(sockets: &[&OwnedFd]) -> Vec<Result<SocketState, Blocker>> {

@@ -1,24 +1,6 @@
 //! Unix sockets opened again: created, named, filled, connected and shut down, in this order, since each step could not be
 //! done after the next one.
 
-use std::collections::HashMap;
-use std::ffi::OsStr;
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
-use std::rc::Rc;
-use std::sync::Arc;
-
-use pagetide_kernel::socket::{bind, connect, send};
-use rustix::fs::FileType;
-use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, Shutdown, SocketFlags, SocketType, accept_with, listen, shutdown, socketpair,
-};
-
-use crate::opener::Opener;
-
 use super::address::address_of;
 use super::choices::OpenerOf;
 use super::error::SocketError;
@@ -27,6 +9,21 @@ use super::options::{Shape, widen};
 use super::place::SocketName;
 use super::state::{Message, SocketKind, SocketState, UnixForm, UnixRole, UnixSocket};
 use super::unix::name_of;
+use crate::opener::Opener;
+use pagetide_kernel::socket::{bind, connect, send};
+use rustix::fs::FileType;
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, Shutdown, SocketFlags, SocketType, accept_with, listen, shutdown, socketpair,
+};
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
 
 const SHUT_READ: u8 = 1;
 const SHUT_WRITE: u8 = 2;

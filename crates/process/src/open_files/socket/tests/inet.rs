@@ -1,18 +1,16 @@
 //! TCP, UDP and netlink sockets.
 
-use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::{AsFd, OwnedFd};
-
-use pagetide_kernel::socket::{bytes_to_read, bytes_to_send, own_address, peer_address};
-use pagetide_kernel::socket_option::SocketOption;
-use rustix::event::PollFlags;
-
 use super::super::options::Shape;
 use super::super::state::{SocketKind, SocketState, TcpRole, UdpSocket as UdpState};
 use super::super::surroundings::events;
 use super::{back, opener, options_of, read, read_whole, reopen, reopen_sockets};
 use crate::open_files::socket::{SocketChoices, TcpChoice};
+use pagetide_kernel::socket::{bytes_to_read, bytes_to_send, own_address, peer_address};
+use pagetide_kernel::socket_option::SocketOption;
+use rustix::event::PollFlags;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, OwnedFd};
 
 fn option(level: i32, number: i32) -> SocketOption {
     SocketOption::find(level, number).expect("an option")

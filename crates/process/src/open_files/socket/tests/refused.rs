@@ -1,23 +1,21 @@
 //! Sockets that do not come back, each by its name, and what becomes of them once that is accepted.
 
-use std::fs::File;
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
-use std::process::{Command, Stdio};
-
+use super::super::options::Shape;
+use super::super::{SocketError, read_sockets};
+use super::{back_accepting, read, reopen};
+use crate::open_files::socket::{ForeignSocket, SocketChoices, TcpChoice};
 use pagetide_kernel::socket::{PEEK_URGENT, peek};
 use pagetide_kernel::socket_option::SocketOption;
 use rustix::net::{
     RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, send, sendmsg,
 };
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-
-use super::super::options::Shape;
-use super::super::{SocketError, read_sockets};
-use super::{back_accepting, read, reopen};
-use crate::open_files::socket::{ForeignSocket, SocketChoices, TcpChoice};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::process::{Command, Stdio};
 
 fn open(family: i32, form: i32, protocol: i32) -> OwnedFd {
     let shape = Shape {

@@ -1,22 +1,20 @@
 //! Unix sockets: pairs with what waits in them, names, listening ones, and ends that are gone.
 
+use super::super::options::Shape;
+use super::super::state::{SocketKind, UnixRole};
+use super::{back, options_of, read, read_whole, reopen};
+use crate::open_files::socket::SocketChoices;
+use pagetide_kernel::socket::{own_address, peer_address};
+use pagetide_kernel::socket_option::SocketOption;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
+};
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
 use std::{fs, net};
-
-use pagetide_kernel::socket::{own_address, peer_address};
-use pagetide_kernel::socket_option::SocketOption;
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
-};
-
-use super::super::options::Shape;
-use super::super::state::{SocketKind, UnixRole};
-use super::{back, options_of, read, read_whole, reopen};
-use crate::open_files::socket::SocketChoices;
 
 fn packets() -> (OwnedFd, OwnedFd) {
     let form = SocketType::SEQPACKET;
