@@ -29,7 +29,7 @@ CONTEXT = ZSTD.ZSTD_createDCtx()
 
 DATA, ZERO, GUARD, UNBACKED, SHOWN, FILE = 1, 2, 3, 4, 5, 6
 KINDS = {DATA: "data", ZERO: "zero", GUARD: "guard", UNBACKED: "unbacked", FILE: "file"}
-RAW, COMPRESSED, WORDS, PATCHES = 0, 1, 2, 3
+RAW, COMPRESSED, WORDS, PATCHES, LZ4 = 0, 1, 2, 3, 4
 
 Region = collections.namedtuple("Region", "first count backing captured shows shown_first")
 Space = collections.namedtuple("Space", "name page_size regions")
@@ -135,7 +135,7 @@ class File:
         self.frames, offset, ordinal = [], self.header_length, 0
         for _ in range(frames):
             space, encoding, zero, stored_length, count, _ = fields.take("IHHII32s")
-            check(encoding in (RAW, COMPRESSED, WORDS, PATCHES) and zero == 0, "a frame is of a newer kind")
+            check(encoding in (RAW, COMPRESSED, WORDS, PATCHES, LZ4) and zero == 0, "a frame is of a newer kind")
             page_size = self.spaces[space].page_size
             self.frames.append(Frame(encoding, offset, stored_length, ordinal, count, page_size))
             offset, ordinal = offset + stored_length, ordinal + count
@@ -155,6 +155,32 @@ def varint(data, at):
         at, shift = at + 1, shift + 7
         if data[at - 1] < 0x80:
             return number, at
+
+
+def lz4(block, length):
+    """What a block of lz4 decompresses to: literals, and copies of what came before."""
+
+    def more(number, at):
+        byte = 255 if number == 15 else 0
+        while byte == 255:
+            byte, at = block[at], at + 1
+            number += byte
+        return number, at
+
+    raw, at = bytearray(), 0
+    while True:
+        token = block[at]
+        count, at = more(token >> 4, at + 1)
+        raw += block[at : at + count]
+        at += count
+        if at == len(block):
+            break
+        distance, at = block[at] | block[at + 1] << 8, at + 2
+        count, at = more(token & 15, at)
+        for _ in range(count + 4):
+            raw.append(raw[-distance])
+    check(len(raw) == length, "a block of lz4 does not have its length")
+    return bytes(raw)
 
 
 def patches(frame, stored):
@@ -231,7 +257,8 @@ class Snapshot:
             for at, word in words(frame, stored)[position]:
                 made[8 * at : 8 * at + 8] = word
             return bytes(made)
-        raw = stored if frame.encoding == RAW else decompress(stored, frame.count * frame.page_size)
+        length = frame.count * frame.page_size
+        raw = {RAW: lambda: stored, COMPRESSED: lambda: decompress(stored, length), LZ4: lambda: lz4(stored, length)}[frame.encoding]()
         return raw[position * frame.page_size :][: frame.page_size]
 
     def lines(self):

@@ -266,7 +266,7 @@ pub struct Taking {
     /// Prune the store to the newest N snapshots now and then: when it has an eighth more, and at the end
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub keep_last: Option<u64>,
-    /// How pages are compressed: none, zstd, or zstd:N with a level from -7 to 19
+    /// How pages are compressed: none, lz4, zstd, or zstd:N with a level from -7 to 19
     #[arg(long, value_name = "HOW", default_value = "zstd:1", value_parser = compression, conflicts_with = "level")]
     pub compress: Compression,
     /// The same as --compress zstd:N
@@ -680,6 +680,7 @@ fn process_number(text: &str) -> Result<i32, String> {
 fn compression(text: &str) -> Result<Compression, String> {
     match text.split_once(':') {
         None if text == "none" => return Ok(Compression::None),
+        None if text == "lz4" => return Ok(Compression::Lz4),
         None if text == "zstd" => return Ok(Compression::default()),
         Some(("zstd", level)) => {
             let level = level.parse().ok();
@@ -689,7 +690,7 @@ fn compression(text: &str) -> Result<Compression, String> {
         }
         _ => {}
     }
-    Err("pages are compressed with none, zstd, or zstd:N, where N is from -7 to 19".to_owned())
+    Err("pages are compressed with none, lz4, zstd, or zstd:N, where N is from -7 to 19".to_owned())
 }
 
 fn buffer_size(text: &str) -> Result<u64, String> {

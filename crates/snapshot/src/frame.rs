@@ -3,7 +3,7 @@
 use crate::decompress::{Decompress, Wherever};
 use crate::differences::{DifferenceBatch, Differences};
 use crate::format::index::Frame;
-use crate::format::{ENCODING_RAW, ENCODING_ZSTD, FormatError, damaged};
+use crate::format::{ENCODING_LZ4, ENCODING_RAW, ENCODING_ZSTD, FormatError, damaged};
 use crate::options::Compression;
 use crate::patches::Patcher;
 use std::borrow::Cow;
@@ -43,7 +43,7 @@ impl FrameEncoder {
         // Differences are packed by zstd in any case.
         let level = match compression {
             Compression::Zstd(level) => level,
-            Compression::None => 1,
+            Compression::None | Compression::Lz4 => 1,
         };
         let compressor = Compressor::new(level)?;
         Ok(Self {
@@ -69,10 +69,11 @@ impl FrameEncoder {
         let worth = raw.len() - raw.len() / 64;
         let compressed = match self.compression {
             Compression::None => None,
-            Compression::Zstd(_) => Some(self.compressor.compress(&raw)?),
+            Compression::Lz4 => Some((lz4_flex::block::compress(&raw), ENCODING_LZ4)),
+            Compression::Zstd(_) => Some((self.compressor.compress(&raw)?, ENCODING_ZSTD)),
         };
         let (bytes, encoding) = match compressed {
-            Some(bytes) if bytes.len() < worth => (Cow::Owned(bytes), ENCODING_ZSTD),
+            Some((bytes, encoding)) if bytes.len() < worth => (Cow::Owned(bytes), encoding),
             _ => (raw, ENCODING_RAW),
         };
         Ok(EncodedFrame::new(bytes, encoding))
@@ -113,6 +114,10 @@ impl FrameDecoder {
                 Ok(length) => check_length(length, raw.len()),
                 Err(error) => Err(FormatError::Unknown(error)),
             },
+            ENCODING_LZ4 => {
+                let found = lz4_flex::block::decompress_into(stored, raw);
+                check_length(found.ok(), raw.len())
+            }
             _ => damaged("a frame has the wrong length"),
         }
     }

@@ -4,8 +4,8 @@
 use super::header::Header;
 use super::metadata::captured_regions;
 use super::{
-    ENCODING_PATCHES, ENCODING_RAW, ENCODING_WORDS, ENCODING_ZSTD, Fields, FormatError,
-    MAX_FRAME_BYTES, damaged,
+    ENCODING_LZ4, ENCODING_PATCHES, ENCODING_RAW, ENCODING_WORDS, ENCODING_ZSTD, Fields,
+    FormatError, MAX_FRAME_BYTES, damaged,
 };
 use crate::model::{PageHash, PageState, Space};
 use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet, PageSize};
@@ -48,7 +48,7 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// True if its stored bytes are not its pages.
+    /// True if its stored bytes are one zstd frame.
     pub fn is_compressed(&self) -> bool {
         self.encoding == ENCODING_ZSTD
     }
@@ -154,7 +154,11 @@ pub fn decode(bytes: &[u8], spaces: &[Space], header: &Header) -> Result<Index, 
     };
     place_frames(&mut index, spaces, header.frames_length)?;
     let has_differences = index.frames.iter().any(Frame::differs);
-    if has_differences && (header.version == 1 || header.parent.is_none()) {
+    let is_newer = |frame: &Frame| frame.encoding > ENCODING_ZSTD;
+    if header.version == 1 && index.frames.iter().any(is_newer) {
+        return damaged("a frame has an encoding that format 1 does not have");
+    }
+    if has_differences && header.parent.is_none() {
         return damaged("it has differences to a parent that it cannot have");
     }
     if header.version == 1 && index.stored != index.hashes.len() as u64 {
@@ -206,7 +210,7 @@ fn run(fields: &mut Fields<'_>) -> Result<Run, FormatError> {
 
 fn frame(fields: &mut Fields<'_>) -> Result<Frame, FormatError> {
     let (space, encoding, reserved) = (fields.u32(), fields.u16(), fields.u16());
-    if encoding > ENCODING_PATCHES {
+    if encoding > ENCODING_LZ4 {
         return Err(FormatError::Future(format!("frame encoding {encoding}")));
     }
     if reserved != 0 {

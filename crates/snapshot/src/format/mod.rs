@@ -33,6 +33,8 @@ pub const ENCODING_ZSTD: u16 = 1;
 pub const ENCODING_WORDS: u16 = 2;
 /// Pages each of which was compressed with reference to the parent's page.
 pub const ENCODING_PATCHES: u16 = 3;
+/// Pages that are stored as one lz4 block.
+pub const ENCODING_LZ4: u16 = 4;
 
 /// Why bytes are not what they should be.
 #[derive(Debug)]

@@ -78,6 +78,7 @@ pub fn version() -> impl Strategy<Value = Version> {
         prop::sample::select(
             &[
                 Compression::None,
+                Compression::Lz4,
                 Compression::Zstd(1),
                 Compression::Zstd(-3),
             ][..],
