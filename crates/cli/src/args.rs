@@ -668,7 +668,8 @@ fn process_number(text: &str) -> Result<i32, String> {
     called.sort_unstable();
     let numbers: Vec<String> = called.iter().map(i32::to_string).collect();
     Err(match &numbers[..] {
-        [] => "a pid is needed, as pidof(1), pgrep(1) and `systemctl show -P MainPID` say it".to_owned(),
+        [] => "a pid is needed, as pidof(1), pgrep(1) and `systemctl show -P MainPID` say it"
+            .to_owned(),
         numbers => format!(
             "a pid is needed; processes of this name have: {}",
             numbers.join(", ")

@@ -51,9 +51,7 @@ pub enum SpawnError {
         pid: i32,
     },
     /// No process with a number of our choice can be made: EPERM.
-    #[error(
-        "no permission to choose pid {pid}: CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN is needed"
-    )]
+    #[error("no permission to choose pid {pid}: CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN is needed")]
     NotPermitted {
         /// The number.
         pid: i32,

@@ -364,9 +364,7 @@ impl From<&ThreadState> for ThreadV1 {
 impl ThreadV1 {
     fn into_state(self) -> Result<ThreadState, StateDecodeError> {
         if self.thread <= 0 {
-            return Err(StateDecodeError::Impossible {
-                what: "thread id",
-            });
+            return Err(StateDecodeError::Impossible { what: "thread id" });
         }
         Ok(ThreadState {
             thread: ThreadId::new(self.thread),

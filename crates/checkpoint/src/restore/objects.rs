@@ -173,9 +173,9 @@ fn segment<'a>(
             if (found.key, found.length_bytes, found.uid, found.gid)
                 != (key, wanted.length_bytes, wanted.uid, wanted.gid) =>
         {
-            return Err(object.refused(format!(
-                "has id {id}, which belongs to another segment now"
-            )));
+            return Err(
+                object.refused(format!("has id {id}, which belongs to another segment now"))
+            );
         }
         Ok(found) if found.attached > 0 => {
             return Err(object.refused("is attached to another process"));

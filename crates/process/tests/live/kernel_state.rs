@@ -322,10 +322,7 @@ fn impossible_values_are_refused() {
     };
     assert_eq!(refused(|state| state.pid = 0), "pid");
     assert_eq!(refused(|state| state.threads.clear()), "thread id");
-    assert_eq!(
-        refused(|state| state.threads[1].thread = -1),
-        "thread id"
-    );
+    assert_eq!(refused(|state| state.threads[1].thread = -1), "thread id");
     assert_eq!(
         refused(|state| state.signal_actions[0].signal = 65),
         "signal"
