@@ -66,6 +66,20 @@ pub fn cycle(subject: &mut Subject, program: &mut dyn Program, schedule: &[&str]
     subject.store().assert_sound();
 }
 
+/// For a program that is not as it was in everything that can be seen: killed after a full snapshot and after deltas, and restored.
+#[track_caller]
+pub fn comes_back(subject: &mut Subject, program: &mut dyn Program) {
+    let mut parent: Option<Value> = None;
+    for mark in 1..4 {
+        program.goes_on(subject);
+        program.mark(subject, mark);
+        let report = snapshot(subject, program, parent.as_ref());
+        program.goes_on(subject);
+        back(subject, program, &report, mark, true);
+        parent = Some(report);
+    }
+}
+
 /// A snapshot with all standing still, after which it is killed and restored as it was.
 #[track_caller]
 fn exactly(subject: &mut Subject, program: &mut dyn Program, parent: &Value, mark: u32) -> Value {

@@ -27,7 +27,7 @@ mod whole;
 pub use binary::pagetide_path;
 pub use client::{Client, Load, ask_once, free_port};
 pub use control_group::ControlGroup;
-pub use cycle::{Program, cycle};
+pub use cycle::{Program, comes_back, cycle};
 pub use failures::caught;
 pub use frozen::{Frozen, children, family, thread_states};
 pub use image::Image;

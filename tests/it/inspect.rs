@@ -3,7 +3,8 @@
 
 use crate::bad_target::program_of_32_bits;
 use pagetide_tests::{
-    Outcome, Scratch, Target, TestStore, children, compiled, list, pagetide, skipped, text,
+    Outcome, Scratch, Target, TestStore, children, compiled, list, pagetide, pagetide_by,
+    pagetide_path, skipped, text,
 };
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -20,7 +21,7 @@ const STATUS_AT_END: i32 = 7;
 
 /// What it can be told to make, and how that is named. PID is the process, OTHER a number it answers with, and ADDRESS
 /// the same in hexadecimal digits.
-const STATES: [(&str, &[&str]); 71] = [
+const STATES: [(&str, &[&str]); 76] = [
     ("userfaultfd", &["userfaultfd:fd:100"]),
     ("io-uring", &["io-uring:fd:100"]),
     ("perf-event", &["perf-event:fd:100"]),
@@ -72,6 +73,9 @@ const STATES: [(&str, &[&str]); 71] = [
     ("unix-credentials", &["unix-credentials:fd:100"]),
     ("unix-sender", &["unix-sender:fd:100"]),
     ("unix-error", &["unix-error:fd:100"]),
+    ("udp-corked", &["udp-corked:fd:100"]),
+    ("unix-backlog", &["unix-backlog:fd:100"]),
+    ("tcp-backlog", &["tcp-backlog:fd:100"]),
     ("tcp-urgent", &["tcp-urgent:fd:100"]),
     ("tls-socket", &["tls-socket:fd:100"]),
     ("tcp-state", &["tcp-state:fd:100"]),
@@ -89,6 +93,8 @@ const STATES: [(&str, &[&str]); 71] = [
     ("syscall-dispatch", &["syscall-dispatch:thread:PID"]),
     ("cpu-timer", &["cpu-timer:timer:0"]),
     ("traces", &["traces:process:OTHER"]),
+    ("shared-space", &["shared-space:process:OTHER"]),
+    ("lost-name", &["path:mapping:ADDRESS"]),
     ("seccomp", &["seccomp:thread:PID"]),
     ("strict", &["kernel-state:thread:PID", "seccomp:thread:PID"]),
     ("working-directory", &["working-directory:process"]),
@@ -252,4 +258,52 @@ fn a_32_bit_program_is_not_inspected() {
     let outcome = pagetide(["inspect", &child.id().to_string(), "--json"]);
     child.kill().and_then(|()| child.wait()).expect("end it");
     outcome.refused("runs a 32-bit program");
+}
+
+/// In an IPC namespace of its own, where no other program has semaphores: whoever has threads might have used those.
+#[test]
+fn semaphores_that_are_put_back_at_the_end_are_named() {
+    let scratch = Scratch::new();
+    let mut command = Command::new("unshare");
+    command.arg("--ipc").arg(compiled("blocked"));
+    command.current_dir(scratch.path()).stderr(Stdio::null());
+    let mut target = Target::start_by(&mut command);
+    let pid = target.pid_text();
+    let named = |words: &[&str]| {
+        let mut inside = Command::new("nsenter");
+        inside
+            .args(["--ipc", "--target", &pid])
+            .arg(pagetide_path());
+        pagetide_by(inside.args(words))
+    };
+    let found = |outcome: Outcome| {
+        let answer = outcome.done().json();
+        let blockers = sorted(list(&answer, "blockers"));
+        names(&blockers).join(" ")
+    };
+    assert_eq!(found(named(&["inspect", &pid, "--json"])), "");
+    let answer = target.ask("semaphore-undo");
+    assert!(answer.starts_with("made "), "{answer}");
+    let expected = format!("semaphore-undo:thread:{pid}");
+    assert_eq!(found(named(&["inspect", &pid, "--json"])), expected);
+    let store = TestStore::new();
+    let words = ["checkpoint", &pid, "--store", &store.text(), "--json"];
+    assert_eq!(found(named(&words)), expected);
+}
+
+#[test]
+fn what_concerns_connections_is_no_obstacle_where_all_are_reset() {
+    let scratch = Scratch::new();
+    let mut target = fresh(&scratch);
+    assert!(target.ask("tcp-backlog").starts_with("made "));
+    let store = TestStore::new();
+    let report = store.checkpoint(target.pid(), &[]);
+    let told = names(list(&report, "blockers")).join(" ");
+    assert_eq!(told, "tcp-backlog:fd:100", "{report}");
+    drop(target);
+    restore(&store, &[]).exits_with(3);
+    let text = store.text();
+    let words = ["restore", &text, "--tcp", "reset"];
+    pagetide(words.into_iter().chain(["--dry-run"])).done();
+    pagetide(words).exits_with(STATUS_AT_END);
 }

@@ -4,6 +4,8 @@ mod clocks;
 mod command;
 mod database_server;
 mod descriptors;
+mod droppable;
+mod halted;
 mod interpreters;
 mod mechanisms;
 mod memory_attributes;

@@ -64,6 +64,9 @@ static const struct {
     {"tcp-urgent", socket_tcp_urgent},
     {"tls-socket", socket_tls},
     {"tcp-state", socket_tcp_state},
+    {"tcp-backlog", socket_tcp_backlog},
+    {"unix-backlog", socket_unix_backlog},
+    {"udp-corked", socket_udp_corked},
 };
 
 static const struct {
@@ -84,6 +87,9 @@ static const struct {
     {"syscall-dispatch", process_syscall_dispatch},
     {"cpu-timer", process_cpu_timer},
     {"traces", process_traces},
+    {"shared-space", process_shared_space},
+    {"semaphore-undo", process_semaphore_undo},
+    {"lost-name", process_lost_name},
     {"seccomp", process_seccomp},
     {"strict", process_strict},
     {"working-directory", process_working_directory},

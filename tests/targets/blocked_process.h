@@ -3,6 +3,8 @@
 #include <asm/ldt.h>
 #include <linux/aio_abi.h>
 #include <linux/seccomp.h>
+#include <sched.h>
+#include <sys/sem.h>
 #include <sys/io.h>
 #include <sys/ptrace.h>
 #include <time.h>
@@ -22,13 +24,8 @@ static int process_pid(int *who, UNUSED uint64_t *other) {
     return new_namespace(CLONE_NEWPID) || (*who = child_that_waits()) < 0 ? -1 : 0;
 }
 
-/* It is for children, too, but can be entered. */
-static int process_time(UNUSED int *who, UNUSED uint64_t *other) {
-    if (new_namespace(0x80 /* CLONE_NEWTIME */)) return -1;
-    int made = open("/proc/self/ns/time_for_children", O_RDONLY);
-    if (made < 0 || setns(made, 0)) return -1;
-    return close(made);
-}
+/* It is for children, and was not entered. */
+static int process_time(UNUSED int *who, UNUSED uint64_t *other) { return new_namespace(0x80 /* CLONE_NEWTIME */); }
 
 static int process_ldt(UNUSED int *who, UNUSED uint64_t *other) {
     struct user_desc segment = {.entry_number = 3, .limit = 1, .seg_32bit = 1};
@@ -59,6 +56,37 @@ static int process_traces(UNUSED int *who, uint64_t *other) {
     pid_t child = child_that_waits();
     *other = (uint64_t)child;
     return child < 0 || ptrace(PTRACE_SEIZE, child, 0, 0) ? -1 : 0;
+}
+
+/* A process of its own with our memory, which waits: clone(2) with CLONE_VM. */
+static int that_waits(UNUSED void *nothing) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    while (pause()) {}
+    return 0;
+}
+
+static int process_shared_space(UNUSED int *who, uint64_t *other) {
+    static char stack[4 * 4096] __attribute__((aligned(16)));
+    pid_t child = clone(that_waits, stack + sizeof stack, CLONE_VM | SIGCHLD, NULL);
+    *other = (uint64_t)child;
+    return child < 0 ? -1 : 0;
+}
+
+/* A mapped file that has lost the name it was mapped by, and has one in another directory. */
+static int process_lost_name(UNUSED int *who, uint64_t *other) {
+    int file = open("first", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (file < 0 || ftruncate(file, PAGE)) return -1;
+    char *at = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    if (at == MAP_FAILED || close(file)) return -1;
+    *at = 1;
+    *other = (uint64_t)(uintptr_t)at;
+    return mkdir("elsewhere", 0700) || link("first", "elsewhere/second") || unlink("first") ? -1 : 0;
+}
+
+static int process_semaphore_undo(UNUSED int *who, UNUSED uint64_t *other) {
+    int set = semget(IPC_PRIVATE, 1, 0600);
+    struct sembuf up = {0, 1, SEM_UNDO};
+    return set < 0 ? -1 : semop(set, &up, 1);
 }
 
 /* A filter that allows everything. */

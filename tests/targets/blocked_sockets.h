@@ -147,6 +147,35 @@ static int socket_tls(void) {
     return own;
 }
 
+/* Whoever has connected is gone already. */
+static int socket_tcp_backlog(void) {
+    struct sockaddr_in address;
+    int listens = listener(&address, 5);
+    if (listens < 0) return -1;
+    int client = connected(&address, 0);
+    if (client < 0) return -1;
+    close(client);
+    return listens;
+}
+
+static int socket_unix_backlog(void) {
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    socklen_t length = sizeof address;
+    int listens = socket(AF_UNIX, SOCK_STREAM, 0), client = socket(AF_UNIX, SOCK_STREAM, 0);
+    if (bind(listens, (struct sockaddr *)&address, sizeof(sa_family_t)) || listen(listens, 5)) return -1;
+    if (getsockname(listens, (struct sockaddr *)&address, &length)) return -1;
+    if (connect(client, (struct sockaddr *)&address, length)) return -1;
+    close(client);
+    return listens;
+}
+
+static int socket_udp_corked(void) {
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK), .sin_port = htons(9)};
+    int own = socket(AF_INET, SOCK_DGRAM, 0);
+    if (connect(own, (struct sockaddr *)&address, sizeof address)) return -1;
+    return send(own, "half", 4, MSG_MORE) == 4 ? own : -1;
+}
+
 /* Whoever listens accepts no more: a child, which has two connections that wait. */
 static int socket_tcp_state(void) {
     struct sockaddr_in address;

@@ -5,7 +5,7 @@
  *
  * Answers `progress`: waits until every thread has gone on, then prints the rounds of each.
  * `where` prints where the rounds are counted; `reshape`, `share`, `born` and `died` change the layout,
- * a file that is mapped shared, and the threads; `quit` ends it. */
+ * a file that is mapped shared, and the threads; `seal` seals a mapping of those that are reshaped; `quit` ends it. */
 #include "common.h"
 #include <linux/futex.h>
 #include <time.h>
@@ -191,6 +191,10 @@ int main(int count, char **words) {
         }
         if (!strcmp(line, "reshape")) reshape();
         if (!strcmp(line, "share")) shared[PAGE]++;
+        if (!strcmp(line, "seal")) {
+            puts(syscall(462 /* mseal */, protected, 8 * PAGE, 0) ? strerror(errno) : "sealed");
+            continue;
+        }
         if (!strcmp(line, "born")) {
             pthread_mutex_lock(&gate);
             if (pthread_create(&extra, NULL, idle, NULL)) die("thread");

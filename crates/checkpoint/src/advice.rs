@@ -11,7 +11,7 @@
 
 use crate::capture::SIZE;
 use pagetide_kernel::maps::{Mapping, MappingFlags, MapsError};
-use pagetide_pages::PageRange;
+use pagetide_pages::{PageRange, PageSet};
 use std::time::{Duration, Instant};
 
 /// So long may be spent in a stop, by how often the processes were stopped for this snapshot already. After the last
@@ -31,7 +31,7 @@ const ENTRY_BYTES: u64 = 8;
 const SERVES: Duration = Duration::from_secs(1);
 
 /// The names that we give to VmFlags which are advice or locks.
-const ADVICE: [(&str, &str); 13] = [
+const ADVICE: [(&str, &str); 15] = [
     ("sr", "sequential"),
     ("rr", "random"),
     ("dc", "dontfork"),
@@ -46,15 +46,36 @@ const ADVICE: [(&str, &str); 13] = [
     ("gd", "growsdown"),
     ("ht", "hugetlb"),
     ("nr", "noreserve"),
+    (DROPPABLE_FLAG, DROPPABLE),
+    ("sl", SEALED),
 ];
 
+/// Memory that the kernel may take away at any time: MAP_DROPPABLE of mmap(2), since Linux 6.11.
+pub(crate) const DROPPABLE: &str = "droppable";
+const DROPPABLE_FLAG: &str = "dp";
+/// What such memory always is besides.
+const OF_DROPPABLE: [&str; 3] = ["dd", "wf", "nr"];
+/// A mapping that cannot be changed any more: mseal(2), since Linux 6.10.
+pub(crate) const SEALED: &str = "sealed";
+
 /// What of the advice the mapping has had since it was made, as a program that has given none would see it.
-const FROM_BIRTH: [&str; 5] = ["growsdown", "hugetlb", "noreserve", "maywrite", "accounted"];
+const FROM_BIRTH: [&str; 6] = [
+    "growsdown",
+    "hugetlb",
+    "noreserve",
+    "maywrite",
+    "accounted",
+    DROPPABLE,
+];
 
 /// The advice of madvise(2) that the kernel keeps as an attribute of a mapping, and other attributes that a mapping
 /// made again needs, from its VmFlags.
 fn advice_of(flags: &[String]) -> Vec<String> {
-    let has = |flag: &str| flags.iter().any(|found| found == flag);
+    let is_droppable = flags.iter().any(|flag| flag == DROPPABLE_FLAG);
+    let has = |flag: &str| {
+        let is_implied = is_droppable && OF_DROPPABLE.contains(&flag);
+        !is_implied && flags.iter().any(|found| found == flag)
+    };
     let named = ADVICE.iter().filter(|(flag, _)| has(flag));
     let mut advice: Vec<String> = named.map(|(_, name)| (*name).to_owned()).collect();
     // No advice, but attributes that tell what a mapping was once: open for writing, or writable itself.
@@ -99,6 +120,15 @@ impl Advice {
     /// True if that advice was given for `mapping`.
     pub fn has(&self, mapping: &Mapping, name: &str) -> bool {
         self.of(mapping).iter().any(|given| given == name)
+    }
+
+    /// The pages of which that was told.
+    pub fn pages_with(&self, name: &str) -> PageSet {
+        let told = self
+            .0
+            .iter()
+            .filter(|(_, advice)| advice.iter().any(|given| given == name));
+        told.map(|(pages, _)| *pages).collect()
     }
 
     /// What was told of pages of `range`, a mapping at another time.

@@ -4,7 +4,8 @@
 //! times what the copy does. It grows in chunks up to its limit; when the limit is met the caller
 //! empties it. It knows nothing of what the pages are.
 
-use pagetide_pages::{PageCount, PageIndex, PageRange, PageSize};
+use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet, PageSize};
+use std::collections::HashMap;
 
 /// Chunks are of this size: large enough that a copy is not cut up, small enough to grow by.
 const CHUNK_BYTES: usize = 4 << 20;
@@ -158,6 +159,33 @@ impl Arena {
         pieces
     }
 
+    /// The same, but for the pages of each space that are in `left_out`, by its number.
+    pub fn pieces_without(&self, left_out: &HashMap<usize, PageSet>) -> Vec<(usize, Pieces<'_>)> {
+        let mut all = self.pieces();
+        for (space, pieces) in &mut all {
+            let left_out = left_out.get(space).filter(|pages| !pages.is_empty());
+            if let Some(left_out) = left_out {
+                *pieces = self.cut(pieces, left_out);
+            }
+        }
+        all
+    }
+
+    /// What of `pieces` is not in `left_out`.
+    fn cut<'a>(&self, pieces: &Pieces<'a>, left_out: &PageSet) -> Pieces<'a> {
+        let page = self.page_size.len();
+        let mut kept = Vec::with_capacity(pieces.len());
+        for &(first, bytes) in pieces {
+            let all = PageRange::with_count(first, PageCount((bytes.len() / page) as u64));
+            for part in PageSet::from(all).subtract(left_out).ranges() {
+                let from = self.page_size.bytes_of(PageCount(part.start().0 - first.0)) as usize;
+                let length = self.page_size.bytes_of(part.count()) as usize;
+                kept.push((part.start(), &bytes[from..from + length]));
+            }
+        }
+        kept
+    }
+
     /// Empties it; the memory stays, touched.
     pub fn clear(&mut self) {
         let open = self.spaces.last().map_or(0, |&(number, _)| number);
@@ -221,5 +249,34 @@ mod tests {
             .map(|(space, pieces)| (space, pieces.len(), pieces[0].1[0]))
             .collect();
         assert_eq!(found, [(3, 1, 3), (3, 1, 3), (7, 1, 7)]);
+    }
+
+    #[test]
+    fn what_is_left_out_of_one_space_is_cut_out_of_its_pieces_alone() {
+        let mut arena = Arena::new(PageSize::KIB_4, CHUNK_BYTES as u64);
+        let pages = PageRange::new(PageIndex(10), PageIndex(14));
+        for space in [0, 1] {
+            arena.open_space(space);
+            let batch = arena.take(&mut RangeQueue::new(std::slice::from_ref(&pages)));
+            let batch = batch.expect("room");
+            for (value, page) in (10..).zip(batch.bytes.chunks_mut(4096)) {
+                page.fill(value);
+            }
+        }
+        let middle = PageRange::new(PageIndex(11), PageIndex(13));
+        let left_out = HashMap::from([(1, PageSet::from(middle))]);
+        type Told = (usize, Vec<(u64, Vec<u8>)>);
+        let told: Vec<Told> = arena
+            .pieces_without(&left_out)
+            .into_iter()
+            .map(|(space, pieces)| {
+                let firsts = |bytes: &[u8]| bytes.chunks(4096).map(|page| page[0]).collect();
+                let pieces = pieces.iter().map(|(page, bytes)| (page.0, firsts(bytes)));
+                (space, pieces.collect())
+            })
+            .collect();
+        let whole = (0, vec![(10, vec![10, 11, 12, 13])]);
+        let cut = (1, vec![(10, vec![10]), (13, vec![13])]);
+        assert_eq!(told, [whole, cut]);
     }
 }

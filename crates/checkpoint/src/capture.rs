@@ -41,6 +41,9 @@ pub enum CaptureError {
         #[source]
         source: std::io::Error,
     },
+    /// What the mappings are could not be read.
+    #[error(transparent)]
+    Maps(#[from] pagetide_kernel::maps::MapsError),
     /// The full buffer could not be emptied into the store.
     #[error(transparent)]
     Store(#[from] pagetide_snapshot::WriteError),

@@ -6,6 +6,7 @@ use crate::files::Files;
 use crate::manifest::MemberNames;
 use crate::member::Member;
 use crate::members::{AllStopped, Members};
+use crate::names;
 use crate::probes;
 use crate::report::NotTracked;
 use crate::take::restorable::Restorable;
@@ -68,7 +69,10 @@ pub fn inspect(pid: i32, tree: bool, options: StopOptions) -> Result<Inspection,
         let Some(mappings) = mappings else { continue };
         let pid = member.pid();
         restorable.look_at_mappings(pid, mappings);
-        let breakpoints = breakpoints(member, mappings);
+        let mut files = Files::new(false);
+        files.look([(pid, &mappings[..])]);
+        restorable.name(names::blockers(pid, mappings, &files));
+        let breakpoints = member.as_probed(mappings, &files).probes_now().kept;
         restorable.name(probes::blockers(pid, mappings, &[], &breakpoints));
     }
     inspection.processes = layouts.iter().flatten().count();
@@ -147,11 +151,4 @@ impl Inspection {
         }
         Ok((layouts, killed))
     }
-}
-
-/// Addresses of breakpoints that a checkpoint would store as they are. None of a process that is gone.
-fn breakpoints(member: &Member, mappings: &[Mapping]) -> Vec<u64> {
-    let mut files = Files::new(false);
-    files.look([(member.pid(), mappings)]);
-    member.as_probed(mappings, &files).probes_now().kept
 }

@@ -127,6 +127,8 @@ pub(crate) struct FileFacts {
 pub(crate) struct FileDescription {
     pub facts: Option<FileFacts>,
     pub build_id: Vec<u8>,
+    /// Its path, if that is another one than the mapping tells.
+    pub path: Option<Vec<u8>>,
 }
 
 /// The mapping as a region of the process's space.
@@ -138,6 +140,7 @@ pub(crate) fn region(
     shows: Option<Shown>,
 ) -> Region {
     let path = || match &mapping.name {
+        _ if about.path.is_some() => about.path.clone().unwrap_or_default(),
         MappingName::Path(path) => path.as_os_str().as_bytes().to_vec(),
         _ => display_name(mapping).into_bytes(),
     };
@@ -165,7 +168,7 @@ pub(crate) fn region(
                 inode: mapping.inode,
                 size_bytes: facts.size_bytes,
                 modified_ns: facts.modified_ns,
-                build_id: about.build_id,
+                build_id: about.build_id.clone(),
             }
         }
     };

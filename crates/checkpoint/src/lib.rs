@@ -84,6 +84,7 @@ mod mark;
 mod member;
 mod members;
 mod memo;
+mod names;
 mod not_captured;
 mod numa;
 mod object_records;
@@ -141,8 +142,8 @@ pub use pagetide_snapshot as store;
 pub use poison::{Poisoned, poisoned_of};
 pub use report::{NotCaptured, NotTracked, Report};
 pub use restore::{
-    FillError, FilledReport, Filling, LazyError, RestoreError, RestoreOptions, Restored,
-    check_limits, make_room_for_descriptors, paths_of, restore,
+    ClockChoice, FillError, FilledReport, Filling, LazyError, RestoreError, RestoreOptions,
+    Restored, check_limits, make_room_for_descriptors, paths_of, restore,
 };
 pub use rollback::{RollbackError, RolledBack, roll_back};
 pub use tracking::{Detached, detach, is_tracked_for};

@@ -143,6 +143,7 @@ impl Objects {
             let about = FileDescription {
                 facts: report.facts(&object.mapping),
                 build_id: files.build_id(&object.mapping, report),
+                path: None,
             };
             let region = |&pages: &PageRange| {
                 let mut mapping = object.mapping.clone();

@@ -10,6 +10,7 @@
 
 mod birth;
 mod build;
+mod clocks;
 mod design;
 mod error;
 mod fill;
@@ -31,15 +32,17 @@ mod policy;
 mod release;
 mod segments;
 mod sources;
+mod stops;
 mod undo;
 
 pub use error::{FillError, LazyError, RestoreError};
 pub use lazy::{FilledReport, Filling};
 pub use limits::check as check_limits;
-pub use options::{RestoreOptions, Restored};
+pub use options::{ClockChoice, RestoreOptions, Restored};
 pub use paths::paths_of;
 pub use sources::make_room_for_descriptors;
 
+use crate::manifest::tree_of;
 use birth::Newborns;
 use build::{Building, Built};
 use design::Design;
@@ -49,18 +52,27 @@ use materials::Materials;
 use pagetide_snapshot::{Store, View};
 use release::Release;
 use sources::Sources;
+use std::collections::HashMap;
 use std::time::Instant;
 
 /// Starts the process or the processes of `view`, a snapshot in `store`, again. They are children of this process,
 /// which may leave them alone by ending once this has returned.
 ///
-/// Everything is built by the calling thread; it must live until this returns. No other thread of this process may open
+/// Everything is built by one thread, the calling one or one that ends before this returns. No other thread of this process may open
 /// files meanwhile without O_CLOEXEC, nor wait for children that it does not name.
 pub fn restore(
     store: &Store,
     view: &View,
     options: &RestoreOptions,
 ) -> Result<Restored, RestoreError> {
+    match clocks::needed(view, options.clock)? {
+        None => build(store, view, options),
+        Some(clocks) => clocks::with(clocks, || build(store, view, options)),
+    }
+}
+
+/// The same, by a thread whose children have the right clocks.
+fn build(store: &Store, view: &View, options: &RestoreOptions) -> Result<Restored, RestoreError> {
     let started = Instant::now();
     // 1. Everything is checked and opened while there is no process yet.
     let design = Design::of(view, options)?;
@@ -102,9 +114,10 @@ pub fn restore(
         born: &undo.born,
         processes,
         states,
+        parents: parents_in(view),
     };
-    let stopped = options.stopped.then_some(options.stop);
-    let (first_instruction, filling) = release.let_go(lazy, stopped, started)?;
+    let let_go = release.let_go(lazy, options.stopped, options.stop, started);
+    let (first_instruction, filling) = let_go?;
     let pids = design.plans.iter().map(|plan| undo.born.now(plan.pid));
     let pids: Vec<i32> = pids.collect();
     undo.keep();
@@ -117,6 +130,13 @@ pub fn restore(
         notes,
         filling,
     })
+}
+
+/// Who was whose parent.
+fn parents_in(view: &View) -> HashMap<i32, i32> {
+    let tree = tree_of(view).unwrap_or_default();
+    let parents = tree.iter().map(|process| (process.pid, process.parent));
+    parents.collect()
 }
 
 /// Makes the processes, and what of their memory they inherit.

@@ -12,7 +12,7 @@ mod contents;
 mod error;
 mod shape;
 
-use crate::advice::Advice;
+use crate::advice::{Advice, SEALED};
 use crate::claim::checkpointed_by;
 use crate::error::TrackingError;
 use crate::files::{FileReport, Files};
@@ -103,8 +103,7 @@ pub fn roll_back(
     let needed = shape.calls().chain(contents.calls()).collect();
     check_calls(pid, &mut stopped, needed)?;
 
-    let (advice, advised) = Advice::read(pid)?;
-    let advised = Advised::plan(&advice, &advised, regions, &shape.new_pages());
+    let advised = plan_advice(pid, &shape, &contents, regions)?;
 
     // From here on the process is being changed.
     let brk = state.outside.layout.start_brk;
@@ -178,6 +177,21 @@ fn holes_shown(
         empty = empty.union(&holes);
     }
     Ok(empty)
+}
+
+/// What has to be done to advice and locks. Refuses to change what is sealed.
+fn plan_advice(
+    pid: i32,
+    shape: &Shape,
+    contents: &Contents,
+    regions: &[Region],
+) -> Result<Advised, RollbackError> {
+    let (now, mappings) = Advice::read(pid)?;
+    let sealed = now.pages_with(SEALED);
+    shape.check_sealed(&sealed, &mappings)?;
+    contents.check_sealed(&sealed, regions)?;
+    let fresh = shape.new_pages();
+    Ok(Advised::plan(&now, &mappings, regions, &fresh))
 }
 
 /// Puts advice and locks back, and looks a second time: some of it shows only then.

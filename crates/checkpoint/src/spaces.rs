@@ -4,6 +4,7 @@
 use crate::arena::Arena;
 use crate::capture::SIZE;
 use crate::options::Progress;
+use pagetide_pages::PageSet;
 use pagetide_snapshot::{Region, SnapshotWriter, Space, WriteError};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -94,10 +95,20 @@ impl Spaces {
         writer.set_spaces(self.spaces.clone())
     }
 
-    /// Stores what the arena holds. Of spaces that the writer has not heard of it must be told first.
+    /// Stores what the arena holds.
     pub fn store(&self, arena: &Arena, writer: &mut SnapshotWriter) -> Result<(), WriteError> {
+        self.store_without(&HashMap::new(), arena, writer)
+    }
+
+    /// The same, but for the pages of each space that are in `left_out`, by its number.
+    pub fn store_without(
+        &self,
+        left_out: &HashMap<usize, PageSet>,
+        arena: &Arena,
+        writer: &mut SnapshotWriter,
+    ) -> Result<(), WriteError> {
         self.tell(writer)?;
-        for (space, pieces) in arena.pieces() {
+        for (space, pieces) in arena.pieces_without(left_out) {
             // Processes may stand still meanwhile; whoever watches sees that it goes on.
             for some in pieces.chunks(PIECES_AT_ONCE) {
                 writer.put_pages(space, some)?;

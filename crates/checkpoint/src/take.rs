@@ -10,6 +10,7 @@
 mod attach;
 mod context;
 mod describe;
+mod droppable;
 mod file_hashes;
 mod instant;
 mod leave;
@@ -151,11 +152,12 @@ impl Take<'_> {
         let mut found = instant::stop_until_settled(&mut context, &mut precopied, &mut leave)?;
         check_cancelled(context.options)?;
 
-        store::pages(&mut context)?;
+        store::pages(&mut context, &found)?;
         store::states(&mut context, &found)?;
         store::look_again(&context, &mut found);
         context.arena.clear();
         check_cancelled(context.options)?;
+        found.restorable.forget_stops(&leave.stopped_here());
         let description = describe::all(&mut context, &mut found)?;
         let memos = attach::all(&mut context, &mut found, &description.poisoned)?;
         let Context {

@@ -475,6 +475,9 @@ pub struct Restore {
     /// What becomes of TCP connections: gone on with, or reset
     #[arg(long, value_enum, default_value_t = TcpName::Restore)]
     pub tcp: TcpName,
+    /// What the clocks show that count from the boot on: after a reboot they go on from where they were, or are those of this system
+    #[arg(long, value_enum, default_value_t = ClockName::GoOn)]
+    pub clock: ClockName,
     /// Only paths in this directory may be opened, made or connected to [default: all; --dry-run lists them]
     #[arg(long, value_name = "DIR")]
     pub allow: Vec<PathBuf>,
@@ -582,6 +585,15 @@ pub enum TcpName {
     Restore,
     /// The process finds them reset by the peer
     Reset,
+}
+
+/// What CLOCK_MONOTONIC and CLOCK_BOOTTIME show to what was restored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ClockName {
+    /// They go on from where they were
+    GoOn,
+    /// What they show to pagetide
+    Host,
 }
 
 /// What becomes of the process.

@@ -14,6 +14,7 @@ const FILES: libc::c_int = 0;
 const ADDRESS_SPACES: libc::c_int = 1;
 const DESCRIPTOR_TABLES: libc::c_int = 2;
 const DIRECTORIES: libc::c_int = 3;
+const SEMAPHORE_UNDO: libc::c_int = 6;
 const WATCHED_FILES: libc::c_int = 7;
 
 /// One registration of an epoll: `struct kcmp_epoll_slot`.
@@ -51,6 +52,14 @@ pub fn share_descriptors(one: i32, other: i32) -> io::Result<bool> {
 pub fn share_directories(one: i32, other: i32) -> io::Result<bool> {
     // SAFETY: the call takes numbers only, and touches no memory of the caller.
     let order = unsafe { libc::syscall(libc::SYS_kcmp, one, other, DIRECTORIES, 0, 0) };
+    Ok(ordering(order)? == Ordering::Equal)
+}
+
+/// True if two threads have one list of what SEM_UNDO has to take back (CLONE_SYSVSEM), or if neither has any. Errors as
+/// [`share_address_space`].
+pub fn share_semaphore_undo(one: i32, other: i32) -> io::Result<bool> {
+    // SAFETY: the call takes numbers only, and touches no memory of the caller.
+    let order = unsafe { libc::syscall(libc::SYS_kcmp, one, other, SEMAPHORE_UNDO, 0, 0) };
     Ok(ordering(order)? == Ordering::Equal)
 }
 

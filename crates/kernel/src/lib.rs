@@ -56,6 +56,7 @@ pub mod smaps;
 pub mod socket;
 pub mod socket_option;
 pub mod spawn;
+pub mod time_namespace;
 pub mod timerfd;
 pub mod userfaultfd;
 pub mod wake_up;

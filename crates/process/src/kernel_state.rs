@@ -6,21 +6,27 @@
 //!
 //! Not here: registers, extended state and signal masks (see [`crate::ThreadState`]), mappings and the addresses of
 //! `PR_SET_MM_MAP`, descriptors, directories, session and process group. Not known, because the kernel tells nobody:
-//! keys in keyrings, `mlockall(MCL_FUTURE)`, whether a timer was set to a point in time, overruns that a program has yet to ask
+//! keys in keyrings, whether a timer was set to a point in time, overruns that a program has yet to ask
 //! for.
 
 mod apply;
 mod ask;
 mod blockers;
 mod calls;
+mod clocks;
 mod credentials;
 mod error;
 mod format;
+mod group_stop;
+mod locked_memory;
 mod memory_policy;
 mod namespaces;
 mod processor;
 mod read;
+mod registrations;
 mod scheduling;
+mod semaphores;
+mod shared_space;
 mod signals;
 mod switches;
 mod thread_addresses;
@@ -32,11 +38,16 @@ use std::collections::HashMap;
 use bincode::{Decode, Encode};
 use pagetide_kernel::ptrace::ThreadId;
 
+pub use clocks::ClockState;
 pub use credentials::Credentials;
 pub use error::{KernelStateApplyError, KernelStateError};
+pub use group_stop::GroupStop;
 pub use memory_policy::MemoryPolicy;
+pub use namespaces::other_clocks;
 pub use processor::ProcessorSwitches;
+pub use registrations::Registrations;
 pub use scheduling::Scheduling;
+pub use shared_space::shared_space;
 pub use signals::{PendingSignal, SignalAction};
 pub use switches::{ProcessSwitches, ResourceLimit};
 pub use thread_addresses::{AlternateStack, RobustFutexes, RseqRegistration};
@@ -46,7 +57,7 @@ pub use timers::{IntervalTimer, PosixTimer, TimerBatch};
 pub const KERNEL_STATE_ATTACHMENT: &str = "kernel";
 
 /// What the kernel keeps for one process. See the head of this file.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct KernelState {
     /// The process.
     pub pid: i32,
@@ -55,8 +66,7 @@ pub struct KernelState {
     pub signal_actions: Vec<SignalAction>,
     /// Signals that wait for any thread of the process, first one first.
     pub pending_signals: Vec<PendingSignal>,
-    /// The signal of the group-stop (SIGSTOP, SIGTSTP, ...) the process is in, or 0. Nothing here puts a process into
-    /// one: that is for whoever lets it go.
+    /// The signal of the group-stop (SIGSTOP, SIGTSTP, ...) the process is in, whoever stopped it, or 0.
     pub group_stop: i32,
     /// ITIMER_REAL, ITIMER_VIRTUAL and ITIMER_PROF.
     pub interval_timers: [IntervalTimer; 3],
@@ -70,10 +80,26 @@ pub struct KernelState {
     pub cgroups: String,
     /// The threads, the first one first.
     pub threads: Vec<ThreadKernelState>,
+    /// What is known since version 2 of the format.
+    pub since_2: StateSince2,
+}
+
+/// What the first version of the format did not have.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct StateSince2 {
+    /// The group-stop it is in, unless whoever takes the snapshot has stopped it. Nothing here puts a process into one: that is for
+    /// whoever lets it go.
+    pub group_stop: Option<GroupStop>,
+    /// What it has registered for its memory.
+    pub registrations: Registrations,
+    /// What it maps from now on is locked into memory: MCL_FUTURE 2, and MCL_ONFAULT 4, of mlockall(2).
+    pub future_locks: u32,
+    /// Its clocks; none if they are not known.
+    pub clocks: Option<ClockState>,
 }
 
 /// What the kernel keeps for one thread.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct ThreadKernelState {
     /// Its id.
     pub thread: i32,

@@ -68,18 +68,20 @@ pub use freezer::Freezer;
 pub use guard::{Gate, Guard};
 pub use identity::{IdentityError, ProcessIdentity, start_of_stack};
 pub use kernel_state::{
-    AlternateStack, Credentials, IntervalTimer, KERNEL_STATE_ATTACHMENT, KernelState,
-    KernelStateApplyError, KernelStateError, MemoryPolicy, PendingSignal, PosixTimer,
-    ProcessSwitches, ProcessorSwitches, ResourceLimit, RobustFutexes, RseqRegistration, Scheduling,
-    SignalAction, ThreadKernelState, ThreadsByNumber, TimerBatch,
+    AlternateStack, ClockState, Credentials, GroupStop, IntervalTimer, KERNEL_STATE_ATTACHMENT,
+    KernelState, KernelStateApplyError, KernelStateError, MemoryPolicy, PendingSignal, PosixTimer,
+    ProcessSwitches, ProcessorSwitches, Registrations, ResourceLimit, RobustFutexes,
+    RseqRegistration, Scheduling, SignalAction, StateSince2, ThreadKernelState, ThreadsByNumber,
+    TimerBatch, other_clocks, shared_space,
 };
 pub use open_files::{
     Description, DescriptionLock, Descriptor, DescriptorTable, DeviceState, DirectoryState,
-    EpollEntry, EpollState, EventfdState, FilePath, FileState, InotifyState, Kind, LockRange,
-    OPEN_FILES_ATTACHMENT, ObjectOrigin, ObjectUse, OpenFiles, OpenFilesDecodeError,
-    OpenFilesError, Owner, PathIdentity, PathState, PipeEnd, PipeState, PosixLock, ProcessFile,
-    ProcessFileKind, ReopenChoices, ReopenError, Reopened, Run, SignalfdState, SocketError,
-    SocketState, StandardStream, StoredObject, TcpChoice, TerminalState, TimerfdState, Watch,
+    EpollEntry, EpollState, EventfdState, FilePath, FileState, InotifyState, Kind, Late, LockRange,
+    Now, OPEN_FILES_ATTACHMENT, ObjectOrigin, ObjectUse, OpenFiles, OpenFilesDecodeError,
+    OpenFilesError, Owner, PathIdentity, PathState, PipeEnd, PipeOwner, PipeState, PosixLock,
+    ProcessFile, ProcessFileKind, ReopenChoices, ReopenError, Reopened, Run, SignalfdState,
+    SocketError, SocketState, StandardStream, StoredObject, TcpChoice, TerminalState, TimerfdState,
+    Watch,
 };
 pub use opener::{Created, FileIdentity, Name, OpenError, Opener, Openers, PathTarget, is_allowed};
 pub use page_usage::{

@@ -65,6 +65,7 @@ pub use error::{OpenFilesError, ReopenError};
 pub use eventfd::EventfdState;
 pub use file_path::FilePath;
 pub use inotify::{InotifyState, Watch};
+pub use late::{Late, Now};
 pub use locks::{DescriptionLock, LockRange, PosixLock};
 pub use memfd::ObjectOrigin;
 pub use model::{
@@ -72,7 +73,7 @@ pub use model::{
 };
 pub use object::{ObjectUse, StoredObject};
 pub use path::{PathIdentity, PathState};
-pub use pipe_state::{PipeEnd, PipeState};
+pub use pipe_state::{PipeEnd, PipeOwner, PipeState};
 pub use process_file::{ProcessFile, ProcessFileKind};
 pub use regular::FileState;
 pub use reopen::Reopened;

@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::io;
+use std::sync::OnceLock;
 
 use pagetide_kernel::proc_file;
 use pagetide_kernel::ptrace::ThreadId;
+use pagetide_kernel::time_namespace::offsets;
 
 /// PF_KTHREAD of `stat` field 9: a thread of the kernel itself.
 pub(crate) const FLAG_KERNEL_THREAD: u64 = 0x0020_0000;
@@ -13,6 +15,17 @@ pub(crate) const FLAG_KERNEL_THREAD: u64 = 0x0020_0000;
 pub(crate) struct Stat {
     pub(crate) comm: String,
     fields: Vec<String>,
+}
+
+/// By how many ticks the boot time clock of this program is ahead of the kernel's: what it reads is ahead by that, too.
+fn ahead_ticks() -> u64 {
+    /// Of a clock tick, of which there are a hundred in a second (USER_HZ).
+    const TICK_NS: i64 = 10_000_000;
+    static AHEAD: OnceLock<u64> = OnceLock::new();
+    *AHEAD.get_or_init(|| {
+        let own = offsets(std::process::id().cast_signed()).unwrap_or_default();
+        own.boottime_ns.div_euclid(TICK_NS).cast_unsigned()
+    })
 }
 
 impl Stat {
@@ -62,8 +75,9 @@ impl Stat {
         self.field(9)
     }
 
+    /// As the kernel counts it, whatever the clocks of this program show.
     pub(crate) fn start_time_ticks(&self) -> u64 {
-        self.field(22)
+        self.field(22).wrapping_sub(ahead_ticks())
     }
 
     pub(crate) fn has_ended(&self) -> bool {

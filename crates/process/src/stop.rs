@@ -381,15 +381,16 @@ impl StoppedProcess {
         self.tracer.run(|tracees| tracees.group_stop())
     }
 
-    /// Puts the process into the group-stop of SIGSTOP, while it stays stopped by us. All signals must be blocked in its first
-    /// thread, or others may be delivered before.
-    pub fn enter_group_stop(&mut self, timeout: Duration) -> Result<(), StopError> {
+    /// Puts the process into the group-stop of `signal` (SIGSTOP, SIGTSTP, SIGTTIN or SIGTTOU; of SIGSTOP where that one would not stop
+    /// it), while it stays stopped by us. All signals but that one must be blocked in its first thread, or others may be
+    /// delivered before.
+    pub fn enter_group_stop(&mut self, signal: i32, timeout: Duration) -> Result<(), StopError> {
         let pid = self.identity.pid;
         let begin = Instant::now();
         let deadline = begin + timeout;
         let held = Arc::clone(&self.held);
         self.tracer
-            .run(move |tracees| tracees.enter_group_stop(&held, deadline))
+            .run(move |tracees| tracees.enter_group_stop(signal, &held, deadline))
             .map_err(|failure| explain(failure, pid, begin.elapsed()))
     }
 

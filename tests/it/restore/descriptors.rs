@@ -1,6 +1,6 @@
 //! Prevents that a descriptor comes back with something else behind it, or without what was in it.
 
-use pagetide_tests::{Program, Steps, Subject, ask_once, cycle};
+use pagetide_tests::{Program, Steps, Subject, ask_once, comes_back, cycle};
 use std::io::Read;
 use std::os::unix::net::UnixStream;
 
@@ -61,4 +61,41 @@ fn descriptors_of_all_kinds() {
         &mut handles,
         &["--every", "40ms", "--count", "3"],
     );
+}
+
+/// What `again.c` opens again is what it was.
+#[track_caller]
+fn is_opened_again(what: &str) {
+    let mut subject = Subject::target("again", &[what]);
+    cycle(
+        &mut subject,
+        &mut Steps::new(5),
+        &["--every", "40ms", "--count", "3"],
+    );
+}
+
+#[test]
+fn a_pipe_belongs_to_whom_it_belonged() {
+    is_opened_again("owner");
+}
+
+#[test]
+fn a_file_of_memory_can_be_executed() {
+    is_opened_again("memfd");
+}
+
+#[test]
+fn stores_reach_a_mapped_file_by_the_name_that_it_has() {
+    // The name that the kernel shows is another one than before.
+    let subject = Subject::target("again", &["names"]);
+    // It writes on after the snapshot.
+    let changed = |name| format!("file-changed:{}", subject.path(name).display());
+    let (second, literal) = (changed("second"), changed("it (deleted)"));
+    let mut subject = subject.restore_with(&["--accept", &second, "--accept", &literal]);
+    comes_back(&mut subject, &mut Steps::new(5));
+}
+
+#[test]
+fn files_of_threads() {
+    is_opened_again("threads");
 }

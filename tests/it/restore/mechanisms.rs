@@ -10,6 +10,40 @@ fn goes_through_it(name: &str) {
     cycle(&mut subject, &mut Steps::new(5), &SCHEDULE);
 }
 
+/// What `registered.c` is told by `words` it has before and after; nothing if this kernel has no such thing.
+#[track_caller]
+fn stays_registered(test: &str, words: &[&str]) {
+    let mut subject = Subject::target("registered", words);
+    let log = subject.path("log");
+    let log = || std::fs::read_to_string(&log).unwrap_or_default();
+    subject.wait_until("its first line", || log().contains('\n'));
+    if log().contains("0 no") {
+        return skipped(test, log().lines().next().unwrap_or_default());
+    }
+    cycle(&mut subject, &mut Steps::new(5), &SCHEDULE);
+}
+
+#[test]
+fn barriers_that_were_registered() {
+    stays_registered("barriers_that_were_registered", &["barriers"]);
+}
+
+#[test]
+fn a_table_of_futexes() {
+    stays_registered("a_table_of_futexes", &["futexes"]);
+}
+
+#[test]
+fn locked_memory() {
+    stays_registered("locked_memory", &["locked", "future"]);
+    stays_registered("locked_memory", &["locked", "onfault"]);
+}
+
+#[test]
+fn sealed_memory() {
+    stays_registered("sealed_memory", &["sealed", "locked"]);
+}
+
 #[test]
 fn vectors_in_registers() {
     let mut subject = Subject::target("vectors", &[]);

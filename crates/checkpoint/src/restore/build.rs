@@ -23,7 +23,7 @@ use crate::watchers;
 use pagetide_kernel::memory::ProcessMemory;
 use pagetide_pages::{PageCount, PageSet};
 use pagetide_process::{
-    NewProcess, RebuildError, RemoteCalls, Reopened, StopOptions, ThreadId, ThreadState,
+    Late, NewProcess, Now, RebuildError, RemoteCalls, Reopened, StopOptions, ThreadId, ThreadState,
     ThreadsByNumber, examine_for_reading,
 };
 use pagetide_snapshot::{Store, View};
@@ -114,10 +114,25 @@ impl<'a> Building<'a> {
         } = self.design;
         files.finish(parts.reopened, openers, &|then| parts.born.who_was(then))?;
         apart::leave_numbers(numbers);
-        let ready = plans.iter().zip(built);
-        ready
-            .map(|(plan, new)| self.make_ready(parts, plan, new))
-            .collect()
+        let mut states = Vec::with_capacity(plans.len());
+        let mut threads = Vec::with_capacity(plans.len());
+        for (plan, new) in plans.iter().zip(&mut *built) {
+            let mut of_plan = plan.state.threads.clone();
+            threads.push(self.begin(parts, plan, new, &mut of_plan)?);
+            states.push(of_plan);
+        }
+        let now: HashMap<i32, i32> = threads
+            .iter()
+            .flatten()
+            .map(|(was, now)| (was.get(), now.get()))
+            .collect();
+        let ready = plans.iter().zip(built).zip(threads.iter().zip(&states));
+        for ((plan, new), (threads, states)) in ready {
+            self.complete(parts, plan, new, (threads, &now))?;
+            new.free()?;
+            new.set_thread_states(states)?;
+        }
+        Ok(states)
     }
 
     /// Maps and fills the memory of `new` as `plan` says, and gives it its open files.
@@ -153,6 +168,7 @@ impl<'a> Building<'a> {
         let poisoned = poison::pages_of(&self.poisoned, plan.pid);
         super::poison::poison(new, plan.regions, &poisoned, self.poison_accepted)?;
         mappings::seal(new, plan.regions, &filled.guards)?;
+        mappings::seal_for_good(new, plan.regions)?;
         let pid = new.pid();
         let mut calls = new.calls(ThreadId::new(pid))?;
         self.design
@@ -165,19 +181,25 @@ impl<'a> Building<'a> {
         }
     }
 
-    /// Makes `new`, whose memory is filled, ready for its first instruction. All processes are there.
-    fn make_ready(
+    /// Begins to track `new`, whose memory is filled, and makes its threads, which `states` name then. Returns each as it was,
+    /// and as it is now. All processes are there.
+    fn begin(
         &mut self,
         parts: &Parts<'_>,
         plan: &RestorePlan<'_>,
         new: &mut NewProcess,
-    ) -> Result<Vec<ThreadState>, RestoreError> {
+        states: &mut [ThreadState],
+    ) -> Result<Vec<(ThreadId, ThreadId)>, RestoreError> {
         let pid = new.pid();
         let first = ThreadId::new(pid);
-        let now = |then| parts.born.who_was(then);
+        let process = |then| parts.born.who_was(then);
+        let now = Now {
+            process: &process,
+            thread: &|_| None,
+        };
         let mut calls = new.calls(first)?;
         let files = &self.design.files;
-        files.place_late(plan.pid, parts.reopened, &now, &mut calls)?;
+        files.place_late(plan.pid, parts.reopened, Late::Processes, now, &mut calls)?;
         end(calls, pid)?;
         // Whatever is written from here on is not what the snapshot has, and is to be seen.
         if self.lazy.is_some() {
@@ -188,6 +210,33 @@ impl<'a> Building<'a> {
             tracing::debug!(%error, pid, "not tracked");
             self.built.not_tracked.get_or_insert(error.to_string());
         }
+        let mut calls = new.calls(first)?;
+        plan.kernel.apply_to_process(pid, &mut calls)?;
+        end(calls, pid)?;
+        let threads = add_threads(new, states, self.new_pid)?;
+        renumber(&plan.kernel.by_number(), &threads, pid)?;
+        Ok(threads)
+    }
+
+    /// Makes `new`, which has all its threads, ready for its first instruction. All threads of all processes are there: `now` has
+    /// their numbers.
+    fn complete(
+        &self,
+        parts: &Parts<'_>,
+        plan: &RestorePlan<'_>,
+        new: &mut NewProcess,
+        (threads, now): (&[(ThreadId, ThreadId)], &HashMap<i32, i32>),
+    ) -> Result<(), RestoreError> {
+        let pid = new.pid();
+        let first = ThreadId::new(pid);
+        let late = Now {
+            process: &|then| parts.born.who_was(then),
+            thread: &|then| now.get(&then).copied(),
+        };
+        let mut calls = new.calls(first)?;
+        let files = &self.design.files;
+        files.place_late(plan.pid, parts.reopened, Late::Threads, late, &mut calls)?;
+        end(calls, pid)?;
         let mut kernel = plan.kernel.clone();
         if parts.born.is_root(plan.pid) {
             // Its parent is this program now, which may end as soon as it runs.
@@ -195,22 +244,15 @@ impl<'a> Building<'a> {
                 thread.parent_death_signal = 0;
             }
         }
-        let mut calls = new.calls(first)?;
-        kernel.apply_to_process(pid, &mut calls)?;
-        end(calls, pid)?;
-        let mut states: Vec<ThreadState> = plan.state.threads.clone();
-        let threads = add_threads(new, &mut states, self.new_pid)?;
         let by_number = kernel.by_number();
-        renumber(&by_number, &threads, pid)?;
-        for &(was, thread) in &threads {
+        for &(was, thread) in threads {
             let mut calls = new.calls(thread)?;
             kernel.apply_to_thread(by_number.of(was)?, thread, &mut calls)?;
             end(calls, pid)?;
         }
-        let now: HashMap<ThreadId, ThreadId> = threads.iter().copied().collect();
         for batch in kernel.timer_batches() {
-            let maker = batch.maker.and_then(|was| now.get(&was));
-            let thread = maker.copied().unwrap_or(first);
+            let maker = batch.maker.and_then(|was| now.get(&was.get()));
+            let thread = maker.map_or(first, |thread| ThreadId::new(*thread));
             let mut calls = new.calls(thread)?;
             batch.create(thread, &mut calls)?;
             end(calls, pid)?;
@@ -222,9 +264,7 @@ impl<'a> Building<'a> {
             kernel.apply_last(by_number.of(was)?, thread, thread == first, &mut calls)?;
             end(calls, pid)?;
         }
-        new.free()?;
-        new.set_thread_states(&states)?;
-        Ok(states)
+        Ok(())
     }
 
     /// Begins tracking as of the snapshot, so that the next one is a delta to it.

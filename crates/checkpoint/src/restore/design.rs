@@ -28,7 +28,7 @@ pub(super) struct Design<'a> {
 impl<'a> Design<'a> {
     /// Of a snapshot. Refuses what cannot be brought back and was not accepted, and what is not allowed or not possible here.
     pub fn of(view: &'a View, options: &RestoreOptions) -> Result<Design<'a>, RestoreError> {
-        check_blockers(view, &options.accept)?;
+        check_blockers(view, options)?;
         let members = members_of(view);
         let plans = members
             .iter()
@@ -62,13 +62,14 @@ impl<'a> Design<'a> {
 }
 
 /// Refuses what cannot be brought back and was not accepted.
-fn check_blockers(view: &View, accepted: &[String]) -> Result<(), RestoreError> {
+fn check_blockers(view: &View, options: &RestoreOptions) -> Result<(), RestoreError> {
     let id = view.id();
     if members_of(view).is_empty() {
         return Err(RestoreError::NotAProcess { id });
     }
     let blockers = blockers_of(view).ok_or(RestoreError::MemoryOnly { id })?;
-    let stays = |blocker: &Blocker| stays(blocker, accepted);
+    let stays =
+        |blocker: &Blocker| stays(blocker, &options.accept) && !options.tcp.settles(blocker);
     let blockers: Vec<Blocker> = blockers.into_iter().filter(stays).collect();
     match blockers.is_empty() {
         true => Ok(()),

@@ -180,6 +180,18 @@ pub enum RestoreError {
         /// What the kernel said.
         why: pagetide_kernel::userfaultfd::missing::NotPut,
     },
+    /// The clocks of the processes could not be made to go on.
+    #[error("the clocks cannot go on from where they were: no time namespace can be made")]
+    Clocks(#[source] std::io::Error),
+    /// A parent could not be made to know of the stops of its children what it knew.
+    #[error("cannot take back from process {pid} that its children have stopped")]
+    Stops {
+        /// The parent, by its number in the snapshot.
+        pid: i32,
+        /// What went wrong.
+        #[source]
+        source: RemoteCallError,
+    },
     /// It was killed before it ran.
     #[error(transparent)]
     Resume(#[from] ResumeError),
@@ -218,6 +230,9 @@ impl RestoreError {
                 path.display()
             ))),
             RestoreError::Store(inner) => inner.advice(),
+            RestoreError::Clocks(_) => Some(Cow::Borrowed(
+                "restore with --clock host, if the program does not mind another time since boot",
+            )),
             _ => None,
         }
     }

@@ -10,6 +10,7 @@ use super::error::RestoreError;
 use super::mappings;
 use super::plan::RestorePlan;
 use super::sources::{SourceNumber, Sources};
+use crate::advice::DROPPABLE;
 use crate::capture::SIZE;
 use crate::manifest::tree_of;
 use pagetide_kernel::inherited::{Inherited, MapArguments};
@@ -221,7 +222,14 @@ impl Common {
 
 /// True if fork(2) gives a region on as it is, and nothing but its pages, protection and advice have to be right.
 fn can_be_inherited(region: &Region) -> bool {
-    let not_so = ["growsdown", "hugetlb", "dontfork", "wipeonfork", "locked"];
+    let not_so = [
+        "growsdown",
+        "hugetlb",
+        "dontfork",
+        "wipeonfork",
+        "locked",
+        DROPPABLE,
+    ];
     let is_plain = !region
         .advice
         .iter()

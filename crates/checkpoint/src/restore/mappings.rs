@@ -5,7 +5,7 @@ use super::error::RestoreError;
 use super::policy::{self, Policy};
 use super::segments::Attached;
 use super::sources::{SourceNumber, Sources};
-use crate::advice::Advice;
+use crate::advice::{Advice, DROPPABLE, SEALED};
 use crate::capture::SIZE;
 use pagetide_kernel::maps::Mapping;
 use pagetide_pages::{PageCount, PageRange, PageSet};
@@ -20,6 +20,8 @@ const SYS_MMAP: i64 = nix::libc::SYS_mmap;
 const SYS_MPROTECT: i64 = nix::libc::SYS_mprotect;
 const SYS_MADVISE: i64 = nix::libc::SYS_madvise;
 const SYS_MLOCK2: i64 = nix::libc::SYS_mlock2;
+/// Linux 6.10.
+const SYS_MSEAL: i64 = 462;
 const SYS_PRCTL: i64 = nix::libc::SYS_prctl;
 
 const PR_SET_MM: u64 = 35;
@@ -27,6 +29,8 @@ const PR_SET_MM_MAP: u64 = 14;
 const PR_SET_VMA: u64 = 0x5356_4d41;
 const PR_SET_VMA_ANON_NAME: u64 = 0;
 const MLOCK_ONFAULT: u64 = 1;
+/// In the place of MAP_PRIVATE, since Linux 6.11.
+const MAP_DROPPABLE: i32 = 0x08;
 /// Linux 5.14.
 const MADV_POPULATE_WRITE: i32 = 23;
 /// Linux 6.13.
@@ -57,6 +61,7 @@ pub(super) fn mmap_arguments(region: &Region, source: Option<RawFd>) -> [u64; 6]
     let (start, end) = SIZE.span_of(region.pages);
     let mut flags = nix::libc::MAP_FIXED
         | match region.sharing {
+            Sharing::Private if has(region, DROPPABLE) => MAP_DROPPABLE,
             Sharing::Private => nix::libc::MAP_PRIVATE,
             Sharing::Shared => nix::libc::MAP_SHARED,
         };
@@ -336,6 +341,23 @@ pub(super) fn seal(
             }
         }
     }
+    finish(calls, pid)
+}
+
+/// Seals the regions that were sealed (mseal(2)), from which on they cannot be mapped or protected otherwise: last of all.
+pub(super) fn seal_for_good(new: &mut NewProcess, regions: &[Region]) -> Result<(), RestoreError> {
+    let sealed = |region: &&Region| has(region, SEALED) && region.backing != Backing::Kernel;
+    let mut waiting = Waiting::default();
+    for region in regions.iter().filter(sealed) {
+        let (start, end) = SIZE.span_of(region.pages);
+        waiting.push(region, SYS_MSEAL, [start, end - start, 0, 0, 0, 0]);
+    }
+    if waiting.of.is_empty() {
+        return Ok(());
+    }
+    let pid = new.pid();
+    let mut calls = new.calls(ThreadId::new(pid))?;
+    waiting.run(&mut calls)?;
     finish(calls, pid)
 }
 

@@ -2,6 +2,7 @@
 //! is opened by a path and what never is, for what is done and for what is told beforehand.
 
 use crate::mapped_file::device_of_memory;
+use crate::names::{DELETED, LITERAL};
 use pagetide_snapshot::{Backing, Region};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -28,9 +29,6 @@ pub(super) enum Nature<'a> {
     Unknown,
 }
 
-/// What the kernel adds to the path of a file without a name in its directory.
-const DELETED: &[u8] = b" (deleted)";
-
 impl<'a> Nature<'a> {
     pub fn of(region: &'a Region) -> Nature<'a> {
         let (path, is_memory) = match &region.backing {
@@ -48,6 +46,9 @@ impl<'a> Nature<'a> {
         }
         if path.first() != Some(&b'/') {
             return Nature::Unknown;
+        }
+        if region.advice.iter().any(|told| told == LITERAL) {
+            return Nature::Named(Path::new(OsStr::from_bytes(path)));
         }
         // Only what has no name can be called so: whatever else begins like this is a file, and is opened as one.
         let Some(gone) = path.strip_suffix(DELETED) else {

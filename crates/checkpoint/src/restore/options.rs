@@ -6,6 +6,18 @@ use pagetide_process::{StopOptions, TcpChoice};
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// What the clocks show that count from the boot on (CLOCK_MONOTONIC and CLOCK_BOOTTIME).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ClockChoice {
+    /// They go on from where they were: after a reboot, or on another machine, in a time namespace of their own. In the same boot the
+    /// time since the snapshot has passed.
+    #[default]
+    GoOn,
+    /// What they show to this program.
+    Host,
+}
+
 /// How to restore.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
@@ -24,6 +36,8 @@ pub struct RestoreOptions {
     pub allow: Vec<PathBuf>,
     /// What becomes of TCP connections.
     pub tcp: TcpChoice,
+    /// What the clocks show.
+    pub clock: ClockChoice,
     /// Standard streams that led to a terminal, or to a process that is not restored, lead to `/dev/null`, and not where
     /// this program's own do.
     pub without_streams: bool,

@@ -2,7 +2,7 @@
 //! back, and what it had told then is told again, also of what had to be mapped anew. What cannot be put back is named.
 //! Sources: madvise(2), mlock(2).
 
-use crate::advice::Advice;
+use crate::advice::{Advice, DROPPABLE, SEALED};
 use crate::capture::SIZE;
 use pagetide_kernel::maps::{Mapping, MapsError};
 use pagetide_pages::{PageRange, PageSet};
@@ -48,7 +48,9 @@ const ORDERS: [(&str, i32); 2] = [
 ];
 
 /// Other attributes, which a mapping has from the moment on when it is made.
-const FROM_BIRTH: [&str; 2] = ["noreserve", "growsdown"];
+const FROM_BIRTH: [&str; 3] = ["noreserve", "growsdown", DROPPABLE];
+/// What nothing takes back.
+const FOR_GOOD: [&str; 1] = [SEALED];
 
 /// One call that is to be made.
 struct Call {
@@ -175,6 +177,7 @@ pub(super) fn left(pid: i32, regions: &[Region]) -> Result<Vec<String>, MapsErro
         let names = switches
             .chain(orders)
             .chain(FROM_BIRTH)
+            .chain(FOR_GOOD)
             .chain(["locked", "lockonfault"]);
         for name in names {
             let how = match (has(now, name), has(&region.advice, name)) {

@@ -240,6 +240,18 @@ impl Contents {
         Ok(())
     }
 
+    /// Refuses guards in what is `sealed` (mseal(2)), where the kernel may refuse them.
+    pub fn check_sealed(&self, sealed: &PageSet, regions: &[Region]) -> Result<(), RollbackError> {
+        match self.guard.intersect(sealed).ranges().first() {
+            None => Ok(()),
+            Some(&pages) => Err(refusal(
+                regions,
+                pages,
+                "it is sealed (mseal(2)), and no guard region can be put into it any more",
+            )),
+        }
+    }
+
     /// The system calls that it cannot do without, by number.
     pub fn calls(&self) -> impl Iterator<Item = i64> {
         let guards = !self.guard.is_empty() || !self.unguard.is_empty();

@@ -1,6 +1,7 @@
 //! The layout part of a rollback: which address ranges must be unmapped, mapped, or protected otherwise.
 
 use super::error::RollbackError;
+use crate::advice::DROPPABLE;
 use crate::layout;
 use pagetide_kernel::maps::{Mapping, MappingName};
 use pagetide_pages::{PageRange, PageSet, PageSize};
@@ -10,6 +11,8 @@ use rustix::mm::{MapFlags, ProtFlags};
 use std::os::unix::ffi::OsStrExt;
 
 const SIZE: PageSize = PageSize::KIB_4;
+/// In the place of MAP_PRIVATE, since Linux 6.11.
+const MAP_DROPPABLE: u32 = 0x08;
 
 /// What has to be done to the layout.
 #[derive(Default)]
@@ -30,6 +33,8 @@ struct Missing {
     name: String,
     /// Nothing is set aside for it (MAP_NORESERVE).
     unreserved: bool,
+    /// The kernel may take it away (MAP_DROPPABLE).
+    droppable: bool,
     file: Option<FileBehind>,
 }
 
@@ -173,6 +178,32 @@ impl Shape {
         Ok(())
     }
 
+    /// Refuses to change the layout of what is `sealed` (mseal(2)): the kernel would, when half of the rest has been done. The mappings are
+    /// those of now.
+    pub fn check_sealed(
+        &self,
+        sealed: &PageSet,
+        mappings: &[Mapping],
+    ) -> Result<(), RollbackError> {
+        let mut changed: PageSet = self.unmap.iter().copied().collect();
+        changed.extend(self.map.iter().map(|missing| missing.pages));
+        changed.extend(self.protect.iter().map(|(pages, _)| *pages));
+        let refused = changed.intersect(sealed);
+        let Some(&pages) = refused.ranges().first() else {
+            return Ok(());
+        };
+        let mapping = mappings
+            .iter()
+            .find(|one| one.pages().intersection(pages).is_some());
+        let (start, end) = SIZE.span_of(pages);
+        Err(RollbackError::Mapping {
+            start,
+            end,
+            name: mapping.map(layout::display_name).unwrap_or_default(),
+            reason: "it is sealed (mseal(2)), and cannot be mapped or protected otherwise any more",
+        })
+    }
+
     /// The system calls that it takes, by number.
     pub fn calls(&self) -> impl Iterator<Item = i64> {
         let opens = self.map.iter().any(|missing| missing.file.is_some());
@@ -278,6 +309,7 @@ fn missing(region: &Region, pages: PageRange) -> Result<Missing, RollbackError> 
         protection: protection(region),
         name: region.name.clone(),
         unreserved: has("noreserve"),
+        droppable: has(DROPPABLE),
         file: None,
     };
     if region.sharing == Sharing::Shared {
@@ -327,7 +359,11 @@ impl Missing {
             true => MapFlags::NORESERVE,
             false => MapFlags::empty(),
         };
-        let always = unreserved | MapFlags::FIXED | MapFlags::PRIVATE;
+        let kind = match self.droppable {
+            true => MapFlags::from_bits_retain(MAP_DROPPABLE),
+            false => MapFlags::PRIVATE,
+        };
+        let always = unreserved | MapFlags::FIXED | kind;
         let place = |flags: MapFlags| u64::from((flags | always).bits());
         let Some(behind) = &self.file else {
             let flags = place(MapFlags::from_bits_retain(

@@ -9,6 +9,7 @@ use crate::files::{FileReport, Files};
 use crate::harvests::Writing;
 use crate::layout::{self, ChangeDetection, FileDescription};
 use crate::member::Member;
+use crate::names::{self, Name};
 use crate::not_captured::NotCapturedBecause;
 use crate::objects;
 use crate::poison::{Poisoned, pages_of, poisoned_of};
@@ -19,6 +20,7 @@ use crate::sparse;
 use pagetide_kernel::maps::Mapping;
 use pagetide_pages::{PageIndex, PageRange, PageSet};
 use pagetide_snapshot::{Capture, PageState, Region, View};
+use std::os::unix::ffi::OsStringExt;
 
 /// What the snapshot does not hold as it was, or not without more ado.
 pub(crate) struct Description {
@@ -57,6 +59,7 @@ pub(crate) fn all(
         let Some(stopped) = stopped else { continue };
         let (pid, mappings) = (member.pid(), &stopped.layout.mappings);
         restorable.look_at_mappings(pid, mappings);
+        restorable.name(names::blockers(pid, mappings, context.files));
         let failed = objects.failed_in(index);
         let poisoned = poisoned(member, stopped, failed, &found.report, context.parent);
         let regions = spaces.regions_of(spaces.number_of(&member.names.space));
@@ -119,11 +122,18 @@ fn describe(
             true => FileDescription {
                 facts: report.facts(mapping),
                 build_id: files.build_id(mapping, report),
+                path: None,
             },
             false => FileDescription::default(),
         };
         let shows = (watch == ChangeDetection::Object).then(|| objects::shown(mapping));
-        let advice = stopped.advice.of(mapping);
+        let mut advice = stopped.advice.of(mapping);
+        let mut about = about;
+        match names::name_of(pid, mapping, files) {
+            Name::Literal => advice.push(names::LITERAL.to_owned()),
+            Name::Other(path) => about.path = Some(path.into_os_string().into_vec()),
+            Name::AsTold | Name::Lost(_) => {}
+        }
         regions.push(layout::region(mapping, about, advice, capture, shows));
     }
     (regions, not_captured)

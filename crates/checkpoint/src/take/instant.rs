@@ -293,6 +293,7 @@ fn settle(
         };
         let is_call_under_way = writers::is_call_under_way();
         for stopped in found.members.iter_mut().flatten() {
+            stopped.forget_droppable();
             stopped.memo.settled.clone_from(&stamps);
             if is_call_under_way {
                 stopped.memo.in_flight = std::mem::take(&mut stopped.may_land);

@@ -73,6 +73,11 @@ impl LeaveGuard {
         Ok(())
     }
 
+    /// The processes that run on if nothing comes of the snapshot: that they are stopped is nothing of their own.
+    pub fn stopped_here(&self) -> Vec<i32> {
+        self.stopped.iter().map(|held| held.pid).collect()
+    }
+
     /// What is wanted, once the snapshot is durable. `is_blocked`: they could not be restored from it. Returns how they are
     /// left.
     pub fn after_commit(mut self, is_blocked: bool) -> Result<Leave, TakeError> {

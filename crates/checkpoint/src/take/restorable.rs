@@ -8,9 +8,11 @@ use crate::mapping_blockers::{AIO, mapping_blockers};
 use crate::members::AllStopped;
 use crate::poison::{self, Poisoned};
 use crate::report::NotCaptured;
+use pagetide_kernel::kcmp::share_address_space;
 use pagetide_kernel::maps::Mapping;
 use pagetide_process::{
     Blocker, BlockerKind, KernelState, OPEN_FILES_ATTACHMENT, OpenFiles, RingsOfThreads,
+    StoppedProcess, other_clocks, shared_space,
 };
 use pagetide_snapshot::{Region, SnapshotWriter, WriteError};
 use std::path::Path;
@@ -56,6 +58,7 @@ impl Restorable {
             let pids = all.iter().map(|process| process.identity().pid);
             read.blockers.extend(pids.flat_map(children_of));
         }
+        read.blockers.extend(shared_spaces(&all));
         for process in stopped.iter_mut() {
             let Some(process) = process else {
                 read.rings.push(RingsOfThreads::default());
@@ -81,7 +84,30 @@ impl Restorable {
             read.blockers.extend(rings.blockers(pid));
             read.rings.push(rings);
         }
+        read.blockers.extend(read.other_clocks());
         read
+    }
+
+    /// Names those that have other clocks than the first process.
+    fn other_clocks(&self) -> Vec<Blocker> {
+        let offsets = |state: &KernelState| {
+            let clocks = state.since_2.clocks?;
+            Some((clocks.monotonic_offset_ns, clocks.boottime_offset_ns))
+        };
+        let first = self.kernel.first().and_then(|(_, state)| offsets(state));
+        let others = self
+            .kernel
+            .iter()
+            .filter(|(_, state)| offsets(state) != first);
+        others
+            .map(|(pid, _)| other_clocks(*pid, "the first process of its tree"))
+            .collect()
+    }
+
+    /// The stops of these processes are none of their own: they come back running.
+    pub fn forget_stops(&mut self, pids: &[i32]) {
+        let stopped = self.kernel.iter_mut().filter(|(pid, _)| pids.contains(pid));
+        stopped.for_each(|(_, state)| state.since_2.group_stop = None);
     }
 
     /// Names what else was found.
@@ -112,8 +138,8 @@ impl Restorable {
     /// the mappings tell the rest, see `mapping_blockers`.
     pub fn look_from_outside(&mut self) {
         let pids: Vec<i32> = self.kernel.iter().map(|(pid, _)| *pid).collect();
-        for pid in pids {
-            match KernelState::outside_blockers(pid) {
+        for &pid in &pids {
+            match KernelState::outside_blockers(pid, &pids) {
                 Ok(blockers) => self.blockers.extend(blockers),
                 Err(_) if !Path::new(&format!("/proc/{pid}/task")).exists() => {}
                 Err(error) => self.unreadable(
@@ -199,6 +225,20 @@ impl Restorable {
             None => Ok(()),
         }
     }
+}
+
+/// Names those of the stopped processes that have the memory of an earlier one of them.
+fn shared_spaces(all: &[&StoppedProcess]) -> Vec<Blocker> {
+    let pids: Vec<i32> = all.iter().map(|process| process.identity().pid).collect();
+    let mut blockers = Vec::new();
+    for (at, &pid) in pids.iter().enumerate() {
+        // Of one that is gone, or where the kernel cannot tell, there is nothing to be named.
+        let shares = |other: &&i32| share_address_space(pid, **other).unwrap_or(false);
+        if let Some(&other) = pids[..at].iter().find(shares) {
+            blockers.push(shared_space(pid, other));
+        }
+    }
+    blockers
 }
 
 /// Names the children of a process that is not checkpointed with them.

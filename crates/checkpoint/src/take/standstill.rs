@@ -1,6 +1,7 @@
 //! All that is done while the processes stand still: what only their threads can tell, then the harvest, then the copies.
 
 use super::context::Context;
+use super::droppable::Asked;
 use super::precopy::Precopied;
 use super::restorable::Restorable;
 use super::window::{Survey, Window, WindowResult};
@@ -160,7 +161,9 @@ impl Standstill<'_> {
         looked: Vec<Option<Survey>>,
         rings: &[RingsOfThreads],
     ) -> Result<Vec<Option<WindowResult>>, TakeError> {
+        let standing = standing(context);
         let Writing { spaces, writer } = &mut context.writing;
+        let mut droppable = Asked::default();
         let mut all = Vec::with_capacity(looked.len());
         for (index, (member, looked)) in context.members.list().iter().zip(looked).enumerate() {
             let Some(looked) = looked else {
@@ -171,7 +174,10 @@ impl Standstill<'_> {
             context
                 .arena
                 .open_space(spaces.number_of(&member.names.space));
-            let mut spill = |arena: &Arena| Ok(spaces.store(arena, writer)?);
+            let mut spill = |arena: &Arena| {
+                let left_out = droppable.of(&standing)?;
+                Ok(spaces.store_without(left_out, arena, writer)?)
+            };
             let copied = Copied::new(context.arena, &mut spill);
             all.push(Some(window.copy(member, looked, copied)?));
         }
@@ -183,6 +189,8 @@ impl Standstill<'_> {
         context: &mut Context<'_>,
         objects: &mut Objects,
     ) -> Result<Vec<ObjectPages>, TakeError> {
+        let standing = standing(context);
+        let mut droppable = Asked::default();
         let Writing { spaces, writer } = &mut context.writing;
         let members = context.members.list();
         let memos = members.iter().filter_map(|one| one.memo_of(self.parent));
@@ -198,7 +206,10 @@ impl Standstill<'_> {
         for at in 0..objects.list().len() {
             let object = &objects.list()[at];
             context.arena.open_space(object.number);
-            let mut spill = |arena: &Arena| Ok(spaces.store(arena, writer)?);
+            let mut spill = |arena: &Arena| {
+                let left_out = droppable.of(&standing)?;
+                Ok(spaces.store_without(left_out, arena, writer)?)
+            };
             let mut copied = Copied::new(context.arena, &mut spill);
             object.capture(members, &earlier, &mut copied)?;
             let mut states = copied.states;
@@ -214,6 +225,16 @@ impl Standstill<'_> {
         }
         Ok(all)
     }
+}
+
+/// The processes, each with the number of its space.
+fn standing(context: &Context<'_>) -> Vec<(i32, usize)> {
+    let members = context.members.list().iter();
+    let numbered = members.map(|member| {
+        let number = context.writing.spaces.number_of(&member.names.space);
+        (member.pid(), number)
+    });
+    numbered.collect()
 }
 
 /// What the threads of all processes say of their rings, where nothing else is asked of them.

@@ -1,6 +1,7 @@
 //! What was captured goes into the file, while the processes run again.
 
 use super::context::Context;
+use super::droppable;
 use super::second_look::second_look;
 use super::standstill::Instantaneous;
 use crate::compared::ComparedBecause;
@@ -10,15 +11,17 @@ use crate::harvests::{Writing, check_cancelled};
 use crate::mapped_file::file_page;
 use crate::report::NotTracked;
 use pagetide_pages::{PageIndex, PageRange};
+use pagetide_snapshot::PageState;
 
 /// So many pieces are stored between two looks at whether the caller wants no more.
 const PIECES_AT_ONCE: usize = 4096;
 
 /// Stores what the arena holds, in batches, so that it can be cancelled and watched.
-pub(crate) fn pages(context: &mut Context<'_>) -> Result<(), TakeError> {
+pub(crate) fn pages(context: &mut Context<'_>, found: &Instantaneous) -> Result<(), TakeError> {
     let Writing { spaces, writer } = &mut context.writing;
     spaces.tell(writer)?;
-    let all = context.arena.pieces();
+    let left_out = droppable::of_all(context.members, spaces, &found.members);
+    let all = context.arena.pieces_without(&left_out);
     let length = |pieces: &[(PageIndex, &[u8])]| -> u64 {
         pieces.iter().map(|(_, bytes)| bytes.len() as u64).sum()
     };
@@ -42,6 +45,9 @@ pub(crate) fn states(context: &mut Context<'_>, found: &Instantaneous) -> Result
         let number = spaces.number_of(&member.names.space);
         for &(range, state) in &stopped.states {
             writer.put_state(number, range, state)?;
+        }
+        for &range in stopped.droppable().ranges() {
+            writer.put_state(number, range, PageState::Zero)?;
         }
         for (mapping, _) in stopped.layout.each() {
             let pages = stopped.in_file.within(mapping.pages());

@@ -3,13 +3,13 @@
 mod behind;
 
 use super::opening::{open_store_to_act, stop_options, view_at};
-use crate::args::{Restore, TcpName};
+use crate::args::{ClockName, Restore, TcpName};
 use crate::blockers::{self, Listed};
 use crate::output::{self, Page};
 use crate::signals::Signals;
 use crate::wrong::Wrong;
 use behind::Behind;
-use pagetide::{Filling, RestoreOptions, Restored};
+use pagetide::{ClockChoice, Filling, RestoreOptions, Restored};
 use pagetide_kernel::pidfd::PidFd;
 use pagetide_process::TcpChoice;
 use pagetide_snapshot::View;
@@ -61,7 +61,7 @@ pub fn run(arguments: &Restore) -> anyhow::Result<ExitCode> {
     let store = open_store_to_act(&arguments.store, arguments.trust_store)?;
     let view = view_at(&store, arguments.at)?;
     if arguments.dry_run {
-        return list(&view, arguments.json);
+        return list(&view, tcp_of(arguments), arguments.json);
     }
     pagetide::make_room_for_descriptors();
     let signals = Signals::catch()?;
@@ -98,14 +98,22 @@ fn options_of(arguments: &Restore) -> RestoreOptions {
     options.lazy = arguments.lazy;
     options.accept.clone_from(&arguments.accept);
     options.allow.clone_from(&arguments.allow);
-    options.tcp = match arguments.tcp {
-        TcpName::Restore => TcpChoice::Restore,
-        TcpName::Reset => TcpChoice::Reset,
+    options.tcp = tcp_of(arguments);
+    options.clock = match arguments.clock {
+        ClockName::GoOn => ClockChoice::GoOn,
+        ClockName::Host => ClockChoice::Host,
     };
     // It would keep the streams of a command that has ended.
     options.without_streams = arguments.detach;
     options.stop = stop_options();
     options
+}
+
+fn tcp_of(arguments: &Restore) -> TcpChoice {
+    match arguments.tcp {
+        TcpName::Restore => TcpChoice::Restore,
+        TcpName::Reset => TcpChoice::Reset,
+    }
 }
 
 /// Tells what a restore has done.
@@ -163,9 +171,10 @@ fn pass_on(process: Option<&PidFd>, signals: &Signals) {
 }
 
 /// Lists what a restore would open, and what it could not bring back.
-fn list(view: &View, json: bool) -> anyhow::Result<ExitCode> {
+fn list(view: &View, tcp: TcpChoice, json: bool) -> anyhow::Result<ExitCode> {
     let paths = pagetide::paths_of(view)?;
-    let blockers = pagetide::blockers_of(view).unwrap_or_default();
+    let mut blockers = pagetide::blockers_of(view).unwrap_or_default();
+    blockers.retain(|blocker| !tcp.settles(blocker));
     let limits: Vec<String> = pagetide::check_limits(view)
         .err()
         .iter()

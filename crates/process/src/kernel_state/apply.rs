@@ -8,8 +8,8 @@ use crate::kernel_state::error::KernelStateApplyError;
 use crate::kernel_state::signals::For;
 use crate::kernel_state::timers::TimerBatch;
 use crate::kernel_state::{
-    KernelState, ThreadKernelState, credentials, memory_policy, processor, scheduling, signals,
-    switches, thread_addresses, timers,
+    KernelState, ThreadKernelState, credentials, locked_memory, memory_policy, processor,
+    scheduling, signals, switches, thread_addresses, timers,
 };
 use crate::system_calls::SystemCalls;
 
@@ -34,6 +34,7 @@ impl KernelState {
         switches::lift_signal_limit(pid);
         signals::apply_actions(&self.signal_actions, caller)?;
         self.own_keyring(caller)?;
+        self.since_2.registrations.apply_barriers(caller)?;
         switches::apply(&self.switches, pid, caller)
     }
 
@@ -105,6 +106,8 @@ impl KernelState {
             thread: thread.get(),
         };
         if is_first {
+            self.since_2.registrations.apply_futexes(caller)?;
+            locked_memory::apply(self.since_2.future_locks, caller)?;
             switches::apply_limits(&self.limits, false, caller)?;
             switches::apply_write_exec(&self.switches, caller)?;
         }

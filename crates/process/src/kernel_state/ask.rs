@@ -26,6 +26,8 @@ pub(super) struct Question {
     length_bytes: usize,
     /// That the kernel refuses it is an answer, too.
     asks_whether: bool,
+    /// If seccomp does not let it pass, it has no answer, and the others are asked all the same.
+    may_be_forbidden: bool,
 }
 
 /// The result of a call, and what it wrote.
@@ -44,6 +46,7 @@ impl Question {
             pointers: Vec::new(),
             length_bytes: 0,
             asks_whether: false,
+            may_be_forbidden: false,
         }
     }
 
@@ -64,6 +67,15 @@ impl Question {
             pointers: vec![(argument, 0)],
             length_bytes,
             asks_whether: false,
+            may_be_forbidden: false,
+        }
+    }
+
+    /// The same, but if seccomp does not let it pass, it has no answer, and the others are asked all the same.
+    pub(super) fn that_may_be_forbidden(self) -> Self {
+        Self {
+            may_be_forbidden: true,
+            ..self
         }
     }
 
@@ -168,10 +180,20 @@ fn length_of(questions: &[Question]) -> usize {
 fn ask(calls: &mut RemoteCalls<'_>, questions: &[Question]) -> Result<Answers, RemoteCallError> {
     let mut answers = Vec::with_capacity(questions.len());
     let mut rest = questions;
-    while !rest.is_empty() {
+    while let Some(first) = rest.first() {
+        if first.may_be_forbidden {
+            let (now, later) = rest.split_at(1);
+            match ask_at_once(calls, now) {
+                Err(RemoteCallError::ForbiddenBySeccomp { .. }) => answers.push(None),
+                told => answers.extend(told?),
+            }
+            rest = later;
+            continue;
+        }
         let mut room = 0;
         let count = rest
             .iter()
+            .take_while(|question| !question.may_be_forbidden)
             .take_while(|question| {
                 room += question.room_bytes();
                 room <= BYTES_AT_ONCE

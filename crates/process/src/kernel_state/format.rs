@@ -1,12 +1,16 @@
 //! A kernel state as bytes: magic `PTKS`, a version (u32 little-endian), then the fields in bincode's fixed-width
-//! little-endian encoding. A reader takes the versions it knows and names others.
+//! little-endian encoding. A reader takes the versions it knows and names others. Version 1 ended before what version 2 has at its
+//! end, which then is as if nothing were known of it.
 
 use crate::encoded::Encoding;
 use crate::kernel_state::KernelState;
 use crate::state::StateDecodeError;
 
 /// Some ten thousand threads with a full queue of signals each, and no more.
-const ENCODING: Encoding<{ 64 << 20 }> = Encoding::with_magic(*b"PTKS", 1);
+const LIMIT_BYTES: usize = 64 << 20;
+const ENCODING: Encoding<LIMIT_BYTES> = Encoding::with_magic(*b"PTKS", 2);
+/// What version 1 did not have, as version 2 says that nothing is known of it.
+const NOTHING_SINCE_2: [u8; 8] = [0; 8];
 
 impl KernelState {
     /// As bytes, for [`Self::from_bytes`].
@@ -20,7 +24,10 @@ impl KernelState {
 
     /// From bytes that [`Self::to_bytes`] of this or an earlier version made.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, StateDecodeError> {
-        let state: Self = ENCODING.decode(bytes)?;
+        let state: Self = match ENCODING.split(bytes)? {
+            (1, body) => Encoding::<LIMIT_BYTES>::decode_body(&[body, &NOTHING_SINCE_2].concat())?,
+            _ => ENCODING.decode(bytes)?,
+        };
         match state.impossible() {
             Some(what) => Err(StateDecodeError::Impossible { what }),
             None => Ok(state),
@@ -51,5 +58,51 @@ impl KernelState {
         } else {
             None
         }
+    }
+}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel_state::{GroupStop, Registrations, StateSince2, ThreadKernelState};
+
+    #[test]
+    fn a_state_of_the_first_version_is_read_as_one_of_which_nothing_more_is_known() {
+        let thread = ThreadKernelState {
+            thread: 7,
+            ..ThreadKernelState::default()
+        };
+        let state = KernelState {
+            pid: 7,
+            threads: vec![thread],
+            since_2: StateSince2 {
+                group_stop: Some(GroupStop {
+                    signal: 19,
+                    is_told: true,
+                }),
+                registrations: Registrations {
+                    barriers: Some(4),
+                    futex_slots: None,
+                },
+                future_locks: 2,
+                clocks: None,
+            },
+            ..KernelState::default()
+        };
+        let bytes = state.to_bytes();
+        assert_eq!(KernelState::from_bytes(&bytes).expect("as it is"), state);
+        let nothing = KernelState {
+            since_2: StateSince2::default(),
+            ..state.clone()
+        };
+        let mut first = nothing.to_bytes();
+        assert!(first.ends_with(&NOTHING_SINCE_2));
+        first.truncate(first.len() - NOTHING_SINCE_2.len());
+        first[4] = 1;
+        let read = KernelState::from_bytes(&first).expect("the first version");
+        assert_eq!(read.since_2, StateSince2::default());
+        assert_eq!((read.pid, read.threads), (7, state.threads));
+        // A later version that ends too early is not one of them.
+        first[4] = 2;
+        assert!(KernelState::from_bytes(&first).is_err());
     }
 }

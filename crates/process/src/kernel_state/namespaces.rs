@@ -8,6 +8,7 @@ use pagetide_kernel::ptrace::ThreadId;
 
 use crate::blocker::Blocker;
 use crate::blocker_kind::BlockerKind;
+use crate::kernel_state::clocks;
 use crate::kernel_state::error::KernelStateError;
 
 /// A kind of namespaces, by its name in `/proc/PID/ns`.
@@ -19,7 +20,7 @@ struct Kind {
     instead: Option<&'static str>,
 }
 
-static KINDS: [Kind; 8] = [
+static KINDS: [Kind; 7] = [
     Kind {
         file: "pid",
         blocker: BlockerKind::NamespacePid,
@@ -62,12 +63,6 @@ static KINDS: [Kind; 8] = [
         name: "control group",
         instead: Some("it sees the control groups that pagetide sees"),
     },
-    Kind {
-        file: "time",
-        blocker: BlockerKind::NamespaceTime,
-        name: "time",
-        instead: Some("its monotonic and boot time clocks show what those of pagetide show"),
-    },
 ];
 
 /// What names a namespace. `None` if the kernel has no such kind.
@@ -94,7 +89,29 @@ pub(super) fn blockers(pid: i32, threads: &[ThreadId]) -> Result<Vec<Blocker>, K
             }
         }
     }
+    if !has_clocks_of_its_children(pid)? {
+        blockers.push(other_clocks(pid, "its children"));
+    }
     Ok(blockers)
+}
+
+/// True if the process has the clocks that its children have, and their offsets can be read: a restore sets them again.
+fn has_clocks_of_its_children(pid: i32) -> Result<bool, KernelStateError> {
+    let of_process = namespace(&pid.to_string(), "time")?;
+    let of_children = namespace(&pid.to_string(), "time_for_children")?;
+    Ok(of_process == of_children && clocks::read(pid).is_some())
+}
+
+/// Clocks that a restore, in which all processes have the same, does not bring back.
+pub fn other_clocks(pid: i32, whose: &str) -> Blocker {
+    Blocker {
+        pid,
+        kind: BlockerKind::NamespaceTime,
+        place: String::from("process"),
+        what: format!("the process has other clocks than {whose} (time_namespaces(7))"),
+        advice: String::from("let all of them be in one time namespace"),
+        instead: Some(String::from("all have the clocks of the first process")),
+    }
 }
 
 fn blocker(pid: i32, kind: &Kind) -> Blocker {

@@ -27,7 +27,7 @@ const ARCH_GET_CPUID: u64 = 0x1011;
 const ARCH_SET_CPUID: u64 = 0x1012;
 
 /// What a thread may do with the processor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct ProcessorSwitches {
     /// Reading the time stamp counter gives it a SIGSEGV: `PR_SET_TSC`.
     pub tsc_faults: bool,

@@ -21,8 +21,9 @@ use crate::kernel_state::switches::{self, ProcessSwitches};
 use crate::kernel_state::thread_addresses::{self, RobustFutexes};
 use crate::kernel_state::timers::{self, IntervalTimer, PosixTimer};
 use crate::kernel_state::{
-    AlternateStack, KernelState, MemoryPolicy, PendingSignal, ThreadKernelState, blockers,
-    memory_policy, namespaces, processor, scheduling, signals, tracing,
+    AlternateStack, KernelState, MemoryPolicy, PendingSignal, StateSince2, ThreadKernelState,
+    blockers, clocks, group_stop, locked_memory, memory_policy, namespaces, processor,
+    registrations, scheduling, semaphores, shared_space, signals, tracing,
 };
 use crate::proc_files::{self, Status};
 use crate::remote_error::RemoteCallError;
@@ -64,16 +65,19 @@ impl KernelState {
     }
 
     /// What could not be brought back of the things for which a process need not be stopped, because it takes as long
-    /// as there are other processes or mappings: processes it traces, queues of asynchronous I/O.
+    /// as there are other processes or mappings: processes it traces, queues of asynchronous I/O, processes outside of `members` that
+    /// have its memory.
     ///
     /// Needs ptrace access (read).
-    pub fn outside_blockers(pid: i32) -> Result<Vec<Blocker>, KernelStateError> {
+    pub fn outside_blockers(pid: i32, members: &[i32]) -> Result<Vec<Blocker>, KernelStateError> {
         let threads = proc_files::threads(pid).map_err(|source| {
             let path = PathBuf::from(format!("/proc/{pid}/task"));
             KernelStateError::Proc { path, source }
         })?;
         let mut blockers: Vec<Blocker> = blockers::asynchronous_io(pid)?.into_iter().collect();
         blockers.extend(tracing::blockers(pid, &threads));
+        blockers.extend(shared_space::blockers(pid, members));
+        blockers.extend(semaphores::undo_blockers(pid, &threads, members));
         Ok(blockers)
     }
 }
@@ -91,6 +95,7 @@ struct AskedOfProcess {
     signal_actions: Vec<signals::SignalAction>,
     interval_timers: [IntervalTimer; 3],
     has_ldt: bool,
+    registrations: registrations::Registrations,
 }
 
 impl Reading {
@@ -121,6 +126,7 @@ impl Reading {
             threads.push(reading.outside_of(traced)?);
         }
         reading.ask_all(stopped, &mut threads, &mut process)?;
+        let since_2 = reading.since_2(stopped, process.asked.registrations)?;
         // Time goes by for timers. The signal of one that has gone off before it was asked must not be missing.
         let (late_shared, mut late) = stopped
             .tracer()
@@ -157,8 +163,31 @@ impl Reading {
             switches: process.switches,
             cgroups: String::from_utf8_lossy(&reading.file(&first, "cgroup")?).into_owned(),
             threads,
+            since_2,
         };
         Ok((state, reading.blockers, reading.rings))
+    }
+
+    /// What the first version of the format did not have.
+    fn since_2(
+        &self,
+        stopped: &mut StoppedProcess,
+        registrations: registrations::Registrations,
+    ) -> Result<StateSince2, KernelStateError> {
+        let pid = self.pid;
+        let future_locks = match locked_memory::ask(stopped) {
+            // A thread that cannot be asked is named already.
+            Err(RemoteCallError::Gone { pid }) => return Err(KernelStateError::Gone { pid }),
+            told => told.unwrap_or(0),
+        };
+        let group_stop = stopped.group_stop();
+        let group_stop = group_stop.map(|signal| group_stop::read(pid, signal));
+        Ok(StateSince2 {
+            group_stop: group_stop.transpose()?,
+            registrations,
+            future_locks,
+            clocks: clocks::read(pid),
+        })
     }
 
     fn failed(
@@ -468,6 +497,7 @@ impl ProcessParts {
         let signals = signals::signals_to_ask(&self.status);
         questions.extend(signals.into_iter().map(signals::action_question));
         questions.extend(self.posix_timers.iter().flat_map(timers::posix_questions));
+        questions.extend(registrations::questions());
         questions
     }
 
@@ -488,6 +518,7 @@ impl ProcessParts {
             let (time, overrun) = (next(), next());
             timers::posix_answered(timer, time, overrun);
         }
+        self.asked.registrations = registrations::answered([next(), next()]);
     }
 
     /// Notes which timers went off while they were asked, by the signals that wait for the process since.

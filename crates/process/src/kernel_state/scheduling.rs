@@ -21,7 +21,7 @@ const SCHED_FLAG_UTIL_CLAMPS: u64 = 0x20 | 0x40;
 const UTIL_MAX: u32 = 1024;
 
 /// When and where a thread runs.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct Scheduling {
     /// SCHED_OTHER 0, SCHED_FIFO 1, SCHED_RR 2, SCHED_BATCH 3, SCHED_IDLE 5, SCHED_DEADLINE 6.
     pub policy: u32,

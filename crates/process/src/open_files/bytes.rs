@@ -1,6 +1,7 @@
 //! Open files as bytes, and bytes that are not trusted as open files.
 //!
-//! The bytes: magic `PTOF`, a version (u32 little-endian), then the fields in bincode's fixed-width little-endian encoding.
+//! The bytes: magic `PTOF`, a version (u32 little-endian), then the fields in bincode's fixed-width little-endian encoding. Version 1
+//! ended before the owners of pipes.
 
 use std::collections::HashSet;
 
@@ -13,7 +14,10 @@ use super::path::PathIdentity;
 use super::pipe_state::PipeState;
 
 /// What is stored of files without names, as much again of pipes and sockets, and some million descriptors, and no more.
-const ENCODING: Encoding<{ 256 << 20 }> = Encoding::with_magic(*b"PTOF", 1);
+const LIMIT_BYTES: usize = 256 << 20;
+const ENCODING: Encoding<LIMIT_BYTES> = Encoding::with_magic(*b"PTOF", 2);
+/// A list of owners of pipes with nobody in it: its length.
+const NO_OWNERS: [u8; 8] = [0; 8];
 /// No descriptor is greater: `NR_OPEN_MAX` of the kernel.
 const NUMBER_MAX: i32 = 0x3fff_ffff;
 
@@ -73,7 +77,10 @@ impl OpenFiles {
     /// From bytes that [`Self::to_bytes`] of this or an earlier version made. What it returns has no index out of range and no
     /// path that cannot be one.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, OpenFilesDecodeError> {
-        let files: Self = ENCODING.decode(bytes)?;
+        let files: Self = match ENCODING.split(bytes)? {
+            (1, body) => Encoding::<LIMIT_BYTES>::decode_body(&[body, &NO_OWNERS].concat())?,
+            _ => ENCODING.decode(bytes)?,
+        };
         match files.check() {
             Err(what) => Err(OpenFilesDecodeError::Impossible { what }),
             Ok(()) => Ok(files),

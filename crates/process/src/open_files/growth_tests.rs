@@ -3,7 +3,7 @@
 
 use super::model::{Description, Descriptor, DescriptorTable, Kind, OpenFiles};
 use super::reopen::{Holders, Reopened};
-use super::{EpollEntry, EpollState, ProcessFile, ProcessFileKind};
+use super::{EpollEntry, EpollState, Late, Now, ProcessFile, ProcessFileKind};
 use crate::remote_error::RemoteCallError;
 use crate::system_calls::{Batch, SystemCalls};
 use std::fs::File;
@@ -97,12 +97,16 @@ fn calls_and_steps_grow_with_how_many_descriptors_there_are() {
     let calls = |count: i32| {
         let (files, reopened) = with_pidfds(count);
         let mut counter = Counter::default();
-        let now = |then| (then == PID).then_some(then);
+        let same = |then| (then == PID).then_some(then);
+        let now = Now {
+            process: &same,
+            thread: &same,
+        };
         files
             .place(PID, &reopened, &mut counter)
             .expect("all is placed");
         files
-            .place_late(PID, &reopened, &now, &mut counter)
+            .place_late(PID, &reopened, Late::Processes, now, &mut counter)
             .expect("the rest is placed");
         for place in 0..files.descriptions.len() {
             assert_eq!(reopened.holders.first(place), Some(0));

@@ -7,8 +7,8 @@ use rustix::fs::{OFlags, ResolveFlags};
 
 use crate::system_calls::SystemCalls;
 
-use super::EpollEntry;
 use super::again::flags_of_open;
+use super::epoll::EpollEntry;
 use super::error::ReopenError;
 use super::model::{Descriptor, Kind, OpenFiles};
 use super::place::{Placing, argument};
@@ -21,18 +21,37 @@ const FLAGS_WITH_PATH: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFla
 /// PIDFD_THREAD is O_EXCL, PIDFD_NONBLOCK is O_NONBLOCK: `pidfd_open(2)`.
 const FLAGS_OF_PIDFD: u32 = OFlags::NONBLOCK.bits() | OFlags::EXCL.bits();
 
+/// What is opened now of what comes late.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Late {
+    /// What refers to a process as a whole, or to its first thread.
+    Processes,
+    /// What refers to another thread of one, which exists by now.
+    Threads,
+}
+
+/// The numbers that processes and threads have now.
+#[derive(Clone, Copy)]
+pub struct Now<'a> {
+    /// Of a process, by its number at the time of the snapshot.
+    pub process: &'a dyn Fn(i32) -> Option<i32>,
+    /// Of a thread, likewise.
+    pub thread: &'a dyn Fn(i32) -> Option<i32>,
+}
+
 impl OpenFiles {
     /// Opens what refers to processes of the snapshot (pidfds, files of `/proc/PID`), by system calls in a process that
     /// [`Self::place`] was done for, and registers it in epolls. To be called for each process after all of them exist, since one
-    /// may refer to any. `pid_now` tells the number that a process has now.
+    /// may refer to any, and a second time when all their threads do.
     ///
-    /// Such a description is not shared between processes any more. What refers to a process that `pid_now` does not know
-    /// stays closed.
+    /// Such a description is not shared between processes any more. What refers to a process that `now` does not know stays
+    /// closed.
     pub fn place_late(
         &self,
         pid_then: i32,
         reopened: &Reopened,
-        pid_now: &dyn Fn(i32) -> Option<i32>,
+        which: Late,
+        now: Now<'_>,
         calls: &mut dyn SystemCalls,
     ) -> Result<(), ReopenError> {
         let (index, table) = self.table(pid_then)?;
@@ -58,16 +77,34 @@ impl OpenFiles {
                 continue;
             };
             let own = numbers.get(&place).map_or(&[][..], Vec::as_slice);
-            let Some(now) = pid_now(file.pid).filter(|_| !own.is_empty()) else {
+            let thread = file.thread();
+            if own.is_empty() || thread.is_none() && which == Late::Threads {
+                continue;
+            }
+            let Some(pid) = (now.process)(file.pid) else {
                 continue;
             };
-            let opened = placing.open(file, now, self.descriptions[place].status_flags)?;
+            let flags = self.descriptions[place].status_flags;
+            let opened = match (thread, which) {
+                (None, _) => placing.open(file, (pid, None), flags)?,
+                // Until it is there something has its number, so that nothing else gets it.
+                (Some(_), Late::Processes) => {
+                    placing.open(&file.in_place_of_it(), (pid, None), 0)?
+                }
+                (Some(thread), Late::Threads) => match (now.thread)(thread) {
+                    Some(thread) => placing.open(file, (pid, Some(thread)), flags)?,
+                    None => continue,
+                },
+            };
             let above = placing.duplicate_above(opened, out_of_the_way)?;
             placing.close_one(opened)?;
             for entry in own {
                 placing.put(above, entry.number, entry.close_on_exec)?;
             }
             placing.close_one(above)?;
+            if thread.is_some() && which == Late::Processes {
+                continue;
+            }
             let there: HashSet<i32> = own.iter().map(|one| one.number).collect();
             for (epoll, entry) in watched.get(&place).into_iter().flatten() {
                 if there.contains(&entry.number) {
@@ -113,10 +150,10 @@ impl Placing<'_> {
     fn open(
         &mut self,
         file: &ProcessFile,
-        pid: i32,
+        (pid, thread): (i32, Option<i32>),
         status_flags: u32,
     ) -> Result<i32, ReopenError> {
-        let result = match (&file.kind, file.path(pid)) {
+        let result = match (&file.kind, file.path(pid, thread)) {
             (ProcessFileKind::Proc { .. }, Some(mut path)) => {
                 // struct open_how: flags, mode, resolve. Behind it the path.
                 let flags = flags_of_open(status_flags);

@@ -16,7 +16,7 @@ use super::locks::{DescriptionLock, PosixLock};
 use super::memfd::ObjectOrigin;
 use super::object::{ObjectUse, StoredObject};
 use super::path::{PathIdentity, PathState};
-use super::pipe_state::{PipeEnd, PipeState};
+use super::pipe_state::{PipeEnd, PipeOwner, PipeState};
 use super::process_file::ProcessFile;
 use super::regular::FileState;
 use super::signalfd::SignalfdState;
@@ -38,6 +38,8 @@ pub struct OpenFiles {
     pub pipes: Vec<PipeState>,
     /// The files without a name that descriptions are of.
     pub objects: Vec<StoredObject>,
+    /// To whom the pipes belong, in their order; none where it is not known, as before version 2 of the format.
+    pub pipe_owners: Vec<PipeOwner>,
 }
 
 /// One open file description (`open(2)`): what dup(2) and fork(2) share.

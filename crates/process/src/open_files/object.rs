@@ -18,7 +18,7 @@ use crate::blocker::Blocker;
 use crate::blocker_kind::BlockerKind;
 use crate::opener::{OpenError, Opener};
 
-use super::again::{open_again, seek};
+use super::again::{open_again, seek, set_flags};
 use super::choices::ReopenChoices;
 use super::content::{self, ContentError, Run};
 use super::error::ReopenError;
@@ -280,6 +280,34 @@ impl StoredObject {
             }
             _ => Ok(()),
         }
+    }
+
+    /// True if a description with these flags may be the one that memfd_create(2) gave. It does not count as one that writes, and
+    /// any other that may write does: a program is not executed from a file that somebody may write to (ETXTBSY).
+    pub(crate) fn is_original(&self, status_flags: u32) -> bool {
+        let is_memfd = matches!(self.origin, ObjectOrigin::Memfd { .. });
+        let others = OFlags::PATH | OFlags::DSYNC | OFlags::SYNC | OFlags::NOFOLLOW;
+        let flags = OFlags::from_bits_retain(status_flags);
+        is_memfd && flags.intersection(OFlags::ACCMODE) == OFlags::RDWR && !flags.intersects(others)
+    }
+
+    /// The very description that it was made with, with these flags.
+    pub(crate) fn open_original(
+        &self,
+        file: &OwnedFd,
+        status_flags: u32,
+        position: u64,
+    ) -> Result<OwnedFd, ReopenError> {
+        let failed = |source: Errno| ReopenError::Make {
+            what: self.name(),
+            source,
+        };
+        let same = file.try_clone();
+        let same =
+            same.map_err(|error| failed(Errno::from_io_error(&error).unwrap_or(Errno::MFILE)))?;
+        set_flags(&same, status_flags).map_err(failed)?;
+        seek(&same, position).map_err(failed)?;
+        Ok(same)
     }
 
     /// One more description of it.

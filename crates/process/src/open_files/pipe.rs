@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{FileType, OFlags, fcntl_setfl};
+use rustix::fs::{FileType, Gid, Mode, OFlags, Uid, fchmod, fchown, fcntl_setfl};
 use rustix::io::{Errno, ioctl_fionread, read, write};
 use rustix::pipe::{
     PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, tee,
@@ -27,6 +27,7 @@ use super::model::{Description, Kind};
 use super::path::{self, PathIdentity};
 use super::pipe_state::PACKET_BYTES_MAX;
 use super::pipe_state::PipeEnd;
+use super::pipe_state::PipeOwner;
 use super::pipe_state::PipeState;
 use super::refused::file_system;
 use super::terminal::StandardStream;
@@ -36,10 +37,17 @@ const CONTENT_BYTES_MAX: usize = 64 << 20;
 /// Set in what was opened by a path, and not in what pipe2(2) returned.
 const OPENED_BY_PATH: u32 = 0o100_000;
 
+/// The pipes of all processes, and to whom they belong.
+#[derive(Default)]
+pub(crate) struct Pipes {
+    pub(crate) states: Vec<PipeState>,
+    pub(crate) owners: Vec<PipeOwner>,
+}
+
 /// Reads all pipes behind `ends` (place in the list of descriptions, and the description), and says what each end is.
 pub(crate) fn read_all(
     ends: &[(usize, &Foreign)],
-    pipes: &mut Vec<PipeState>,
+    pipes: &mut Pipes,
 ) -> Vec<(usize, Result<Kind, Blocker>)> {
     let mut kinds = Vec::new();
     let mut groups: Vec<Vec<(usize, &Foreign)>> = Vec::new();
@@ -59,7 +67,7 @@ pub(crate) fn read_all(
 
 fn read_group(
     group: &[(usize, &Foreign)],
-    pipes: &mut Vec<PipeState>,
+    pipes: &mut Pipes,
     kinds: &mut Vec<(usize, Result<Kind, Blocker>)>,
 ) {
     let is_fifo = group
@@ -81,7 +89,7 @@ fn read_group(
         return;
     }
     let state = read_state(group, is_fifo);
-    let number = u32::try_from(pipes.len()).unwrap_or(u32::MAX);
+    let number = u32::try_from(pipes.states.len()).unwrap_or(u32::MAX);
     for (index, end) in group {
         let kind = match &state {
             Ok(_) => Ok(Kind::Pipe(PipeEnd { pipe: number })),
@@ -89,7 +97,15 @@ fn read_group(
         };
         kinds.push((*index, kind));
     }
-    pipes.extend(state.ok());
+    if let Ok(state) = state {
+        let stat = &group[0].1.stat;
+        pipes.states.push(state);
+        pipes.owners.push(PipeOwner {
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            mode: stat.st_mode & 0o7777,
+        });
+    }
 }
 
 fn other_end_is_outside(group: &[(usize, &Foreign)]) -> bool {
@@ -196,7 +212,7 @@ fn read_content(
 
 /// Makes one pipe again, and opens its `ends`: place in the list of descriptions, and the description.
 pub(crate) fn reopen(
-    state: &PipeState,
+    (state, owner): (&PipeState, Option<&PipeOwner>),
     ends: &[(usize, &Description)],
     choices: &ReopenChoices,
     opener: &Opener,
@@ -211,12 +227,13 @@ pub(crate) fn reopen(
     };
     match &state.at {
         Some(at) => reopen_fifo(state, at, ends, choices, opener),
-        None => reopen_pipe(state, ends).map_err(failed),
+        None => reopen_pipe(state, owner, ends).map_err(failed),
     }
 }
 
 fn reopen_pipe(
     state: &PipeState,
+    owner: Option<&PipeOwner>,
     ends: &[(usize, &Description)],
 ) -> Result<Vec<(usize, OwnedFd)>, Errno> {
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
@@ -243,6 +260,11 @@ fn reopen_pipe(
         };
         set_flags(&file, flags)?;
         opened.push((*index, file));
+    }
+    if let Some(owner) = owner {
+        let (user, group) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
+        fchown(&reader, Some(user), Some(group))?;
+        fchmod(&reader, Mode::from_raw_mode(owner.mode))?;
     }
     Ok(opened)
 }

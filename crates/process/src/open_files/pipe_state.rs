@@ -19,6 +19,17 @@ pub struct PipeState {
     pub ended: bool,
 }
 
+/// To whom a pipe belongs: who may open it again by `/proc/PID/fd`. Of a FIFO its file tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct PipeOwner {
+    /// User it belongs to.
+    pub uid: u32,
+    /// Group it belongs to.
+    pub gid: u32,
+    /// Permissions: the lower twelve bits of `st_mode`.
+    pub mode: u32,
+}
+
 /// An end of a pipe or FIFO; which one the access mode says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 pub struct PipeEnd {

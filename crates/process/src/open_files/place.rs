@@ -213,7 +213,7 @@ impl Placing<'_> {
 
     fn lock(&mut self, table: &DescriptorTable) -> Result<(), ReopenError> {
         for lock in &table.posix_locks {
-            let same = |entry: &&super::Descriptor| entry.description == lock.description;
+            let same = |entry: &&super::model::Descriptor| entry.description == lock.description;
             let Some(entry) = table.entries.iter().find(same) else {
                 continue;
             };

@@ -106,23 +106,82 @@ impl ProcessFile {
         self.pid > 0 && name
     }
 
-    /// Its path, once the process has the number `pid`.
-    pub(crate) fn path(&self, pid: i32) -> Option<Vec<u8>> {
+    /// The thread that it is of, if that is not the first one, by its number at the time of the snapshot.
+    pub(crate) fn thread(&self) -> Option<i32> {
+        let ProcessFileKind::Proc { name, .. } = &self.kind else {
+            return None;
+        };
+        thread_of(name)
+            .map(|(thread, _)| thread)
+            .filter(|thread| *thread != self.pid)
+    }
+
+    /// A file of the same process that is always there.
+    pub(crate) fn in_place_of_it(&self) -> ProcessFile {
+        ProcessFile {
+            pid: self.pid,
+            kind: ProcessFileKind::Proc {
+                name: b"stat".to_vec(),
+                position: 0,
+            },
+        }
+    }
+
+    /// Its path, once the process has the number `pid`, and its thread, if it has one of its own, the number `thread`.
+    pub(crate) fn path(&self, pid: i32, thread: Option<i32>) -> Option<Vec<u8>> {
         let ProcessFileKind::Proc { name, .. } = &self.kind else {
             return None;
         };
         let mut path = format!("/proc/{pid}/").into_bytes();
-        path.extend_from_slice(&threads_follow(name, self.pid, pid));
+        match thread_of(name) {
+            // The first thread has the number of the process.
+            Some((_, rest)) => {
+                path.extend_from_slice(format!("task/{}", thread.unwrap_or(pid)).as_bytes());
+                path.extend_from_slice(rest);
+            }
+            None => path.extend_from_slice(name),
+        }
         path.push(0);
         Some(path)
     }
 }
 
-/// The first thread has the number of the process; the others keep theirs.
-fn threads_follow(name: &[u8], then: i32, now: i32) -> Vec<u8> {
-    let rest = name.strip_prefix(format!("task/{then}").as_bytes());
-    match rest.filter(|rest| rest.is_empty() || rest[0] == b'/') {
-        Some(rest) => [format!("task/{now}").as_bytes(), rest].concat(),
-        None => name.to_vec(),
+/// The thread whose directory this path in `/proc/PID` leads into, and what is behind it.
+fn thread_of(name: &[u8]) -> Option<(i32, &[u8])> {
+    let rest = name.strip_prefix(b"task/")?;
+    let end = rest.iter().position(|byte| *byte == b'/');
+    let (number, behind) = rest.split_at(end.unwrap_or(rest.len()));
+    let number = std::str::from_utf8(number).ok()?.parse().ok()?;
+    Some((number, behind))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_follows_the_process_and_its_thread_to_their_new_numbers() {
+        let path = |name: &str, thread: Option<i32>| {
+            let file = ProcessFile {
+                pid: 7,
+                kind: ProcessFileKind::Proc {
+                    name: name.as_bytes().to_vec(),
+                    position: 0,
+                },
+            };
+            let path = file.path(70, thread).expect("a file of /proc");
+            (file.thread(), String::from_utf8(path).expect("ASCII"))
+        };
+        let is = |thread, path: &str| (thread, format!("{path}\0"));
+        assert_eq!(path("maps", None), is(None, "/proc/70/maps"));
+        assert_eq!(path("task/7/comm", None), is(None, "/proc/70/task/70/comm"));
+        assert_eq!(path("task/7", None), is(None, "/proc/70/task/70"));
+        assert_eq!(path("task", None), is(None, "/proc/70/task"));
+        assert_eq!(path("task/x", None), is(None, "/proc/70/task/x"));
+        assert_eq!(
+            path("task/8/comm", Some(80)),
+            is(Some(8), "/proc/70/task/80/comm")
+        );
+        assert_eq!(path("task/8", Some(80)), is(Some(8), "/proc/70/task/80"));
     }
 }

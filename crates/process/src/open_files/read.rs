@@ -299,7 +299,7 @@ impl<'a> Reader<'a> {
         };
         let ends = pick(|found| matches!(found, Finding::Pipe));
         let sockets = pick(|found| matches!(found, Finding::Socket));
-        let mut pipes = Vec::new();
+        let mut pipes = pipe::Pipes::default();
         let mut kinds: HashMap<usize, _> = pipe::read_all(&ends, &mut pipes).into_iter().collect();
         kinds.extend(read_sockets(&sockets));
         let owners = self.owners();
@@ -313,7 +313,8 @@ impl<'a> Reader<'a> {
         OpenFiles {
             descriptions,
             tables,
-            pipes,
+            pipes: pipes.states,
+            pipe_owners: pipes.owners,
             objects: self.objects.list,
         }
     }

@@ -1,6 +1,6 @@
 //! Opening every description again, in the process that restores.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -119,6 +119,7 @@ impl OpenFiles {
             holders: Holders::of(self),
             floor: self.floor(choices.at_least),
             objects: HashMap::new(),
+            originals: HashSet::new(),
             notes: Vec::new(),
         };
         let mut descriptions = reopening.open_all()?;
@@ -203,6 +204,8 @@ struct Reopening<'a> {
     floor: i32,
     /// What was made of [`OpenFiles::objects`].
     objects: HashMap<u32, OwnedFd>,
+    /// Those of them whose first description is open already.
+    originals: HashSet<u32>,
     notes: Vec<String>,
 }
 
@@ -282,6 +285,11 @@ impl<'a> Reopening<'a> {
             self.objects.insert(state.object, made);
         }
         let made = &self.objects[&state.object];
+        if object.is_original(status_flags) && self.originals.insert(state.object) {
+            return object
+                .open_original(made, status_flags, state.position)
+                .map(Some);
+        }
         object.open(made, status_flags, state.position).map(Some)
     }
 
@@ -294,7 +302,8 @@ impl<'a> Reopening<'a> {
                 ends.push((index, one));
             }
         }
-        for (state, ends) in self.files.pipes.iter().zip(ends_of) {
+        for (number, (state, ends)) in self.files.pipes.iter().zip(ends_of).enumerate() {
+            let state = (state, self.files.pipe_owners.get(number));
             let first = ends.first().map_or(usize::MAX, |end| end.0);
             let opener = self.opener_of(first);
             for (index, file) in pipe::reopen(state, &ends, self.choices, opener)? {

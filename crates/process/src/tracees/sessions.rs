@@ -16,12 +16,31 @@ use super::{Ending, SessionReport, StopFailure, Tracees};
 const ASKED_AT_ONCE: usize = 4;
 
 impl Tracees {
-    /// The first thread takes the signal; the others join when they are let go.
+    /// The first thread takes the signal; the others join when they are let go. What is sent is SIGSTOP, which nothing keeps away,
+    /// and what the thread then takes is `wanted`. Where that would not stop it (SIGTSTP of a process group that nobody is
+    /// there for to let go on), it is SIGSTOP after all.
     pub(crate) fn enter_group_stop(
         &mut self,
+        wanted: i32,
         held: &PidFd,
         deadline: Instant,
     ) -> Result<(), StopFailure> {
+        let stop = Signal::STOP.as_raw();
+        for signal in [wanted, stop] {
+            if self.take_stop_signal(signal, held, deadline)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// False if the thread took the signal and did not stop by it. Either way it does not come to run the program.
+    fn take_stop_signal(
+        &mut self,
+        wanted: i32,
+        held: &PidFd,
+        deadline: Instant,
+    ) -> Result<bool, StopFailure> {
         let first = ThreadId::new(self.pid);
         let kernel = |what| {
             move |source| StopFailure::Kernel {
@@ -32,13 +51,26 @@ impl Tracees {
         };
         held.send_signal(Signal::STOP)
             .map_err(|error| kernel("signal")(io::Error::other(error)))?;
-        let mut signal = 0;
-        while self.group_stop.is_none() {
+        let (mut signal, mut was_given) = (0, false);
+        loop {
+            if was_given {
+                // Any stop uses up an earlier request to stop.
+                ptrace::interrupt(first).map_err(kernel("interrupt"))?;
+            }
             ptrace::resume(first, signal).map_err(kernel("resume"))?;
             signal = match self.wait_in_session(first, deadline) {
+                SessionReport::Report(WaitReport::Signal { signal })
+                    if signal == Signal::STOP.as_raw() && !was_given =>
+                {
+                    was_given = true;
+                    wanted
+                }
                 SessionReport::Report(WaitReport::Signal { signal }) => signal,
                 SessionReport::Report(WaitReport::Event(Event::Stop { group_stop })) => {
-                    self.group_stop = group_stop;
+                    if group_stop.is_some() || was_given {
+                        self.group_stop = group_stop;
+                        return Ok(group_stop.is_some());
+                    }
                     0
                 }
                 SessionReport::Report(_) => 0,
@@ -53,7 +85,6 @@ impl Tracees {
                 }
             };
         }
-        Ok(())
     }
 
     /// The next report of `thread`.

@@ -9,8 +9,8 @@ use std::path::Path;
 use pagetide_kernel::kcmp::compare_files;
 use pagetide_kernel::spawn::{Fate, Seed, spawn};
 use pagetide_process::{
-    Blocker, Descriptor, Kind, OpenFiles, Openers, ProcessIdentity, ReopenChoices, ReopenError,
-    Reopened, StoppedProcess,
+    Blocker, Descriptor, Kind, Late, Now, OpenFiles, Openers, ProcessIdentity, ReopenChoices,
+    ReopenError, Reopened, StoppedProcess,
 };
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use tempfile::TempDir;
@@ -260,8 +260,12 @@ impl Restored {
         }
         for (stopped, then) in stopped.iter_mut().zip(then) {
             let mut calls = stopped.remote_calls().unwrap();
+            let now = Now {
+                process: &pid_now,
+                thread: &pid_now,
+            };
             files
-                .place_late(then, &reopened, &pid_now, &mut calls)
+                .place_late(then, &reopened, Late::Processes, now, &mut calls)
                 .unwrap();
             calls.finish().unwrap();
         }
@@ -510,9 +514,9 @@ fn bytes_that_are_damaged_are_refused() {
     }
     assert!(OpenFiles::from_bytes(&[bytes.as_slice(), &[0]].concat()).is_err());
     let mut newer = bytes.clone();
-    newer[4] = 2;
+    newer[4] = 3;
     let error = OpenFiles::from_bytes(&newer).unwrap_err();
-    assert!(error.to_string().contains("version 2"), "{error}");
+    assert!(error.to_string().contains("version 3"), "{error}");
     // An absurd count where the first one stands.
     let mut absurd = bytes;
     absurd[8..16].fill(0xff);

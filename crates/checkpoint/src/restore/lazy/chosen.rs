@@ -1,6 +1,7 @@
 //! Which pages of a process can come later: pages of private anonymous memory that nobody needs at once.
 
 use super::super::plan::RestorePlan;
+use crate::advice::DROPPABLE;
 use crate::capture::SIZE;
 use pagetide_pages::{PageCount, PageIndex, PageRange, PageSet};
 use pagetide_snapshot::{Backing, Capture, PageState, Region, Sharing, View};
@@ -14,8 +15,15 @@ const STACK_BELOW: u64 = 16 << 10;
 const STACK_ABOVE: u64 = 64 << 10;
 
 /// Advice of a region that is filled at once: pages that are locked have to be there, a stack grows, a child gets huge pages
-/// elsewhere, or gets no pages of such a region, or zeros.
-const AT_ONCE: [&str; 5] = ["locked", "growsdown", "hugetlb", "wipeonfork", "dontfork"];
+/// elsewhere, or gets no pages of such a region, or zeros; and of memory that the kernel may drop there is nothing to come.
+const AT_ONCE: [&str; 6] = [
+    "locked",
+    "growsdown",
+    "hugetlb",
+    "wipeonfork",
+    "dontfork",
+    DROPPABLE,
+];
 
 /// What comes later.
 pub(in super::super) struct Chosen {

@@ -27,6 +27,13 @@ pub enum TcpChoice {
     Reset,
 }
 
+impl TcpChoice {
+    /// True if what keeps a process from being restored is nothing with this choice.
+    pub fn settles(self, blocker: &Blocker) -> bool {
+        self == TcpChoice::Reset && tcp::BLOCKERS.contains(&blocker.kind)
+    }
+}
+
 impl SocketChoices {
     /// Those of the socket's blockers that stand against opening it again.
     pub(crate) fn refused<'a>(
@@ -34,8 +41,7 @@ impl SocketChoices {
         state: &'a SocketState,
     ) -> impl Iterator<Item = &'a Blocker> {
         state.blockers().iter().filter(|blocker| {
-            let moot = self.tcp == TcpChoice::Reset && tcp::BLOCKERS.contains(&blocker.kind);
-            !moot && !self.accepted.contains(&blocker.name())
+            !self.tcp.settles(blocker) && !self.accepted.contains(&blocker.name())
         })
     }
 }

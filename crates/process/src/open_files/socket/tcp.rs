@@ -44,7 +44,8 @@ const HAS_SACK: u8 = 2;
 const HAS_SCALES: u8 = 4;
 
 /// Kinds of blockers that do not matter if connections are to be reset.
-pub(super) static BLOCKERS: [BlockerKind; 5] = [
+pub(super) static BLOCKERS: [BlockerKind; 6] = [
+    BlockerKind::TcpBacklog,
     BlockerKind::TcpState,
     BlockerKind::TcpRepair,
     BlockerKind::TcpUrgent,
@@ -63,9 +64,19 @@ pub(super) fn read(
 ) -> io::Result<TcpSocket> {
     let info = Info::of(socket.fd)?;
     let role = match info.state {
-        LISTEN => TcpRole::Listening {
-            backlog: info.backlog,
-        },
+        LISTEN => {
+            if info.waiting > 0 {
+                blockers.push(socket.blocker(
+                    BlockerKind::TcpBacklog,
+                    "is a TCP socket on which connections wait to be accepted",
+                    "take the checkpoint at another moment, or restore with `--tcp reset`",
+                    "the connections that waited are reset",
+                ));
+            }
+            TcpRole::Listening {
+                backlog: info.backlog,
+            }
+        }
         CLOSE => read_closed(socket.fd)?,
         _ => read_open(socket, info.state, blockers)?,
     };
@@ -88,7 +99,8 @@ struct Info {
     state: u8,
     options: u8,
     scales: u8,
-    /// Of a listening socket.
+    /// Of a listening socket: how many wait to be accepted, and how many may.
+    waiting: u32,
     backlog: u32,
 }
 
@@ -105,6 +117,7 @@ impl Info {
                 state: byte(0)?,
                 options: byte(5)?,
                 scales: byte(6)?,
+                waiting: word(24)?,
                 backlog: word(28)?,
             })
         };

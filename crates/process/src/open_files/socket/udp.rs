@@ -1,9 +1,12 @@
 //! UDP sockets.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
-use pagetide_kernel::socket::{bind, bytes_to_read, connect, own_address, peer_address};
+use pagetide_kernel::socket::{
+    bind, bytes_to_read, bytes_to_send, connect, own_address, peer_address,
+};
 use pagetide_kernel::socket_option::SocketOption;
 use rustix::event::PollFlags;
 use rustix::net::{Shutdown, shutdown};
@@ -17,6 +20,9 @@ use super::state::{SocketState, UdpSocket};
 use super::surroundings::{Surroundings, events};
 use crate::blocker::Blocker;
 use crate::blocker_kind::BlockerKind;
+
+/// So long a datagram may be on its way to a device.
+const ON_ITS_WAY: Duration = Duration::from_micros(500);
 
 pub(super) fn read(
     socket: &ForeignSocket<'_>,
@@ -40,6 +46,14 @@ pub(super) fn read(
             "the socket is in no group",
         ));
     }
+    if is_corked(socket.fd)? {
+        blockers.push(socket.blocker(
+            BlockerKind::UdpCorked,
+            "is a UDP socket in which a datagram is being put together (UDP_CORK, MSG_MORE)",
+            "let the program send it before the checkpoint",
+            "what was put together is not sent",
+        ));
+    }
     let events = events(socket.fd);
     let shut = if events.contains(PollFlags::HUP) {
         3
@@ -59,6 +73,16 @@ pub(super) fn read(
         shutdown: shut,
         lost: u32::try_from(lost).unwrap_or(u32::MAX),
     })
+}
+
+/// True if something waits to be sent that nothing keeps from being sent: what is on its way to a device is gone a moment
+/// later.
+fn is_corked(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    if bytes_to_send(socket)? == 0 {
+        return Ok(false);
+    }
+    std::thread::sleep(ON_ITS_WAY);
+    Ok(bytes_to_send(socket)? > 0)
 }
 
 /// Opens one again. The datagrams that waited do not come back.

@@ -86,6 +86,14 @@ fn role(
     blockers: &mut Vec<Blocker>,
 ) -> UnixRole {
     if facts.state == TCP_LISTEN {
+        if facts.queues[0] > 0 {
+            blockers.push(socket.blocker(
+                BlockerKind::UnixBacklog,
+                "is a Unix socket on which connections wait to be accepted",
+                "take the checkpoint at another moment",
+                "the connections that waited are closed",
+            ));
+        }
         return UnixRole::Listening {
             backlog: facts.queues[1],
         };
