@@ -26,14 +26,22 @@ fn build() -> PathBuf {
     };
     let target_directory = profile_directory.parent().expect("a target directory");
     let profile = match profile_directory.file_name().and_then(|name| name.to_str()) {
-        Some("debug") | None => "dev",
+        Some("debug") | None => "test",
         Some(name) => name,
     };
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    // By a test of its package, for all packages: for some of them, or for no test, Cargo would choose other features of what
+    // they depend on, and build that anew.
     let status = Command::new(cargo)
-        .args(["build", "--quiet", "--package", "pagetide-cli", "--profile"])
-        .arg(profile)
-        .arg("--target-dir")
+        .args([
+            "test",
+            "--quiet",
+            "--no-run",
+            "--workspace",
+            "--test",
+            "program",
+        ])
+        .args(["--profile", profile, "--target-dir"])
         .arg(target_directory)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .status()

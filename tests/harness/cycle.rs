@@ -117,9 +117,10 @@ fn back(subject: &mut Subject, program: &mut dyn Program, to: &Value, mark: u32,
     subject.kill();
     program.killed(subject, id);
     let at = id.to_string();
-    match is_newest {
-        true => subject.restore(&[]),
-        false => subject.restore(&["--at", &at]),
+    if is_newest {
+        subject.restore(&[])
+    } else {
+        subject.restore(&["--at", &at])
     };
     program.restored(subject, id, mark);
     program.goes_on(subject);

@@ -196,9 +196,10 @@ fn goes_through_it(state: &str, expected: &[&str]) -> Option<Vec<String>> {
         .map(|blocker| text(blocker, "name").to_owned())
         .collect();
     let outcome = restore(&store, &all);
-    match for_good.is_empty() {
-        true => drop(outcome.exits_with(STATUS_AT_END)),
-        false => assert_names(&outcome.exits_with(3).stderr, &for_good),
+    if for_good.is_empty() {
+        drop(outcome.exits_with(STATUS_AT_END))
+    } else {
+        assert_names(&outcome.exits_with(3).stderr, &for_good)
     }
     Some(expected)
 }

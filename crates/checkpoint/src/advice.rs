@@ -93,19 +93,19 @@ fn advice_of(flags: &[String]) -> Vec<String> {
 pub(crate) struct Advice(Vec<(PageRange, Vec<String>)>);
 
 impl Advice {
-    fn of_flags(flags: &MappingFlags) -> Advice {
+    fn of_flags(flags: &MappingFlags) -> Self {
         // Advice describes; without it nothing is lost but the description.
         let all = flags.parse().unwrap_or_default();
         let of_one =
             |(mapping, flags): &(Mapping, Vec<String>)| (mapping.pages(), advice_of(flags));
-        Advice(all.iter().map(of_one).collect())
+        Self(all.iter().map(of_one).collect())
     }
 
     /// The advice of process `pid` as it is now, and its mappings. Walks all page tables: slow.
-    pub fn read(pid: i32) -> Result<(Advice, Vec<Mapping>), MapsError> {
+    pub fn read(pid: i32) -> Result<(Self, Vec<Mapping>), MapsError> {
         let flags = MappingFlags::read(pid)?;
         let mappings = flags.parse()?.into_iter().map(|(mapping, _)| mapping);
-        Ok((Advice::of_flags(&flags), mappings.collect()))
+        Ok((Self::of_flags(&flags), mappings.collect()))
     }
 
     /// The advice given for `mapping`.
@@ -145,7 +145,7 @@ impl Advice {
     /// The advice that `mapping` had between this look and a later one; `None` if they do not tell. A mapping has one
     /// advice: where it has grown since, what it was is enough. One that was not there before has had none, if it has
     /// none now.
-    fn until(&self, later: &Advice, mapping: &Mapping) -> Option<Vec<String>> {
+    fn until(&self, later: &Self, mapping: &Mapping) -> Option<Vec<String>> {
         let pages = mapping.pages();
         let mut now = later.within(pages);
         let advice = now.next()?;
@@ -158,12 +158,12 @@ impl Advice {
         (known && now.all(|now| now == advice)).then(|| advice.clone())
     }
 
-    fn between(&self, later: &Advice, mappings: &[Mapping]) -> Option<Advice> {
+    fn between(&self, later: &Self, mappings: &[Mapping]) -> Option<Self> {
         let told = mappings.iter().map(|mapping| {
             let advice = self.until(later, mapping)?;
             Some((mapping.pages(), advice))
         });
-        Some(Advice(told.collect::<Option<_>>()?))
+        Some(Self(told.collect::<Option<_>>()?))
     }
 }
 
@@ -187,8 +187,8 @@ pub(crate) struct Budget {
 
 impl Budget {
     /// That of the stop after `stops` others for the same snapshot.
-    pub fn after(stops: usize) -> Budget {
-        Budget {
+    pub fn after(stops: usize) -> Self {
+        Self {
             left: INSIDE[stops.min(INSIDE.len() - 1)],
             is_last: stops + 1 >= INSIDE.len(),
         }
@@ -218,9 +218,10 @@ impl LastLook {
 
     /// That of a process which was found only when all others stood still.
     pub fn none_before(pid: i32, mappings: usize, budget: &mut Budget) -> Look {
-        match budget.take(pid, mappings) {
-            true => Look::Inside,
-            false => Look::Around(Advice::default()),
+        if budget.take(pid, mappings) {
+            Look::Inside
+        } else {
+            Look::Around(Advice::default())
         }
     }
 

@@ -39,7 +39,7 @@ pub(crate) struct RangeQueue<'a> {
 }
 
 impl<'a> RangeQueue<'a> {
-    pub fn new(ranges: &'a [PageRange]) -> RangeQueue<'a> {
+    pub fn new(ranges: &'a [PageRange]) -> Self {
         let done = PageCount(0);
         RangeQueue { ranges, done }
     }
@@ -71,9 +71,9 @@ pub(crate) struct Batch<'a> {
 
 impl Arena {
     /// An empty arena that will hold at most `limit_bytes`, but at least one chunk.
-    pub fn new(page_size: PageSize, limit_bytes: u64) -> Arena {
+    pub fn new(page_size: PageSize, limit_bytes: u64) -> Self {
         let limit_chunks = usize::try_from(limit_bytes).unwrap_or(usize::MAX) / CHUNK_BYTES;
-        Arena {
+        Self {
             page_size,
             limit_chunks: limit_chunks.max(1),
             chunks: Vec::new(),

@@ -94,7 +94,7 @@ impl<'a> Copied<'a> {
     pub fn new(
         arena: &'a mut Arena,
         spill: &'a mut dyn FnMut(&Arena) -> Result<(), CaptureError>,
-    ) -> Copied<'a> {
+    ) -> Self {
         Copied {
             arena,
             spill,
@@ -207,9 +207,10 @@ impl PageSource<'_> {
         copied: &mut Copied<'_>,
     ) -> Result<(), CaptureError> {
         let (start, end) = SIZE.span_of(range);
-        let guard = match self.knows_guards {
-            true => Categories::GUARD,
-            false => Categories::empty(),
+        let guard = if self.knows_guards {
+            Categories::GUARD
+        } else {
+            Categories::empty()
         };
         let request = ScanRequest {
             any_of: Categories::PRESENT | Categories::SWAPPED,

@@ -179,9 +179,10 @@ pub(crate) fn region(
             write: mapping.write,
             execute: mapping.execute,
         },
-        sharing: match mapping.shared {
-            true => Sharing::Shared,
-            false => Sharing::Private,
+        sharing: if mapping.shared {
+            Sharing::Shared
+        } else {
+            Sharing::Private
         },
         backing,
         name: display_name(mapping),
@@ -224,8 +225,8 @@ impl Layout {
         tracked: Tracked,
         holds: impl Fn(PageRange) -> bool,
         is_object: impl Fn(&Mapping) -> bool,
-    ) -> Layout {
-        let mut layout = Layout {
+    ) -> Self {
+        let mut layout = Self {
             watch: Vec::with_capacity(mappings.len()),
             mappings,
             tracked: Vec::new(),

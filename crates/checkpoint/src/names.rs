@@ -71,9 +71,10 @@ pub(crate) fn name_of(pid: i32, mapping: &Mapping, files: &Files) -> Name {
 /// A path as the process sees it; as we do, if it is gone.
 fn seen_by(pid: i32, path: &Path) -> PathBuf {
     let root = PathBuf::from(format!("/proc/{pid}/root"));
-    match root.exists() {
-        true => root.join(path.strip_prefix("/").unwrap_or(path)),
-        false => path.to_owned(),
+    if root.exists() {
+        root.join(path.strip_prefix("/").unwrap_or(path))
+    } else {
+        path.to_owned()
     }
 }
 

@@ -224,9 +224,10 @@ impl Object {
         let inside = self.pages.within(PageRange::new(PageIndex(0), end));
         let past_the_end = self.pages.subtract(&inside);
         let facts = earlier.report.facts(&self.mapping);
-        let empty = match facts.is_some_and(|facts| facts.in_memory) {
-            true => holes(file, size_bytes).intersect(&inside),
-            false => PageSet::new(),
+        let empty = if facts.is_some_and(|facts| facts.in_memory) {
+            holes(file, size_bytes).intersect(&inside)
+        } else {
+            PageSet::new()
         };
         let outside = past_the_end.ranges().iter();
         let states = outside.map(|&range| (range, PageState::Unbacked));

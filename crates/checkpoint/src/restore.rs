@@ -35,23 +35,22 @@ mod sources;
 mod stops;
 mod undo;
 
-pub use error::{FillError, LazyError, RestoreError};
-pub use lazy::{FilledReport, Filling};
-pub use limits::check as check_limits;
-pub use options::{ClockChoice, RestoreOptions, Restored};
-pub use paths::paths_of;
-pub use sources::make_room_for_descriptors;
-
 use crate::manifest::tree_of;
 use birth::Newborns;
 use build::{Building, Built};
 use design::Design;
+pub use error::{FillError, LazyError, RestoreError};
 use inherit::Inheritance;
 use lazy::Lazy;
+pub use lazy::{FilledReport, Filling};
+pub use limits::check as check_limits;
 use materials::Materials;
+pub use options::{ClockChoice, RestoreOptions, Restored};
 use pagetide_snapshot::{Store, View};
+pub use paths::paths_of;
 use release::Release;
 use sources::Sources;
+pub use sources::make_room_for_descriptors;
 use std::collections::HashMap;
 use std::time::Instant;
 
@@ -147,9 +146,10 @@ fn bear(
     options: &RestoreOptions,
 ) -> Result<(Newborns, Inheritance), RestoreError> {
     // Memory that comes later cannot be inherited.
-    let (inheritance, inherited) = match options.lazy || design.plans.len() < 2 {
-        true => Default::default(),
-        false => Inheritance::prepare(view, &design.plans, sources)?,
+    let (inheritance, inherited) = if options.lazy || design.plans.len() < 2 {
+        Default::default()
+    } else {
+        Inheritance::prepare(view, &design.plans, sources)?
     };
     crate::apart::leave_numbers(&design.numbers);
     let born = Newborns::bear(view, &design.plans, options.new_pid)?;

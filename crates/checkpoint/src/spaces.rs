@@ -52,14 +52,14 @@ impl Amount {
 
 impl Spaces {
     /// None yet; whoever is told how much was stored.
-    pub fn told(progress: Option<Progress>) -> Spaces {
+    pub fn told(progress: Option<Progress>) -> Self {
         let stored = Amount {
             progress,
             ..Amount::default()
         };
-        Spaces {
+        Self {
             stored,
-            ..Spaces::default()
+            ..Self::default()
         }
     }
 

@@ -69,9 +69,10 @@ impl Take<'_> {
         self.members.drop_ended();
         self.members.find()?;
         let begin = self.members.begin_tracking()?;
-        let parent = match request.full {
-            true => None,
-            false => self.members.last.clone(),
+        let parent = if request.full {
+            None
+        } else {
+            self.members.last.clone()
         };
         let members = self.members.list().iter();
         let phases: Vec<(i32, Option<Phase>)> = members

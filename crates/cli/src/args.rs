@@ -195,20 +195,20 @@ impl Command {
     /// True if it answers with JSON.
     pub fn is_for_machines(&self) -> bool {
         match self {
-            Command::Probe(options) => options.json,
-            Command::Checkpoint(options) => options.taking.json,
-            Command::Run(options) => options.taking.json,
-            Command::Log(options) | Command::Verify(options) => options.json,
-            Command::Show(options) => options.json,
-            Command::Diff(options) => options.json,
-            Command::Prune(options) => options.json,
-            Command::Squash(options) => options.json,
-            Command::Rollback(options) => options.json,
-            Command::Restore(options) => options.json,
-            Command::Inspect(options) => options.json,
-            Command::Pages(options) => options.json,
-            Command::Detach(options) => options.json,
-            Command::Export(_) | Command::Completions(_) | Command::Man(_) => false,
+            Self::Probe(options) => options.json,
+            Self::Checkpoint(options) => options.taking.json,
+            Self::Run(options) => options.taking.json,
+            Self::Log(options) | Self::Verify(options) => options.json,
+            Self::Show(options) => options.json,
+            Self::Diff(options) => options.json,
+            Self::Prune(options) => options.json,
+            Self::Squash(options) => options.json,
+            Self::Rollback(options) => options.json,
+            Self::Restore(options) => options.json,
+            Self::Inspect(options) => options.json,
+            Self::Pages(options) => options.json,
+            Self::Detach(options) => options.json,
+            Self::Export(_) | Self::Completions(_) | Self::Man(_) => false,
         }
     }
 }

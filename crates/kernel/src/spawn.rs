@@ -37,7 +37,7 @@ pub struct Seed {
     /// What becomes of it.
     pub fate: Fate,
     /// Its children.
-    pub children: Vec<Seed>,
+    pub children: Vec<Self>,
 }
 
 /// Why processes were not made. None is left of those that were.
@@ -103,13 +103,13 @@ impl Report {
         bytes
     }
 
-    fn from_bytes(bytes: [u8; REPORT_LENGTH]) -> Report {
+    fn from_bytes(bytes: [u8; REPORT_LENGTH]) -> Self {
         let [a, b, c, d] = [0, 4, 8, 12].map(|at| {
             let mut word = [0; 4];
             word.copy_from_slice(&bytes[at..at + 4]);
             u32::from_le_bytes(word)
         });
-        Report {
+        Self {
             seed: a,
             pid: b.cast_signed(),
             step: c,
@@ -263,7 +263,7 @@ impl Birth {
         if unsafe { libc::getppid() } != self.maker {
             end(1);
         }
-        let own = Birth {
+        let own = Self {
             maker: own_number(),
             ..self
         };

@@ -23,14 +23,14 @@ pub struct Clocks {
 
 impl Clocks {
     /// What the clocks of this thread show now.
-    pub fn now() -> Clocks {
+    pub fn now() -> Self {
         let read = |clock| {
             let now = clock_gettime(clock);
             now.tv_sec
                 .saturating_mul(NANOSECONDS)
                 .saturating_add(now.tv_nsec)
         };
-        Clocks {
+        Self {
             monotonic_ns: read(ClockId::Monotonic),
             boottime_ns: read(ClockId::Boottime),
         }
@@ -38,8 +38,8 @@ impl Clocks {
 
     /// Each by as much more as `other` says.
     #[must_use]
-    pub fn plus(self, other: Clocks) -> Clocks {
-        Clocks {
+    pub fn plus(self, other: Self) -> Self {
+        Self {
             monotonic_ns: self.monotonic_ns.saturating_add(other.monotonic_ns),
             boottime_ns: self.boottime_ns.saturating_add(other.boottime_ns),
         }
@@ -47,8 +47,8 @@ impl Clocks {
 
     /// Each by as much less as `other` says.
     #[must_use]
-    pub fn minus(self, other: Clocks) -> Clocks {
-        Clocks {
+    pub fn minus(self, other: Self) -> Self {
+        Self {
             monotonic_ns: self.monotonic_ns.saturating_sub(other.monotonic_ns),
             boottime_ns: self.boottime_ns.saturating_sub(other.boottime_ns),
         }

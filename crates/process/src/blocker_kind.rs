@@ -1,11 +1,10 @@
 //! The kinds of what keeps a process from being restored, each with its name. docs/BLOCKERS.md says of each what to do.
 
-use std::fmt;
-
 use bincode::de::Decoder;
 use bincode::enc::Encoder;
 use bincode::error::{DecodeError, EncodeError};
 use bincode::{Decode, Encode};
+use std::fmt;
 
 macro_rules! kinds {
     ($($kind:ident = $name:literal: $what:literal,)*) => {
@@ -174,7 +173,7 @@ impl Encode for BlockerKind {
 
 impl<Context> Decode<Context> for BlockerKind {
     fn decode<D: Decoder<Context = Context>>(decoder: &mut D) -> Result<Self, DecodeError> {
-        Ok(BlockerKind::of_name(&String::decode(decoder)?))
+        Ok(Self::of_name(&String::decode(decoder)?))
     }
 }
 

@@ -33,10 +33,9 @@ mod thread_addresses;
 mod timers;
 mod tracing;
 
-use std::collections::HashMap;
-
 use bincode::{Decode, Encode};
 use pagetide_kernel::ptrace::ThreadId;
+use std::collections::HashMap;
 
 pub use clocks::ClockState;
 pub use credentials::Credentials;

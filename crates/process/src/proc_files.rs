@@ -1,12 +1,11 @@
 //! The few text files of `/proc` this crate reads, parsed. Source: `proc(5)`. Decides nothing.
 
-use std::fs;
-use std::io;
-use std::sync::OnceLock;
-
 use pagetide_kernel::proc_file;
 use pagetide_kernel::ptrace::ThreadId;
 use pagetide_kernel::time_namespace::offsets;
+use std::fs;
+use std::io;
+use std::sync::OnceLock;
 
 /// PF_KTHREAD of `stat` field 9: a thread of the kernel itself.
 pub(crate) const FLAG_KERNEL_THREAD: u64 = 0x0020_0000;

@@ -3,6 +3,13 @@
 //! The bytes: magic `PTPS`, a version (u32 little-endian), then the fields in bincode's fixed-width
 //! little-endian encoding. A reader takes the versions it knows and names others.
 
+use crate::encoded::{Encoding, EncodingError};
+use crate::identity::ProcessIdentity;
+use crate::proc_files::{Stat, Status};
+use crate::stop::StoppedProcess;
+use crate::thread_state::{ThreadState, ThreadStateError};
+use bincode::{Decode, Encode};
+use pagetide_kernel::ptrace::{REGISTER_COUNT, Registers, ThreadId};
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -10,15 +17,6 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
-
-use bincode::{Decode, Encode};
-use pagetide_kernel::ptrace::{REGISTER_COUNT, Registers, ThreadId};
-
-use crate::encoded::{Encoding, EncodingError};
-use crate::identity::ProcessIdentity;
-use crate::proc_files::{Stat, Status};
-use crate::stop::StoppedProcess;
-use crate::thread_state::{ThreadState, ThreadStateError};
 
 /// Some ten thousand threads, and no more.
 const ENCODING: Encoding<{ 64 << 20 }> = Encoding::with_magic(*b"PTPS", 1);

@@ -1,16 +1,5 @@
 //! A process with all its threads stopped, and how it gets into and out of that.
 
-use std::borrow::Cow;
-use std::io;
-use std::os::fd::OwnedFd;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-use pagetide_kernel::pidfd::{PidFd, PidFdError};
-use pagetide_kernel::ptrace::ThreadId;
-use rustix::io::Errno;
-use rustix::process::Signal;
-
 use crate::descriptors::{self, DescriptorError, FileDescriptor};
 use crate::examine::{NoPrivilege, ONE_TRACER, ONLY_64_BIT, why_no_privilege};
 use crate::freezer::Freezer;
@@ -23,6 +12,15 @@ use crate::thread_state::{self, ThreadState, ThreadStateError};
 use crate::tracees::{Ending, StopFailure};
 use crate::tracer::{self, Tracer};
 use crate::waits::Waits;
+use pagetide_kernel::pidfd::{PidFd, PidFdError};
+use pagetide_kernel::ptrace::ThreadId;
+use rustix::io::Errno;
+use rustix::process::Signal;
+use std::borrow::Cow;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// How to stop a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -193,25 +191,25 @@ impl StopError {
     pub fn is_refusal(&self) -> bool {
         matches!(
             self,
-            StopError::AlreadyTraced { .. }
-                | StopError::NoPrivilege { .. }
-                | StopError::ThirtyTwoBit { .. }
-                | StopError::FirstThreadEnded { .. }
-                | StopError::Frozen { .. }
+            Self::AlreadyTraced { .. }
+                | Self::NoPrivilege { .. }
+                | Self::ThirtyTwoBit { .. }
+                | Self::FirstThreadEnded { .. }
+                | Self::Frozen { .. }
         )
     }
 
     /// What whoever runs the command line can do about it, if something.
     pub fn advice(&self) -> Option<Cow<'static, str>> {
         Some(Cow::Borrowed(match self {
-            StopError::NoPrivilege { reason, .. } => reason.advice(),
-            StopError::AlreadyTraced { .. } => ONE_TRACER,
-            StopError::ThirtyTwoBit { .. } => ONLY_64_BIT,
-            StopError::Timeout { state: 'D', .. } => {
+            Self::NoPrivilege { reason, .. } => reason.advice(),
+            Self::AlreadyTraced { .. } => ONE_TRACER,
+            Self::ThirtyTwoBit { .. } => ONLY_64_BIT,
+            Self::Timeout { state: 'D', .. } => {
                 "the process runs on; try again when that wait in the kernel is over, which for the parent of a vfork is when its \
                  child ends or executes a program"
             }
-            StopError::Timeout { .. } => "the process runs on; try again",
+            Self::Timeout { .. } => "the process runs on; try again",
             _ => return None,
         }))
     }

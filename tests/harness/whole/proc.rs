@@ -67,9 +67,10 @@ pub(super) fn read(pid: i32, family: &[i32], facts: &mut Facts) {
     }
     for name in names_in(&format!("{directory}/ns")) {
         // One of these is made again, and its offsets are what it is.
-        let is = match name.starts_with("time") {
-            true => fs::read_to_string(format!("{directory}/timens_offsets")).unwrap_or_default(),
-            false => link(&format!("{directory}/ns/{name}")),
+        let is = if name.starts_with("time") {
+            fs::read_to_string(format!("{directory}/timens_offsets")).unwrap_or_default()
+        } else {
+            link(&format!("{directory}/ns/{name}"))
         };
         facts.insert(format!("namespace {name}"), is);
     }

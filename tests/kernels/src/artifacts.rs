@@ -52,8 +52,7 @@ pub fn build(plan: &mut Plan) -> Result<Built> {
         let name = (job.package.clone(), job.target.clone());
         !programs.contains_key(&name)
     });
-    let mut packages: BTreeSet<String> = binaries.map(|job| job.package.clone()).collect();
-    packages.insert("pagetide-cli".to_owned());
+    let packages: BTreeSet<String> = binaries.map(|job| job.package.clone()).collect();
     for package in packages {
         cargo(&["build", "--package", &package], &mut programs)?;
     }

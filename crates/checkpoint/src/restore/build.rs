@@ -72,7 +72,7 @@ impl<'a> Building<'a> {
         view: &'a View,
         design: &'a Design<'a>,
         options: &RestoreOptions,
-    ) -> Building<'a> {
+    ) -> Self {
         let accepted = |name: &String| name.starts_with(poison::KIND);
         Building {
             store,

@@ -27,7 +27,7 @@ pub(super) struct Design<'a> {
 
 impl<'a> Design<'a> {
     /// Of a snapshot. Refuses what cannot be brought back and was not accepted, and what is not allowed or not possible here.
-    pub fn of(view: &'a View, options: &RestoreOptions) -> Result<Design<'a>, RestoreError> {
+    pub fn of(view: &'a View, options: &RestoreOptions) -> Result<Self, RestoreError> {
         check_blockers(view, options)?;
         let members = members_of(view);
         let plans = members
@@ -71,8 +71,9 @@ fn check_blockers(view: &View, options: &RestoreOptions) -> Result<(), RestoreEr
     let stays =
         |blocker: &Blocker| stays(blocker, &options.accept) && !options.tcp.settles(blocker);
     let blockers: Vec<Blocker> = blockers.into_iter().filter(stays).collect();
-    match blockers.is_empty() {
-        true => Ok(()),
-        false => Err(RestoreError::Blocked { id, blockers }),
+    if blockers.is_empty() {
+        Ok(())
+    } else {
+        Err(RestoreError::Blocked { id, blockers })
     }
 }

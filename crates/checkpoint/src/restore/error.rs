@@ -201,20 +201,20 @@ impl RestoreError {
     /// True if the snapshot cannot be restored here, as opposed to something that failed.
     pub fn is_refusal(&self) -> bool {
         match self {
-            RestoreError::NotAProcess { .. }
-            | RestoreError::Blocked { .. }
-            | RestoreError::File { .. }
-            | RestoreError::Vdso { .. }
-            | RestoreError::Impossible { .. }
-            | RestoreError::TooManyMappings { .. }
-            | RestoreError::Taken { .. }
-            | RestoreError::Session { .. }
-            | RestoreError::MemoryOnly { .. }
-            | RestoreError::NotAllowed { .. }
-            | RestoreError::Spawn(SpawnError::NotPermitted { .. })
-            | RestoreError::Rebuild(RebuildError::KernelMappings(_)) => true,
-            RestoreError::Reopen(inner) => inner.is_refusal(),
-            RestoreError::Store(inner) => inner.is_refusal(),
+            Self::NotAProcess { .. }
+            | Self::Blocked { .. }
+            | Self::File { .. }
+            | Self::Vdso { .. }
+            | Self::Impossible { .. }
+            | Self::TooManyMappings { .. }
+            | Self::Taken { .. }
+            | Self::Session { .. }
+            | Self::MemoryOnly { .. }
+            | Self::NotAllowed { .. }
+            | Self::Spawn(SpawnError::NotPermitted { .. })
+            | Self::Rebuild(RebuildError::KernelMappings(_)) => true,
+            Self::Reopen(inner) => inner.is_refusal(),
+            Self::Store(inner) => inner.is_refusal(),
             _ => false,
         }
     }
@@ -222,15 +222,15 @@ impl RestoreError {
     /// What whoever runs the command line can do about it, if something.
     pub fn advice(&self) -> Option<Cow<'static, str>> {
         match self {
-            RestoreError::Taken { pid, .. } => Some(Cow::Owned(format!(
+            Self::Taken { pid, .. } => Some(Cow::Owned(format!(
                 "end it first (`kill {pid}`), put it back as it was (`pagetide rollback {pid} DIR`), or start a copy with --new-pid"
             ))),
-            RestoreError::NotAllowed { path } => Some(Cow::Owned(format!(
+            Self::NotAllowed { path } => Some(Cow::Owned(format!(
                 "add `--allow {}`; --dry-run lists all such paths",
                 path.display()
             ))),
-            RestoreError::Store(inner) => inner.advice(),
-            RestoreError::Clocks(_) => Some(Cow::Borrowed(
+            Self::Store(inner) => inner.advice(),
+            Self::Clocks(_) => Some(Cow::Borrowed(
                 "restore with --clock host, if the program does not mind another time since boot",
             )),
             _ => None,

@@ -48,7 +48,7 @@ impl Inheritance {
         view: &View,
         plans: &[RestorePlan<'_>],
         sources: &Sources,
-    ) -> Result<(Inheritance, Inherited), RestoreError> {
+    ) -> Result<(Self, Inherited), RestoreError> {
         let mut common = Common::default();
         let parents: HashMap<i32, i32> = tree_of(view)
             .unwrap_or_default()
@@ -72,7 +72,7 @@ impl Inheritance {
         let shares = plans
             .iter()
             .map(|plan| (plan.pid, common.share(view, plan)));
-        let inheritance = Inheritance {
+        let inheritance = Self {
             shares: shares.collect(),
         };
         Ok((inheritance, common.inherited))
@@ -200,9 +200,10 @@ impl Common {
                 let mut filled = PageSet::new();
                 for (&space, pages) in &self.pages {
                     let pages = pages.within(part);
-                    let equal = match space == plan.space {
-                        true => pages,
-                        false => equal_pages(view, space, plan.space, &pages),
+                    let equal = if space == plan.space {
+                        pages
+                    } else {
+                        equal_pages(view, space, plan.space, &pages)
                     };
                     filled = filled.union(&equal);
                 }

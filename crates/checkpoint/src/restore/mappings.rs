@@ -119,9 +119,10 @@ fn protection(region: &Region) -> u32 {
 /// The protection it is mapped with. Memory that once could be written to is charged for ever, which is told by an
 /// attribute of its own.
 fn first_protection(region: &Region) -> u32 {
-    match has(region, "accounted") && !region.protection.write {
-        true => nix::libc::PROT_WRITE.unsigned_abs(),
-        false => protection(region),
+    if has(region, "accounted") && !region.protection.write {
+        nix::libc::PROT_WRITE.unsigned_abs()
+    } else {
+        protection(region)
     }
 }
 
@@ -323,9 +324,10 @@ pub(super) fn seal(
             .map_err(remote("lock memory"))?;
     }
     // Whether pages are locked as they come, some kernels tell and others do not; then it stays so.
-    let (now, mappings) = match locked.iter().any(|region| !has(region, "lockonfault")) {
-        true => Advice::read(pid)?,
-        false => Default::default(),
+    let (now, mappings) = if locked.iter().any(|region| !has(region, "lockonfault")) {
+        Advice::read(pid)?
+    } else {
+        Default::default()
     };
     let told = mappings
         .iter()

@@ -30,7 +30,7 @@ pub(super) enum Nature<'a> {
 }
 
 impl<'a> Nature<'a> {
-    pub fn of(region: &'a Region) -> Nature<'a> {
+    pub fn of(region: &'a Region) -> Self {
         let (path, is_memory) = match &region.backing {
             Backing::Anonymous | Backing::Kernel => return Nature::Nothing,
             Backing::File { path, .. } => (&path[..], false),
@@ -90,14 +90,15 @@ mod tests {
         let of_device = |path: &str, is_memory: bool, device: u64| {
             let path = path.as_bytes().to_vec();
             let mut region = Region::anonymous(PageRange::new(PageIndex(1), PageIndex(2)));
-            region.backing = match is_memory {
-                true => Backing::SharedMemory {
+            region.backing = if is_memory {
+                Backing::SharedMemory {
                     path,
                     offset_bytes: 0,
                     device,
                     inode: 1,
-                },
-                false => Backing::File {
+                }
+            } else {
+                Backing::File {
                     path,
                     offset_bytes: 0,
                     device: 1,
@@ -105,7 +106,7 @@ mod tests {
                     size_bytes: 0,
                     modified_ns: 0,
                     build_id: Vec::new(),
-                },
+                }
             };
             match Nature::of(&region) {
                 Nature::Memfd(name) => format!("memory {}", String::from_utf8_lossy(name)),

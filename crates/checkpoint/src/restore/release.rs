@@ -84,9 +84,10 @@ fn stop_signal(plan: &RestorePlan<'_>, is_asked_for: bool) -> Option<i32> {
         let mut actions = plan.kernel.signal_actions.iter();
         actions.any(|action| action.signal == signal)
     };
-    match is_handled(own.signal) {
-        true => Some(Signal::STOP.as_raw()),
-        false => Some(own.signal),
+    if is_handled(own.signal) {
+        Some(Signal::STOP.as_raw())
+    } else {
+        Some(own.signal)
     }
 }
 

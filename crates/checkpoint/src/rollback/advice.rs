@@ -89,13 +89,8 @@ fn each_part<'a>(
 
 impl Advised {
     /// What has to be done, where `now` is so of these mappings, and all of `fresh` is mapped anew.
-    pub fn plan(
-        now: &Advice,
-        mappings: &[Mapping],
-        regions: &[Region],
-        fresh: &PageSet,
-    ) -> Advised {
-        let mut advised = Advised { calls: Vec::new() };
+    pub fn plan(now: &Advice, mappings: &[Mapping], regions: &[Region], fresh: &PageSet) -> Self {
+        let mut advised = Self { calls: Vec::new() };
         each_part(now, mappings, regions, |region, part, now| {
             for &pages in PageSet::from(part).subtract(fresh).ranges() {
                 advised.put_back(pages, now, &region.advice);

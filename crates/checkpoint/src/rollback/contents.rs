@@ -68,8 +68,8 @@ impl Contents {
         now: &LiveMemory<'_>,
         shape: &Shape,
         changed: Option<&PageSet>,
-    ) -> Result<Contents, RollbackError> {
-        let mut contents = Contents::default();
+    ) -> Result<Self, RollbackError> {
+        let mut contents = Self::default();
         let regions = &view.spaces()[space].regions;
         let held = |region: &&Region| region.capture == Capture::Captured;
         let captured: PageSet = regions.iter().filter(held).map(|r| r.pages).collect();
@@ -191,9 +191,10 @@ impl Contents {
         };
         for region in regions.iter().filter(shared_file) {
             if !differing.within(region.pages).is_empty() {
-                let reason = match region.name.starts_with("anon_inode:") {
-                    true => "memory shared with the kernel has changed since, and is not put back",
-                    false => "a file mapped shared has changed since, and is not put back",
+                let reason = if region.name.starts_with("anon_inode:") {
+                    "memory shared with the kernel has changed since, and is not put back"
+                } else {
+                    "a file mapped shared has changed since, and is not put back"
                 };
                 return Err(refusal(regions, region.pages, reason));
             }

@@ -89,11 +89,11 @@ fn same_backing(mapping: &Mapping, region: &Region) -> bool {
 
 impl Shape {
     /// Compares the mappings of now with the regions of the snapshot. Refuses what cannot be made again.
-    pub fn plan(mappings: &[Mapping], regions: &[Region]) -> Result<Shape, RollbackError> {
+    pub fn plan(mappings: &[Mapping], regions: &[Region]) -> Result<Self, RollbackError> {
         let of_kernel = |mapping: &Mapping| {
             matches!(mapping.name, MappingName::KernelData(_) | MappingName::Vdso)
         };
-        let mut shape = Shape::default();
+        let mut shape = Self::default();
         let now: PageSet = mappings
             .iter()
             .filter(|mapping| !of_kernel(mapping))
@@ -355,13 +355,15 @@ impl Missing {
     fn map(&self, pid: i32, calls: &mut RemoteCalls<'_>) -> Result<(), RemoteCallError> {
         let (start, end) = SIZE.span_of(self.pages);
         let protection = u64::from(self.protection.bits());
-        let unreserved = match self.unreserved {
-            true => MapFlags::NORESERVE,
-            false => MapFlags::empty(),
+        let unreserved = if self.unreserved {
+            MapFlags::NORESERVE
+        } else {
+            MapFlags::empty()
         };
-        let kind = match self.droppable {
-            true => MapFlags::from_bits_retain(MAP_DROPPABLE),
-            false => MapFlags::PRIVATE,
+        let kind = if self.droppable {
+            MapFlags::from_bits_retain(MAP_DROPPABLE)
+        } else {
+            MapFlags::PRIVATE
         };
         let always = unreserved | MapFlags::FIXED | kind;
         let place = |flags: MapFlags| u64::from((flags | always).bits());

@@ -118,13 +118,14 @@ fn describe(
                 reason: NotCapturedBecause::BpfMemory,
             });
         }
-        let about = match mapping.has_file() {
-            true => FileDescription {
+        let about = if mapping.has_file() {
+            FileDescription {
                 facts: report.facts(mapping),
                 build_id: files.build_id(mapping, report),
                 path: None,
-            },
-            false => FileDescription::default(),
+            }
+        } else {
+            FileDescription::default()
         };
         let shows = (watch == ChangeDetection::Object).then(|| objects::shown(mapping));
         let mut advice = stopped.advice.of(mapping);

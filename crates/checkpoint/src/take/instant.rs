@@ -139,10 +139,10 @@ fn prepare(
         before.io = AsynchronousIo::distrusted();
     }
     let report = look_at_files(context, before.iter().map(|before| &before.mappings[..]));
-    let report = match attempt.trusts_files() {
-        true => report,
-        // What kinds of files there are, with none of them taken for settled.
-        false => report.without_settled(),
+    let report = if attempt.trusts_files() {
+        report
+    } else {
+        report.without_settled()
     };
     for (member, before) in context.members.list().iter().zip(&mut before) {
         let process = member.as_probed(&before.mappings, context.files);
@@ -227,9 +227,10 @@ fn capture(
         watched: &prepared.watched,
     };
     let mut capture = || standstill.capture_all(context, &mut standing.processes);
-    let (captured, flags) = match standing.advice_of.is_empty() {
-        true => (capture(), HashMap::new()),
-        false => beside(|| looks::read_all(&standing.advice_of), capture),
+    let (captured, flags) = if standing.advice_of.is_empty() {
+        (capture(), HashMap::new())
+    } else {
+        beside(|| looks::read_all(&standing.advice_of), capture)
     };
     let mut found = captured.map_err(|error| context.members.explain(error))?;
     for member in &context.members.list()[standing.known..] {
@@ -287,9 +288,10 @@ fn settle(
     let (looks, flags) = (&prepared.looks, &inside.flags);
     settled &= looks.after(members.list_mut(), flags, &mut found.members);
     if settled {
-        let stamps = match attempt.trusts_files() {
-            true => after.settled(),
-            false => Vec::new(),
+        let stamps = if attempt.trusts_files() {
+            after.settled()
+        } else {
+            Vec::new()
         };
         let is_call_under_way = writers::is_call_under_way();
         for stopped in found.members.iter_mut().flatten() {

@@ -31,8 +31,8 @@ struct Held {
 }
 
 impl LeaveGuard {
-    pub fn new(leave: Leave, timeout: Duration) -> LeaveGuard {
-        LeaveGuard {
+    pub fn new(leave: Leave, timeout: Duration) -> Self {
+        Self {
             leave,
             timeout,
             all: Vec::new(),

@@ -33,7 +33,7 @@ pub(crate) struct Restorable {
 impl Restorable {
     /// Reads it from the stopped processes. What cannot be read cannot be brought back, and the rest of the snapshot is as
     /// good without it.
-    pub fn read(stopped: &mut AllStopped, tree: bool) -> Restorable {
+    pub fn read(stopped: &mut AllStopped, tree: bool) -> Self {
         let pids = stopped.iter().flatten().map(|one| one.identity().pid);
         let ours: Vec<(i32, i32)> = pids
             .flat_map(|pid| {
@@ -42,9 +42,9 @@ impl Restorable {
             })
             .collect();
         let all: Vec<_> = stopped.iter().flatten().collect();
-        let mut read = Restorable {
+        let mut read = Self {
             is_asked_for: true,
-            ..Restorable::default()
+            ..Self::default()
         };
         let first = all.first().map_or(0, |first| first.identity().pid);
         match OpenFiles::read(&all, &ours) {

@@ -81,13 +81,15 @@ impl Standstill<'_> {
         }
         // Before any page is copied: threads make system calls for it, on whose way the kernel writes the number of the
         // processor into their memory (rseq(2)).
-        let mut restorable = match context.options.restorable {
-            true => Restorable::read(stopped, context.options.tree),
-            false => Restorable::default(),
+        let mut restorable = if context.options.restorable {
+            Restorable::read(stopped, context.options.tree)
+        } else {
+            Restorable::default()
         };
-        let rings = match context.options.restorable {
-            true => std::mem::take(&mut restorable.rings),
-            false => rings_of(context.members, stopped),
+        let rings = if context.options.restorable {
+            std::mem::take(&mut restorable.rings)
+        } else {
+            rings_of(context.members, stopped)
         };
         let (looked, mut objects) = self.look_at_all(context, stopped, &rings)?;
         let copy_started = Instant::now();

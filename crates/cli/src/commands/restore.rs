@@ -206,9 +206,10 @@ fn list(view: &View, tcp: TcpChoice, json: bool) -> anyhow::Result<ExitCode> {
         }
         page.print()?;
     }
-    Ok(match restorable {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::from(3),
+    Ok(if restorable {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(3)
     })
 }
 

@@ -1,8 +1,5 @@
 //! Putting a kernel state into a process that is being built, in four steps.
 
-use nix::libc;
-use pagetide_kernel::ptrace::ThreadId;
-
 use crate::kernel_state::calls::Caller;
 use crate::kernel_state::error::KernelStateApplyError;
 use crate::kernel_state::signals::For;
@@ -12,6 +9,8 @@ use crate::kernel_state::{
     scheduling, signals, switches, thread_addresses, timers,
 };
 use crate::system_calls::SystemCalls;
+use nix::libc;
+use pagetide_kernel::ptrace::ThreadId;
 
 const PR_SET_PDEATHSIG: u64 = 1;
 const PR_SET_NAME: u64 = 15;

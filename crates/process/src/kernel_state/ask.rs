@@ -3,15 +3,13 @@
 //! Each answer is the result of a call and what it wrote. A call that the kernel does not know or refuses leaves no
 //! answer; that the calls cannot be made at all is an error.
 
-use std::collections::HashMap;
-use std::sync::Arc;
-
-use pagetide_kernel::ptrace::ThreadId;
-use rustix::io::Errno;
-
 use crate::remote::RemoteCalls;
 use crate::remote_error::RemoteCallError;
 use crate::stop::StoppedProcess;
+use pagetide_kernel::ptrace::ThreadId;
+use rustix::io::Errno;
+use std::collections::HashMap;
+use std::sync::Arc;
 
 /// Most bytes for answers at a time. There has to be as much room below the stack pointer of the thread.
 const BYTES_AT_ONCE: usize = 2048;

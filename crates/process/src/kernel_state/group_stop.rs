@@ -1,12 +1,10 @@
 //! Whether a process was stopped by a signal (SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU), and whether its parent had been told by wait(2).
 
-use std::path::PathBuf;
-
-use bincode::{Decode, Encode};
-use pagetide_kernel::proc_file;
-
 use crate::kernel_state::error::KernelStateError;
 use crate::seizing::is_gone;
+use bincode::{Decode, Encode};
+use pagetide_kernel::proc_file;
+use std::path::PathBuf;
 
 /// That it is stopped. Source: signal(7), wait(2), proc_pid_stat(5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]

@@ -4,14 +4,13 @@
 //! locked memory (`VmLck` of proc_pid_status(5)) grows by it, and it is there before it is touched (mincore(2)) unless pages are
 //! locked as they come (MCL_ONFAULT).
 
-use nix::libc;
-use pagetide_kernel::ptrace::ThreadId;
-
 use crate::kernel_state::calls::Caller;
 use crate::kernel_state::error::KernelStateApplyError;
 use crate::proc_files::Status;
 use crate::remote_error::RemoteCallError;
 use crate::stop::StoppedProcess;
+use nix::libc;
+use pagetide_kernel::ptrace::ThreadId;
 
 const PAGE_BYTES: u64 = 4096;
 const READ_AND_WRITE: u64 = 3;
@@ -32,14 +31,15 @@ pub(super) fn ask(stopped: &mut StoppedProcess) -> Result<u32, RemoteCallError> 
     ) {
         Ok(page) => {
             let is_locked = locked().ok() > before;
-            let is_there = match is_locked {
-                false => Ok(false),
-                true => calls.with_bytes(&[0], |calls, told| {
+            let is_there = if !is_locked {
+                Ok(false)
+            } else {
+                calls.with_bytes(&[0], |calls, told| {
                     calls.call(libc::SYS_mincore, [page, PAGE_BYTES, told, 0, 0, 0])?;
                     let mut byte = [0];
                     calls.read(told, &mut byte)?;
                     Ok::<bool, RemoteCallError>(byte[0] & 1 != 0)
-                }),
+                })
             };
             let unmapped = calls.call(libc::SYS_munmap, [page, PAGE_BYTES, 0, 0, 0, 0]);
             unmapped

@@ -1,15 +1,13 @@
 //! Whether a process lives in other namespaces than we do: what it is restored in are ours.
 
-use std::fs;
-use std::io;
-use std::path::PathBuf;
-
-use pagetide_kernel::ptrace::ThreadId;
-
 use crate::blocker::Blocker;
 use crate::blocker_kind::BlockerKind;
 use crate::kernel_state::clocks;
 use crate::kernel_state::error::KernelStateError;
+use pagetide_kernel::ptrace::ThreadId;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
 
 /// A kind of namespaces, by its name in `/proc/PID/ns`.
 struct Kind {

@@ -1,13 +1,12 @@
 //! What a thread may do with the processor, and what becomes of it when the processor errs.
 
-use bincode::{Decode, Encode};
-use nix::libc;
-use pagetide_kernel::ptrace::ThreadId;
-
 use crate::kernel_state::ask::{Answer, Question};
 use crate::kernel_state::calls::Caller;
 use crate::kernel_state::error::KernelStateApplyError;
 use crate::proc_files::Status;
+use bincode::{Decode, Encode};
+use nix::libc;
+use pagetide_kernel::ptrace::ThreadId;
 
 const PR_GET_TSC: u64 = 25;
 const PR_SET_TSC: u64 = 26;

@@ -1,16 +1,5 @@
 //! Reading a kernel state, in the stop: from outside what can be, the rest by each thread itself.
 
-use nix::libc;
-use std::collections::HashMap;
-use std::io;
-use std::path::PathBuf;
-use std::sync::Arc;
-
-use pagetide_kernel::proc_file;
-use pagetide_kernel::ptrace::{self, RseqConfiguration, SignalInfo, SignalQueue, ThreadId};
-use pagetide_kernel::robust_list::robust_list;
-use pagetide_kernel::scheduling::SchedulingAttributes;
-
 use crate::blocker::Blocker;
 use crate::kernel_state::ask::{
     Answer, Question, ThreadAnswers, ThreadQuestions, ask_one, ask_together, fit_at_once,
@@ -31,6 +20,15 @@ use crate::rings::{self, RingsOfThreads};
 use crate::seizing::is_gone;
 use crate::stop::StoppedProcess;
 use crate::tracees::Tracees;
+use nix::libc;
+use pagetide_kernel::proc_file;
+use pagetide_kernel::ptrace::{self, RseqConfiguration, SignalInfo, SignalQueue, ThreadId};
+use pagetide_kernel::robust_list::robust_list;
+use pagetide_kernel::scheduling::SchedulingAttributes;
+use std::collections::HashMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 const PR_GET_PDEATHSIG: u64 = 2;
 /// One entry of a local descriptor table.
@@ -50,9 +48,7 @@ impl KernelState {
     /// [`Self::outside_blockers`] names is not looked for again.
     ///
     /// Workers of io_uring inside the process are no threads of it here.
-    pub fn read(
-        stopped: &mut StoppedProcess,
-    ) -> Result<(KernelState, Vec<Blocker>), KernelStateError> {
+    pub fn read(stopped: &mut StoppedProcess) -> Result<(Self, Vec<Blocker>), KernelStateError> {
         let (state, blockers, _) = Self::read_with_rings(stopped)?;
         Ok((state, blockers))
     }
@@ -60,7 +56,7 @@ impl KernelState {
     /// The same, and what [`StoppedProcess::rings_of_threads`] tells: all of it is asked of the threads at once.
     pub fn read_with_rings(
         stopped: &mut StoppedProcess,
-    ) -> Result<(KernelState, Vec<Blocker>, RingsOfThreads), KernelStateError> {
+    ) -> Result<(Self, Vec<Blocker>, RingsOfThreads), KernelStateError> {
         Reading::of(stopped)
     }
 

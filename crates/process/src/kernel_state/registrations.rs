@@ -5,12 +5,11 @@
 //! wrong from then on. What it has registered the kernel tells since Linux 6.3. Where it does not tell, all kinds are
 //! registered: one too many costs a little time at a change of processes, one too few the program.
 
-use bincode::{Decode, Encode};
-use nix::libc;
-
 use crate::kernel_state::ask::{Answer, Question};
 use crate::kernel_state::calls::Caller;
 use crate::kernel_state::error::KernelStateApplyError;
+use bincode::{Decode, Encode};
+use nix::libc;
 
 const MEMBARRIER_CMD_QUERY: u64 = 0;
 const MEMBARRIER_CMD_GET_REGISTRATIONS: u64 = 1 << 9;

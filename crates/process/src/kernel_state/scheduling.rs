@@ -1,15 +1,14 @@
 //! When and where a thread runs: policy, processors, disk priority, timer slack. Set from outside, but the slack.
 
+use crate::kernel_state::ask::Question;
+use crate::kernel_state::calls::Caller;
+use crate::kernel_state::error::{KernelStateApplyError, KernelStateError};
 use bincode::{Decode, Encode};
 use nix::libc;
 use pagetide_kernel::io_priority::{io_priority, set_io_priority};
 use pagetide_kernel::ptrace::ThreadId;
 use pagetide_kernel::scheduling::{SchedulingAttributes, attributes, set_attributes};
 use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity};
-
-use crate::kernel_state::ask::Question;
-use crate::kernel_state::calls::Caller;
-use crate::kernel_state::error::{KernelStateApplyError, KernelStateError};
 
 const PR_SET_TIMERSLACK: u64 = 29;
 const PR_GET_TIMERSLACK: u64 = 30;

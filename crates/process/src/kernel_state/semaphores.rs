@@ -6,16 +6,14 @@
 //! without something in it (clone(2), CLONE_SYSVSEM). Then there is nothing in it if no set of semaphores was used as long as the
 //! process lives, which proc_sysvipc(5) tells.
 
-use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-use pagetide_kernel::kcmp::share_semaphore_undo;
-use pagetide_kernel::proc_file;
-use pagetide_kernel::ptrace::ThreadId;
-
 use crate::blocker::Blocker;
 use crate::blocker_kind::BlockerKind;
 use crate::kernel_state::shared_space::other_processes;
+use pagetide_kernel::kcmp::share_semaphore_undo;
+use pagetide_kernel::proc_file;
+use pagetide_kernel::ptrace::ThreadId;
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The column of the time of the last semop(2), in seconds since 1970.
 const LAST_USED: usize = 8;

@@ -1,13 +1,11 @@
 //! Whether a process has the memory of another one: clone(2) with CLONE_VM and without CLONE_THREAD, or a child of vfork(2) that has not
 //! executed a program yet. Each would come back with memory of its own.
 
-use std::fs;
-
-use pagetide_kernel::kcmp::share_address_space;
-
 use crate::blocker::Blocker;
 use crate::blocker_kind::BlockerKind;
 use crate::proc_files;
+use pagetide_kernel::kcmp::share_address_space;
+use std::fs;
 
 /// One blocker for each process outside of `members` that has the memory of `pid`. None where the kernel does not tell.
 pub(super) fn blockers(pid: i32, members: &[i32]) -> Vec<Blocker> {

@@ -3,15 +3,13 @@
 //! The bytes: magic `PTOF`, a version (u32 little-endian), then the fields in bincode's fixed-width little-endian encoding. Version 1
 //! ended before the owners of pipes.
 
-use std::collections::HashSet;
-
-use crate::encoded::{Encoding, EncodingError};
-
 use super::device;
 use super::model::{Description, DescriptorTable, Kind, OpenFiles};
 use super::object::StoredObject;
 use super::path::PathIdentity;
 use super::pipe_state::PipeState;
+use crate::encoded::{Encoding, EncodingError};
+use std::collections::HashSet;
 
 /// What is stored of files without names, as much again of pipes and sockets, and some million descriptors, and no more.
 const LIMIT_BYTES: usize = 256 << 20;

@@ -1,12 +1,5 @@
 //! Descriptors that refer to processes of the snapshot: opened by each process for itself, once all of them are there.
 
-use std::collections::{HashMap, HashSet};
-
-use nix::libc;
-use rustix::fs::{OFlags, ResolveFlags};
-
-use crate::system_calls::SystemCalls;
-
 use super::again::flags_of_open;
 use super::epoll::EpollEntry;
 use super::error::ReopenError;
@@ -14,6 +7,10 @@ use super::model::{Descriptor, Kind, OpenFiles};
 use super::place::{Placing, argument};
 use super::process_file::{ProcessFile, ProcessFileKind};
 use super::reopen::Reopened;
+use crate::system_calls::SystemCalls;
+use nix::libc;
+use rustix::fs::{OFlags, ResolveFlags};
+use std::collections::{HashMap, HashSet};
 
 const F_DUPFD_CLOEXEC: u64 = 1030;
 /// No others go with O_PATH: openat2(2).
@@ -157,9 +154,10 @@ impl Placing<'_> {
             (ProcessFileKind::Proc { .. }, Some(mut path)) => {
                 // struct open_how: flags, mode, resolve. Behind it the path.
                 let flags = flags_of_open(status_flags);
-                let flags = match flags.contains(OFlags::PATH) {
-                    true => flags.intersection(FLAGS_WITH_PATH),
-                    false => flags,
+                let flags = if flags.contains(OFlags::PATH) {
+                    flags.intersection(FLAGS_WITH_PATH)
+                } else {
+                    flags
                 };
                 let flags = u64::from(flags.bits());
                 let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;

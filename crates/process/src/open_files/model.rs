@@ -1,11 +1,5 @@
 //! What processes have open, as data: descriptions, descriptors, and what they are open on.
 
-use std::path::Path;
-
-use bincode::{Decode, Encode};
-
-use crate::blocker::Blocker;
-
 use super::device::DeviceState;
 use super::directory::DirectoryState;
 use super::epoll::EpollState;
@@ -23,6 +17,9 @@ use super::signalfd::SignalfdState;
 use super::socket::SocketState;
 use super::terminal::{StandardStream, TerminalState};
 use super::timerfd::TimerfdState;
+use crate::blocker::Blocker;
+use bincode::{Decode, Encode};
+use std::path::Path;
 
 /// Name of the attachment of a snapshot that holds [`OpenFiles::to_bytes`].
 pub const OPEN_FILES_ATTACHMENT: &str = "files";

@@ -3,21 +3,6 @@
 //! What is in them is stored with the snapshot, up to a limit for all of them together, unless it is memory that processes
 //! map shared: that is memory of the snapshot anyhow, and whoever restores hands over a descriptor of what was made of it.
 
-use std::collections::{HashMap, HashSet};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::Path;
-
-use bincode::{Decode, Encode};
-use rustix::fs::{
-    Gid, MemfdFlags, Mode, OFlags, SealFlags, Uid, fchmod, fchown, fcntl_add_seals, fstat,
-    memfd_create, open,
-};
-use rustix::io::Errno;
-
-use crate::blocker::Blocker;
-use crate::blocker_kind::BlockerKind;
-use crate::opener::{OpenError, Opener};
-
 use super::again::{open_again, seek, set_flags};
 use super::choices::ReopenChoices;
 use super::content::{self, ContentError, Run};
@@ -27,6 +12,18 @@ use super::foreign::Foreign;
 use super::memfd;
 use super::memfd::ObjectOrigin;
 use super::refused::file_system;
+use crate::blocker::Blocker;
+use crate::blocker_kind::BlockerKind;
+use crate::opener::{OpenError, Opener};
+use bincode::{Decode, Encode};
+use rustix::fs::{
+    Gid, MemfdFlags, Mode, OFlags, SealFlags, Uid, fchmod, fchown, fcntl_add_seals, fstat,
+    memfd_create, open,
+};
+use rustix::io::Errno;
+use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
 
 /// Most bytes that are stored of all such files of a snapshot.
 pub(crate) const STORED_BYTES_MAX: usize = 64 << 20;
@@ -262,9 +259,10 @@ impl StoredObject {
     /// that is its own user's.
     fn dress(&self, file: &OwnedFd, opener: &Opener) -> Result<(), Errno> {
         const RIGHTS_OF_OWNER: u32 = 0o6000;
-        let mode = match self.is_own(opener) {
-            true => self.mode,
-            false => self.mode & !RIGHTS_OF_OWNER,
+        let mode = if self.is_own(opener) {
+            self.mode
+        } else {
+            self.mode & !RIGHTS_OF_OWNER
         };
         let now = fstat(file)?;
         if (now.st_uid, now.st_gid) != (self.uid, self.gid) {

@@ -4,20 +4,6 @@
 //! the other end, a restore cannot give it back: a standard stream is then pagetide's own, and anything else a [`Blocker`].
 //! A FIFO is opened by its path, and who else opens it does not matter.
 
-use std::collections::HashMap;
-use std::os::fd::OwnedFd;
-
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{FileType, Gid, Mode, OFlags, Uid, fchmod, fchown, fcntl_setfl};
-use rustix::io::{Errno, ioctl_fionread, read, write};
-use rustix::pipe::{
-    PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, tee,
-};
-
-use crate::blocker::Blocker;
-use crate::blocker_kind::BlockerKind;
-use crate::opener::Opener;
-
 use super::again::{can_read, can_write, open_again, open_found, set_flags};
 use super::choices::ReopenChoices;
 use super::choices::accept;
@@ -31,6 +17,17 @@ use super::pipe_state::PipeOwner;
 use super::pipe_state::PipeState;
 use super::refused::file_system;
 use super::terminal::StandardStream;
+use crate::blocker::Blocker;
+use crate::blocker_kind::BlockerKind;
+use crate::opener::Opener;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FileType, Gid, Mode, OFlags, Uid, fchmod, fchown, fcntl_setfl};
+use rustix::io::{Errno, ioctl_fionread, read, write};
+use rustix::pipe::{
+    PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, tee,
+};
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 
 /// Most bytes that are stored of what is in one pipe: what an administrator may allow.
 const CONTENT_BYTES_MAX: usize = 64 << 20;
@@ -152,9 +149,10 @@ impl PipeError {
 
 fn read_state(group: &[(usize, &Foreign)], is_fifo: bool) -> Result<PipeState, PipeError> {
     let first = group[0].1;
-    let at = match is_fifo {
-        true => Some(path::of(first).map_err(|_| PipeError::Path)?),
-        false => None,
+    let at = if is_fifo {
+        Some(path::of(first).map_err(|_| PipeError::Path)?)
+    } else {
+        None
     };
     let capacity = fcntl_getpipe_size(first)?;
     let packets = group
@@ -308,9 +306,10 @@ fn reopen_fifo(
     // What is in it is asked of a description that the process has, or had.
     let flags = OFlags::NONBLOCK.bits();
     let reader = ends.iter().any(|end| can_read(end.1.status_flags));
-    let reader = match reader {
-        true => open(flags)?,
-        false => open_again(&fifo, flags).map_err(failed)?,
+    let reader = if reader {
+        open(flags)?
+    } else {
+        open_again(&fifo, flags).map_err(failed)?
     };
     if ioctl_fionread(&reader).map_err(failed)? > 0 {
         accept(

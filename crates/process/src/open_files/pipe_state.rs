@@ -1,8 +1,7 @@
 //! A pipe or FIFO as data.
 
-use bincode::{Decode, Encode};
-
 use super::path::PathIdentity;
+use bincode::{Decode, Encode};
 
 /// A pipe or FIFO.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]

@@ -3,15 +3,12 @@
 //! They can be opened again only when the process is there, and under its new number; each process that has one opens it for
 //! itself then. Files of processes outside are refused.
 
-use std::os::unix::ffi::OsStrExt;
-
-use bincode::{Decode, Encode};
-
-use crate::blocker::Blocker;
-use crate::blocker_kind::BlockerKind;
-
 use super::foreign::Foreign;
 use super::refused::file_system;
+use crate::blocker::Blocker;
+use crate::blocker_kind::BlockerKind;
+use bincode::{Decode, Encode};
+use std::os::unix::ffi::OsStrExt;
 
 /// A file that belongs to a process of the snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
@@ -117,8 +114,8 @@ impl ProcessFile {
     }
 
     /// A file of the same process that is always there.
-    pub(crate) fn in_place_of_it(&self) -> ProcessFile {
-        ProcessFile {
+    pub(crate) fn in_place_of_it(&self) -> Self {
+        Self {
             pid: self.pid,
             kind: ProcessFileKind::Proc {
                 name: b"stat".to_vec(),

@@ -1,20 +1,5 @@
 //! Reading what stopped processes have open.
 
-use std::collections::{HashMap, HashSet};
-use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
-
-use pagetide_kernel::descriptor_owner::{self, OwnerKind};
-use pagetide_kernel::maps::mappings;
-use pagetide_kernel::pidfd::PidFd;
-use pagetide_kernel::process_group::process_group;
-use rustix::fs::{FileType, MemfdFlags, OFlags, fstat, fstatfs, memfd_create};
-
-use crate::blocker::Blocker;
-use crate::blocker_kind::BlockerKind;
-use crate::stop::StoppedProcess;
-
 use super::descriptor_limit::raise_limit;
 use super::error::OpenFilesError;
 use super::foreign::Foreign;
@@ -30,6 +15,18 @@ use super::{
     device, directory, epoll, eventfd, inotify, path, pipe, process_file, regular, signalfd,
     timerfd,
 };
+use crate::blocker::Blocker;
+use crate::blocker_kind::BlockerKind;
+use crate::stop::StoppedProcess;
+use pagetide_kernel::descriptor_owner::{self, OwnerKind};
+use pagetide_kernel::maps::mappings;
+use pagetide_kernel::pidfd::PidFd;
+use pagetide_kernel::process_group::process_group;
+use rustix::fs::{FileType, MemfdFlags, OFlags, fstat, fstatfs, memfd_create};
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 
 impl OpenFiles {
     /// Reads what the stopped processes have open, all of them at once: what two of them share is found to be one. `skip` are
@@ -82,12 +79,11 @@ fn copy_all(
             _ => open_process(stopped, pid)?,
         };
         let is_served = mounts.are_behind(&one.info);
-        let copy = match is_served {
-            true => in_its_place(pid, one.number),
-            false => {
-                let copy = descriptor.get_fd(one.number);
-                copy.map_err(|source| OpenFilesError::Copy { pid, source })
-            }
+        let copy = if is_served {
+            in_its_place(pid, one.number)
+        } else {
+            let copy = descriptor.get_fd(one.number);
+            copy.map_err(|source| OpenFilesError::Copy { pid, source })
         }?;
         process = Some((pid, descriptor));
         let failed = |source: rustix::io::Errno| OpenFilesError::Look {

@@ -1,13 +1,5 @@
 //! Opening every description again, in the process that restores.
 
-use std::collections::{HashMap, HashSet};
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
-
-use rustix::io::fcntl_dupfd_cloexec;
-
-use crate::opener::{Opener, Openers};
-
 use super::again::set_flags;
 use super::choices::ReopenChoices;
 use super::descriptor_limit::raise_limit;
@@ -20,6 +12,11 @@ use super::{
     device, directory, epoll, eventfd, inotify, locks, path, pipe, regular, signalfd, terminal,
     timerfd,
 };
+use crate::opener::{Opener, Openers};
+use rustix::io::fcntl_dupfd_cloexec;
+use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 /// Which processes have a description: looked up once for all of them. To go through the tables for each one would take the square of
 /// their count, and a process may have a million. Descriptions are told by their places.

@@ -1,16 +1,14 @@
 //! The stopped threads of the target while some of them run: remote calls, and the way into a group-stop.
 
-use std::collections::VecDeque;
-use std::io;
-use std::time::Instant;
-
-use pagetide_kernel::pidfd::PidFd;
-use pagetide_kernel::ptrace::{self, Event, ThreadId, WaitReport};
-use rustix::process::Signal;
-
 use super::list::Now;
 use super::pause::Pause;
 use super::{Ending, SessionReport, StopFailure, Tracees};
+use pagetide_kernel::pidfd::PidFd;
+use pagetide_kernel::ptrace::{self, Event, ThreadId, WaitReport};
+use rustix::process::Signal;
+use std::collections::VecDeque;
+use std::io;
+use std::time::Instant;
 
 /// Of threads that are under way together, those that were sent first are the first to report: so many of them are asked.
 const ASKED_AT_ONCE: usize = 4;
@@ -159,9 +157,10 @@ impl Tracees {
                 return Ok(Some((thread, report)));
             }
         }
-        match all {
-            true => ptrace::wait_any(kept),
-            false => Ok(None),
+        if all {
+            ptrace::wait_any(kept)
+        } else {
+            Ok(None)
         }
     }
 

@@ -1,13 +1,11 @@
 //! Prevents: something the kernel keeps for a process that is read wrongly, changed by being read, or not the same in a
 //! process that it is put into.
 
-use std::process::Command;
-
+use crate::harness::{Target, program};
 use pagetide_process::{
     Blocker, KernelState, PosixTimer, StateDecodeError, StoppedProcess, ThreadId,
 };
-
-use crate::harness::{Target, program};
+use std::process::Command;
 
 /// With restartable sequences left to the program itself.
 fn start(how: &str, threads: usize) -> Target {

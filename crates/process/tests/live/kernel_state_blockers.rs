@@ -1,11 +1,9 @@
 //! Prevents: a process that is said to be restorable and has something that cannot be brought back.
 
+use crate::harness::{Target, patient, program};
+use pagetide_process::{Blocker, KernelState, ProcessIdentity, StoppedProcess};
 use std::fs;
 use std::process::Command;
-
-use pagetide_process::{Blocker, KernelState, ProcessIdentity, StoppedProcess};
-
-use crate::harness::{Target, patient, program};
 
 fn blockers_of(pid: i32) -> Vec<Blocker> {
     let identity = ProcessIdentity::of(pid).unwrap();

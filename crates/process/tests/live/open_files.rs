@@ -1,11 +1,7 @@
 //! Prevents: an open file that is lost on the way into a snapshot and back, comes back with another position, flag, content or
 //! number, or is no longer shared with whom it was shared; and a program that notices that its files were looked at.
 
-use std::collections::{BTreeMap, HashMap};
-use std::fs;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
-
+use crate::harness::{PATIENCE, Target, patient, wait_until};
 use pagetide_kernel::kcmp::compare_files;
 use pagetide_kernel::spawn::{Fate, Seed, spawn};
 use pagetide_process::{
@@ -13,9 +9,11 @@ use pagetide_process::{
     ReopenError, Reopened, StoppedProcess,
 };
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 use tempfile::TempDir;
-
-use crate::harness::{PATIENCE, Target, patient, wait_until};
 
 /// The target and its child, with the directory they stand in.
 struct Family {

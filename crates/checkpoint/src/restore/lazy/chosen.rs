@@ -46,7 +46,7 @@ fn may_come_later(region: &Region) -> bool {
 }
 
 impl Chosen {
-    pub fn of(view: &View, plan: &RestorePlan<'_>) -> Chosen {
+    pub fn of(view: &View, plan: &RestorePlan<'_>) -> Self {
         let mut pages = PageSet::new();
         for region in plan.regions.iter().filter(|region| may_come_later(region)) {
             let data = view
@@ -62,7 +62,7 @@ impl Chosen {
         let pages = pages.subtract(&last);
         let regions = plan.regions.iter().map(|region| region.pages);
         let regions = regions.filter(|region| !pages.within(*region).is_empty());
-        Chosen {
+        Self {
             regions: regions.collect(),
             pages,
         }

@@ -1,12 +1,10 @@
 //! What whoever restores has decided of sockets.
 
-use std::collections::BTreeSet;
-
-use crate::blocker::Blocker;
-use crate::opener::Opener;
-
 use super::state::SocketState;
 use super::tcp;
+use crate::blocker::Blocker;
+use crate::opener::Opener;
+use std::collections::BTreeSet;
 
 /// What the user wants to become of sockets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,7 +28,7 @@ pub enum TcpChoice {
 impl TcpChoice {
     /// True if what keeps a process from being restored is nothing with this choice.
     pub fn settles(self, blocker: &Blocker) -> bool {
-        self == TcpChoice::Reset && tcp::BLOCKERS.contains(&blocker.kind)
+        self == Self::Reset && tcp::BLOCKERS.contains(&blocker.kind)
     }
 }
 

@@ -4,15 +4,6 @@
 //! receiving and acknowledging. It is switched off by TCP_REPAIR_OFF_NO_WP, since the plain way sends a probe to the peer; and
 //! either way clears SO_REUSEADDR, which is put back.
 
-use std::io;
-use std::os::fd::BorrowedFd;
-
-use pagetide_kernel::socket::{
-    PEEK_URGENT, bytes_to_read, bytes_to_send, own_address, peek, peer_address,
-};
-use pagetide_kernel::socket_option::SocketOption;
-use rustix::event::PollFlags;
-
 use super::foreign::ForeignSocket;
 use super::options::{KeptOption, Shape};
 use super::queue::{PeekOffset, QUEUE_BYTES_MAX};
@@ -20,6 +11,13 @@ use super::state::{TcpConnection, TcpRole, TcpSocket};
 use super::surroundings::events;
 use crate::blocker::Blocker;
 use crate::blocker_kind::BlockerKind;
+use pagetide_kernel::socket::{
+    PEEK_URGENT, bytes_to_read, bytes_to_send, own_address, peek, peer_address,
+};
+use pagetide_kernel::socket_option::SocketOption;
+use rustix::event::PollFlags;
+use std::io;
+use std::os::fd::BorrowedFd;
 
 const SYN_SENT: u8 = 2;
 const SYN_RECV: u8 = 3;

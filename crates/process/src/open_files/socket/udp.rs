@@ -1,16 +1,5 @@
 //! UDP sockets.
 
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
-
-use pagetide_kernel::socket::{
-    bind, bytes_to_read, bytes_to_send, connect, own_address, peer_address,
-};
-use pagetide_kernel::socket_option::SocketOption;
-use rustix::event::PollFlags;
-use rustix::net::{Shutdown, shutdown};
-
 use super::address::{check_address, port};
 use super::error::SocketError;
 use super::foreign::ForeignSocket;
@@ -20,6 +9,15 @@ use super::state::{SocketState, UdpSocket};
 use super::surroundings::{Surroundings, events};
 use crate::blocker::Blocker;
 use crate::blocker_kind::BlockerKind;
+use pagetide_kernel::socket::{
+    bind, bytes_to_read, bytes_to_send, connect, own_address, peer_address,
+};
+use pagetide_kernel::socket_option::SocketOption;
+use rustix::event::PollFlags;
+use rustix::net::{Shutdown, shutdown};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 /// So long a datagram may be on its way to a device.
 const ON_ITS_WAY: Duration = Duration::from_micros(500);

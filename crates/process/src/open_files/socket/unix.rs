@@ -1,16 +1,5 @@
 //! Unix sockets: who is connected to whom, and what waits.
 
-use std::collections::HashMap;
-use std::fs;
-use std::io;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-
-use pagetide_kernel::socket::{PEEK_URGENT, bytes_to_read, own_address, peek, peer_address};
-use pagetide_kernel::socket_option::SocketOption;
-use rustix::event::PollFlags;
-
 use super::diag::UnixFacts;
 use super::foreign::ForeignSocket;
 use super::options::Shape;
@@ -19,6 +8,15 @@ use super::state::{SocketFile, SocketKind, SocketState, UnixForm, UnixRole, Unix
 use super::surroundings::{Surroundings, events};
 use crate::blocker::Blocker;
 use crate::blocker_kind::BlockerKind;
+use pagetide_kernel::socket::{PEEK_URGENT, bytes_to_read, own_address, peek, peer_address};
+use pagetide_kernel::socket_option::SocketOption;
+use rustix::event::PollFlags;
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 const TCP_ESTABLISHED: u8 = 1;
 const TCP_LISTEN: u8 = 10;
