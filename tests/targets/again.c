@@ -1,8 +1,10 @@
 /* Files that are opened again by other ways than their descriptors, by the third word: "owner", a pipe, by somebody who is not root;
  * "memfd", files of memory that could be executed; "names", mapped files whose first name is gone and that have another, or are called
- * " (deleted)"; "threads", files of /proc of this process and its threads. In each step all of it is as it was. */
+ * " (deleted)"; "threads", files of /proc of this process and its threads; "high", descriptors of the highest numbers. In each step
+ * all of it is as it was. */
 #include "steps.h"
 #include <grp.h>
+#include <sys/resource.h>
 
 #define NOBODY 65534
 
@@ -115,6 +117,26 @@ static void threads(void) {
     must(pread(own_maps, text, 10, 0) == 10);
 }
 
+/* The two highest that it may have: one of a file, and one of a file of /proc. */
+static void high(void) {
+    static int most;
+    if (!most) {
+        struct rlimit limit;
+        must(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+        limit.rlim_cur = limit.rlim_max;
+        must(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+        most = (int)limit.rlim_max;
+        int file = open("/dev/zero", O_RDONLY | O_CLOEXEC), own = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
+        must(dup3(file, most - 1, O_CLOEXEC) == most - 1 && dup3(own, most - 2, 0) == most - 2);
+        close(file);
+        close(own);
+    }
+    char text[8] = "full";
+    must(read(most - 1, text, 4) == 4 && !memcmp(text, "\0\0\0\0", 4));
+    must(pread(most - 2, text, 4, 0) == 4);
+    must(fcntl(most - 1, F_GETFD) == FD_CLOEXEC && fcntl(most - 2, F_GETFD) == 0);
+}
+
 int main(int count, char **words) {
     begin_steps(count, words);
     must(count == 4);
@@ -122,7 +144,7 @@ int main(int count, char **words) {
     prctl(PR_SET_NAME, "again");
     const char *what = words[3];
     void (*look)(void) = !strcmp(what, "owner") ? owner : !strcmp(what, "memfd") ? memfd
-                       : !strcmp(what, "names") ? names : threads;
+                       : !strcmp(what, "names") ? names : !strcmp(what, "high") ? high : threads;
     for (;;) {
         look();
         sleep_ms(5);

@@ -99,3 +99,8 @@ fn stores_reach_a_mapped_file_by_the_name_that_it_has() {
 fn files_of_threads() {
     is_opened_again("threads");
 }
+
+#[test]
+fn descriptors_of_the_highest_numbers() {
+    is_opened_again("high");
+}

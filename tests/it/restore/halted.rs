@@ -1,7 +1,7 @@
 //! Prevents that a process that was stopped (SIGSTOP, Ctrl-Z) comes back running, or that its parent is told of the stop again, or never.
 
 use pagetide_tests::{Program, Steps, Subject, comes_back};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 fn state(pid: i32) -> String {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("its state");
@@ -83,4 +83,23 @@ fn what_was_only_stopped_for_the_snapshot_comes_back_running() {
     subject.kill();
     subject.restore(&[]);
     steps.goes_on(&subject);
+}
+
+#[test]
+fn a_restore_right_after_a_kill_waits_for_the_pid() {
+    let mut subject = Subject::target("standing", &["3"]);
+    let mut steps = Steps::new(3);
+    steps.goes_on(&subject);
+    subject.checkpoint(&[]);
+    let pid = Pid::from_raw(subject.pid()).expect("a number");
+    kill_process(pid, Signal::KILL).expect("end it");
+    // Its parent takes its time.
+    let reaper = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(700));
+        waitpid(Some(pid), WaitOptions::empty()).expect("it has ended");
+    });
+    subject.restore(&[]);
+    reaper.join().expect("it was reaped");
+    subject.wait_until("steps", || state(subject.pid()) != "Z");
+    subject.assert_alive();
 }

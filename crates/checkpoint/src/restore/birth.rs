@@ -12,7 +12,7 @@ use pagetide_snapshot::View;
 use rustix::process::Signal;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The processes that were made, until they live: an early end kills them.
 #[derive(Default)]
@@ -180,7 +180,7 @@ pub(super) fn claim_numbers(
         .chain(threads.map(|state| state.thread.get()))
         .collect();
     apart::leave_numbers(&numbers);
-    let taken = |pid: &&i32| Path::new(&format!("/proc/{pid}")).exists();
+    let taken = |pid: &&i32| !is_free_soon(**pid);
     match numbers.iter().find(taken) {
         Some(&pid) => Err(RestoreError::Taken {
             pid,
@@ -188,6 +188,33 @@ pub(super) fn claim_numbers(
         }),
         None => Ok(numbers),
     }
+}
+
+/// True if nobody has a pid, also if that is so only after a while: whoever was killed just now takes a moment to end, and to be
+/// waited for.
+fn is_free_soon(pid: i32) -> bool {
+    let deadline = Instant::now() + PATIENCE;
+    while Path::new(&format!("/proc/{pid}")).exists() {
+        if !is_ending(pid) || Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(PAUSE_BETWEEN_TRIES);
+    }
+    true
+}
+
+/// True if a process has ended and waits to be reaped, or SIGKILL is on its way to it.
+fn is_ending(pid: i32) -> bool {
+    const SIGKILL: u64 = 1 << 8;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let mut lines = status.lines().filter_map(|line| line.split_once(':'));
+    lines.any(|(name, value)| match name {
+        "State" => value.trim().starts_with(['Z', 'X']),
+        "SigPnd" | "ShdPnd" => {
+            u64::from_str_radix(value.trim(), 16).is_ok_and(|set| set & SIGKILL != 0)
+        }
+        _ => false,
+    })
 }
 
 struct Family<'a> {

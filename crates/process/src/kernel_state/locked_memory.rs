@@ -1,12 +1,12 @@
 //! Whether all that a process maps from now on is locked into memory: mlockall(2) with MCL_FUTURE.
 //!
-//! The kernel shows it nowhere; but what is mapped then is locked, which a page that is mapped for a moment tells: the sum of
-//! locked memory (`VmLck` of proc_pid_status(5)) grows by it, and it is there before it is touched (mincore(2)) unless pages are
-//! locked as they come (MCL_ONFAULT).
+//! The kernel shows it nowhere; but what is mapped then is locked, which a page that is mapped for a moment tells: msync(2) with
+//! MS_INVALIDATE refuses it (EBUSY), and it is there before it is touched (mincore(2)) unless pages are locked as they come
+//! (MCL_ONFAULT).
 
 use crate::kernel_state::calls::Caller;
 use crate::kernel_state::error::KernelStateApplyError;
-use crate::proc_files::Status;
+use crate::remote::RemoteCalls;
 use crate::remote_error::RemoteCallError;
 use crate::stop::StoppedProcess;
 use nix::libc;
@@ -16,39 +16,20 @@ const PAGE_BYTES: u64 = 4096;
 const READ_AND_WRITE: u64 = 3;
 /// MAP_PRIVATE | MAP_ANONYMOUS.
 const PRIVATE_MEMORY: u64 = 0x22;
+const MS_INVALIDATE: u64 = 2;
 pub(super) const MCL_FUTURE: u32 = 2;
 pub(super) const MCL_ONFAULT: u32 = 4;
 
 /// The flags of mlockall(2) that hold for what is mapped from now on; 0 if none do.
 pub(super) fn ask(stopped: &mut StoppedProcess) -> Result<u32, RemoteCallError> {
     let pid = stopped.identity().pid;
-    let locked = || Status::of_process(pid).map(|status| status.number("VmLck"));
-    let before = locked().ok();
     let mut calls = stopped.remote_calls_by(ThreadId::new(pid))?;
-    let asked = match calls.call(
-        libc::SYS_mmap,
-        [0, PAGE_BYTES, READ_AND_WRITE, PRIVATE_MEMORY, u64::MAX, 0],
-    ) {
+    let arguments = [0, PAGE_BYTES, READ_AND_WRITE, PRIVATE_MEMORY, u64::MAX, 0];
+    let asked = match calls.call(libc::SYS_mmap, arguments) {
         Ok(page) => {
-            let is_locked = locked().ok() > before;
-            let is_there = if !is_locked {
-                Ok(false)
-            } else {
-                calls.with_bytes(&[0], |calls, told| {
-                    calls.call(libc::SYS_mincore, [page, PAGE_BYTES, told, 0, 0, 0])?;
-                    let mut byte = [0];
-                    calls.read(told, &mut byte)?;
-                    Ok::<bool, RemoteCallError>(byte[0] & 1 != 0)
-                })
-            };
+            let told = ask_of(&mut calls, page);
             let unmapped = calls.call(libc::SYS_munmap, [page, PAGE_BYTES, 0, 0, 0, 0]);
-            unmapped
-                .and(is_there)
-                .map(|is_there| match (is_locked, is_there) {
-                    (false, _) => 0,
-                    (true, true) => MCL_FUTURE,
-                    (true, false) => MCL_FUTURE | MCL_ONFAULT,
-                })
+            unmapped.and(told)
         }
         // No more may be locked (EAGAIN), and this would have been. Whatever else is refused tells nothing.
         Err(RemoteCallError::Failed { errno, .. }) if errno == rustix::io::Errno::AGAIN => {
@@ -60,6 +41,29 @@ pub(super) fn ask(stopped: &mut StoppedProcess) -> Result<u32, RemoteCallError> 
     let finished = calls.finish();
     let asked = asked?;
     finished.map(|()| asked)
+}
+
+/// The same, by a page that has just been mapped and was not touched.
+fn ask_of(calls: &mut RemoteCalls<'_>, page: u64) -> Result<u32, RemoteCallError> {
+    match calls.call(libc::SYS_msync, [page, PAGE_BYTES, MS_INVALIDATE, 0, 0, 0]) {
+        Err(RemoteCallError::Failed { errno, .. }) if errno == rustix::io::Errno::BUSY => {}
+        Ok(_)
+        | Err(RemoteCallError::Failed { .. } | RemoteCallError::ForbiddenBySeccomp { .. }) => {
+            return Ok(0);
+        }
+        Err(error) => return Err(error),
+    }
+    let is_there = calls.with_bytes(&[0], |calls, told| {
+        calls.call(libc::SYS_mincore, [page, PAGE_BYTES, told, 0, 0, 0])?;
+        let mut byte = [0];
+        calls.read(told, &mut byte)?;
+        Ok::<bool, RemoteCallError>(byte[0] & 1 != 0)
+    })?;
+    Ok(if is_there {
+        MCL_FUTURE
+    } else {
+        MCL_FUTURE | MCL_ONFAULT
+    })
 }
 
 /// Has all that is mapped from now on locked again. What is mapped already stays as it is.

@@ -56,11 +56,11 @@ impl OpenFiles {
             pid: pid_then,
             calls,
         };
-        // Above all that are there and all that are to come.
-        let out_of_the_way = table
-            .entries
-            .last()
-            .map_or(0, |last| last.number.saturating_add(1));
+        // Beside all that are there and all that are to come, which are in the order of their numbers.
+        let wanted = table.entries.iter().map(|entry| entry.number);
+        let out_of_the_way = (0..).zip(wanted).find(|(free, number)| free != number);
+        let count = i32::try_from(table.entries.len()).unwrap_or(i32::MAX);
+        let out_of_the_way = out_of_the_way.map_or(count, |(free, _)| free);
         let mut numbers: HashMap<usize, Vec<&Descriptor>> = HashMap::new();
         for entry in &table.entries {
             let place = entry.description as usize;

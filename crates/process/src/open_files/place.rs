@@ -127,7 +127,8 @@ impl Placing<'_> {
             batch.push(libc::SYS_close_range, [argument(from), last, 0, 0, 0, 0]);
             numbers.push(None);
         };
-        let mut free_from = 0;
+        // What is put lies in one range between the numbers that are wanted, or above them: nothing is closed before all are there.
+        let mut wanted = Vec::with_capacity(table.entries.len());
         for entry in &table.entries {
             let file = reopened.descriptions.get(entry.description as usize);
             let Some(file) = file.and_then(Option::as_ref) else {
@@ -137,15 +138,14 @@ impl Placing<'_> {
             let places = [file.as_raw_fd(), entry.number].map(argument);
             batch.push(libc::SYS_dup3, [places[0], places[1], flags, 0, 0, 0]);
             numbers.push(Some(entry.number));
-            if free_from < entry.number {
-                close(
-                    &mut batch,
-                    &mut numbers,
-                    free_from,
-                    argument(entry.number - 1),
-                );
+            wanted.push(entry.number);
+        }
+        let mut free_from = 0;
+        for number in wanted {
+            if free_from < number {
+                close(&mut batch, &mut numbers, free_from, argument(number - 1));
             }
-            free_from = entry.number + 1;
+            free_from = number + 1;
         }
         close(&mut batch, &mut numbers, free_from, u64::from(u32::MAX));
         let put = self.calls.call_all(batch);

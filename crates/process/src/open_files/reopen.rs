@@ -14,7 +14,7 @@ use super::{
 };
 use crate::opener::{Opener, Openers};
 use rustix::io::fcntl_dupfd_cloexec;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -176,22 +176,52 @@ impl OpenFiles {
         openers.of(first.map_or(0, |index| self.tables[index].pid))
     }
 
-    /// The first number that no process wants.
+    /// From where on there is room for all descriptions at numbers that no process wants: above all of these, or, where that would
+    /// be past the highest number that there is, between them.
     fn floor(&self, at_least: i32) -> i32 {
         let numbers = self
             .tables
             .iter()
             .flat_map(|table| table.entries.iter().map(|one| one.number));
-        let watched = self.descriptions.iter().filter_map(|one| match &one.kind {
-            Kind::Epoll(state) => state.entries.iter().map(|entry| entry.number).max(),
-            _ => None,
+        let watched = self.descriptions.iter().flat_map(|one| match &one.kind {
+            Kind::Epoll(state) => state.entries.as_slice(),
+            _ => &[],
         });
-        numbers
-            .chain(watched)
-            .max()
-            .map_or(0, |highest| highest.saturating_add(1))
-            .max(at_least)
+        let numbers = numbers.chain(watched.map(|entry| entry.number));
+        floor_beside(
+            numbers.collect(),
+            self.descriptions.len(),
+            at_least,
+            most_descriptors(),
+        )
     }
+}
+
+/// See [`OpenFiles::floor`]: beside `wanted` numbers, for so many descriptions, from `at_least` on and below `end`.
+fn floor_beside(wanted: BTreeSet<i32>, descriptions: usize, at_least: i32, end: i32) -> i32 {
+    // Directories, and what is opened in passing.
+    let room = i32::try_from(2 * descriptions).map_or(i32::MAX, |room| room.saturating_add(256));
+    let above = wanted.last().map_or(0, |highest| highest.saturating_add(1));
+    let above = above.max(at_least);
+    if above.saturating_add(room) <= end {
+        return above;
+    }
+    let mut from = at_least;
+    for &number in wanted.range(at_least..) {
+        if number - from >= room {
+            return from;
+        }
+        from = number.saturating_add(1);
+    }
+    above
+}
+
+/// No descriptor has this number or a higher one.
+fn most_descriptors() -> i32 {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit
+        .and_then(|limit| i32::try_from(limit).ok())
+        .unwrap_or(i32::MAX)
 }
 
 struct Reopening<'a> {
@@ -369,5 +399,21 @@ impl Description {
             Kind::Object(_) => String::from("a file without a name"),
             _ => String::from("an open file"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_room_above_all_numbers_or_between_them() {
+        let floor =
+            |wanted: &[i32]| floor_beside(wanted.iter().copied().collect(), 10, 4096, 65536);
+        assert_eq!(floor(&[0, 1, 2, 9]), 4096);
+        assert_eq!(floor(&[0, 5000]), 5001);
+        assert_eq!(floor(&[0, 65535]), 4096);
+        assert_eq!(floor(&[4097, 65535]), 4098);
+        assert_eq!(floor(&[4200, 4400, 65535]), 4401);
     }
 }
