@@ -42,6 +42,7 @@ mod signals;
 mod sources;
 mod sparse;
 mod timeouts;
+mod traced;
 mod traps;
 mod tree;
 mod unsafe_budget;

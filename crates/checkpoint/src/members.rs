@@ -312,6 +312,7 @@ impl Members {
     }
 
     /// Begins tracking where it has not begun: a short stop of its own for each. Returns how long they stood.
+    #[tracing::instrument(level = "debug", skip_all, name = "begin tracking")]
     pub fn begin_tracking(&mut self) -> Result<Duration, TakeError> {
         let mut stopped_for = Duration::ZERO;
         let Some(tracked_by) = &self.tracked_by else {
@@ -354,6 +355,7 @@ impl Members {
 
     /// Stops all members, parents before their children, and children that were born meanwhile. Also
     /// tells the indices of those that run another program than before.
+    #[tracing::instrument(level = "debug", skip_all, name = "stop threads")]
     pub fn stop_all(&mut self) -> Result<(AllStopped, Vec<usize>), MembersError> {
         let mut stopped: AllStopped = Vec::with_capacity(self.list.len());
         let mut others = Vec::new();
@@ -416,6 +418,7 @@ impl Members {
     }
 
     /// Lets all run again. Returns the pids of those that somebody killed while they stood; an error if it was the named one.
+    #[tracing::instrument(level = "debug", skip_all, name = "resume")]
     pub fn resume(&self, stopped: AllStopped) -> Result<Vec<i32>, ResumeError> {
         let named = self.named().pid();
         let mut killed = Vec::new();

@@ -64,6 +64,7 @@ struct Stored {
 
 impl Take<'_> {
     /// Takes the snapshot. If it fails, what was harvested counts as written again.
+    #[tracing::instrument(level = "debug", skip_all, name = "snapshot")]
     pub fn run(mut self, request: Request, started: Instant) -> Result<Report, TakeError> {
         check_cancelled(self.options)?;
         self.members.drop_ended();
@@ -211,6 +212,7 @@ impl Take<'_> {
 }
 
 /// Copies and stores most pages of all members while they run, and makes room for the rest.
+#[tracing::instrument(level = "debug", skip_all, name = "pre-copy")]
 fn precopy_all(context: &mut Context<'_>) -> Result<Vec<Precopied>, TakeError> {
     let mut all = Vec::with_capacity(context.members.list().len());
     let mut expected = PageCount(0);

@@ -4,7 +4,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use pagetide_pages::{PageRange, PageSize};
 use pagetide_snapshot::Compression;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Incremental checkpoints of live processes: full once, then only what was written.
@@ -192,6 +192,15 @@ pub enum Command {
 }
 
 impl Command {
+    /// Where the steps are to be traced, if anywhere.
+    pub fn trace(&self) -> Option<&Path> {
+        match self {
+            Self::Checkpoint(options) => options.taking.trace.as_deref(),
+            Self::Run(options) => options.taking.trace.as_deref(),
+            _ => None,
+        }
+    }
+
     /// True if it answers with JSON.
     pub fn is_for_machines(&self) -> bool {
         match self {
@@ -272,6 +281,9 @@ pub struct Taking {
     /// The same as --compress zstd:N
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-7..=22))]
     pub level: Option<i32>,
+    /// Write when each step of each snapshot began and ended to FILE, as Chrome's trace viewer, Perfetto and speedscope read it
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
     /// Print one JSON object a line for each snapshot
     #[arg(long)]
     pub json: bool,

@@ -10,6 +10,7 @@ mod commands;
 mod failure;
 mod job_control;
 mod keeping;
+mod log;
 mod output;
 mod privilege;
 mod schedule;
@@ -32,13 +33,14 @@ fn main() -> ExitCode {
         pagetide_snapshot::limit_memory(bytes);
         MEMORY.limit(usize::try_from(bytes).unwrap_or(usize::MAX));
     }
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::from_env("PAGETIDE_LOG"))
-        .with_writer(std::io::stderr)
-        .init();
     if arguments.command.is_for_machines() {
         output::notes_for_machines();
     }
+    // The trace is whole once this is dropped.
+    let _trace = match log::begin(arguments.command.trace()) {
+        Ok(trace) => trace,
+        Err(error) => return failure::report(&error),
+    };
     match commands::run(arguments.command) {
         Ok(code) => code,
         Err(error) => failure::report(&error),

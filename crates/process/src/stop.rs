@@ -394,6 +394,7 @@ impl StoppedProcess {
 
     /// Reads all threads: some 3 us a thread, and as much again for its name. Threads of the process
     /// that only ever run kernel code (workers of io_uring) have no state and are left out.
+    #[tracing::instrument(level = "debug", skip_all, name = "registers")]
     pub fn thread_states(&self) -> Result<Vec<ThreadState>, ThreadStateError> {
         let mut states = self.tracer.run(thread_state::read_all)?;
         thread_state::name_all(&mut states);

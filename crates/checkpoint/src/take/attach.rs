@@ -12,6 +12,7 @@ use crate::poison::{self, Poisoned};
 use pagetide_process::{OutsideState, ProcessState};
 
 /// Attaches all of it. Returns what is to be remembered.
+#[tracing::instrument(level = "debug", skip_all, name = "attach")]
 pub(crate) fn all(
     context: &mut Context<'_>,
     found: &mut Instantaneous,

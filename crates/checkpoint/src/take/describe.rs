@@ -30,6 +30,7 @@ pub(crate) struct Description {
 }
 
 /// Describes all spaces, names what is missing from them, and what a restore could not bring back.
+#[tracing::instrument(level = "debug", skip_all, name = "describe")]
 pub(crate) fn all(
     context: &mut Context<'_>,
     found: &mut Instantaneous,

@@ -15,6 +15,7 @@ use pagetide_pages::{PageIndex, PageRange, PageSet};
 use std::collections::{HashMap, HashSet};
 
 /// Hashes what settled files have where mappings may show them and the parent does not say so.
+#[tracing::instrument(level = "debug", skip_all, name = "hash files")]
 pub(crate) fn hash_files(
     context: &Context<'_>,
     before: &[PriorFindings],

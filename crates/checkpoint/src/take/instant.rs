@@ -105,6 +105,7 @@ pub(crate) fn stop_until_settled(
 }
 
 /// Looks at mappings, files and I/O of the running processes, and makes room for what will be copied.
+#[tracing::instrument(level = "debug", skip_all, name = "prepare")]
 fn prepare(
     context: &mut Context<'_>,
     attempt: Attempt,
@@ -168,6 +169,7 @@ fn prepare(
 }
 
 /// Stops all members, and makes good what was prepared for others than those that stand now.
+#[tracing::instrument(level = "debug", skip_all, name = "stop")]
 fn stop(
     context: &mut Context<'_>,
     attempt: Attempt,
@@ -211,6 +213,7 @@ fn stop(
 }
 
 /// Copies what has to be copied of those that stand, and lets them go.
+#[tracing::instrument(level = "debug", skip_all, name = "capture")]
 fn capture(
     context: &mut Context<'_>,
     prepared: &Preparation,
@@ -251,6 +254,7 @@ fn capture(
 
 /// Looks again at all that was taken for unchanged, or for known. False if it was not: then `again` has what must be
 /// copied again.
+#[tracing::instrument(level = "debug", skip_all, name = "settle")]
 fn settle(
     context: &mut Context<'_>,
     attempt: Attempt,

@@ -33,6 +33,7 @@ pub(crate) struct Restorable {
 impl Restorable {
     /// Reads it from the stopped processes. What cannot be read cannot be brought back, and the rest of the snapshot is as
     /// good without it.
+    #[tracing::instrument(level = "debug", skip_all, name = "what a restore needs")]
     pub fn read(stopped: &mut AllStopped, tree: bool) -> Self {
         let pids = stopped.iter().flatten().map(|one| one.identity().pid);
         let ours: Vec<(i32, i32)> = pids
@@ -65,6 +66,8 @@ impl Restorable {
                 continue;
             };
             let pid = process.identity().pid;
+            let threads = process.threads().len();
+            let _span = tracing::debug_span!("kernel state", pid, threads).entered();
             let rings = match KernelState::read_with_rings(process) {
                 Ok((state, blockers, rings)) => {
                     read.kernel.push((pid, state));

@@ -132,6 +132,7 @@ impl Standstill<'_> {
     }
 
     /// The registers, mappings and written pages of all, and the objects that they map.
+    #[tracing::instrument(level = "debug", skip_all, name = "layout and written pages")]
     fn look_at_all(
         &self,
         context: &mut Context<'_>,
@@ -157,6 +158,7 @@ impl Standstill<'_> {
         Ok((looked, objects))
     }
 
+    #[tracing::instrument(level = "debug", skip_all, name = "copy")]
     fn copy_members(
         &self,
         context: &mut Context<'_>,
@@ -186,6 +188,7 @@ impl Standstill<'_> {
         Ok(all)
     }
 
+    #[tracing::instrument(level = "debug", skip_all, name = "copy shared objects")]
     fn copy_objects(
         &self,
         context: &mut Context<'_>,
@@ -240,6 +243,7 @@ fn standing(context: &Context<'_>) -> Vec<(i32, usize)> {
 }
 
 /// What the threads of all processes say of their rings, where nothing else is asked of them.
+#[tracing::instrument(level = "debug", skip_all, name = "io_uring of threads")]
 fn rings_of(members: &Members, stopped: &mut AllStopped) -> Vec<RingsOfThreads> {
     let ask = |(index, process): (usize, &mut Option<StoppedProcess>)| {
         let member = members.list().get(index);

@@ -17,6 +17,7 @@ use pagetide_snapshot::PageState;
 const PIECES_AT_ONCE: usize = 4096;
 
 /// Stores what the arena holds, in batches, so that it can be cancelled and watched.
+#[tracing::instrument(level = "debug", skip_all, name = "store pages")]
 pub(crate) fn pages(context: &mut Context<'_>, found: &Instantaneous) -> Result<(), TakeError> {
     let Writing { spaces, writer } = &mut context.writing;
     spaces.tell(writer)?;
@@ -38,6 +39,7 @@ pub(crate) fn pages(context: &mut Context<'_>, found: &Instantaneous) -> Result<
 }
 
 /// Stores what is known of pages without bytes.
+#[tracing::instrument(level = "debug", skip_all, name = "store states")]
 pub(crate) fn states(context: &mut Context<'_>, found: &Instantaneous) -> Result<(), TakeError> {
     let Writing { spaces, writer } = &mut context.writing;
     for (member, stopped) in context.members.list().iter().zip(&found.members) {

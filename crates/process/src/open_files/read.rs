@@ -35,6 +35,7 @@ impl OpenFiles {
     /// Nothing in the processes changes. The second result is all that a restore will not bring back; it is in the first,
     /// too. The limit of open files of this program is raised as far as it may be, since it has a copy of each description for
     /// a moment.
+    #[tracing::instrument(level = "debug", skip_all, name = "open files")]
     pub fn read(
         stopped: &[&StoppedProcess],
         skip: &[(i32, i32)],

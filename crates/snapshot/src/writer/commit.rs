@@ -21,6 +21,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 impl SnapshotWriter {
     /// Finishes the snapshot: it is durable when this returns. Every page of every captured region
     /// must have been put, now or in an ancestor. After an error there is no such snapshot.
+    #[tracing::instrument(level = "debug", skip_all, name = "commit")]
     pub fn commit(mut self) -> Result<View, WriteError> {
         self.check_alive()?;
         let spaces = &mut self.spaces;

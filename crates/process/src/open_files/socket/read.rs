@@ -19,6 +19,7 @@ use std::os::fd::AsFd;
 
 /// Reads sockets, in the given order. All of the tree have to be there, each open file description once. The processes
 /// have to stand still. Nothing changes in them, but that TCP connections are in repair mode for a moment.
+#[tracing::instrument(level = "debug", skip_all, name = "sockets", fields(count = sockets.len()))]
 pub(crate) fn read_sockets(sockets: &[ForeignSocket<'_>]) -> Vec<Result<SocketState, Blocker>> {
     let mut surroundings = Surroundings {
         inside: sockets.iter().map(|socket| socket.inode).collect(),
