@@ -10,7 +10,7 @@ fn built(name: &str) -> PathBuf {
     let profile = test.ancestors().nth(2).expect("it lies in PROFILE/deps");
     let built = Command::new(env!("CARGO"))
         .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .args(["test", "--quiet", "--locked", "--no-run", "--workspace"])
+        .args(["build", "--quiet", "--locked", "--workspace"])
         .args(if profile.ends_with("release") {
             &["--release"][..]
         } else {
