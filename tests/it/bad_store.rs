@@ -344,7 +344,7 @@ fn wrong_usage_does_nothing() {
         (&["--leave", "alone"], "stopped"),
         (&["--level", "99"], "-7..=22"),
         (&["--compress", "zstd:20"], "from -7 to 19"),
-        (&["--compress", "zip"], "none, zstd, or zstd:N"),
+        (&["--compress", "zip"], "none, lz4, zstd, or zstd:N"),
         (&["--shadow-limit", "some"], "--shadow-limit"),
         (&["--buffer", "0"], "--buffer"),
         (&["--at", "1"], "--at"),

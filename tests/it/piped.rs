@@ -111,7 +111,7 @@ fn a_program_named_for_its_number_is_told_it() {
     ];
     for call in calls {
         let outcome = pagetide(call.iter().copied()).exits_with(2);
-        let numbers = outcome.stderr.split("of this name there are: ").nth(1);
+        let numbers = outcome.stderr.split("processes of this name have: ").nth(1);
         let numbers = numbers.unwrap_or_else(|| panic!("{outcome:#?}"));
         let numbers = numbers.lines().next().unwrap_or_default();
         let own = target.pid_text();

@@ -18,6 +18,8 @@ static void *count_up(void *which) {
 int main(int count, char **words) {
     begin_steps(count, words);
     threads = atol(words[3]);
+    /* SIGTSTP stops nobody in a group without a parent outside, as all are that setsid(1) has started. */
+    must(setpgid(0, 0) == 0);
     for (long i = 1; i < threads; i++) start_thread(count_up, (void *)i);
     count_up(NULL);
 }

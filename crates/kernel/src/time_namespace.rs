@@ -7,7 +7,8 @@
 
 use nix::libc;
 use rustix::time::{ClockId, clock_gettime};
-use std::io;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
 
 const CLONE_NEWTIME: libc::c_int = 0x80;
 const NANOSECONDS: i64 = 1_000_000_000;
@@ -99,7 +100,10 @@ pub fn give_to_children(offsets: Clocks) -> io::Result<()> {
     };
     let text = line("monotonic", offsets.monotonic_ns) + &line("boottime", offsets.boottime_ns);
     let own = rustix::thread::gettid().as_raw_nonzero();
-    std::fs::write(format!("/proc/{own}/timens_offsets"), text)
+    let file = OpenOptions::new()
+        .write(true)
+        .open(format!("/proc/{own}/timens_offsets"));
+    file?.write_all(text.as_bytes())
 }
 
 #[cfg(test)]
